@@ -1,0 +1,269 @@
+//! What can go wrong with a request, and what it means. HTTP status, who is blamed, and the metric label are decided here
+//! and nowhere else; which failure leads to another attempt is `routing::retry`'s. Knows no HTTP library: hyper's errors
+//! are mapped to [`Failure`] in `upstream`.
+
+use std::time::Duration;
+
+/// How one attempt on one backend failed: a row of the failure table in ARCHITECTURE.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Connection refused, not made in time, or not resolved. The backend has seen nothing of the request.
+    Connect,
+    /// A kept-alive connection failed within 100 ms of sending and before any byte of an answer: the idle close that crossed
+    /// our request on the wire.
+    Reused,
+    /// Reset or end of stream after the request was sent, or an answer of 200 that ended without an event.
+    Died,
+    /// 500, 502 or 504 before anything was committed.
+    ServerError(u16),
+    /// 503 or 429: backpressure. The backend may name how long to leave it alone.
+    Busy {
+        /// The status, 503 or 429.
+        status: u16,
+        /// The backend's own Retry-After, if it gave one in seconds.
+        retry_after: Option<Duration>,
+    },
+    /// 404 for a model that we resolved, or 401/403 to our own key: the backend is not what the config says.
+    Misconfigured(u16),
+    /// An error event as the first event of a stream, with a code of 500 or above.
+    ErrorEvent {
+        /// The code in the event; 500 where it has none.
+        code: u16,
+        /// The engine behind the server is gone (a death).
+        engine_dead: bool,
+    },
+    /// No first token within `first_token_timeout`.
+    FirstToken,
+    /// A gap between two events over `idle_timeout`.
+    Idle,
+    /// The stream ended without its end marker, or was reset after the first token.
+    Truncated,
+    /// `total_timeout` is over.
+    Deadline,
+    /// The client left first.
+    ClientLeft,
+}
+
+/// Whom a failure is counted against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The backend: feeds back-off and ejection.
+    Backend,
+    /// The backend is full, not ill: it is left alone for so long (1 s where it names nothing).
+    Backpressure(Duration),
+    /// The backend is not what the config says it is: out until that changes.
+    Misconfigured,
+    /// Nobody.
+    Nobody,
+}
+
+impl Failure {
+    /// Whom the failure is counted against.
+    #[must_use]
+    pub fn blame(self) -> Blame {
+        match self {
+            Failure::Connect
+            | Failure::Died
+            | Failure::ServerError(_)
+            | Failure::ErrorEvent { .. }
+            | Failure::FirstToken
+            | Failure::Truncated => Blame::Backend,
+            Failure::Busy { retry_after, .. } => Blame::Backpressure(retry_after.unwrap_or(Duration::from_secs(1))),
+            Failure::Misconfigured(_) => Blame::Misconfigured,
+            Failure::Reused | Failure::Idle | Failure::Deadline | Failure::ClientLeft => Blame::Nobody,
+        }
+    }
+
+    /// Whether the request may itself have killed the backend ("query of death"). A request may see two such deaths.
+    #[must_use]
+    pub fn is_death(self) -> bool {
+        matches!(self, Failure::Died | Failure::ErrorEvent { engine_dead: true, .. })
+    }
+
+    /// The value of the `reason` and `outcome` labels.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Failure::Connect => "connect",
+            Failure::Reused => "reused_connection",
+            Failure::Died => "died",
+            Failure::ServerError(_) => "server_error",
+            Failure::Busy { .. } => "busy",
+            Failure::Misconfigured(_) => "misconfigured",
+            Failure::ErrorEvent { .. } => "error_event",
+            Failure::FirstToken => "first_token_timeout",
+            Failure::Idle => "idle_timeout",
+            Failure::Truncated => "truncated",
+            Failure::Deadline => "total_timeout",
+            Failure::ClientLeft => "client_left",
+        }
+    }
+
+    /// The status of our own answer where attempts ended with this failure and no backend gave an answer to pass on.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Failure::FirstToken | Failure::Deadline => 504,
+            Failure::ErrorEvent { .. } => 500,
+            Failure::Busy { status, .. } => status,
+            Failure::ClientLeft => 499,
+            _ => 502,
+        }
+    }
+}
+
+/// An answer of our own instead of a backend's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The body is no JSON object, or a member that we read has the wrong type.
+    #[error("the request body is not valid: {0}")]
+    BadRequest(String),
+    /// No model named where several are served.
+    #[error("the request names no `model` and several are served: {0}")]
+    NoModel(String),
+    /// No or wrong client key.
+    #[error("the API key is missing or not known here; send `authorization: Bearer KEY`")]
+    Unauthorized,
+    /// A path outside the allow-list.
+    #[error("{method} {path} is not served here; see the API of vLLM's OpenAI server, without its development paths")]
+    PathNotAllowed {
+        /// The request's method.
+        method: String,
+        /// The request's path.
+        path: String,
+    },
+    /// A model that no pool serves.
+    #[error("the model `{model}` does not exist here; served: {served}")]
+    UnknownModel {
+        /// What the client asked for.
+        model: String,
+        /// The names that are served, comma separated.
+        served: String,
+    },
+    /// A stored response that this proxy did not see being made.
+    #[error("the response `{0}` is not known here: it was not made through this proxy, or too long ago")]
+    UnknownResponse(String),
+    /// The body did not come in time.
+    #[error("the request body did not arrive in time ({0})")]
+    BodyTimeout(&'static str),
+    /// One body over its limit.
+    #[error("the request body is larger than the limit of {0} bytes (limits.body)")]
+    TooLarge(u64),
+    /// A JSON path with a content-encoding.
+    #[error("a request body with content-encoding `{0}` is not taken; send it unencoded")]
+    Encoded(String),
+    /// All bodies together over their limit.
+    #[error("too many request bodies are in memory (limits.bodies_in_memory); try again shortly")]
+    BodiesFull,
+    /// Nothing to route to: no backend, or all drained.
+    #[error("no backend of `{0}` takes requests at present")]
+    NoBackend(String),
+    /// Attempts ended and no backend answered.
+    #[error("{attempts} attempts on the backends of `{model}` failed; the last: {}", failure.label())]
+    Exhausted {
+        /// The pool's model.
+        model: String,
+        /// Attempts made.
+        attempts: u32,
+        /// How the last one failed.
+        failure: Failure,
+    },
+    /// Our own bug.
+    #[error("an internal error; the log has more under this request id")]
+    Internal,
+}
+
+impl Refusal {
+    /// HTTP status.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Refusal::BadRequest(_) | Refusal::NoModel(_) => 400,
+            Refusal::Unauthorized => 401,
+            Refusal::PathNotAllowed { .. } | Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) => 404,
+            Refusal::BodyTimeout(_) => 408,
+            Refusal::TooLarge(_) => 413,
+            Refusal::Encoded(_) => 415,
+            Refusal::BodiesFull | Refusal::NoBackend(_) => 503,
+            Refusal::Exhausted { failure, .. } => failure.status(),
+            Refusal::Internal => 500,
+        }
+    }
+
+    /// `error.type` of the answer and the `outcome` label.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Refusal::BadRequest(_) => "forebay_bad_request",
+            Refusal::NoModel(_) => "forebay_no_model",
+            Refusal::Unauthorized => "forebay_unauthorized",
+            Refusal::PathNotAllowed { .. } => "forebay_path_not_allowed",
+            Refusal::UnknownModel { .. } => "forebay_unknown_model",
+            Refusal::UnknownResponse(_) => "forebay_unknown_response",
+            Refusal::BodyTimeout(_) => "forebay_body_timeout",
+            Refusal::TooLarge(_) => "forebay_too_large",
+            Refusal::Encoded(_) => "forebay_encoded_body",
+            Refusal::BodiesFull => "forebay_bodies_full",
+            Refusal::NoBackend(_) => "forebay_no_backend",
+            Refusal::Exhausted { failure: Failure::FirstToken | Failure::Deadline, .. } => "forebay_timeout",
+            Refusal::Exhausted { .. } => "forebay_upstream_failed",
+            Refusal::Internal => "forebay_internal",
+        }
+    }
+
+    /// Seconds for the Retry-After header, where trying again is sensible.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<u32> {
+        match self.status() {
+            503 | 429 => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// The shape in which an API's clients expect an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorShape {
+    /// `{"error":{"message","type","param","code"}}`
+    OpenAi,
+    /// `{"type":"error","error":{"type","message"}}`
+    Anthropic,
+}
+
+/// The JSON text of an error, in the API's own form.
+#[must_use]
+pub fn error_json(shape: ErrorShape, status: u16, kind: &str, message: &str) -> String {
+    let value = match shape {
+        ErrorShape::OpenAi => {
+            serde_json::json!({"error": {"message": message, "type": kind, "param": null, "code": status}})
+        }
+        ErrorShape::Anthropic => serde_json::json!({"type": "error", "error": {"type": kind, "message": message}}),
+    };
+    value.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backpressure_is_no_illness() {
+        let busy = Failure::Busy { status: 503, retry_after: None };
+        assert_eq!(busy.blame(), Blame::Backpressure(Duration::from_secs(1)));
+        assert!(!busy.is_death());
+    }
+
+    #[test]
+    fn errors_have_the_shape_of_their_api() {
+        let text = error_json(ErrorShape::Anthropic, 404, "forebay_unknown_model", "no \"x\"");
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["error"]["message"], "no \"x\"");
+        assert_eq!(value["type"], "error");
+    }
+
+    #[test]
+    fn a_client_that_left_blames_nobody() {
+        assert_eq!(Failure::ClientLeft.blame(), Blame::Nobody);
+        assert_eq!(Failure::ClientLeft.status(), 499);
+    }
+}

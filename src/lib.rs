@@ -1,0 +1,8 @@
+//! Forebay: a load-balancing reverse proxy for vLLM servers that measures the true time to the first token of every
+//! backend, routes by it, and may change its mind until that token. ARCHITECTURE.md maps the tree.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod error;
+pub mod units;
