@@ -5,5 +5,6 @@
 
 pub mod clock;
 pub mod error;
+pub mod fleet;
 pub mod telemetry;
 pub mod units;
