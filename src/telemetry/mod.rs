@@ -4,10 +4,11 @@
 
 pub mod labels;
 pub mod live;
-
+pub mod log;
 pub mod metrics;
 mod process;
 pub mod recorder;
+pub mod trace;
 
 use std::collections::HashSet;
 use std::sync::Arc;
