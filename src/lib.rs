@@ -4,5 +4,6 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod units;
