@@ -86,6 +86,9 @@ impl Notes {
     }
 }
 
+/// Mistakes that are shown: each costs a walk through the file, and nobody reads more at once.
+const MOST_SHOWN: usize = 50;
+
 /// Everything that is wrong with one configuration; never empty.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -119,23 +122,32 @@ impl Report {
         self.hash
     }
 
-    /// One line for each mistake, for a log: `file:line:column: reason; hint`.
+    /// One line for each mistake, for a log: `file:line:column: reason; hint`. The first 50, and a line that counts the rest.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        self.diagnostics.iter().map(|diagnostic| self.line(diagnostic)).collect()
+        let mut lines: Vec<String> = self.first().iter().map(|diagnostic| self.line(diagnostic)).collect();
+        if lines.len() < self.diagnostics.len() {
+            lines.push(format!("{}: and {} more mistakes", self.path, self.diagnostics.len() - lines.len()));
+        }
+        lines
     }
 
-    /// The whole report as text that ends in a line break; with terminal colours only if asked.
+    fn first(&self) -> &[Diagnostic] {
+        &self.diagnostics[..self.diagnostics.len().min(MOST_SHOWN)]
+    }
+
+    /// The report as text that ends in a line break, with terminal colours only if asked; the first 50 mistakes.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let mut text = String::new();
-        for diagnostic in &self.diagnostics {
+        for diagnostic in self.first() {
             text.push_str(&self.one(diagnostic, &renderer));
             text.push_str("\n\n");
         }
         let mistakes = match self.diagnostics.len() {
             1 => "1 mistake".to_owned(),
+            count if count > MOST_SHOWN => format!("{count} mistakes (the first {MOST_SHOWN} are shown)"),
             count => format!("{count} mistakes"),
         };
         text.push_str(&renderer.render(&[annotate_snippets::Group::with_title(
@@ -245,6 +257,15 @@ mod tests {
         assert!(coloured.contains('\u{1b}'), "{coloured}");
         assert!(plain.contains("attempts = 0") && plain.contains('^'), "{plain}");
         assert!(plain.ends_with("error: 2 mistakes in f.toml\n"), "{plain}");
+    }
+
+    #[test]
+    fn a_flood_of_mistakes_is_cut_and_counted() {
+        let flood = (0..60).map(|_| Diagnostic::at(0..1, "no")).collect();
+        let report = Report::new("f", "x", flood, [0; 32]);
+        assert_eq!(report.lines().len(), 51);
+        assert_eq!(report.lines()[50], "f: and 10 more mistakes");
+        assert!(report.render(false).ends_with("error: 60 mistakes (the first 50 are shown) in f\n"));
     }
 
     #[test]

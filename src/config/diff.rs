@@ -104,6 +104,8 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
 pub fn in_force(old: &Config, new: &Config) -> Config {
     let mut config = new.clone();
     AT_START.iter().for_each(|key| (key.take)(&mut config, old));
+    // a larger body than the sum that stays in force would never fit into it
+    config.limits.body = config.limits.body.min(config.limits.bodies_in_memory);
     config
 }
 
@@ -191,6 +193,14 @@ mod tests {
         assert_eq!(found.changed, ["slo.ttft"]);
         let held = in_force(&config(), &new);
         assert_eq!((held.listen, held.slo), (config().listen, new.slo));
+    }
+
+    #[test]
+    fn a_body_never_exceeds_the_sum_that_stays_in_force() {
+        let mut new = config();
+        new.limits.bodies_in_memory = 8 << 30;
+        new.limits.body = 4 << 30;
+        assert_eq!(in_force(&config(), &new).limits.body, config().limits.bodies_in_memory);
     }
 
     #[test]

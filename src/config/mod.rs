@@ -102,5 +102,10 @@ fn resolve_text(path: &Path, text: Result<String, String>, mut outside: Outside<
 }
 
 fn syntax_error(error: &toml::de::Error, end: usize) -> Diagnostic {
-    Diagnostic::at(error.span().unwrap_or(end..end), format!("this is not TOML: {}", error.message()))
+    let span = error.span().unwrap_or(end..end);
+    if error.message().starts_with("duplicate key") {
+        return Diagnostic::at(span, "this is written twice").hint("write each key, and each [section], once");
+    }
+    let message = format!("this is not TOML: {}", error.message());
+    Diagnostic::at(span, message).hint("the form is key = \"text\", key = 3, key = true or key = [1, 2]")
 }

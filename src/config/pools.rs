@@ -20,7 +20,7 @@ type Places<K> = HashMap<K, Range<usize>>;
 
 /// Every pool of the file.
 pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<Pool> {
-    let tables = root.tables("pools", &schema::POOL, "[[pools]], once for each model");
+    let tables = root.tables("pools", &schema::POOL);
     if tables.is_empty() && root.value("pools").is_none_or(|value| value.kind() == "a list") {
         root.note("there is no pool, so that nothing could be served", format!("add [[pools]] with {POOL_FORM}"));
     }
@@ -113,7 +113,7 @@ fn arms(table: &Table<'_>, outside: &Outside<'_>) -> Vec<Arm> {
     } else if table.value("backends").is_some() {
         return vec![Arm::of("default", backends(table, "pool", &mut urls, outside))];
     }
-    let tables = table.tables("arms", &schema::ARM, "[[pools.arms]], once for each arm");
+    let tables = table.tables("arms", &schema::ARM);
     if tables.is_empty() && table.value("arms").is_none_or(|value| value.kind() == "a list") {
         table.note("pools.backends: the pool has neither backends nor arms", format!("add {BACKENDS_FORM}"));
     }
@@ -177,7 +177,7 @@ fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, outsid
         let message = format!("{}: the {what} has no backend", table.full("backends"));
         table.note(message, format!("write {BACKENDS_FORM}"));
     }
-    let tables = table.tables("backends", &schema::BACKEND, "each backend as { url = \"http://127.0.0.1:8001\" }");
+    let tables = table.tables("backends", &schema::BACKEND);
     tables.iter().filter_map(|table| backend(table, urls, outside)).collect()
 }
 

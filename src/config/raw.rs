@@ -192,39 +192,33 @@ impl<'a> Table<'a> {
                 none
             }
             _ => {
-                let form = if section.head.starts_with('[') {
-                    format!("write {} and the keys below it", section.head)
-                } else {
-                    format!("write {key} = {{ {} = … }}", section.keys.join(" = …, "))
-                };
-                self.wrong(key, value.span.clone(), value.expected("a table").hint(form));
+                let hint = format!("write {}", section.form);
+                self.wrong(key, value.span.clone(), value.expected("a table").hint(hint));
                 none
             }
         }
     }
 
     /// The tables in the list at `key`.
-    pub(super) fn tables(&self, key: &'static str, section: &'static Section, form: &str) -> Vec<Table<'a>> {
+    pub(super) fn tables(&self, key: &'static str, section: &'static Section) -> Vec<Table<'a>> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let DeValue::Array(items) = value.value else {
-            self.wrong(key, value.span.clone(), value.expected("a list of tables").hint(format!("write {form}")));
+            self.wrong(
+                key,
+                value.span.clone(),
+                value.expected("a list of tables").hint(format!("write {}", section.form)),
+            );
             return Vec::new();
         };
-        items.iter().filter_map(|item| self.item(key, item, section, form)).collect()
+        items.iter().filter_map(|item| self.item(key, item, section)).collect()
     }
 
-    fn item(
-        &self,
-        key: &str,
-        item: &'a Spanned<DeValue<'a>>,
-        section: &'static Section,
-        form: &str,
-    ) -> Option<Table<'a>> {
+    fn item(&self, key: &str, item: &'a Spanned<DeValue<'a>>, section: &'static Section) -> Option<Table<'a>> {
         let value = Value { value: item.get_ref(), span: item.span() };
         if let DeValue::Table(table) = value.value {
             return Some(Table::open(table, Some(value.span), section, self.notes));
         }
-        self.wrong(key, value.span.clone(), value.expected("a table").hint(format!("write {form}")));
+        self.wrong(key, value.span.clone(), value.expected("a table").hint(format!("write {}", section.form)));
         None
     }
 

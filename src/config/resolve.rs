@@ -106,7 +106,7 @@ fn limits(table: &Table<'_>) -> Limits {
     if !body.wrong && !sum.wrong && body.value > sum.value {
         let message = format!(
             "limits.body: {} for one body is more than {} for all (limits.bodies_in_memory)",
-            size_text(body.value),
+            shown(&body, size_text(body.value)),
             size_text(sum.value)
         );
         both(table.notes(), message, "one body must fit into the sum", (&body.span, &sum.span), "for all bodies");
@@ -171,7 +171,7 @@ fn scrape(table: &Table<'_>) -> Scrape {
     if !stale_after.wrong && !interval.wrong && stale_after.value < interval.value {
         let message = format!(
             "scrape.stale_after: {} is shorter than scrape.interval ({})",
-            duration_text(stale_after.value),
+            shown(&stale_after, duration_text(stale_after.value)),
             duration_text(interval.value)
         );
         let hint = "figures would be stale before the next ones come; three intervals are usual";
@@ -188,7 +188,7 @@ fn in_time(table: &Table<'_>, timeout: &Got<Duration>, interval: &Got<Duration>)
     let message = format!(
         "{}: {} is longer than {} ({})",
         table.full("timeout"),
-        duration_text(timeout.value),
+        shown(timeout, duration_text(timeout.value)),
         table.full("interval"),
         duration_text(interval.value)
     );
@@ -199,6 +199,11 @@ fn in_time(table: &Table<'_>, timeout: &Got<Duration>, interval: &Got<Duration>)
 fn slo(table: &Table<'_>) -> Slo {
     let default = Slo::default();
     Slo { ttft: table.or("ttft", default.ttft, kinds::limit), tpot: table.or("tpot", default.tpot, kinds::limit) }
+}
+
+/// `text`, the value of `got`, with a word where the operator did not write it.
+fn shown<T>(got: &Got<T>, text: String) -> String {
+    if got.span.is_some() { text } else { text + " (the default)" }
 }
 
 /// Notes a mistake between two values: at the first if it is written, else at the second.
