@@ -18,17 +18,21 @@ pub(super) fn masked(text: &str) -> String {
 
 fn masked_line(line: &str) -> String {
     let mut blank = vec![false; line.len()];
+    let mut done = 0;
     for (equals, _) in line.match_indices('=') {
+        // what is within a value that was looked at is no key; and every byte is looked at once
+        if equals < done {
+            continue;
+        }
+        let Some(key) = secretive_key(&line[done..equals]) else { continue };
         let value = value_after(line, equals + 1);
-        if is_secretive(&line[..equals], &line[value.clone()]) {
+        done = value.end.max(equals + 1);
+        if key != "key_env" || !files::is_variable(line[value.clone()].trim_matches(['"', '\''])) {
             blank[value].fill(true);
         }
     }
     if line.contains("url") || line.contains("://") {
-        for (at, _) in line.match_indices('@') {
-            let start = line[..at].rfind(|c: char| c == '"' || c == '\'' || c == '/' || c.is_whitespace());
-            blank[start.map_or(0, |start| start + 1)..at].fill(true);
-        }
+        blank_users(line, &mut blank);
     }
     let mut shown = String::with_capacity(line.len());
     for (at, character) in line.char_indices() {
@@ -41,15 +45,30 @@ fn masked_line(line: &str) -> String {
     shown
 }
 
-/// Whether the key that ends `before` names a secret and is none of ours, or is ours and `value` no name of a variable.
-fn is_secretive(before: &str, value: &str) -> bool {
+/// Blanks what stands before an `@`, back to a quote, a slash or a space.
+fn blank_users(line: &str, blank: &mut [bool]) {
+    let mut word = 0;
+    for (at, character) in line.char_indices() {
+        match character {
+            '@' => {
+                blank[word..at].fill(true);
+                word = at + 1;
+            }
+            '"' | '\'' | '/' => word = at + 1,
+            space if space.is_whitespace() => word = at + space.len_utf8(),
+            _ => {}
+        }
+    }
+}
+
+/// The key that ends `before` if it names a secret: not one of ours, but for `key_env`, whose value may be one by mistake.
+fn secretive_key(before: &str) -> Option<String> {
     let key = before.trim_end().trim_end_matches(['"', '\'']);
     let start = key.rfind(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'));
-    let key = key[start.map_or(0, |at| at + key[at..].chars().next().map_or(1, char::len_utf8))..].to_ascii_lowercase();
-    if key == "key_env" {
-        return !files::is_variable(value.trim_matches(['"', '\'']));
-    }
-    SECRETIVE.iter().any(|part| key.contains(part)) && !schema::is_key(&key)
+    let start = start.map_or(0, |at| at + key[at..].chars().next().map_or(1, char::len_utf8));
+    let key = key[start..].to_ascii_lowercase();
+    let secretive = SECRETIVE.iter().any(|part| key.contains(part));
+    (secretive && (key == "key_env" || !schema::is_key(&key))).then_some(key)
 }
 
 /// The value that starts at `from`: to its closing quote, else to a comma, a brace, a comment or the end of the line.
@@ -68,6 +87,8 @@ fn value_after(line: &str, from: usize) -> std::ops::Range<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -86,6 +107,15 @@ mod tests {
             ["key_env = \"VLLM_KEY\"", "first_token_timeout = \"off\"", "keys_file = \"a.keys\"", "token_file = 'x'"]
         {
             assert_eq!(masked(line), line);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn places_stay_where_they_are(text in "(key|url|env|_|é|[=\"'@/ ,}#\\[\n\r]){0,40}") {
+            let shown = masked(&text);
+            prop_assert_eq!(shown.len(), text.len());
+            prop_assert_eq!(shown.matches('\n').count(), text.matches('\n').count());
         }
     }
 }

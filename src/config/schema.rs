@@ -166,8 +166,14 @@ pub(super) fn meant(section: &Section, key: &str) -> String {
     format!("{} may hold {known}", section.head)
 }
 
+/// The longest text that may be a slip: comparing costs its length times the candidate's.
+const LONGEST: usize = 64;
+
 /// The one of `candidates` that `text` was probably meant to be.
 pub(super) fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    if text.len() > LONGEST {
+        return None;
+    }
     let text = text.to_ascii_lowercase().replace('-', "_");
     candidates
         .iter()
