@@ -3,7 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod fleet;
 pub mod telemetry;

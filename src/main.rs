@@ -2,7 +2,24 @@
 
 #![forbid(unsafe_code)]
 
+use std::process::ExitCode;
+
+use clap::Parser;
+use forebay::cli::check;
+
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-fn main() {}
+/// A load-balancing reverse proxy for vLLM.
+#[derive(Parser)]
+#[command(name = "forebay", version)]
+enum Command {
+    /// Check a configuration file.
+    Check(check::Args),
+}
+
+fn main() -> ExitCode {
+    match Command::parse() {
+        Command::Check(args) => check::run(args),
+    }
+}

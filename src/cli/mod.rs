@@ -1,0 +1,3 @@
+//! The command line: one file for each command, each turning its arguments into one library call.
+
+pub mod check;
