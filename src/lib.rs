@@ -4,5 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod config;
 pub mod error;
+pub mod fleet;
+pub mod routing;
 pub mod units;
