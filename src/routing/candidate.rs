@@ -121,17 +121,33 @@ impl Candidate {
     }
 }
 
-/// Fills `k` and `v` of every row: each backend's own evidence, leaning on that of all rows together.
-pub fn fill_ratios(rows: &mut [Candidate]) {
-    let (mut ttft, mut gap) = (Evidence::default(), Evidence::default());
-    for row in rows.iter() {
-        ttft = ttft.plus(row.ttft);
-        gap = gap.plus(row.gap_slow);
+/// What a backend of the pool is taken for where nothing of its own says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PoolRatios {
+    /// TTFT ratio of the pool.
+    pub k: f64,
+    /// Step time ratio of the pool.
+    pub v: f64,
+}
+
+impl PoolRatios {
+    /// From the decayed evidence of these rows together: give it eligible backends.
+    #[must_use]
+    pub fn of<'a>(rows: impl IntoIterator<Item = &'a Candidate>) -> PoolRatios {
+        let (mut ttft, mut gap) = (Evidence::default(), Evidence::default());
+        for row in rows {
+            ttft = ttft.plus(row.ttft);
+            gap = gap.plus(row.gap_slow);
+        }
+        PoolRatios { k: estimate::pool_ttft_ratio(ttft), v: estimate::pool_gap_ratio(gap) }
     }
-    let (pool_k, pool_v) = (estimate::pool_ttft_ratio(ttft), estimate::pool_gap_ratio(gap));
-    for row in rows {
-        row.k = row.ttft.ratio(pool_k, estimate::TTFT_PRIOR);
-        row.v = row.gap.ratio(pool_v, estimate::GAP_PRIOR);
+
+    /// Fills `k` and `v` of every row: its own evidence, leaning on the pool's.
+    pub fn fill(self, rows: &mut [Candidate]) {
+        for row in rows {
+            row.k = row.ttft.ratio(self.k, estimate::TTFT_PRIOR);
+            row.v = row.gap.ratio(self.v, estimate::GAP_PRIOR);
+        }
     }
 }
 
@@ -148,7 +164,7 @@ mod tests {
         let mut rows = [row(0), row(1), row(2)];
         rows[0].ttft = Evidence { measured: 20.0, expected: 10.0 };
         rows[1].ttft = Evidence { measured: 60.0, expected: 10.0 };
-        fill_ratios(&mut rows);
+        PoolRatios::of(&rows).fill(&mut rows);
         let pool = (80.0 + 0.5) / 20.5;
         assert!((rows[2].k - pool).abs() < 1e-9);
         assert!(rows[0].k < pool && rows[1].k > pool);
@@ -158,7 +174,7 @@ mod tests {
     #[test]
     fn with_no_samples_at_all_every_ratio_is_one() {
         let mut rows = [row(0), row(1)];
-        fill_ratios(&mut rows);
+        PoolRatios::of(&rows).fill(&mut rows);
         assert!(rows.iter().all(|row| row.k == 1.0 && row.v == 1.0));
     }
 

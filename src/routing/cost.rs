@@ -50,11 +50,7 @@ impl Shape {
     #[must_use]
     pub fn with_speed(speed: f64) -> Shape {
         let speed = if speed.is_finite() && speed > 0.0 { speed } else { 1.0 };
-        Shape {
-            step_base: STEP_BASE / speed,
-            step_per_sequence: STEP_PER_SEQUENCE / speed,
-            token: TOKEN / speed,
-        }
+        Shape { step_base: STEP_BASE / speed, step_per_sequence: STEP_PER_SEQUENCE / speed, token: TOKEN / speed }
     }
 
     /// Seconds of one step with so many sequences decoding.
@@ -121,9 +117,8 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
     let own = f64::from(uncached(facts, row.matched));
     let sequences = f64::from(row.decoding) + row.foreign.running;
     let per_token = k * shape.token;
-    let progress = row.head.map_or(0.0, |head| {
-        (now.secs_since(head.since) / per_token).min(HEAD_CREDIT * f64::from(head.tokens))
-    });
+    let progress =
+        row.head.map_or(0.0, |head| (now.secs_since(head.since) / per_token).min(HEAD_CREDIT * f64::from(head.tokens)));
     let ahead = (row.queued_tokens as f64 + row.foreign.prompt_tokens - progress).max(0.0);
     let step = STEPS * v * shape.step(sequences);
     let kv_wait = match row.kv_capacity {

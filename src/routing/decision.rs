@@ -133,7 +133,7 @@ impl fmt::Display for Decision {
             t.k,
             t.v
         )?;
-        if !self.measured {
+        if !self.measured && self.policy == "predicted_ttft" {
             f.write_str(" unmeasured=as_least_tokens")?;
         }
         if self.all_backing_off {

@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn ejected_misconfigured_and_drained_backends_get_nothing_while_another_is_in() {
         let misconfigured = Standing::Misconfigured { since: Time::ZERO };
-        let seats = [seat(0, 0, out(1)), seat(1, 0, misconfigured), seat(2, 0, Standing::Drained), seat(3, 0, Standing::In)];
+        let seats =
+            [seat(0, 0, out(1)), seat(1, 0, misconfigured), seat(2, 0, Standing::Drained), seat(3, 0, Standing::In)];
         assert_eq!(admitted(&seats, &facts(0), &[], true), (Some(Scope::Assigned), vec![3]));
         assert_eq!(admitted(&seats, &facts(0), &[3], true), (None, vec![]), "no panic while one is in");
     }
@@ -163,8 +164,13 @@ mod tests {
     #[test]
     fn a_pool_that_is_all_out_tries_those_out_longest_each_once_and_never_a_drained_one() {
         let misconfigured = Standing::Misconfigured { since: Time::ZERO };
-        let seats =
-            [seat(0, 0, out(100)), seat(1, 1, out(20)), seat(2, 0, Standing::Drained), seat(3, 0, misconfigured), seat(4, 0, out(23))];
+        let seats = [
+            seat(0, 0, out(100)),
+            seat(1, 1, out(20)),
+            seat(2, 0, Standing::Drained),
+            seat(3, 0, misconfigured),
+            seat(4, 0, out(23)),
+        ];
         assert_eq!(admitted(&seats, &facts(0), &[], true), (Some(Scope::Panic), vec![1, 4]));
         assert_eq!(admitted(&seats, &facts(0), &[1, 4], true), (Some(Scope::Panic), vec![0]));
         assert_eq!(admitted(&seats, &facts(0), &[0, 1, 4], true), (Some(Scope::Panic), vec![3]));

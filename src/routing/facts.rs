@@ -23,6 +23,9 @@ pub enum Kind {
     Light,
 }
 
+/// The most sequences that one request is counted for: a client's `n` must not make a counter overflow.
+pub const MAX_SEQUENCES: u32 = 16_384;
+
 /// The facts of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestFacts {
@@ -44,7 +47,7 @@ impl RequestFacts {
     pub fn engine_sequences(&self) -> u32 {
         match self.kind {
             Kind::Light => 0,
-            Kind::Stream | Kind::Unary | Kind::NoDecode => self.sequences.max(1),
+            Kind::Stream | Kind::Unary | Kind::NoDecode => self.sequences.clamp(1, MAX_SEQUENCES),
         }
     }
 }

@@ -222,9 +222,10 @@ impl Bucket {
     pub fn withdraw(&mut self, now: Time) -> bool {
         self.tokens = (self.tokens + now.secs_since(self.at) * self.per_second).min(self.burst);
         self.at = self.at.max(now);
-        let paid = self.tokens >= 1.0;
+        // Fifths do not add up to one exactly.
+        let paid = self.tokens >= 1.0 - 1e-9;
         if paid {
-            self.tokens -= 1.0;
+            self.tokens = (self.tokens - 1.0).max(0.0);
         }
         paid
     }

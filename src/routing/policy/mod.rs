@@ -39,11 +39,7 @@ fn draw(count: usize, rows: usize, rng: &mut fastrand::Rng, qualifies: impl Fn(u
 }
 
 /// The row with the least `key`; ties by chance, never by place.
-fn least<K: Ord + Copy>(
-    rows: &[Candidate],
-    rng: &mut fastrand::Rng,
-    key: impl Fn(&Candidate) -> K,
-) -> Option<Choice> {
+fn least<K: Ord + Copy>(rows: &[Candidate], rng: &mut fastrand::Rng, key: impl Fn(&Candidate) -> K) -> Option<Choice> {
     let least = rows.iter().map(&key).min()?;
     let count = rows.iter().filter(|row| key(row) == least).count();
     draw(count, rows.len(), rng, |index| key(&rows[index]) == least)
