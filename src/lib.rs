@@ -8,5 +8,6 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod fleet;
+pub mod routing;
 pub mod telemetry;
 pub mod units;

@@ -1,26 +1,27 @@
-//! What one scrape of a backend's `/metrics` says. Plain numbers; unknown is `None`, never zero.
+//! What one scrape of a backend's `/metrics` says, summed over its engines. Absent, negative and absurd figures are `None`,
+//! never zero: a missing number must not make a backend look idle.
 
 use serde::Serialize;
 
-/// One reading of a vLLM server. Sums are over its engines (data-parallel ranks).
+/// One scrape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Sample {
-    /// Sequences running.
+    /// Sequences running (`vllm:num_requests_running`).
     pub running: Option<f64>,
-    /// Sequences waiting.
+    /// Sequences waiting (`vllm:num_requests_waiting`): the queue depth.
     pub waiting: Option<f64>,
     /// Share of the KV cache in use, 0 to 1, mean over engines.
     pub kv_usage: Option<f64>,
-    /// Tokens that the KV cache holds.
+    /// Room of the KV cache, in tokens.
     pub kv_capacity_tokens: Option<u64>,
-    /// Prompt tokens looked up in the prefix cache, since the server's start.
+    /// Prompt tokens looked up in the prefix cache since the start.
     pub prefix_queries: Option<f64>,
-    /// Prompt tokens found there, since the server's start.
+    /// Prompt tokens found there.
     pub prefix_hits: Option<f64>,
-    /// Sequences preempted, since the server's start.
+    /// Preemptions since the start.
     pub preemptions: Option<f64>,
-    /// Tokens generated, since the server's start.
+    /// Tokens generated since the start.
     pub generation_tokens: Option<f64>,
-    /// Engine steps, since the server's start.
+    /// Engine steps since the start.
     pub steps: Option<f64>,
 }

@@ -4,7 +4,7 @@
 //!
 //! Called once a second for each backend with about 50 KB; only lines that start with `vllm:` are looked at twice.
 
-use super::sample::Sample;
+use super::Sample;
 
 /// Past this a count in an f64 no longer counts, and no server was up for so long.
 const ABSURD: f64 = 1e15;
