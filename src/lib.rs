@@ -9,5 +9,7 @@ pub mod config;
 pub mod error;
 pub mod fleet;
 pub mod routing;
+pub mod tasks;
 pub mod telemetry;
 pub mod units;
+pub mod upstream;

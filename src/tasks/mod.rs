@@ -1,0 +1,77 @@
+//! What runs beside the requests: scrapes, probes, the watch over the configuration, and the question to a `--backend` what it
+//! serves. Each is a future that runs until it is dropped, and with it everything that it started. It must never touch a request.
+
+pub mod config_watcher;
+pub mod discover;
+mod models;
+pub mod prober;
+pub mod scraper;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::clock::{Clock, Time};
+use crate::config::model::BackendUrl;
+use crate::fleet::Fleet;
+use crate::units::BackendId;
+
+/// How often something is done, and how long it may take; read anew each round, so that a reload changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// From start to start.
+    pub interval: Duration,
+    /// The deadline of one.
+    pub timeout: Duration,
+}
+
+/// Where a task asks for its pace.
+pub type PaceSource = Arc<dyn Fn() -> Pace + Send + Sync>;
+
+/// How often the snapshot is compared with what runs.
+const MEMBERSHIP: Duration = Duration::from_millis(200);
+
+/// Keeps one task running for each backend of the snapshot: one starts when a backend comes and is ended when it leaves, and
+/// a hung one delays no other. Never returns; dropping it ends them all.
+async fn for_each_backend<F>(fleet: &Fleet, task: impl Fn(BackendId) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut tasks = JoinSet::new();
+    let mut running: HashMap<BackendId, AbortHandle> = HashMap::new();
+    loop {
+        let snapshot = fleet.snapshot();
+        running.retain(|id, handle| {
+            let stays = snapshot.backend(*id).is_some() && !handle.is_finished();
+            if !stays {
+                handle.abort();
+            }
+            stays
+        });
+        for backend in snapshot.backends() {
+            running.entry(backend.id).or_insert_with(|| tasks.spawn(task(backend.id)));
+        }
+        while tasks.try_join_next().is_some() {}
+        tokio::time::sleep(MEMBERSHIP).await;
+    }
+}
+
+/// Sleeps until the next round is due, ±10 % of the interval, so that neither the backends of one proxy nor several proxies
+/// are asked in step. A round that took too long does not make the next one come at once.
+async fn until_next(interval: Duration, started: Time, clock: &Clock) {
+    let interval = interval.mul_f64(0.9 + 0.2 * fastrand::f64());
+    let left = interval.saturating_sub(clock.now().since(started));
+    tokio::time::sleep(left.max(interval / 10)).await;
+}
+
+/// The address of a path on a backend.
+fn at(url: &BackendUrl, path: &'static str) -> Uri {
+    format!("{url}{path}").parse().expect("a checked backend URL and a path of ours are a URI")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+//! Asks a backend's `/v1/models` what it serves. Bounded in time, bytes, names and their length; it must never hand on a name
+//! that could not be a label or a log field.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::at;
+use crate::config::model::BackendUrl;
+use crate::telemetry::labels::ProbeFailure;
+use crate::upstream::probe::{ProbeClient, ProbeError};
+
+const MAX_TEXT: usize = 1 << 20;
+const MAX_MODELS: usize = 1024;
+const MAX_NAME: usize = 512;
+
+#[derive(Deserialize)]
+struct Listing {
+    data: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    id: String,
+}
+
+/// The model names that the backend lists, in its order; at least one.
+pub(super) async fn ask(
+    client: &ProbeClient,
+    url: &BackendUrl,
+    key: Option<&str>,
+    timeout: Duration,
+) -> Result<Vec<String>, ProbeError> {
+    names(&client.get_ok(at(url, "/v1/models"), key, timeout, MAX_TEXT).await?)
+}
+
+fn names(body: &[u8]) -> Result<Vec<String>, ProbeError> {
+    let unreadable = |reason: String| ProbeError::new(ProbeFailure::Unreadable, reason);
+    let listing: Listing = serde_json::from_slice(body)
+        .map_err(|error| unreadable(format!("/v1/models is no list of models: {error}")))?;
+    let usable = |name: &String| !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control);
+    let names: Vec<String> = listing.data.into_iter().map(|entry| entry.id).filter(usable).take(MAX_MODELS).collect();
+    if names.is_empty() { Err(unreadable("/v1/models lists no model".to_owned())) } else { Ok(names) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_in_their_order() {
+        let body = br#"{"object":"list","data":[{"id":"m","object":"model"},{"id":"alias"}]}"#;
+        assert_eq!(names(body).unwrap(), ["m", "alias"]);
+    }
+
+    #[test]
+    fn what_is_no_listing_is_an_error() {
+        for body in [&b"<html>"[..], b"{}", b"[]", br#"{"data":[]}"#, br#"{"data":[{"id":"a\nb"}]}"#, b"\xff"] {
+            assert_eq!(names(body).unwrap_err().failure, ProbeFailure::Unreadable);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Scrapes the vLLM metrics of every backend, each in a task of its own, so that one that hangs delays no other. What fails
+//! is counted by reason, and the last good sample stays, with its age. It must never take a failed scrape for an idle backend.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use super::{PaceSource, at, for_each_backend, until_next};
+use crate::clock::Clock;
+use crate::fleet::{Backend, Fleet, Sample, vllm_metrics};
+use crate::telemetry::Telemetry;
+use crate::telemetry::labels::ProbeFailure;
+use crate::units::BackendId;
+use crate::upstream::probe::{ProbeClient, ProbeError};
+
+/// A real text has about 50 KB; one with very many adapters or engines a few hundred.
+const MAX_TEXT: usize = 8 << 20;
+
+/// What the scraper needs.
+#[derive(Clone)]
+pub struct Scraper {
+    /// Whom to scrape.
+    pub fleet: Fleet,
+    /// Where failures are counted.
+    pub telemetry: Arc<Telemetry>,
+    /// The fleet's clock.
+    pub clock: Clock,
+    /// `scrape.interval` and `scrape.timeout`.
+    pub pace: PaceSource,
+}
+
+impl Scraper {
+    /// Scrapes until it is dropped.
+    pub async fn run(self) {
+        let client = ProbeClient::new(Duration::from_secs(2));
+        for_each_backend(&self.fleet, |id| self.clone().scrape_one(id, client.clone())).await;
+    }
+
+    async fn scrape_one(self, id: BackendId, client: ProbeClient) {
+        let mut failing = false;
+        loop {
+            let started = self.clock.now();
+            let pace = (self.pace)();
+            // Looked up each round: a reload may have given it another key.
+            let Some(backend) = self.fleet.snapshot().backend(id).cloned() else { return };
+            let result = scrape(&client, &backend, pace.timeout).await;
+            self.take(&backend, result, &mut failing);
+            until_next(pace.interval, started, &self.clock).await;
+        }
+    }
+
+    fn take(&self, backend: &Backend, result: Result<Sample, ProbeError>, failing: &mut bool) {
+        let now = self.clock.now();
+        match result {
+            Ok(sample) => {
+                backend.load.set_sample(sample, now);
+                if std::mem::take(failing) {
+                    info!(backend = %backend.id, url = %backend.url, "backend's metrics are read again");
+                }
+            }
+            Err(error) => {
+                backend.load.scrape_failed(now);
+                let metrics = self.telemetry.backend(&backend.pool, &backend.arm, backend.url.authority());
+                metrics.scrape_error(error.failure);
+                if std::mem::replace(failing, true) {
+                    debug!(backend = %backend.id, url = %backend.url, %error, "scrape failed");
+                } else {
+                    warn!(backend = %backend.id, url = %backend.url, %error, "backend's metrics cannot be read");
+                }
+            }
+        }
+    }
+}
+
+async fn scrape(client: &ProbeClient, backend: &Backend, timeout: Duration) -> Result<Sample, ProbeError> {
+    let key = backend.key.as_ref().map(|key| key.expose());
+    let body = client.get_ok(at(&backend.url, "/metrics"), key, timeout, MAX_TEXT).await?;
+    let unreadable = |reason: String| ProbeError::new(ProbeFailure::Unreadable, reason);
+    let text = std::str::from_utf8(&body).map_err(|error| unreadable(error.to_string()))?;
+    vllm_metrics::parse(text).map_err(|error| unreadable(error.to_string()))
+}

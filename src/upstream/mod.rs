@@ -1,0 +1,3 @@
+//! Backends as HTTP servers.
+
+pub mod probe;

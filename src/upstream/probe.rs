@@ -1,0 +1,237 @@
+//! A bounded GET for what is asked of backends beside requests: `/metrics`, `/health`, `/v1/models`. A client of its own,
+//! apart from the data plane's (a connection lives on the runtime that opened it, and probes run on another one). It must never
+//! wait past its deadline nor hold more than its limit, whatever the server does.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::telemetry::labels::ProbeFailure;
+
+/// vLLM closes an idle connection after 5 s.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// How a GET failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct ProbeError {
+    /// The metric label.
+    pub failure: ProbeFailure,
+    /// For the log.
+    pub detail: String,
+}
+
+impl ProbeError {
+    /// An error of this kind, in these words.
+    #[must_use]
+    pub fn new(failure: ProbeFailure, detail: impl Into<String>) -> ProbeError {
+        ProbeError { failure, detail: detail.into() }
+    }
+}
+
+/// The client. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct ProbeClient(Client<HttpConnector, Empty<Bytes>>);
+
+impl ProbeClient {
+    /// A client that gives up connecting after so long.
+    #[must_use]
+    pub fn new(connect_timeout: Duration) -> ProbeClient {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(connect_timeout));
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(2)
+            .build(connector);
+        ProbeClient(client)
+    }
+
+    /// The status and the body, whole. Any status is an answer.
+    ///
+    /// # Errors
+    /// No answer before `deadline`, one larger than `max_bytes`, or a broken connection.
+    pub async fn get(
+        &self,
+        uri: Uri,
+        key: Option<&str>,
+        deadline: Duration,
+        max_bytes: usize,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let answer = self.exchange(uri, key, max_bytes);
+        within(deadline, answer).await
+    }
+
+    /// As [`ProbeClient::get`], but only a 2xx is an answer.
+    ///
+    /// # Errors
+    /// As [`ProbeClient::get`], and any other status.
+    pub async fn get_ok(
+        &self,
+        uri: Uri,
+        key: Option<&str>,
+        deadline: Duration,
+        max_bytes: usize,
+    ) -> Result<Bytes, ProbeError> {
+        let (status, body) = self.get(uri, key, deadline, max_bytes).await?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        Err(ProbeError::new(ProbeFailure::Status, format!("status {}", status.as_u16())))
+    }
+
+    async fn exchange(&self, uri: Uri, key: Option<&str>, max: usize) -> Result<(StatusCode, Bytes), ProbeError> {
+        let response = self.0.request(request(uri, key)?).await.map_err(|error| {
+            let failure = if error.is_connect() { ProbeFailure::Connect } else { ProbeFailure::Broken };
+            ProbeError::new(failure, chain(&error))
+        })?;
+        let status = response.status();
+        Ok((status, body(response, max).await?))
+    }
+}
+
+async fn within<T>(deadline: Duration, answer: impl Future<Output = Result<T, ProbeError>>) -> Result<T, ProbeError> {
+    let late = |_| ProbeError::new(ProbeFailure::Timeout, format!("no answer within {deadline:?}"));
+    tokio::time::timeout(deadline, answer).await.map_err(late)?
+}
+
+fn request(uri: Uri, key: Option<&str>) -> Result<Request<Empty<Bytes>>, ProbeError> {
+    let unusable = |error: http::Error| ProbeError::new(ProbeFailure::Unreadable, error.to_string());
+    let mut request = Request::get(uri)
+        .header(header::USER_AGENT, concat!("forebay/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::new())
+        .map_err(unusable)?;
+    if let Some(key) = key {
+        // Not said what is wrong with it: it is a secret.
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+            .map_err(|_| ProbeError::new(ProbeFailure::Unreadable, "the backend's key cannot be sent in a header"))?;
+        value.set_sensitive(true);
+        request.headers_mut().insert(header::AUTHORIZATION, value);
+    }
+    Ok(request)
+}
+
+async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeError> {
+    let too_large = || ProbeError::new(ProbeFailure::TooLarge, format!("the answer is larger than {max} bytes"));
+    let mut body = response.into_body();
+    if http_body::Body::size_hint(&body).lower() > max as u64 {
+        return Err(too_large());
+    }
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ProbeError::new(ProbeFailure::Broken, chain(&error)))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > max {
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+/// An error with its causes: hyper's own text alone says "client error (Connect)".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that reads a request head, hands it back, and says `answer`; it keeps the connection open if told to.
+    async fn server(answer: &'static [u8], hold: bool) -> (Uri, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
+        let task = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(answer).await.unwrap();
+            if hold {
+                std::future::pending::<()>().await;
+            }
+            String::from_utf8(head).unwrap()
+        });
+        (uri, task)
+    }
+
+    fn client() -> ProbeClient {
+        ProbeClient::new(Duration::from_secs(5))
+    }
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    async fn failure(answer: &'static [u8], hold: bool, deadline: Duration, max: usize) -> ProbeFailure {
+        let (uri, _task) = server(answer, hold).await;
+        client().get_ok(uri, None, deadline, max).await.unwrap_err().failure
+    }
+
+    #[tokio::test]
+    async fn the_body_comes_whole_and_the_key_is_sent() {
+        let (uri, task) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", false).await;
+        let answer = client().get(uri, Some("sk-1"), LONG, 5).await.unwrap();
+        assert_eq!(answer, (StatusCode::OK, Bytes::from_static(b"hello")));
+        let head = task.await.unwrap();
+        assert!(head.starts_with("GET /metrics HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("authorization: Bearer sk-1\r\n"), "{head}");
+        assert!(!head.contains("accept-encoding"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_says_nothing_is_left_at_the_deadline() {
+        assert_eq!(failure(b"", true, Duration::from_millis(50), 100).await, ProbeFailure::Timeout);
+        let half = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe";
+        assert_eq!(failure(half, true, Duration::from_millis(50), 100).await, ProbeFailure::Timeout);
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_is_not_taken() {
+        let declared = b"HTTP/1.1 200 OK\r\ncontent-length: 500000\r\n\r\n";
+        assert_eq!(failure(declared, true, LONG, 100).await, ProbeFailure::TooLarge);
+        let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nhello\r\n";
+        assert_eq!(failure(chunked, true, LONG, 9).await, ProbeFailure::TooLarge);
+    }
+
+    #[tokio::test]
+    async fn other_failures_have_their_reason() {
+        assert_eq!(
+            failure(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n", false, LONG, 9).await,
+            ProbeFailure::Status
+        );
+        assert_eq!(
+            failure(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe", false, LONG, 9).await,
+            ProbeFailure::Broken
+        );
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let error = client().get_ok(format!("http://{closed}/").parse().unwrap(), None, LONG, 9).await.unwrap_err();
+        assert_eq!(error.failure, ProbeFailure::Connect);
+        assert!(error.detail.contains("refused"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_no_header_is_not_shown() {
+        let uri = Uri::from_static("http://127.0.0.1:1/");
+        let error = client().get(uri, Some("sk\nsecret"), LONG, 9).await.unwrap_err();
+        assert!(!format!("{error:?}").contains("secret"));
+    }
+}
