@@ -90,7 +90,6 @@ const IMPURE: &[&str] = &[
     "Mutex",
     "RwLock",
     "OnceLock",
-    "LazyLock",
     "thread_local!",
     "Instant",
     "SystemTime",
