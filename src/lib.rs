@@ -5,4 +5,6 @@
 
 pub mod clock;
 pub mod error;
+pub mod proxy;
+pub mod stream;
 pub mod units;
