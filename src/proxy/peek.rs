@@ -431,6 +431,30 @@ mod tests {
         assert!(refused(objects.as_bytes()).contains("not JSON"));
     }
 
+    #[test]
+    fn every_recorded_request_that_vllm_took_is_taken() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vllm-0.32.0/http");
+        let mut taken = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let Ok(answer) = std::fs::read(path.with_extension("response")) else { continue };
+            let request = std::fs::read(&path).unwrap();
+            let chunked = memchr::memmem::find(&request, b"chunked").is_some();
+            let took = request.starts_with(b"POST ") && answer.starts_with(b"HTTP/1.1 200") && !chunked;
+            let Some(head) = memchr::memmem::find(&request, b"\r\n\r\n").filter(|_| took) else { continue };
+            let body = &request[head + 4..];
+            if body.is_empty() {
+                continue;
+            }
+            let peek = peek(body, None).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+            let streamed = memchr::memmem::find(&answer, b"text/event-stream").is_some();
+            assert_eq!(peek.stream, streamed, "{path:?}");
+            assert!(peek.est_tokens() > 0 || path.ends_with("detokenize.request"), "{path:?}");
+            taken += 1;
+        }
+        assert!(taken > 50, "{taken}");
+    }
+
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {

@@ -81,7 +81,8 @@ impl Framer {
                 return Some(Frame::Event(piece));
             }
             self.pending.extend_from_slice(&piece);
-            return Some(Frame::Event(self.pending.split().freeze()));
+            // Taken, not split off: the rest of its capacity would keep the event's memory for as long as the stream lasts.
+            return Some(Frame::Event(std::mem::take(&mut self.pending).freeze()));
         }
         let piece = std::mem::take(rest);
         if self.oversize {
