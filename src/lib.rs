@@ -7,4 +7,6 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod proxy;
+pub mod stream;
 pub mod units;
