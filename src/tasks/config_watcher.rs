@@ -83,6 +83,9 @@ impl ConfigWatcher {
         for key in &diff.restart_keys {
             warn!(key, "this change waits for a restart");
         }
+        if diff.changed.is_empty() {
+            return Reload::Unchanged;
+        }
         self.config = in_force(&self.config, new);
         (self.apply)(&self.config);
         info!(changes = diff.changed.join("; "), "configuration in force");

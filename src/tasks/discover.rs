@@ -40,7 +40,7 @@ async fn ask_until_answered(client: &ProbeClient, backend: &Backend) -> Vec<Stri
     let mut told = None;
     loop {
         match models::ask(client, &backend.url, key, TIMEOUT).await {
-            Ok(models) => return models,
+            Ok(cards) => return cards.iter().filter_map(models::name).map(str::to_owned).collect(),
             Err(error) => tell_once(&backend.url, &error, &mut told),
         }
         tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64()).min(LONGEST_PAUSE)).await;

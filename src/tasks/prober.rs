@@ -61,17 +61,18 @@ impl Prober {
 
     async fn refresh_models(&self, backend: &Backend, client: &ProbeClient, timeout: Duration) {
         let key = backend.key.as_ref().map(|key| key.expose());
-        let names = match models::ask(client, &backend.url, key, timeout).await {
-            Ok(names) => names,
+        let cards = match models::ask(client, &backend.url, key, timeout).await {
+            Ok(cards) => cards,
             Err(error) => return debug!(backend = %backend.id, url = %backend.url, %error, "no list of models"),
         };
-        // It takes our key and lists the model: if it was out for not doing so, that is over.
-        if names.iter().any(|name| **name == *backend.pool) {
-            self.controller.configured(backend.id, self.clock.now());
-        }
-        if **backend.models.load() != names {
+        if **backend.models.load() != cards {
+            let names: Vec<&str> = cards.iter().filter_map(models::name).collect();
             info!(backend = %backend.id, url = %backend.url, models = ?names, "backend lists its models");
-            backend.models.store(Arc::new(names));
+            backend.models.store(Arc::new(cards));
+        }
+        // It takes our key and lists the model: if it was out for not doing so, that is over.
+        if backend.lists(&backend.pool) {
+            self.controller.configured(backend.id, self.clock.now());
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Scrapes the vLLM metrics of every backend, each in a task of its own, so that one that hangs delays no other. What fails
 //! is counted by reason, and the last good sample stays, with its age. It must never take a failed scrape for an idle backend.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -9,7 +8,6 @@ use tracing::{debug, info, warn};
 use super::{PaceSource, at, for_each_backend, until_next};
 use crate::clock::Clock;
 use crate::fleet::{Backend, Fleet, Sample, vllm_metrics};
-use crate::telemetry::Telemetry;
 use crate::telemetry::labels::ProbeFailure;
 use crate::units::BackendId;
 use crate::upstream::probe::{ProbeClient, ProbeError};
@@ -22,8 +20,6 @@ const MAX_TEXT: usize = 8 << 20;
 pub struct Scraper {
     /// Whom to scrape.
     pub fleet: Fleet,
-    /// Where failures are counted.
-    pub telemetry: Arc<Telemetry>,
     /// The fleet's clock.
     pub clock: Clock,
     /// `scrape.interval` and `scrape.timeout`.
@@ -61,8 +57,7 @@ impl Scraper {
             }
             Err(error) => {
                 backend.load.scrape_failed(now);
-                let metrics = self.telemetry.backend(&backend.pool, &backend.arm, backend.url.authority());
-                metrics.scrape_error(error.failure);
+                backend.metrics.scrape_error(error.failure);
                 if std::mem::replace(failing, true) {
                     debug!(backend = %backend.id, url = %backend.url, %error, "scrape failed");
                 } else {

@@ -88,9 +88,10 @@ struct World {
 impl World {
     fn of(mocks: &[&Mock]) -> World {
         let clock = Clock::system();
-        let controller = Arc::new(Controller::new(Settings::from(&Config::default())));
+        let telemetry = Arc::new(Telemetry::new());
+        let controller = Arc::new(Controller::new(Settings::from(&Config::default()), Arc::clone(&telemetry)));
         controller.apply(&[pool(mocks)], clock.now());
-        World { controller, telemetry: Arc::new(Telemetry::new()), clock }
+        World { controller, telemetry, clock }
     }
 
     fn pace() -> PaceSource {
@@ -98,12 +99,7 @@ impl World {
     }
 
     fn scraper(&self) -> Scraper {
-        Scraper {
-            fleet: self.controller.fleet().clone(),
-            telemetry: Arc::clone(&self.telemetry),
-            clock: self.clock.clone(),
-            pace: World::pace(),
-        }
+        Scraper { fleet: self.controller.fleet().clone(), clock: self.clock.clone(), pace: World::pace() }
     }
 
     fn prober(&self) -> Prober {
@@ -148,7 +144,6 @@ async fn failed_scrapes_are_counted_and_the_backend_is_not_idle() {
     let mock = Mock::start(Mood::Dead).await;
     let world = World::of(&[&mock]);
     let task = tokio::spawn(world.scraper().run());
-    let metrics = world.telemetry.backend("m", "default", mock.url.authority());
     let counted = || {
         let row = format!("pool=\"m\",arm=\"default\",backend=\"{}\",reason=\"status\"}} ", mock.url.authority());
         let text = world.telemetry.render(&[row_of(&mock)], &[]);
@@ -158,7 +153,6 @@ async fn failed_scrapes_are_counted_and_the_backend_is_not_idle() {
     assert_eq!(world.queue_depth(0), None);
     mock.set(Mood::Well);
     eventually("the sample", || world.queue_depth(0) == Some(7.0)).await;
-    drop(metrics);
     task.abort();
 }
 
@@ -197,8 +191,8 @@ async fn a_dead_health_ejects_and_a_live_one_lists_its_models() {
     let mock = Mock::start(Mood::Well).await;
     let world = World::of(&[&mock]);
     let task = tokio::spawn(world.prober().run());
-    let models = || world.controller.fleet().snapshot().backends().next().unwrap().models.load_full();
-    eventually("its models", || *models() == ["m", "alias"]).await;
+    let lists = |name| world.controller.fleet().snapshot().backends().next().unwrap().lists(name);
+    eventually("its models", || lists("m") && lists("alias")).await;
     assert_eq!(world.state(), "healthy");
     mock.set(Mood::Dead);
     eventually("the ejection", || world.state() != "healthy").await;

@@ -95,7 +95,7 @@ label_enum! {
     Reload {
         /// It is in force.
         Applied = "applied",
-        /// Asked for by a signal, and nothing had changed.
+        /// Nothing in it can be put into force: it says the same, or only a restart would do it.
         Unchanged = "unchanged",
         /// It could not be read or has mistakes; the last good one stays.
         Rejected = "rejected",
