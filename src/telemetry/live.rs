@@ -1,10 +1,11 @@
-//! Gauges that are read, not recorded: what fleet and arms look like at the moment of the scrape. Rows are plain values, so
+//! What is read, not recorded: what fleet and arms look like at the moment of the scrape. Rows are plain values, so
 //! that telemetry does not know the fleet. It must never turn an unknown figure into a zero: an unknown one has no sample.
 
 use std::time::Duration;
 
 use super::metrics::{
-    ARM_GPUS, ARM_SHARE, BackendState, IN_FLIGHT, KV_USAGE, PREDICTED_TTFT, QUEUE_DEPTH, RUNNING, SCRAPE_AGE, STATE,
+    ARM_CROSSED, ARM_GPUS, ARM_SHARE, BackendState, IN_FLIGHT, KV_USAGE, PREDICTED_TTFT, QUEUE_DEPTH, RUNNING,
+    SCRAPE_AGE, STATE,
 };
 use super::recorder::Text;
 
@@ -46,6 +47,8 @@ pub struct ArmRow {
     pub gpus: u32,
     /// Of the pool's sessions, 0 to 1.
     pub share: f64,
+    /// Requests assigned to it that another arm served, since the start of the process.
+    pub crossed: u64,
 }
 
 /// Writes every gauge of the rows.
@@ -75,5 +78,6 @@ pub(crate) fn render(text: &mut Text, backends: &[BackendRow], arms: &[ArmRow]) 
         let labels = [("pool", row.pool.as_str()), ("arm", row.arm.as_str())];
         text.integer(&ARM_GPUS, &labels, u64::from(row.gpus));
         text.number(&ARM_SHARE, &labels, row.share);
+        text.integer(&ARM_CROSSED, &labels, row.crossed);
     }
 }

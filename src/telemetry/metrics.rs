@@ -210,19 +210,6 @@ impl BackendMetrics {
     }
 }
 
-/// The handles of one arm.
-#[derive(Debug)]
-pub struct ArmMetrics {
-    /// Requests assigned to this arm and served by another.
-    pub crossed: Counter,
-}
-
-impl ArmMetrics {
-    pub(crate) fn new(registry: &Registry, pool: &str, arm: &str) -> ArmMetrics {
-        ArmMetrics { crossed: registry.counter(&ARM_CROSSED, &[("pool", pool), ("arm", arm)]) }
-    }
-}
-
 /// The handles that are there once.
 #[derive(Debug)]
 pub struct ProcessMetrics {

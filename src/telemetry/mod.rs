@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use self::live::{ArmRow, BackendRow};
-use self::metrics::{ALL, ArmMetrics, BackendMetrics, NONE, ProcessMetrics};
+use self::metrics::{ALL, BackendMetrics, NONE, ProcessMetrics};
 use self::recorder::{Labels, Registry, Text};
 
 /// The metrics of one process. Cheap to make; handles outlive it.
@@ -48,12 +48,6 @@ impl Telemetry {
     #[must_use]
     pub fn backend(&self, pool: &str, arm: &str, backend: &str) -> Arc<BackendMetrics> {
         Arc::new(BackendMetrics::new(&self.registry, pool, arm, backend))
-    }
-
-    /// The handles of an arm.
-    #[must_use]
-    pub fn arm(&self, pool: &str, arm: &str) -> Arc<ArmMetrics> {
-        Arc::new(ArmMetrics::new(&self.registry, pool, arm))
     }
 
     /// The text of `/metrics`: what was recorded, the live rows, the process. Series of backends, arms and pools that are in

@@ -26,14 +26,12 @@ fn backend_row(backend: &str) -> BackendRow {
 }
 
 fn arm_row() -> ArmRow {
-    ArmRow { pool: "m".into(), arm: "tp2".into(), gpus: 2, share: 0.5 }
+    ArmRow { pool: "m".into(), arm: "tp2".into(), gpus: 2, share: 0.5, crossed: 1 }
 }
 
 /// A text in which every metric has a sample.
 fn full_text() -> String {
     let telemetry = Telemetry::new();
-    let arm = telemetry.arm("m", "tp2");
-    arm.crossed.increment(1);
     let a = telemetry.backend("m", "tp2", "10.0.0.1:8000");
     a.request(Outcome::Success);
     a.ttft.record(0.04);

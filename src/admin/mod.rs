@@ -1,0 +1,42 @@
+//! The admin API, on its own listener: `/metrics`, `/health`, `/ready`, `/api/fleet`, `/api/config`. Only reads; what it shows
+//! comes from closures, so that it knows neither server nor proxy. With a token configured, everything but the two probes
+//! asks for it. It must never show a secret: what it is given is redacted already.
+
+mod auth;
+mod routes;
+pub mod views;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::config::model::Secret;
+
+/// The API as a tower service; cheap to clone.
+pub type Router = axum::Router;
+/// The body of its answers.
+pub type Body = axum::body::Body;
+
+/// Whether requests should be sent here; if not, why, in a few words.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the API shows, asked at every request.
+#[derive(Clone)]
+pub struct Admin {
+    /// The text of `/metrics`.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What `/ready` answers by.
+    pub ready: Readiness,
+    /// What `/api/fleet` answers.
+    pub fleet: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// What `/api/config` answers: the configuration in force, redacted.
+    pub config: Arc<dyn Fn() -> Value + Send + Sync>,
+}
+
+/// The API. With a `token`, all but `/health` and `/ready` answer only to `authorization: Bearer TOKEN`.
+pub fn router(admin: Admin, token: Option<&Secret>) -> Router {
+    routes::router(admin, token.map(auth::Token::new))
+}
+
+#[cfg(test)]
+mod tests;

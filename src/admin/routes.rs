@@ -1,0 +1,81 @@
+//! Paths and answers of the admin API. Answers are small and made anew each time; none may be cached. It must never take a
+//! request's body or change anything.
+
+use axum::Json;
+use axum::extract::State;
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{HeaderValue, StatusCode, Uri, header};
+use serde_json::Value;
+
+use super::auth::{Token, require};
+use super::{Admin, Router};
+use crate::error::{ErrorShape, error_json};
+
+const INDEX: &str = "forebay: admin API
+/metrics      Prometheus metrics
+/health       200 while the process is alive
+/ready        200 while requests should be sent here, else 503 and why
+/api/fleet    the backends with every number that routing sees (JSON)
+/api/config   the configuration in force, without its secrets (JSON)
+";
+
+pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
+    let mut guarded = axum::Router::new()
+        .route("/", get(INDEX))
+        .route("/metrics", get(metrics))
+        .route("/api/fleet", get(fleet))
+        .route("/api/config", get(config))
+        .fallback(not_found);
+    if let Some(token) = token {
+        guarded = guarded.layer(from_fn_with_state(token, require));
+    }
+    // An orchestrator's probes carry no token, and neither answer says more than a word.
+    let open = axum::Router::new().route("/health", get("alive\n")).route("/ready", get(ready));
+    open.merge(guarded)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(map_response(with_headers))
+        .with_state(admin)
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (admin.metrics)()).into_response()
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    match (admin.ready)() {
+        Ok(()) => "ready\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
+    }
+}
+
+async fn fleet(State(admin): State<Admin>) -> Json<Value> {
+    Json((admin.fleet)())
+}
+
+async fn config(State(admin): State<Admin>) -> Json<Value> {
+    Json((admin.config)())
+}
+
+async fn not_found(uri: Uri) -> Response {
+    let words = format!("{} is not a path of the admin API; / lists them", uri.path());
+    error(StatusCode::NOT_FOUND, "forebay_path_not_allowed", &words)
+}
+
+async fn method_not_allowed() -> Response {
+    error(StatusCode::METHOD_NOT_ALLOWED, "forebay_method_not_allowed", "the admin API is only read: use GET")
+}
+
+/// An error in the shape of the data plane's.
+pub(super) fn error(status: StatusCode, kind: &str, words: &str) -> Response {
+    let body = error_json(ErrorShape::OpenAi, status.as_u16(), kind, words);
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn with_headers(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

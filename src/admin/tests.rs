@@ -1,0 +1,159 @@
+//! The admin API as a tower service, and what it shows of a real fleet.
+
+use http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::json;
+use tower::ServiceExt;
+
+use super::*;
+use crate::clock::Time;
+use crate::config::Config;
+use crate::config::model::{Arm, Backend, Pool};
+use crate::fleet::Sample;
+use crate::fleet::controller::{Controller, Settings};
+use crate::telemetry::Telemetry;
+use crate::telemetry::labels::Outcome;
+
+fn admin(ready: Result<(), String>) -> Admin {
+    Admin {
+        metrics: Arc::new(|| "# text\n".to_owned()),
+        ready: Arc::new(move || ready.clone()),
+        fleet: Arc::new(|| json!({"pools": []})),
+        config: Arc::new(|| serde_json::to_value(Config::default()).unwrap()),
+    }
+}
+
+struct Answer {
+    status: u16,
+    content_type: String,
+    text: String,
+}
+
+async fn ask(router: Router, method: &str, path: &str, authorization: Option<&str>) -> Answer {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(value) = authorization {
+        request = request.header(header::AUTHORIZATION, value);
+    }
+    let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let header = |name| response.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+    assert_eq!(header(header::CACHE_CONTROL), "no-store");
+    if response.status() == StatusCode::UNAUTHORIZED {
+        assert_eq!(header(header::WWW_AUTHENTICATE), "Bearer");
+    }
+    let (status, content_type) = (response.status().as_u16(), header(header::CONTENT_TYPE));
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    Answer { status, content_type, text: String::from_utf8(bytes.to_vec()).unwrap() }
+}
+
+#[tokio::test]
+async fn every_path_of_the_index_answers() {
+    let router = router(admin(Ok(())), None);
+    let index = ask(router.clone(), "GET", "/", None).await;
+    let paths: Vec<&str> = index.text.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(paths, ["/metrics", "/health", "/ready", "/api/fleet", "/api/config"]);
+    for path in paths {
+        assert_eq!(ask(router.clone(), "GET", path, None).await.status, 200, "{path}");
+        assert_eq!(ask(router.clone(), "HEAD", path, None).await.text, "", "{path}");
+    }
+    let metrics = ask(router, "GET", "/metrics", None).await;
+    assert_eq!(
+        (metrics.content_type.as_str(), metrics.text.as_str()),
+        ("text/plain; version=0.0.4; charset=utf-8", "# text\n")
+    );
+}
+
+#[tokio::test]
+async fn not_ready_says_why() {
+    let answer = ask(router(admin(Err("draining".into())), None), "GET", "/ready", None).await;
+    assert_eq!((answer.status, answer.text.as_str()), (503, "not ready: draining\n"));
+    let alive = ask(router(admin(Err("draining".into())), None), "GET", "/health", None).await;
+    assert_eq!(alive.status, 200);
+}
+
+#[tokio::test]
+async fn with_a_token_only_the_probes_are_open() {
+    let router = router(admin(Ok(())), Some(&Secret::new("open sesame")));
+    for path in ["/", "/metrics", "/api/fleet", "/api/config", "/nothing"] {
+        for wrong in [
+            None,
+            Some("Bearer open"),
+            Some("Bearer open sesame!"),
+            Some("Basic open sesame"),
+            Some("open sesame"),
+            Some(""),
+        ] {
+            let answer = ask(router.clone(), "GET", path, wrong).await;
+            assert_eq!(answer.status, 401, "{path} {wrong:?}");
+            let error: serde_json::Value = serde_json::from_str(&answer.text).unwrap();
+            assert_eq!(error["error"]["type"], "forebay_unauthorized");
+            assert!(!answer.text.contains("sesame"));
+        }
+    }
+    for path in ["/health", "/ready"] {
+        assert_eq!(ask(router.clone(), "GET", path, None).await.status, 200);
+    }
+    assert_eq!(ask(router.clone(), "GET", "/metrics", Some("Bearer open sesame")).await.status, 200);
+    assert_eq!(ask(router, "GET", "/metrics", Some("bearer open sesame")).await.status, 200);
+}
+
+#[tokio::test]
+async fn mistakes_are_answered_in_json() {
+    let router = router(admin(Ok(())), None);
+    for (method, path, status) in [("GET", "/nothing", 404), ("POST", "/api/config", 405), ("DELETE", "/ready", 405)] {
+        let answer = ask(router.clone(), method, path, None).await;
+        assert_eq!((answer.status, answer.content_type.as_str()), (status, "application/json"), "{method} {path}");
+        let error: serde_json::Value = serde_json::from_str(&answer.text).unwrap();
+        assert_eq!(error["error"]["code"], status);
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_shows_no_secret() {
+    let mut config = Config::default();
+    config.admin.token = Some(Secret::new("open sesame"));
+    let mut backend = Backend::of("http://127.0.0.1:1".parse().unwrap());
+    backend.key = Some(Secret::new("sk-123"));
+    config.pools = vec![Pool::of("m", vec![backend])];
+    let mut admin = admin(Ok(()));
+    admin.config = Arc::new(move || serde_json::to_value(&config).unwrap());
+    let text = ask(router(admin, None), "GET", "/api/config", None).await.text;
+    assert!(text.contains("[redacted]") && !text.contains("sesame") && !text.contains("sk-123"), "{text}");
+}
+
+#[test]
+fn a_fleet_becomes_rows_of_metrics() {
+    let telemetry = Arc::new(Telemetry::new());
+    let controller = Controller::new(Settings::from(&Config::default()), Arc::clone(&telemetry));
+    let backend = |port: u16| Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap());
+    let arms = vec![
+        Arm { share: 3.0, gpus: 2, ..Arm::of("tp2", vec![backend(1)]) },
+        Arm::of("tp1x2", vec![backend(2), backend(3)]),
+    ];
+    let pool = Pool { model: "m".into(), arms, ..Pool::default() };
+    controller.apply(std::slice::from_ref(&pool), Time::ZERO);
+    let snapshot = controller.fleet().snapshot();
+    let first = snapshot.backends().next().unwrap();
+    first.load.set_sample(Sample { waiting: Some(7.0), ..Sample::default() }, Time::from_micros(1_000_000));
+    first.metrics.request(Outcome::Success);
+    controller.misconfigured(first.id, "404 for m", Time::ZERO);
+
+    let text = views::metrics(&telemetry, &controller.fleet().snapshot(), Time::from_micros(1_500_000));
+    for line in [
+        r#"forebay_requests_total{pool="m",arm="tp2",backend="127.0.0.1:1",outcome="success"} 1"#,
+        r#"forebay_backend_queue_depth{pool="m",arm="tp2",backend="127.0.0.1:1"} 7"#,
+        r#"forebay_backend_scrape_age_seconds{pool="m",arm="tp2",backend="127.0.0.1:1"} 0.5"#,
+        r#"forebay_backend_state{pool="m",arm="tp2",backend="127.0.0.1:1",state="misconfigured"} 1"#,
+        r#"forebay_backend_state{pool="m",arm="tp1x2",backend="127.0.0.1:3",state="healthy"} 1"#,
+        r#"forebay_in_flight{pool="m",arm="tp1x2",backend="127.0.0.1:2",phase="decode"} 0"#,
+        r#"forebay_arm_share{pool="m",arm="tp2"} 0.75"#,
+        r#"forebay_arm_gpus{pool="m",arm="tp2"} 2"#,
+        r#"forebay_arm_crossed_total{pool="m",arm="tp2"} 0"#,
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains(r#"forebay_backend_queue_depth{pool="m",arm="tp1x2""#));
+    let later = views::metrics(&telemetry, &controller.fleet().snapshot(), Time::from_micros(60_000_000));
+    assert!(!later.contains("forebay_backend_queue_depth") && later.contains("forebay_backend_scrape_age_seconds"));
+    let fleet = views::fleet(&snapshot, Time::from_micros(1_500_000));
+    assert_eq!(fleet["pools"][0]["arms"][0]["backends"][0]["load"]["scrape"]["queue_depth"], 7.0);
+}
