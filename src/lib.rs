@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -10,6 +11,8 @@ pub mod error;
 pub mod fleet;
 pub mod proxy;
 pub mod routing;
+pub mod server;
 pub mod stream;
 pub mod telemetry;
 pub mod units;
+pub mod upstream;
