@@ -11,6 +11,7 @@ pub mod error;
 pub mod fleet;
 pub mod proxy;
 pub mod routing;
+pub mod server;
 pub mod stream;
 pub mod tasks;
 pub mod telemetry;
