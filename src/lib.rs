@@ -6,4 +6,6 @@
 pub mod clock;
 pub mod config;
 pub mod error;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod units;
