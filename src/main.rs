@@ -2,7 +2,21 @@
 
 #![forbid(unsafe_code)]
 
+use std::process::ExitCode;
+
+use clap::Parser;
+
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-fn main() {}
+#[derive(Parser)]
+#[command(version, about)]
+enum Cli {
+    Sim(forebay::cli::sim::Args),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse() {
+        Cli::Sim(args) => forebay::cli::sim::run(args),
+    }
+}
