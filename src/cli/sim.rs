@@ -3,10 +3,9 @@
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::sim::http::{SimOptions, serve};
+use crate::sim::http::{SimOptions, listen, serve};
 use crate::sim::profile::Profile;
 
 /// Run a simulated vLLM server: no GPU, no model, but vLLM's scheduling, timing, framing and metrics.
@@ -107,7 +106,7 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     let served = runtime.block_on(async {
-        let listener = TcpListener::bind(address).await?;
+        let listener = listen(address.into())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let (url, model) = (listener.local_addr()?, options.served_model_names.first());
@@ -162,6 +161,6 @@ mod tests {
     fn wrong_values_are_named() {
         assert!(read("--max-num-seqs 0").unwrap_err().contains("scheduler.max_num_seqs must be at least 1"));
         assert!(read("--profile nothing").unwrap_err().contains("`nothing` is no profile"));
-        assert!(read("--time-scale -1").unwrap_err().contains("not a number above 0"));
+        assert!(read("--time-scale 0").unwrap_err().contains("not a number above 0"));
     }
 }

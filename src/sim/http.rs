@@ -1,6 +1,8 @@
 //! The simulated server: vLLM's routes over an engine that runs in real time. Headers of a stream go out at once, before
 //! the request is scheduled; an idle connection is closed after 5 s; a client that leaves, or half-closes, aborts its request.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,7 +17,7 @@ use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 
 use super::framing::Framing;
@@ -27,6 +29,8 @@ use super::text;
 
 /// What uvicorn keeps an idle connection for.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// What uvicorn listens with.
+const BACKLOG: u32 = 2048;
 
 /// A server to simulate.
 #[derive(Clone, Debug)]
@@ -230,6 +234,18 @@ pub fn router(sim: Arc<Sim>) -> Router {
         })
         .layer(DefaultBodyLimit::disable())
         .with_state(sim)
+}
+
+/// Listens as uvicorn does: room for 2048 connections that are not accepted yet. With the usual 128, a burst of requests
+/// loses its last ones for the second until the kernel tries again.
+///
+/// # Errors
+/// The address is taken, or not one of this machine.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves a new simulated server on `listener` until `shutdown` is ready; then all connections are cut.

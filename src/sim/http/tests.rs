@@ -1,12 +1,10 @@
-use std::net::SocketAddr;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
 
 async fn start(options: SimOptions) -> (SocketAddr, Arc<Sim>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let sim = Sim::new(options);
     tokio::spawn(serve_sim(listener, Arc::clone(&sim), std::future::pending()));
