@@ -9,6 +9,11 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod fleet;
+pub mod proxy;
+pub mod routing;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod stream;
+pub mod telemetry;
 pub mod units;

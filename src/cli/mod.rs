@@ -1,5 +1,6 @@
-//! The command line: one file for each command.
+//! The command line: one file for each command, each turning its arguments into one library call.
 
+pub mod check;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
 #[cfg(feature = "sim")]

@@ -169,6 +169,8 @@ impl Serialize for BackendUrl {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(text: &str) -> Result<String, UrlError> {
@@ -214,6 +216,16 @@ mod tests {
             ("http://[zz]:1", UrlError::Malformed),
         ] {
             assert_eq!(parse(text), Err(want), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_is_shown_as_itself(text in "(http|https|HTTP)?(://)?(a|B|é|[0-9.:@/?#\\[\\]%_ -]){0,20}") {
+            if let Ok(url) = text.parse::<BackendUrl>() {
+                prop_assert_eq!(url.to_string().parse::<BackendUrl>(), Ok(url.clone()));
+                prop_assert!(!url.host().is_empty() && url.uri().path() == "/");
+            }
         }
     }
 }

@@ -1,0 +1,141 @@
+//! `forebay check FILE`: whether a configuration is right, and if not, everything that is wrong with it. Starts nothing
+//! and connects to nothing, so it can run where a configuration is written, not only where it is used.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::config::model::{Arm, Backend, Config, Pool, SessionKey};
+use crate::config::{self, Report};
+
+/// The arguments of `forebay check`.
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Check a configuration file without starting anything",
+    long_about = "Check a configuration file without starting anything.\n\n\
+        Reads the file, the files that it names and the environment variables that it names, and prints either a one-line \
+        summary or every mistake at once, each with its line, the reason and what would be right. Backends are not \
+        contacted.",
+    after_help = "Exit codes: 0 the file is right, 2 it is not (or cannot be read).\n\n\
+        Example: forebay check -v config/forebay.toml"
+)]
+pub struct Args {
+    /// The configuration file (TOML)
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Also print every pool, arm and backend
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Runs the command: 0 if the file is right, 2 if not.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    match config::load(&args.file) {
+        Ok(loaded) => {
+            let mut text = format!("ok: {}\n", summary(&loaded.config));
+            if args.verbose {
+                text.push_str(&details(&loaded.config));
+            }
+            // a reader that has left needs no answer
+            _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(report) => {
+            print_report(&report);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints everything that is wrong to stderr, in colour on a terminal unless `NO_COLOR` is set.
+pub fn print_report(report: &Report) {
+    let stderr = std::io::stderr();
+    let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    _ = stderr.lock().write_all(report.render(colour).as_bytes());
+}
+
+/// `2 pools, 3 arms, 5 backends`.
+fn summary(config: &Config) -> String {
+    let arms = config.pools.iter().flat_map(|pool| &pool.arms);
+    let backends = arms.clone().flat_map(|arm| &arm.backends);
+    format!(
+        "{}, {}, {}",
+        counted(config.pools.len(), "pool"),
+        counted(arms.count(), "arm"),
+        counted(backends.count(), "backend")
+    )
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// Every pool, arm and backend, one a line.
+fn details(config: &Config) -> String {
+    let clients = match &config.clients.keys {
+        Some(keys) => format!("clients: {}", counted(keys.len(), "key")),
+        None => "clients: no key asked for, their authorization is passed on".to_owned(),
+    };
+    let mut text = format!("listen {}, admin {}, {clients}\n", config.listen.address, config.admin.address);
+    config.pools.iter().for_each(|pool| pool_details(&mut text, pool));
+    text
+}
+
+fn pool_details(text: &mut String, pool: &Pool) {
+    let session = match &pool.session {
+        SessionKey::Header(name) => format!("header {name}"),
+        SessionKey::Body(member) => format!("body member {member}"),
+    };
+    let names = pool.aliases.iter().fold(pool.model.clone(), |names, alias| names + ", " + alias);
+    let total: f64 = pool.arms.iter().map(|arm| arm.share).sum();
+    append(text, format_args!("\npool {names}\n  policy {}, session by {session}\n", pool.policy));
+    for arm in &pool.arms {
+        arm_details(text, arm, total);
+    }
+}
+
+fn arm_details(text: &mut String, arm: &Arm, total: f64) {
+    let percent = 100.0 * arm.share / total;
+    append(
+        text,
+        format_args!("  arm {}: {percent:.0}% of the sessions, {}\n", arm.name, counted(arm.gpus as usize, "GPU")),
+    );
+    for Backend { url, speed, key, drain } in &arm.backends {
+        let key = if key.is_some() { ", own key" } else { "" };
+        let drain = if *drain { ", draining" } else { "" };
+        append(text, format_args!("    {url}  speed {speed}{key}{drain}\n"));
+    }
+}
+
+fn append(text: &mut String, line: std::fmt::Arguments<'_>) {
+    text.write_fmt(line).expect("writing to a String cannot fail");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let backend = |port: u16| Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap());
+        let mut pool = Pool::of("m", vec![backend(8001)]);
+        pool.aliases = vec!["a".to_owned()];
+        pool.arms.push(Arm { share: 3.0, ..Arm::of("b", vec![backend(8002), backend(8003)]) });
+        Config { pools: vec![pool], ..Config::default() }
+    }
+
+    #[test]
+    fn the_summary_counts_what_there_is() {
+        assert_eq!(summary(&config()), "1 pool, 2 arms, 3 backends");
+    }
+
+    #[test]
+    fn the_details_name_every_backend_and_share() {
+        let text = details(&config());
+        for part in ["pool m, a\n", "arm default: 25% of the sessions, 1 GPU\n", "arm b: 75%", "http://127.0.0.1:8003"]
+        {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What a reload changes: which keys are bound to things made at the start (listeners, their threads, connection settings)
+//! and wait for a restart, and which hold at once. Compares plain values; does nothing itself.
+
+use std::collections::HashSet;
+
+use super::model::{Arm, Config, Pool};
+
+/// What differs between two configurations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Changed keys that only a restart puts into force, by their names in the file.
+    pub restart_keys: Vec<&'static str>,
+    /// Changes that hold at once, for the log: a key, or what happened to a pool.
+    pub changed: Vec<String>,
+}
+
+impl Diff {
+    /// Whether the two say the same.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.restart_keys.is_empty() && self.changed.is_empty()
+    }
+}
+
+/// One key: its name, whether two configurations differ in it, and how to take it from another.
+struct Key {
+    name: &'static str,
+    differs: fn(&Config, &Config) -> bool,
+    take: fn(&mut Config, &Config),
+}
+
+macro_rules! keys {
+    ($($name:literal: $($field:ident).+),+ $(,)?) => {
+        &[$(Key {
+            name: $name,
+            differs: |old, new| old.$($field).+ != new.$($field).+,
+            take: |config, from| config.$($field).+.clone_from(&from.$($field).+),
+        }),+]
+    };
+}
+
+/// What is bound at the start. A test holds that every key is in one of the two lists.
+const AT_START: &[Key] = keys![
+    "listen.address": listen.address,
+    "listen.max_connections": listen.max_connections,
+    "listen.header_timeout": listen.header_timeout,
+    "listen.body_timeout": listen.body_timeout,
+    "listen.keep_alive": listen.keep_alive,
+    "listen.drain": listen.drain,
+    "listen.threads": listen.threads,
+    "admin.address": admin.address,
+    "admin.token_file": admin.token,
+    "limits.bodies_in_memory": limits.bodies_in_memory,
+    "limits.head": limits.head,
+    "limits.h2_streams": limits.h2_streams,
+    "limits.write_stall": limits.write_stall,
+];
+
+/// What is read anew by each request or round.
+const AT_ONCE: &[Key] = keys![
+    "clients.keys_file": clients.keys,
+    "limits.body": limits.body,
+    "stream.first_token_timeout": stream.first_token_timeout,
+    "stream.idle_timeout": stream.idle_timeout,
+    "stream.total_timeout": stream.total_timeout,
+    "stream.usage": stream.usage,
+    "retry.attempts": retry.attempts,
+    "retry.budget": retry.budget,
+    "health.interval": health.interval,
+    "health.timeout": health.timeout,
+    "health.failures": health.failures,
+    "scrape.interval": scrape.interval,
+    "scrape.timeout": scrape.timeout,
+    "scrape.stale_after": scrape.stale_after,
+    "slo.ttft": slo.ttft,
+    "slo.tpot": slo.tpot,
+];
+
+/// What is different in `new`.
+#[must_use]
+pub fn diff(old: &Config, new: &Config) -> Diff {
+    let mut diff = Diff::default();
+    diff.restart_keys.extend(AT_START.iter().filter(|key| (key.differs)(old, new)).map(|key| key.name));
+    diff.changed.extend(AT_ONCE.iter().filter(|key| (key.differs)(old, new)).map(|key| key.name.to_owned()));
+    for pool in &new.pools {
+        match old.pools.iter().find(|other| other.model == pool.model) {
+            Some(before) => pool_changes(before, pool, &mut diff.changed),
+            None => diff.changed.push(format!("pool {}: added", pool.model)),
+        }
+    }
+    for pool in &old.pools {
+        if !new.pools.iter().any(|other| other.model == pool.model) {
+            diff.changed.push(format!("pool {}: removed", pool.model));
+        }
+    }
+    if diff.is_empty() && old.pools != new.pools {
+        diff.changed.push("pools: another order".to_owned());
+    }
+    diff
+}
+
+/// `new` with the keys that only a restart changes as they are in `old`: what holds after a reload.
+#[must_use]
+pub fn in_force(old: &Config, new: &Config) -> Config {
+    let mut config = new.clone();
+    AT_START.iter().for_each(|key| (key.take)(&mut config, old));
+    // a larger body than the sum that stays in force would never fit into it
+    config.limits.body = config.limits.body.min(config.limits.bodies_in_memory);
+    config
+}
+
+fn pool_changes(old: &Pool, new: &Pool, changes: &mut Vec<String>) {
+    let fields = [
+        ("aliases", old.aliases != new.aliases),
+        ("policy", old.policy != new.policy),
+        ("session", old.session != new.session),
+        ("split_salt", old.split_salt != new.split_salt),
+        ("cross_arm", old.cross_arm != new.cross_arm),
+    ];
+    let mut said: Vec<String> =
+        fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect();
+    for arm in &new.arms {
+        match old.arms.iter().find(|other| other.name == arm.name) {
+            Some(before) => arm_changes(before, arm, &mut said),
+            None => said.push(format!("arm {} added", arm.name)),
+        }
+    }
+    let names: HashSet<&str> = new.arms.iter().map(|arm| arm.name.as_str()).collect();
+    said.extend(
+        old.arms.iter().filter(|arm| !names.contains(arm.name.as_str())).map(|arm| format!("arm {} removed", arm.name)),
+    );
+    changes.extend(said.into_iter().map(|what| format!("pool {}: {what}", new.model)));
+}
+
+fn arm_changes(old: &Arm, new: &Arm, said: &mut Vec<String>) {
+    let arm = &new.name;
+    #[expect(clippy::float_cmp, reason = "both were read from a file: any difference is a change")]
+    if old.share != new.share {
+        said.push(format!("arm {arm} share {} → {}", old.share, new.share));
+    }
+    if old.gpus != new.gpus {
+        said.push(format!("arm {arm} gpus {} → {}", old.gpus, new.gpus));
+    }
+    for backend in &new.backends {
+        match old.backends.iter().find(|other| other.url == backend.url) {
+            None => said.push(format!("arm {arm} backend {} added", backend.url)),
+            Some(before) if before != backend => {
+                let what = match (before.drain, backend.drain) {
+                    (false, true) => "drains",
+                    (true, false) => "no longer drains",
+                    _ => "changed",
+                };
+                said.push(format!("arm {arm} backend {} {what}", backend.url));
+            }
+            Some(_) => {}
+        }
+    }
+    for backend in &old.backends {
+        if !new.backends.iter().any(|other| other.url == backend.url) {
+            said.push(format!("arm {arm} backend {} removed", backend.url));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::model::Backend;
+
+    fn backend(port: u16) -> Backend {
+        Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap())
+    }
+
+    fn config() -> Config {
+        Config { pools: vec![Pool::of("m", vec![backend(8001), backend(8002)])], ..Config::default() }
+    }
+
+    #[test]
+    fn equal_configurations_have_no_difference() {
+        assert!(diff(&config(), &config()).is_empty());
+    }
+
+    #[test]
+    fn a_bound_key_waits_for_a_restart_and_the_rest_holds() {
+        let mut new = config();
+        new.listen.address = SocketAddr::from(([0, 0, 0, 0], 80));
+        new.slo.ttft = Duration::from_secs(2);
+        let found = diff(&config(), &new);
+        assert_eq!(found.restart_keys, ["listen.address"]);
+        assert_eq!(found.changed, ["slo.ttft"]);
+        let held = in_force(&config(), &new);
+        assert_eq!((held.listen, held.slo), (config().listen, new.slo));
+    }
+
+    #[test]
+    fn a_body_never_exceeds_the_sum_that_stays_in_force() {
+        let mut new = config();
+        new.limits.bodies_in_memory = 8 << 30;
+        new.limits.body = 4 << 30;
+        assert_eq!(in_force(&config(), &new).limits.body, config().limits.bodies_in_memory);
+    }
+
+    #[test]
+    fn changes_of_pools_are_told_one_by_one() {
+        let mut new = config();
+        new.pools[0].cross_arm = false;
+        new.pools[0].arms[0].share = 2.0;
+        new.pools[0].arms[0].backends = vec![Backend { drain: true, ..backend(8001) }, backend(8003)];
+        new.pools.push(Pool::of("n", vec![backend(8009)]));
+        assert_eq!(
+            diff(&config(), &new).changed,
+            [
+                "pool m: cross_arm",
+                "pool m: arm default share 1 → 2",
+                "pool m: arm default backend http://127.0.0.1:8001 drains",
+                "pool m: arm default backend http://127.0.0.1:8003 added",
+                "pool m: arm default backend http://127.0.0.1:8002 removed",
+                "pool n: added",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_new_order_of_pools_is_a_change() {
+        let two = Config { pools: vec![Pool::of("a", vec![]), Pool::of("b", vec![])], ..Config::default() };
+        let turned = Config { pools: vec![two.pools[1].clone(), two.pools[0].clone()], ..Config::default() };
+        assert_eq!(diff(&two, &turned).changed, ["pools: another order"]);
+    }
+
+    #[test]
+    fn every_key_outside_the_pools_is_in_one_list() {
+        let shown = serde_json::to_value(Config::default()).unwrap();
+        let mut keys: Vec<String> = Vec::new();
+        for (section, content) in shown.as_object().unwrap() {
+            for key in content.as_object().into_iter().flatten().map(|(key, _)| key) {
+                let file = matches!((section.as_str(), key.as_str()), ("admin", "token") | ("clients", "keys"));
+                keys.push(format!("{section}.{key}{}", if file { "_file" } else { "" }));
+            }
+        }
+        let mut listed: Vec<&str> = AT_START.iter().chain(AT_ONCE).map(|key| key.name).collect();
+        keys.sort();
+        listed.sort_unstable();
+        assert_eq!(keys, listed);
+    }
+}

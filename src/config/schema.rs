@@ -1,0 +1,217 @@
+//! The names of the keys, by section: what is known, what is designed but not yet in this version, and, for a name that is
+//! neither, what was probably meant. Says nothing of values.
+
+/// The keys of one section of the file.
+#[derive(Debug)]
+pub(super) struct Section {
+    /// As it is written: `listen`, `pools.arms`; empty for the file itself.
+    pub(super) name: &'static str,
+    /// How to write its head.
+    pub(super) head: &'static str,
+    /// How to write it, by example.
+    pub(super) form: &'static str,
+    /// What it may hold.
+    pub(super) keys: &'static [&'static str],
+    /// What a later version will know.
+    pub(super) later: &'static [&'static str],
+}
+
+/// The file itself.
+pub(super) const ROOT: Section = Section {
+    name: "",
+    head: "the file",
+    form: "sections and their keys",
+    keys: &["listen", "admin", "clients", "limits", "stream", "retry", "health", "scrape", "slo", "pools"],
+    later: &[],
+};
+/// `[listen]`.
+pub(super) const LISTEN: Section = Section {
+    name: "listen",
+    head: "[listen]",
+    form: "[listen] and its keys below",
+    keys: &["address", "max_connections", "header_timeout", "body_timeout", "keep_alive", "drain", "threads"],
+    later: &["tls"],
+};
+/// `drain` in `[listen]`.
+pub(super) const DRAIN: Section = Section {
+    name: "listen.drain",
+    head: "listen.drain",
+    form: "drain = { ready_delay = \"0s\", limit = \"10m\" }",
+    keys: &["ready_delay", "limit"],
+    later: &[],
+};
+/// `[admin]`.
+pub(super) const ADMIN: Section = Section {
+    name: "admin",
+    head: "[admin]",
+    form: "[admin] and its keys below",
+    keys: &["address", "token_file"],
+    later: &[],
+};
+/// `[clients]`.
+pub(super) const CLIENTS: Section = Section {
+    name: "clients",
+    head: "[clients]",
+    form: "[clients] and its keys below",
+    keys: &["keys_file"],
+    later: &["explain"],
+};
+/// `[limits]`.
+pub(super) const LIMITS: Section = Section {
+    name: "limits",
+    head: "[limits]",
+    form: "[limits] and its keys below",
+    keys: &["body", "bodies_in_memory", "head", "h2_streams", "write_stall"],
+    later: &[],
+};
+/// `[stream]`.
+pub(super) const STREAM: Section = Section {
+    name: "stream",
+    head: "[stream]",
+    form: "[stream] and its keys below",
+    keys: &["first_token_timeout", "idle_timeout", "total_timeout", "usage"],
+    later: &["head_after"],
+};
+/// `[retry]`.
+pub(super) const RETRY: Section = Section {
+    name: "retry",
+    head: "[retry]",
+    form: "[retry] and its keys below",
+    keys: &["attempts", "budget"],
+    later: &[],
+};
+/// `budget` in `[retry]`.
+pub(super) const BUDGET: Section = Section {
+    name: "retry.budget",
+    head: "retry.budget",
+    form: "budget = { burst = 100, ratio = 0.2, per_second = 10 }",
+    keys: &["burst", "ratio", "per_second"],
+    later: &[],
+};
+/// `[health]`.
+pub(super) const HEALTH: Section = Section {
+    name: "health",
+    head: "[health]",
+    form: "[health] and its keys below",
+    keys: &["interval", "timeout", "failures"],
+    later: &["ejection", "slow_start", "stall_timeout"],
+};
+/// `[scrape]`.
+pub(super) const SCRAPE: Section = Section {
+    name: "scrape",
+    head: "[scrape]",
+    form: "[scrape] and its keys below",
+    keys: &["interval", "timeout", "stale_after"],
+    later: &[],
+};
+/// `[slo]`.
+pub(super) const SLO: Section =
+    Section { name: "slo", head: "[slo]", form: "[slo] and its keys below", keys: &["ttft", "tpot"], later: &[] };
+/// `[[pools]]`.
+pub(super) const POOL: Section = Section {
+    name: "pools",
+    head: "[[pools]]",
+    form: "[[pools]], once for each model",
+    keys: &["model", "aliases", "policy", "session", "split_salt", "cross_arm", "arms", "backends"],
+    later: &["affinity", "wait_room", "backend_max_in_flight"],
+};
+/// `session` in `[[pools]]`.
+pub(super) const SESSION: Section = Section {
+    name: "pools.session",
+    head: "pools.session",
+    form: "session = { header = \"x-session-id\" }",
+    keys: &["header", "body"],
+    later: &[],
+};
+/// `[[pools.arms]]`.
+pub(super) const ARM: Section = Section {
+    name: "pools.arms",
+    head: "[[pools.arms]]",
+    form: "[[pools.arms]], once for each arm",
+    keys: &["name", "share", "gpus", "backends"],
+    later: &[],
+};
+/// One of `backends`, of a pool or of an arm.
+pub(super) const BACKEND: Section = Section {
+    name: "backends",
+    head: "a backend",
+    form: "each backend as { url = \"http://127.0.0.1:8001\" }",
+    keys: &["url", "speed", "key_env", "drain"],
+    later: &[],
+};
+
+const ALL: [&Section; 16] = [
+    &ROOT, &LISTEN, &DRAIN, &ADMIN, &CLIENTS, &LIMITS, &STREAM, &RETRY, &BUDGET, &HEALTH, &SCRAPE, &SLO, &POOL,
+    &SESSION, &ARM, &BACKEND,
+];
+
+/// Whether `key` is known, or will be, in some section.
+pub(super) fn is_key(key: &str) -> bool {
+    ALL.iter().any(|section| section.keys.contains(&key) || section.later.contains(&key))
+}
+
+/// What was probably meant by the unknown `key` in `section`, as a hint.
+pub(super) fn meant(section: &Section, key: &str) -> String {
+    if section.name == "backends" && key.contains("key") {
+        return "keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it"
+            .to_owned();
+    }
+    if let Some(near) = nearest(key, section.keys) {
+        return format!("did you mean `{near}`?");
+    }
+    if let Some(other) = ALL.iter().find(|other| !other.name.is_empty() && other.keys.contains(&key)) {
+        return format!("`{key}` belongs in {}", other.head);
+    }
+    let known = section.keys.join(", ");
+    format!("{} may hold {known}", section.head)
+}
+
+/// The longest text that may be a slip: comparing costs its length times the candidate's.
+const LONGEST: usize = 64;
+
+/// The one of `candidates` that `text` was probably meant to be.
+pub(super) fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    if text.len() > LONGEST {
+        return None;
+    }
+    let text = text.to_ascii_lowercase().replace('-', "_");
+    candidates
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&text, candidate), *candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
+        .min()
+        .map(|(_, candidate)| candidate)
+        .or_else(|| candidates.iter().find(|whole| text.len() > 2 && whole.starts_with(&text)).copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_recognised() {
+        assert_eq!(meant(&ARM, "shrae"), "did you mean `share`?");
+        assert_eq!(meant(&LISTEN, "keep-alive"), "did you mean `keep_alive`?");
+        assert_eq!(meant(&ROOT, "pool"), "did you mean `pools`?");
+        assert_eq!(meant(&ADMIN, "token"), "did you mean `token_file`?");
+    }
+
+    #[test]
+    fn a_key_of_another_section_is_sent_there() {
+        assert_eq!(meant(&STREAM, "ttft"), "`ttft` belongs in [slo]");
+        assert_eq!(meant(&POOL, "share"), "`share` belongs in [[pools.arms]]");
+    }
+
+    #[test]
+    fn a_stranger_is_told_what_there_is() {
+        assert_eq!(meant(&SLO, "bananas"), "[slo] may hold ttft, tpot");
+        assert!(meant(&BACKEND, "api_key").contains("key_env"));
+    }
+
+    #[test]
+    fn no_key_is_both_known_and_promised() {
+        for section in ALL {
+            assert!(section.keys.iter().all(|key| !section.later.contains(key)), "{}", section.name);
+        }
+    }
+}

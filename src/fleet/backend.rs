@@ -1,0 +1,33 @@
+//! The identity of one backend: what does not change while it is configured, and pointers to what does. The HTTP client of a
+//! backend lives in `upstream`, by id.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::load::Load;
+use crate::config::model::{BackendUrl, Secret};
+use crate::units::BackendId;
+
+/// One vLLM server in one arm of one pool.
+#[derive(Debug)]
+pub struct Backend {
+    /// Its identity for the life of the process.
+    pub id: BackendId,
+    /// Where it listens.
+    pub url: BackendUrl,
+    /// The model of its pool.
+    pub pool: Arc<str>,
+    /// The name of its arm.
+    pub arm: Arc<str>,
+    /// How fast it is until that is measured, relative to the others.
+    pub speed: f64,
+    /// The key to send it.
+    pub key: Option<Secret>,
+    /// Whether it finishes what it has and gets nothing new.
+    pub drain: bool,
+    /// What it has to do. Kept for as long as the backend is configured.
+    pub load: Arc<Load>,
+    /// The model names that its `/v1/models` lists; empty until it was asked.
+    pub models: Arc<ArcSwap<Vec<String>>>,
+}

@@ -1,0 +1,148 @@
+//! For how long a backend is left alone after a failure, and when it may be tried again. Passive: fed by attempts, takes no
+//! backend out of its pool (that is health's), and a backend that is merely full is never left alone for longer each time.
+//!
+//! Hot path: a few comparisons.
+
+use std::time::Duration;
+
+use crate::clock::Time;
+
+/// Half of the first pause: doubled for each failure, so 1 s, 2 s, 4 s, …
+const HALF_BASE: Duration = Duration::from_millis(500);
+/// The longest pause, after failures and for a backend that asks for one (Retry-After).
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// The back-off of one backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Backoff {
+    /// Failures since the last success, one for each open period.
+    fails: u32,
+    failed_until: Time,
+    busy_until: Time,
+    /// Attempts numbered from here on were dispatched after the last failure.
+    mark: u64,
+    /// Those of them that are still out: half-open lets one be.
+    probes: u32,
+}
+
+impl Backoff {
+    /// A blamed failure. While the backend is left alone for the last one it is no new one: thirty streams cut at once are
+    /// one failure. `next` is the number of the next attempt.
+    pub(super) fn failure(&mut self, now: Time, next: u64) {
+        self.mark = next;
+        self.probes = 0;
+        if self.fails > 0 && now < self.failed_until {
+            return;
+        }
+        self.fails = self.fails.saturating_add(1);
+        self.failed_until = now + (HALF_BASE * (1 << self.fails.min(6))).min(LONGEST);
+    }
+
+    /// Backpressure: left alone for `pause`, never doubled, and no failure.
+    pub(super) fn busy(&mut self, pause: Duration, now: Time) {
+        self.busy_until = self.busy_until.max(now + pause.min(LONGEST));
+    }
+
+    /// The success of this attempt: counts if it was dispatched after the last failure. Streams that began before it end well on
+    /// a server that drains.
+    pub(super) fn success(&mut self, attempt: u64) {
+        if attempt >= self.mark {
+            self.fails = 0;
+        }
+    }
+
+    /// An attempt goes out.
+    pub(super) fn enter(&mut self) {
+        self.probes += 1;
+    }
+
+    /// This attempt is over, however it ended.
+    pub(super) fn leave(&mut self, attempt: u64) {
+        if attempt >= self.mark {
+            self.probes = self.probes.saturating_sub(1);
+        }
+    }
+
+    /// Failures since the last success.
+    pub(super) fn fails(&self) -> u32 {
+        self.fails
+    }
+
+    /// For how much longer it is left alone.
+    pub(super) fn open_for(&self, now: Time) -> Duration {
+        let failed_until = if self.fails > 0 { self.failed_until } else { Time::ZERO };
+        failed_until.max(self.busy_until).since(now)
+    }
+
+    /// An attempt dispatched after the last failure is out.
+    pub(super) fn probing(&self) -> bool {
+        self.probes > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::from_micros(ms * 1000)
+    }
+
+    #[test]
+    fn pauses_double_up_to_half_a_minute() {
+        let (mut backoff, mut now, mut pauses) = (Backoff::default(), at(5), Vec::new());
+        for _ in 0..8 {
+            backoff.failure(now, 0);
+            pauses.push(backoff.open_for(now).as_millis());
+            now = now + backoff.open_for(now);
+        }
+        assert_eq!(pauses, [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]);
+        assert_eq!(backoff.open_for(now), Duration::ZERO);
+    }
+
+    #[test]
+    fn thirty_streams_cut_at_once_are_one_failure() {
+        let mut backoff = Backoff::default();
+        for ms in 0..30 {
+            backoff.failure(at(ms), 30);
+        }
+        assert_eq!((backoff.fails(), backoff.open_for(at(29))), (1, Duration::from_millis(971)));
+    }
+
+    #[test]
+    fn backpressure_is_never_doubled_and_is_no_failure() {
+        let mut backoff = Backoff::default();
+        for _ in 0..5 {
+            backoff.busy(Duration::from_secs(1), at(100));
+        }
+        assert_eq!((backoff.fails(), backoff.open_for(at(100))), (0, Duration::from_secs(1)));
+        backoff.failure(at(200), 1);
+        assert_eq!(backoff.fails(), 1, "a failure counts also while the backend is full");
+        backoff.busy(Duration::from_secs(3600), at(200));
+        assert_eq!(backoff.open_for(at(200)), LONGEST);
+    }
+
+    #[test]
+    fn only_the_success_of_a_later_attempt_closes_it() {
+        let mut backoff = Backoff::default();
+        backoff.failure(at(0), 7);
+        backoff.success(6);
+        assert_eq!(backoff.fails(), 1);
+        backoff.success(7);
+        assert_eq!((backoff.fails(), backoff.open_for(at(1))), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn old_attempts_do_not_hold_up_the_probe() {
+        let mut backoff = Backoff::default();
+        backoff.enter();
+        backoff.failure(at(0), 1);
+        assert!(!backoff.probing(), "the stream from before the failure is no probe");
+        backoff.enter();
+        assert!(backoff.probing());
+        backoff.leave(0);
+        assert!(backoff.probing());
+        backoff.leave(1);
+        assert!(!backoff.probing());
+    }
+}

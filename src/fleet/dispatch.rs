@@ -1,0 +1,195 @@
+//! Pick and dispatch as one critical section under the pool's gate: the next pick sees this one's load, so simultaneous
+//! requests never herd. Exact; anything cleverer must be measured first.
+//!
+//! Hot path: at 16 backends at most 0.5 µs, no allocation: rows go to a buffer that the gate keeps.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::load::Entry;
+use super::locked;
+use super::snapshot::Pool;
+use super::ticket::Ticket;
+use crate::clock::Time;
+use crate::error::Refusal;
+use crate::routing::candidate::{Candidate, PoolRatios};
+use crate::routing::cost;
+use crate::routing::decision::{Choice, Decision, Scope, Trace};
+use crate::routing::eligible;
+use crate::routing::estimate::{DecayedRatio, PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT, PROMPT_TAU};
+use crate::routing::facts::{Kind, RequestFacts};
+use crate::routing::retry::Bucket;
+use crate::units::BackendId;
+
+/// What a pool keeps between dispatches.
+#[derive(Debug)]
+pub(super) struct Gate {
+    rows: Vec<Candidate>,
+    admitted: Vec<u16>,
+    /// Dispatches so far.
+    turn: u64,
+    /// Prompt tokens of a request.
+    prompts: DecayedRatio,
+    /// Pays for retries.
+    pub(super) budget: Bucket,
+}
+
+impl Gate {
+    pub(super) fn new(budget: Bucket) -> Gate {
+        Gate { rows: Vec::new(), admitted: Vec::new(), turn: 0, prompts: DecayedRatio::default(), budget }
+    }
+
+    /// Makes room for a pool of so many members, so that no dispatch has to.
+    pub(super) fn reserve(&mut self, members: usize) {
+        self.rows.clear();
+        self.rows.reserve(members);
+        self.admitted.clear();
+        self.admitted.reserve(members);
+    }
+
+    pub(super) fn mean_prompt(&self, now: Time) -> f64 {
+        self.prompts.read(now, PROMPT_TAU).ratio(PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT)
+    }
+}
+
+/// A dispatch: the place on the backend, and why it is there.
+#[derive(Debug)]
+#[must_use = "dropping the ticket frees its slot"]
+pub struct Dispatched {
+    /// The place on the backend.
+    pub ticket: Ticket,
+    /// Why.
+    pub decision: Decision,
+}
+
+impl Pool {
+    /// Chooses a backend that is not among `tried` and takes a place on it. With `tried` empty it is a request's first
+    /// attempt, which pays into the retry budget.
+    ///
+    /// # Errors
+    /// `Refusal::NoBackend` if no backend may have the request: all drained, or tried, or the pinned one gone.
+    pub fn dispatch(
+        &self,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Dispatched, Refusal> {
+        self.dispatch_with(facts, tried, now, rng, None)
+    }
+
+    /// The same, and takes the rows that were considered down in `trace`.
+    ///
+    /// # Errors
+    /// As `dispatch`.
+    pub fn dispatch_traced(
+        &self,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        rng: &mut fastrand::Rng,
+        trace: &mut Trace,
+    ) -> Result<Dispatched, Refusal> {
+        self.dispatch_with(facts, tried, now, rng, Some(trace))
+    }
+
+    fn dispatch_with(
+        &self,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        rng: &mut fastrand::Rng,
+        trace: Option<&mut Trace>,
+    ) -> Result<Dispatched, Refusal> {
+        let nowhere = || Refusal::NoBackend(self.model.clone());
+        let mut gate = locked(&self.gate);
+        if tried.is_empty() {
+            gate.budget.deposit();
+        }
+        let (scope, all_backing_off) = self.candidates(&mut gate, facts, tried, now, trace).ok_or_else(nowhere)?;
+        let choice = self.policy().pick(&gate.rows, facts, now, rng).ok_or_else(nowhere)?;
+        let decision = self.decide(&gate.rows, choice, scope, facts, now, all_backing_off);
+        let row = gate.rows[choice.index];
+        gate.turn += 1;
+        if facts.kind != Kind::Light && tried.is_empty() {
+            gate.prompts.observe(f64::from(facts.est_tokens), 1.0, now, PROMPT_TAU);
+        }
+        let backend = &self.members[usize::from(row.member)].backend;
+        let lease = backend.load.enter(
+            Entry {
+                kind: facts.kind,
+                sequences: facts.engine_sequences(),
+                tokens: cost::uncached(facts, row.matched),
+                prompt: facts.est_tokens,
+                raw: decision.terms.raw,
+                turn: gate.turn,
+            },
+            now,
+        );
+        drop(gate);
+        self.count_crossing(&decision, tried);
+        let predicted = (facts.kind == Kind::Stream)
+            .then(|| Duration::try_from_secs_f64(decision.terms.ttft()).unwrap_or(Duration::MAX));
+        Ok(Dispatched { ticket: Ticket::new(Arc::clone(backend), lease, predicted), decision })
+    }
+
+    /// Fills the gate's rows with the backends to choose from.
+    fn candidates(
+        &self,
+        gate: &mut Gate,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        trace: Option<&mut Trace>,
+    ) -> Option<(Scope, bool)> {
+        let scope = eligible::admit(&self.seats, facts, tried, self.cross_arm, &mut gate.admitted)?;
+        let mean_prompt = gate.mean_prompt(now);
+        gate.rows.clear();
+        gate.rows.extend(gate.admitted.iter().map(|&place| {
+            let backend = &self.members[usize::from(place)].backend;
+            backend.load.row(backend.id, place, mean_prompt, now)
+        }));
+        PoolRatios::of(&gate.rows).fill(&mut gate.rows);
+        if let Some(trace) = trace {
+            trace.record(&gate.rows, facts, now);
+        }
+        let all_backing_off = eligible::skip_backing_off(&mut gate.rows);
+        Some((scope, all_backing_off))
+    }
+
+    fn decide(
+        &self,
+        rows: &[Candidate],
+        choice: Choice,
+        scope: Scope,
+        facts: &RequestFacts,
+        now: Time,
+        all_backing_off: bool,
+    ) -> Decision {
+        let row = &rows[choice.index];
+        Decision {
+            backend: row.id,
+            arm: self.members[usize::from(row.member)].arm,
+            assigned: facts.arm,
+            scope,
+            policy: self.policy.as_str(),
+            reason: choice.reason,
+            considered: u16::try_from(rows.len()).unwrap_or(u16::MAX),
+            all_backing_off,
+            measured: rows.iter().any(|row| row.ttft.expected > 0.0),
+            terms: cost::terms(row, facts, now),
+        }
+    }
+
+    /// A request that leaves its arm counts once, however many backends it tries there.
+    fn count_crossing(&self, decision: &Decision, tried: &[BackendId]) {
+        if !decision.crossed() {
+            return;
+        }
+        let before = self.seats.iter().any(|seat| seat.arm != decision.assigned && tried.contains(&seat.id));
+        if let (false, Some(arm)) = (before, self.arm(decision.assigned)) {
+            arm.crossed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The backends as they are now: who they are, whether they take requests, and what each has to do. The snapshot says who and
+//! whether, is immutable and is replaced whole by one writer, the controller; loads are updated in place. Knows no HTTP.
+//!
+//! Hot path: `Fleet::snapshot` is one atomic pointer load and a reference count; `Pool::dispatch` one short critical section.
+
+mod backend;
+mod backoff;
+pub mod controller;
+mod dispatch;
+mod health;
+mod load;
+mod prefill;
+mod sample;
+mod snapshot;
+mod ticket;
+pub mod view;
+pub mod vllm_metrics;
+
+pub use backend::Backend;
+pub use dispatch::Dispatched;
+pub use health::State;
+pub use load::{Load, LoadView, ScrapeView};
+pub use sample::Sample;
+pub use snapshot::{Arm, Fleet, Member, Pool, Snapshot};
+pub use ticket::{Outcome, Ticket};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks; what a panicking thread left behind is a set of counters, all of which are still numbers.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

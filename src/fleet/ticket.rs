@@ -1,0 +1,77 @@
+//! The lease of one attempt on one backend. Dropping it gives everything back through a pointer, whatever happened to the
+//! snapshot meanwhile, so that no path can leak or count twice.
+//!
+//! Hot path: one short mutex for each event, no allocation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::backend::Backend;
+use super::load::Lease;
+use crate::clock::Time;
+use crate::error::Failure;
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ended well.
+    Success,
+    /// A 4xx of the client's making: neither good nor bad for the backend.
+    ClientError,
+    /// It failed; whom that blames is the failure's.
+    Failed(Failure),
+}
+
+/// One attempt's place on a backend.
+#[derive(Debug)]
+#[must_use = "dropping a Ticket frees its slot"]
+pub struct Ticket {
+    backend: Arc<Backend>,
+    lease: Lease,
+    predicted: Option<Duration>,
+}
+
+impl Ticket {
+    pub(super) fn new(backend: Arc<Backend>, lease: Lease, predicted: Option<Duration>) -> Ticket {
+        Ticket { backend, lease, predicted }
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// The predicted time from dispatch to the first token; none for an attempt that shows none.
+    #[must_use]
+    pub fn predicted_ttft(&self) -> Option<Duration> {
+        self.predicted
+    }
+
+    /// The engine has proved that it works on the request: prefill is over. A second call, and one for an attempt that is no
+    /// stream, does nothing.
+    pub fn first_token(&mut self, now: Time) {
+        self.backend.load.first_token(&mut self.lease, now);
+    }
+
+    /// A later event of the stream. `client_blocked`: a write to the client was waiting at some time since the last event, so
+    /// that the gap says nothing of the engine.
+    pub fn event(&mut self, now: Time, client_blocked: bool) {
+        self.backend.load.event(&mut self.lease, now, client_blocked);
+    }
+
+    /// The end. Without it, a drop is an attempt abandoned, blamed on nobody.
+    pub fn finish(self, outcome: Outcome, now: Time) {
+        match outcome {
+            Outcome::Success => self.backend.load.succeed(&self.lease, now),
+            Outcome::ClientError => {}
+            Outcome::Failed(failure) => self.backend.load.fail(failure, now),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.backend.load.end(&self.lease);
+    }
+}

@@ -1,0 +1,178 @@
+//! The fleet as JSON for `/api/fleet`: every number that the router sees, and what it would predict for a request of 500
+//! tokens. Shows no secret.
+
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::health::State;
+use super::load::LoadView;
+use super::locked;
+use super::snapshot::{Member, Pool, Snapshot};
+use crate::clock::Time;
+use crate::config::model::PolicyName;
+use crate::routing::candidate::{Candidate, PoolRatios};
+use crate::routing::cost::{self, Terms};
+use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
+use crate::units::BackendId;
+
+/// Prompt tokens of the request that predictions are shown for.
+pub const SAMPLE_PROMPT: u32 = 500;
+
+/// The fleet at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FleetView {
+    /// Counts the snapshots of this process.
+    pub generation: u64,
+    /// The pools, in the order of the config.
+    pub pools: Vec<PoolView>,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PoolView {
+    /// The model's name.
+    pub model: String,
+    /// Its other names.
+    pub aliases: Vec<String>,
+    /// The policy's name.
+    pub policy: PolicyName,
+    /// Whether a request may leave its arm.
+    pub cross_arm: bool,
+    /// TTFT ratio of the pool: what a backend without samples is taken for.
+    pub k: f64,
+    /// Step time ratio of the pool.
+    pub v: f64,
+    /// What a foreign waiting request is taken for, in prompt tokens.
+    pub mean_prompt_tokens: f64,
+    /// Retries that the budget would pay for now.
+    pub retry_budget: f64,
+    /// The arms.
+    pub arms: Vec<ArmView>,
+}
+
+/// One arm.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ArmView {
+    /// Its name.
+    pub name: String,
+    /// Its part of the sessions, relative to the other arms' shares.
+    pub share: f64,
+    /// GPUs that it occupies.
+    pub gpus: u32,
+    /// Requests assigned to it that another arm served.
+    pub crossed: u64,
+    /// Its backends.
+    pub backends: Vec<BackendView>,
+}
+
+/// One backend.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackendView {
+    /// Its identity.
+    pub id: BackendId,
+    /// Where it listens.
+    pub url: String,
+    /// The operator's prior.
+    pub speed: f64,
+    /// The models that it lists.
+    pub models: Vec<String>,
+    /// `healthy`, `ejected`, `misconfigured` or `drained`.
+    pub state: &'static str,
+    /// Why, where there is something to say.
+    pub reason: Option<String>,
+    /// For how long it has been in this state.
+    pub state_for_seconds: f64,
+    /// TTFT ratio: 1 is as expected, 2 twice as slow.
+    pub k: f64,
+    /// Seconds of expected TTFT behind `k`, decayed.
+    pub k_weight_seconds: f64,
+    /// Step time ratio.
+    pub v: f64,
+    /// Seconds of expected gaps behind `v`, decayed.
+    pub v_weight_seconds: f64,
+    /// Predicted TTFT of a streamed request of `SAMPLE_PROMPT` tokens, in seconds.
+    pub predicted_ttft_seconds: f64,
+    /// The prediction by its terms.
+    pub terms: Terms,
+    /// Its load.
+    pub load: LoadView,
+}
+
+impl FleetView {
+    /// The fleet of this snapshot, with loads as of `now`.
+    #[must_use]
+    pub fn new(snapshot: &Snapshot, now: Time) -> FleetView {
+        FleetView {
+            generation: snapshot.generation,
+            pools: snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect(),
+        }
+    }
+}
+
+impl PoolView {
+    /// One pool, with loads as of `now`.
+    #[must_use]
+    pub fn new(pool: &Pool, now: Time) -> PoolView {
+        let (mean_prompt, retry_budget) = {
+            let gate = locked(&pool.gate);
+            (gate.mean_prompt(now), gate.budget.left(now))
+        };
+        let mut rows: Vec<Candidate> = (0_u16..)
+            .zip(&pool.members)
+            .map(|(place, member)| member.backend.load.row(member.backend.id, place, mean_prompt, now))
+            .collect();
+        let healthy = |row: &&Candidate| pool.members[usize::from(row.member)].state == State::Healthy;
+        let ratios = PoolRatios::of(rows.iter().filter(healthy));
+        ratios.fill(&mut rows);
+        let arms = (0_u16..).zip(&pool.arms).map(|(index, arm)| ArmView {
+            name: arm.name.to_string(),
+            share: arm.share,
+            gpus: arm.gpus,
+            crossed: arm.crossed.load(Ordering::Relaxed),
+            backends: pool
+                .members
+                .iter()
+                .zip(&rows)
+                .filter(|(member, _)| member.arm == ArmIndex(index))
+                .map(|(member, row)| BackendView::new(member, row, now))
+                .collect(),
+        });
+        PoolView {
+            model: pool.model.clone(),
+            aliases: pool.aliases.clone(),
+            policy: pool.policy,
+            cross_arm: pool.cross_arm,
+            k: ratios.k,
+            v: ratios.v,
+            mean_prompt_tokens: mean_prompt,
+            retry_budget,
+            arms: arms.collect(),
+        }
+    }
+}
+
+impl BackendView {
+    fn new(member: &Member, row: &Candidate, now: Time) -> BackendView {
+        let facts =
+            RequestFacts { est_tokens: SAMPLE_PROMPT, sequences: 1, kind: Kind::Stream, arm: member.arm, pinned: None };
+        let terms = cost::terms(row, &facts, now);
+        let backend = &member.backend;
+        BackendView {
+            id: backend.id,
+            url: backend.url.to_string(),
+            speed: backend.speed,
+            models: backend.models.load().to_vec(),
+            state: member.state.label(),
+            reason: member.state.reason().map(str::to_owned),
+            state_for_seconds: now.secs_since(member.since),
+            k: row.k,
+            k_weight_seconds: row.ttft.expected,
+            v: row.v,
+            v_weight_seconds: row.gap.expected,
+            predicted_ttft_seconds: terms.ttft(),
+            terms,
+            load: backend.load.view(now),
+        }
+    }
+}

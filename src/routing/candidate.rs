@@ -1,0 +1,191 @@
+//! One backend as a policy sees it: a row of numbers as of one moment. A policy sees nothing else, so whatever it decides can
+//! be written down and decided again.
+//!
+//! Hot path: copied by value, no allocation.
+
+use std::time::Duration;
+
+use super::cost::Shape;
+use super::estimate::{self, Evidence};
+use crate::clock::Time;
+use crate::units::BackendId;
+
+/// Load that others put on the backend: what vLLM reports beyond what this proxy sent. All zero where no fresh scrape says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Foreign {
+    /// Sequences running (`fr`).
+    pub running: f64,
+    /// Sequences waiting (`fw`).
+    pub waiting: f64,
+    /// Prompt tokens of those waiting, estimated.
+    pub prompt_tokens: f64,
+    /// Tokens in the KV cache.
+    pub kv_tokens: f64,
+}
+
+/// The oldest request here without a first token: the one that the engine is prefilling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// When the engine can have begun on it: its dispatch, or the last first token of this backend if that was later.
+    pub since: Time,
+    /// Its uncached prompt tokens.
+    pub tokens: u32,
+}
+
+/// One backend's row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// The backend.
+    pub id: BackendId,
+    /// Its place among its pool's members.
+    pub member: u16,
+    /// Own sequences without a first token (`p`).
+    pub prefilling: u32,
+    /// Own sequences past their first token (`n`).
+    pub decoding: u32,
+    /// Own outstanding uncached prompt tokens (`q`).
+    pub queued_tokens: u64,
+    /// Own tokens in the KV cache, estimated: prompts and tokens seen.
+    pub kv_tokens: u64,
+    /// Room of the KV cache in tokens; `None` where unknown, which is neutral.
+    pub kv_capacity: Option<u64>,
+    /// Others' load.
+    pub foreign: Foreign,
+    /// The request that is being prefilled.
+    pub head: Option<Head>,
+    /// Sequences completed a second.
+    pub done_per_second: f64,
+    /// Measured TTFT beside what was expected, in seconds.
+    pub ttft: Evidence,
+    /// Measured gaps beside expected step times, in seconds.
+    pub gap: Evidence,
+    /// The same, forgotten slowly: this backend's part of the pool's ratio.
+    pub gap_slow: Evidence,
+    /// TTFT ratio (`k`): 1 is as expected, 2 twice as slow.
+    pub k: f64,
+    /// Step time ratio (`v`).
+    pub v: f64,
+    /// Expected times before anything is measured.
+    pub shape: Shape,
+    /// Tokens of this request's prompt that the backend has in its prefix cache; 0 where nothing is known.
+    pub matched: u32,
+    /// Blamed failures, one for each open period, since the last success.
+    pub fails: u32,
+    /// For how much longer the backend is left alone.
+    pub open_for: Duration,
+    /// An attempt sent after the last failure is still out.
+    pub probing: bool,
+    /// The pool's dispatch number when this backend was last chosen; 0 = never.
+    pub turn: u64,
+}
+
+impl Candidate {
+    /// A backend that has nothing to do and of which nothing is known.
+    #[must_use]
+    pub fn idle(id: BackendId, member: u16) -> Candidate {
+        Candidate {
+            id,
+            member,
+            prefilling: 0,
+            decoding: 0,
+            queued_tokens: 0,
+            kv_tokens: 0,
+            kv_capacity: None,
+            foreign: Foreign::default(),
+            head: None,
+            done_per_second: 0.0,
+            ttft: Evidence::default(),
+            gap: Evidence::default(),
+            gap_slow: Evidence::default(),
+            k: 1.0,
+            v: 1.0,
+            shape: Shape::PRIOR,
+            matched: 0,
+            fails: 0,
+            open_for: Duration::ZERO,
+            probing: false,
+            turn: 0,
+        }
+    }
+
+    /// Own sequences in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.prefilling.saturating_add(self.decoding)
+    }
+
+    /// Left alone after a failure or for backpressure, or half-open with its one probe out.
+    #[must_use]
+    pub fn backing_off(&self) -> bool {
+        self.open_for > Duration::ZERO || (self.fails > 0 && self.probing)
+    }
+}
+
+/// What a backend of the pool is taken for where nothing of its own says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PoolRatios {
+    /// TTFT ratio of the pool.
+    pub k: f64,
+    /// Step time ratio of the pool.
+    pub v: f64,
+}
+
+impl PoolRatios {
+    /// From the decayed evidence of these rows together: give it eligible backends.
+    #[must_use]
+    pub fn of<'a>(rows: impl IntoIterator<Item = &'a Candidate>) -> PoolRatios {
+        let (mut ttft, mut gap) = (Evidence::default(), Evidence::default());
+        for row in rows {
+            ttft = ttft.plus(row.ttft);
+            gap = gap.plus(row.gap_slow);
+        }
+        PoolRatios { k: estimate::pool_ttft_ratio(ttft), v: estimate::pool_gap_ratio(gap) }
+    }
+
+    /// Fills `k` and `v` of every row: its own evidence, leaning on the pool's.
+    pub fn fill(self, rows: &mut [Candidate]) {
+        for row in rows {
+            row.k = row.ttft.ratio(self.k, estimate::TTFT_PRIOR);
+            row.v = row.gap.ratio(self.v, estimate::GAP_PRIOR);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u32) -> Candidate {
+        Candidate::idle(BackendId(id), 0)
+    }
+
+    #[test]
+    fn a_backend_without_samples_is_taken_for_the_pool() {
+        let mut rows = [row(0), row(1), row(2)];
+        rows[0].ttft = Evidence { measured: 20.0, expected: 10.0 };
+        rows[1].ttft = Evidence { measured: 60.0, expected: 10.0 };
+        PoolRatios::of(&rows).fill(&mut rows);
+        let pool = (80.0 + 0.5) / 20.5;
+        assert!((rows[2].k - pool).abs() < 1e-9);
+        assert!(rows[0].k < pool && rows[1].k > pool);
+        assert!((rows[0].k - (20.0 + pool) / 11.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn with_no_samples_at_all_every_ratio_is_one() {
+        let mut rows = [row(0), row(1)];
+        PoolRatios::of(&rows).fill(&mut rows);
+        assert!(rows.iter().all(|row| row.k == 1.0 && row.v == 1.0));
+    }
+
+    #[test]
+    fn a_half_open_backend_takes_one_probe() {
+        let mut half_open = row(0);
+        half_open.fails = 1;
+        assert!(!half_open.backing_off());
+        half_open.probing = true;
+        assert!(half_open.backing_off());
+        half_open.fails = 0;
+        assert!(!half_open.backing_off(), "after a success many attempts may be out");
+    }
+}

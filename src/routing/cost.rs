@@ -1,0 +1,239 @@
+//! Predicted time to the first token of one request on one backend, by its terms. The formula and the trials behind each
+//! constant are in ARCHITECTURE.md; sensitivities are p99 TTFT against an oracle, over the workloads tried.
+//!
+//! Hot path: about twenty floating point operations, no `exp`, no allocation.
+
+use serde::Serialize;
+
+use super::candidate::Candidate;
+use super::facts::{Kind, RequestFacts};
+use crate::clock::Time;
+
+/// Steps that a request waits for beside its own prefill. Scales with the step time, so that decode load counts.
+pub const STEPS: f64 = 1.5;
+/// Seconds of one engine step with nothing in it (a0). Half or double moves p99 by at most 3 %: k and v take it up.
+pub const STEP_BASE: f64 = 0.025;
+/// Seconds that each decoding sequence adds to a step (b0).
+pub const STEP_PER_SEQUENCE: f64 = 0.000_15;
+/// Seconds to prefill one token (s). The one constant that is not flat: double costs up to 30 %, half 8 %; too small is safer.
+pub const TOKEN: f64 = 0.000_1;
+/// Weight of the delay that the prompt puts on the backend's other sequences (wu). 0 costs 24 % where sessions repeat,
+/// double 16 %.
+pub const OTHERS_WEIGHT: f64 = 0.005;
+/// The least uncached prompt, in tokens: a whole prefix hit still computes its last block.
+pub const MIN_UNCACHED: u32 = 16;
+/// The most of the head's prompt that is taken as done before its first token is seen.
+pub const HEAD_CREDIT: f64 = 0.9;
+/// Share of the KV room beyond which a request waits for another to end. Matters past the KV wall only (1.2 against 31).
+pub const KV_FULL: f64 = 0.97;
+/// Completions a second below which the wait for KV room is no longer believed to grow.
+pub const MIN_DONE_RATE: f64 = 0.3;
+
+/// Expected times of an engine. Only its *shape* matters: a common factor ends in k and v, which are ratios to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Seconds of a step with nothing in it.
+    pub step_base: f64,
+    /// Seconds that each decoding sequence adds to a step.
+    pub step_per_sequence: f64,
+    /// Seconds to prefill one token.
+    pub token: f64,
+}
+
+impl Shape {
+    /// The prior of a backend of speed 1.
+    pub const PRIOR: Shape = Shape { step_base: STEP_BASE, step_per_sequence: STEP_PER_SEQUENCE, token: TOKEN };
+
+    /// The prior of a backend that the operator calls `speed` times as fast. It divides every time for good: what is
+    /// measured is a ratio to these times, so with samples the operator's figure cancels, and without it leads. A speed that
+    /// is not a positive number counts as 1.
+    #[must_use]
+    pub fn with_speed(speed: f64) -> Shape {
+        let speed = if speed.is_finite() && speed > 0.0 { speed } else { 1.0 };
+        Shape { step_base: STEP_BASE / speed, step_per_sequence: STEP_PER_SEQUENCE / speed, token: TOKEN / speed }
+    }
+
+    /// Seconds of one step with so many sequences decoding.
+    #[must_use]
+    #[inline]
+    pub fn step(self, sequences: f64) -> f64 {
+        self.step_base + self.step_per_sequence * sequences
+    }
+}
+
+/// Uncached prompt tokens that the request brings: at least `MIN_UNCACHED`, none if it never reaches the engine.
+#[must_use]
+#[inline]
+pub fn uncached(facts: &RequestFacts, matched: u32) -> u32 {
+    match facts.kind {
+        Kind::Light => 0,
+        Kind::Stream | Kind::Unary | Kind::NoDecode => facts.est_tokens.saturating_sub(matched).max(MIN_UNCACHED),
+    }
+}
+
+/// The predicted TTFT by its terms, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Terms {
+    /// TTFT ratio of the backend.
+    pub k: f64,
+    /// Step time ratio of the backend.
+    pub v: f64,
+    /// Waiting for the steps under way.
+    pub step: f64,
+    /// Prompt tokens ahead in the queue.
+    pub queue: f64,
+    /// The request's own prompt.
+    pub prompt: f64,
+    /// Waiting for KV room.
+    pub kv_wait: f64,
+    /// Delay put on the backend's other sequences: part of the score, not of the TTFT.
+    pub others: f64,
+    /// What was expected before `k`: the ticket keeps it, and the measured TTFT is compared with it.
+    pub raw: f64,
+}
+
+impl Terms {
+    /// Predicted seconds to the first token.
+    #[must_use]
+    #[inline]
+    pub fn ttft(&self) -> f64 {
+        self.step + self.queue + self.prompt + self.kv_wait
+    }
+
+    /// What the policy compares: the predicted TTFT and the delay to others. Finite for any input.
+    #[must_use]
+    #[inline]
+    pub fn score(&self) -> f64 {
+        let score = self.ttft() + self.others;
+        if score.is_finite() { score } else { f64::MAX }
+    }
+}
+
+/// Predicts the time to the first token of this request on this backend.
+#[must_use]
+#[inline]
+pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
+    let (k, v, shape) = (row.k, row.v, row.shape);
+    let own = f64::from(uncached(facts, row.matched));
+    let sequences = f64::from(row.decoding) + row.foreign.running;
+    let per_token = k * shape.token;
+    let progress =
+        row.head.map_or(0.0, |head| (now.secs_since(head.since) / per_token).min(HEAD_CREDIT * f64::from(head.tokens)));
+    let ahead = (row.queued_tokens as f64 + row.foreign.prompt_tokens - progress).max(0.0);
+    let step = STEPS * v * shape.step(sequences);
+    let kv_wait = match row.kv_capacity {
+        Some(room)
+            if facts.est_tokens > 0
+                && row.kv_tokens as f64 + row.foreign.kv_tokens + f64::from(facts.est_tokens)
+                    > KV_FULL * room as f64 =>
+        {
+            (f64::from(row.prefilling) + row.foreign.waiting + 1.0) / row.done_per_second.max(MIN_DONE_RATE)
+        }
+        _ => 0.0,
+    };
+    Terms {
+        k,
+        v,
+        step: k * step,
+        queue: per_token * ahead,
+        prompt: per_token * own,
+        kv_wait,
+        others: OTHERS_WEIGHT * sequences * per_token * own,
+        raw: step + shape.token * (ahead + own),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::candidate::{Foreign, Head};
+    use crate::routing::facts::ArmIndex;
+    use crate::units::BackendId;
+    use std::time::Duration;
+
+    const NOW: Time = Time::from_micros(10_000_000);
+
+    fn facts(est_tokens: u32) -> RequestFacts {
+        RequestFacts { est_tokens, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None }
+    }
+
+    fn row() -> Candidate {
+        Candidate::idle(BackendId(0), 0)
+    }
+
+    fn near(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+    }
+
+    #[test]
+    fn the_formula_holds_term_by_term() {
+        let row = Candidate {
+            k: 2.0,
+            v: 3.0,
+            decoding: 10,
+            queued_tokens: 1000,
+            foreign: Foreign { running: 5.0, waiting: 2.0, prompt_tokens: 600.0, kv_tokens: 0.0 },
+            ..row()
+        };
+        let terms = terms(&row, &facts(500), NOW);
+        near(terms.step, 2.0 * 1.5 * 3.0 * (0.025 + 0.00015 * 15.0));
+        near(terms.queue, 2.0 * 0.0001 * 1600.0);
+        near(terms.prompt, 2.0 * 0.0001 * 500.0);
+        near(terms.others, 0.005 * 15.0 * 2.0 * 0.0001 * 500.0);
+        near(terms.raw, 1.5 * 3.0 * (0.025 + 0.00015 * 15.0) + 0.0001 * 2100.0);
+        near(terms.score(), terms.ttft() + terms.others);
+        near(terms.ttft(), 2.0 * terms.raw);
+    }
+
+    #[test]
+    fn the_prompt_in_progress_is_credited_at_the_measured_speed_up_to_nine_tenths() {
+        let head = |ms: u64| Some(Head { since: Time::from_micros(10_000_000 - ms * 1000), tokens: 1000 });
+        let queue = |k: f64, ms: u64| {
+            let row = Candidate { k, queued_tokens: 1000, head: head(ms), ..row() };
+            terms(&row, &facts(100), NOW).queue / (k * TOKEN)
+        };
+        near(queue(1.0, 30), 700.0);
+        near(queue(3.0, 30), 900.0);
+        near(queue(1.0, 5000), 100.0);
+    }
+
+    #[test]
+    fn a_credit_beyond_the_queue_never_makes_it_negative() {
+        let head = Some(Head { since: Time::ZERO, tokens: 5000 });
+        assert_eq!(terms(&Candidate { queued_tokens: 100, head, ..row() }, &facts(100), NOW).queue, 0.0);
+    }
+
+    #[test]
+    fn unknown_kv_room_is_neutral_and_a_full_cache_costs_real_seconds() {
+        let full = Candidate { kv_tokens: 99_000, prefilling: 3, done_per_second: 2.0, k: 4.0, ..row() };
+        assert_eq!(terms(&full, &facts(500), NOW).kv_wait, 0.0);
+        let known = Candidate { kv_capacity: Some(100_000), ..full };
+        near(terms(&known, &facts(500), NOW).kv_wait, 2.0);
+        let others = Foreign { kv_tokens: 98_000.0, waiting: 1.0, ..Foreign::default() };
+        let foreign = Candidate { kv_tokens: 0, foreign: others, ..known };
+        near(terms(&foreign, &facts(500), NOW).kv_wait, 2.5);
+        assert_eq!(terms(&known, &RequestFacts { kind: Kind::Light, ..facts(0) }, NOW).kv_wait, 0.0);
+    }
+
+    #[test]
+    fn speed_is_a_prior_for_every_time() {
+        let fast = Candidate { shape: Shape::with_speed(2.0), ..row() };
+        near(terms(&fast, &facts(500), NOW).score() * 2.0, terms(&row(), &facts(500), NOW).score());
+        assert_eq!(Shape::with_speed(0.0), Shape::PRIOR);
+        assert_eq!(Shape::with_speed(f64::NAN), Shape::PRIOR);
+    }
+
+    #[test]
+    fn what_never_reaches_the_engine_brings_no_prompt() {
+        assert_eq!(uncached(&RequestFacts { kind: Kind::Light, ..facts(0) }, 0), 0);
+        assert_eq!(uncached(&facts(0), 0), 16);
+        assert_eq!(uncached(&facts(500), 480), 20);
+        assert_eq!(uncached(&facts(500), 5000), 16);
+    }
+
+    #[test]
+    fn a_score_is_finite_whatever_the_row_says() {
+        let row = Candidate { k: f64::INFINITY, v: f64::NAN, ..row() };
+        assert_eq!(terms(&row, &facts(1), NOW + Duration::MAX).score(), f64::MAX);
+    }
+}

@@ -1,0 +1,257 @@
+//! Why a request went where it went. The decision itself is a small copy made at every pick; the rows that were considered
+//! are kept only where someone asks for them, in a [`Trace`] that the asker owns.
+//!
+//! Hot path: no allocation and no formatting; text is made when it is read.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::candidate::Candidate;
+use super::cost::{self, Terms};
+use super::facts::{ArmIndex, RequestFacts};
+use crate::clock::Time;
+use crate::units::BackendId;
+
+/// By which rule the candidates were admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Backends of the assigned arm.
+    Assigned,
+    /// None of the assigned arm's was left: backends of the other arms.
+    Crossed,
+    /// The one backend that holds what the request refers to.
+    Pinned,
+    /// All are out: those out longest.
+    Panic,
+}
+
+impl Scope {
+    /// The word in logs and headers.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Scope::Assigned => "assigned",
+            Scope::Crossed => "crossed",
+            Scope::Pinned => "pinned",
+            Scope::Panic => "panic",
+        }
+    }
+}
+
+/// How the policy came to its choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// There was one candidate.
+    Only,
+    /// It had the lowest score.
+    Lowest,
+    /// It was drawn from so many that scored alike.
+    Tie(u16),
+    /// It was the less loaded of two drawn.
+    Drawn,
+    /// It was its turn.
+    Turn,
+}
+
+impl Reason {
+    /// The word in logs and headers.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Reason::Only => "only",
+            Reason::Lowest => "lowest",
+            Reason::Tie(_) => "tie",
+            Reason::Drawn => "drawn",
+            Reason::Turn => "turn",
+        }
+    }
+}
+
+/// A policy's answer: a place in the rows that it was given, and how it came to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The place of the chosen row.
+    pub index: usize,
+    /// How it was chosen.
+    pub reason: Reason,
+}
+
+/// One decision, with the prediction for the backend that won.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Decision {
+    /// The backend that was chosen.
+    pub backend: BackendId,
+    /// Its arm: the serving one.
+    pub arm: ArmIndex,
+    /// The arm that the request was assigned to.
+    pub assigned: ArmIndex,
+    /// By which rule the candidates were admitted.
+    pub scope: Scope,
+    /// The policy's name.
+    pub policy: &'static str,
+    /// How the policy chose.
+    pub reason: Reason,
+    /// Rows that the policy compared.
+    pub considered: u16,
+    /// Every candidate was backing off, so none was skipped for it.
+    pub all_backing_off: bool,
+    /// Some candidate has measured TTFT. If none has, the prediction rests on queued prompt tokens alone.
+    pub measured: bool,
+    /// The prediction for the winner.
+    pub terms: Terms,
+}
+
+impl Decision {
+    /// Whether another arm than the assigned one serves the request.
+    #[must_use]
+    pub fn crossed(&self) -> bool {
+        self.arm != self.assigned
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let t = &self.terms;
+        write!(
+            f,
+            "{} {} of {} by {} scope={} ttft={:.4} step={:.4} queue={:.4} prompt={:.4} kv_wait={:.4} others={:.4} k={:.2} v={:.2}",
+            self.backend,
+            self.reason.label(),
+            self.considered,
+            self.policy,
+            self.scope.label(),
+            t.ttft(),
+            t.step,
+            t.queue,
+            t.prompt,
+            t.kv_wait,
+            t.others,
+            t.k,
+            t.v
+        )?;
+        if !self.measured && self.policy == "predicted_ttft" {
+            f.write_str(" unmeasured=as_least_tokens")?;
+        }
+        if self.all_backing_off {
+            f.write_str(" all_backing_off")?;
+        }
+        Ok(())
+    }
+}
+
+/// One row that a decision considered.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Considered {
+    /// The backend.
+    pub backend: BackendId,
+    /// Own sequences without a first token.
+    pub prefilling: u32,
+    /// Own sequences past their first token.
+    pub decoding: u32,
+    /// Own outstanding uncached prompt tokens.
+    pub queued_tokens: u64,
+    /// Skipped because it backs off.
+    pub skipped: bool,
+    /// How long it still backs off, in seconds.
+    pub open_for: f64,
+    /// The prediction.
+    pub terms: Terms,
+}
+
+/// The rows of one decision, kept for whoever asked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Trace {
+    /// The rows, in the pool's order.
+    pub rows: Vec<Considered>,
+}
+
+impl Trace {
+    /// Takes the rows down before those that back off are dropped.
+    pub fn record(&mut self, rows: &[Candidate], facts: &RequestFacts, now: Time) {
+        let all_off = rows.iter().all(Candidate::backing_off);
+        self.rows.clear();
+        self.rows.extend(rows.iter().map(|row| Considered {
+            backend: row.id,
+            prefilling: row.prefilling,
+            decoding: row.decoding,
+            queued_tokens: row.queued_tokens,
+            skipped: row.backing_off() && !all_off,
+            open_for: row.open_for.max(Duration::ZERO).as_secs_f64(),
+            terms: cost::terms(row, facts, now),
+        }));
+    }
+
+    /// The decision and its rows as one line of visible ASCII, at most `limit` bytes: rows that do not fit are counted.
+    #[must_use]
+    pub fn line(&self, decision: &Decision, limit: usize) -> String {
+        let mut line = decision.to_string();
+        line.truncate(limit);
+        for (at, row) in self.rows.iter().enumerate() {
+            let part = format!(
+                "; {} ttft={:.4} score={:.4} p={} n={} q={}{}",
+                row.backend,
+                row.terms.ttft(),
+                row.terms.score(),
+                row.prefilling,
+                row.decoding,
+                row.queued_tokens,
+                if row.skipped { " skipped" } else { "" }
+            );
+            let rest = format!("; {} more", self.rows.len() - at);
+            if line.len() + part.len() + rest.len() > limit {
+                if line.len() + rest.len() <= limit {
+                    line.push_str(&rest);
+                }
+                break;
+            }
+            line.push_str(&part);
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::facts::Kind;
+
+    fn decision() -> Decision {
+        Decision {
+            backend: BackendId(3),
+            arm: ArmIndex(1),
+            assigned: ArmIndex(0),
+            scope: Scope::Crossed,
+            policy: "predicted_ttft",
+            reason: Reason::Lowest,
+            considered: 2,
+            all_backing_off: false,
+            measured: false,
+            terms: Terms::default(),
+        }
+    }
+
+    #[test]
+    fn a_decision_says_its_terms_and_that_nothing_was_measured() {
+        let text = decision().to_string();
+        assert!(text.starts_with("b3 lowest of 2 by predicted_ttft scope=crossed ttft=0.0000"), "{text}");
+        assert!(text.ends_with("unmeasured=as_least_tokens"), "{text}");
+        assert!(decision().crossed());
+    }
+
+    #[test]
+    fn an_explanation_keeps_its_limit_and_counts_what_it_leaves_out() {
+        let facts = RequestFacts { est_tokens: 9, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None };
+        let rows: Vec<Candidate> = (0..40).map(|id| Candidate::idle(BackendId(id), 0)).collect();
+        let mut trace = Trace::default();
+        trace.record(&rows, &facts, Time::ZERO);
+        let line = trace.line(&decision(), 1024);
+        assert!(line.len() <= 1024 && line.ends_with(" more"), "{line}");
+        assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        trace.rows.truncate(2);
+        assert!(!trace.line(&decision(), 1024).contains("more"));
+    }
+}

@@ -1,0 +1,209 @@
+//! Estimators that forget: ratios of seconds measured to seconds expected, and rates. Each stores its sums as of its last
+//! observation and decays them when *read*: an estimator that decayed only when fed would keep a recovered backend out for
+//! as long as nobody tries it. Never NaN, never negative, never above the largest ratio that went in (or its prior).
+//!
+//! Hot path: a few multiplications, one division; no `exp`, no allocation.
+
+use crate::clock::Time;
+
+/// Seconds over which measured TTFT is forgotten (tau_k). Half or double moves p99 by at most 5 %.
+pub const TTFT_TAU: f64 = 15.0;
+/// Seconds of expected TTFT by which a backend's ratio leans on its pool's (m_k). Half or double: at most 6 %.
+pub const TTFT_PRIOR: f64 = 1.0;
+/// Seconds of expected TTFT by which the pool's ratio leans on 1. It only matters before the first samples.
+pub const TTFT_POOL_PRIOR: f64 = 0.5;
+/// Seconds over which a backend's gaps between tokens are forgotten (tau_g). Half or double: at most 6 %.
+pub const GAP_TAU: f64 = 2.0;
+/// Seconds of expected gap by which a backend's ratio leans on its pool's (m_g). Half or double: at most 6 %.
+pub const GAP_PRIOR: f64 = 0.2;
+/// Seconds over which the pool's gaps are forgotten; longer than a backend's, since it is what they fall back to.
+pub const GAP_POOL_TAU: f64 = 10.0;
+/// Seconds of expected gap by which the pool's gap ratio leans on 1.
+pub const GAP_POOL_PRIOR: f64 = 0.2;
+/// Seconds over which completions are forgotten; matters only past the KV wall.
+pub const DONE_TAU: f64 = 10.0;
+/// Tokens of a prompt that nothing is known of: what a foreign request is taken for at the start.
+pub const PROMPT_PRIOR: f64 = 500.0;
+/// Requests that `PROMPT_PRIOR` weighs against what was seen. Only foreign waiting requests are scaled by it.
+pub const PROMPT_PRIOR_WEIGHT: f64 = 1.0;
+/// Seconds over which prompt lengths are forgotten.
+pub const PROMPT_TAU: f64 = 60.0;
+
+/// exp(-elapsed / tau) as (1 - x/8)^8, zero from 8 tau on. Between 0 and 1, falling with `elapsed`.
+#[must_use]
+#[inline]
+pub fn decay(elapsed: f64, tau: f64) -> f64 {
+    let base = (1.0 - elapsed / (8.0 * tau)).clamp(0.0, 1.0);
+    let squared = base * base;
+    let fourth = squared * squared;
+    fourth * fourth
+}
+
+/// What was measured beside what was expected, both in the same unit and both decayed alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evidence {
+    /// Sum of what was measured.
+    pub measured: f64,
+    /// Sum of what was expected; the weight of the evidence.
+    pub expected: f64,
+}
+
+impl Evidence {
+    /// Measured over expected, leaning on `prior` by `weight` units of expectation.
+    #[must_use]
+    #[inline]
+    pub fn ratio(self, prior: f64, weight: f64) -> f64 {
+        (self.measured + weight * prior) / (self.expected + weight)
+    }
+
+    /// The sum of both.
+    #[must_use]
+    #[inline]
+    pub fn plus(self, other: Evidence) -> Evidence {
+        Evidence { measured: self.measured + other.measured, expected: self.expected + other.expected }
+    }
+
+    /// Both parts times `factor`.
+    #[must_use]
+    #[inline]
+    pub fn times(self, factor: f64) -> Evidence {
+        Evidence { measured: self.measured * factor, expected: self.expected * factor }
+    }
+}
+
+/// Evidence with the moment of its last observation.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DecayedRatio {
+    sums: Evidence,
+    at: Time,
+}
+
+impl DecayedRatio {
+    /// Adds one observation. An absurd one (not finite, negative, or nothing expected) is left out.
+    #[inline]
+    pub fn observe(&mut self, measured: f64, expected: f64, now: Time, tau: f64) {
+        if !(measured.is_finite() && measured >= 0.0 && expected.is_finite() && expected > 0.0) {
+            return;
+        }
+        self.sums = self.read(now, tau).plus(Evidence { measured, expected });
+        self.at = self.at.max(now);
+    }
+
+    /// The evidence as of `now`. Writes nothing.
+    #[must_use]
+    #[inline]
+    pub fn read(&self, now: Time, tau: f64) -> Evidence {
+        self.sums.times(decay(now.secs_since(self.at), tau))
+    }
+}
+
+/// Events a second, forgotten over `DONE_TAU`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DecayedRate {
+    sum: f64,
+    at: Time,
+}
+
+impl DecayedRate {
+    /// Counts `count` events.
+    pub fn observe(&mut self, count: u32, now: Time) {
+        self.sum = self.sum * decay(now.secs_since(self.at), DONE_TAU) + f64::from(count);
+        self.at = self.at.max(now);
+    }
+
+    /// Events a second as of `now`.
+    #[must_use]
+    #[inline]
+    pub fn read(&self, now: Time) -> f64 {
+        self.sum * decay(now.secs_since(self.at), DONE_TAU) / DONE_TAU
+    }
+}
+
+/// The pool's TTFT ratio from the evidence of its eligible backends: what a backend without samples is taken for.
+#[must_use]
+#[inline]
+pub fn pool_ttft_ratio(sum: Evidence) -> f64 {
+    sum.ratio(1.0, TTFT_POOL_PRIOR)
+}
+
+/// The pool's gap ratio from the slowly decayed evidence of its eligible backends.
+#[must_use]
+#[inline]
+pub fn pool_gap_ratio(sum: Evidence) -> f64 {
+    sum.ratio(1.0, GAP_POOL_PRIOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    #[test]
+    fn decay_is_close_to_the_exponential_and_ends_at_zero() {
+        for (elapsed, exact) in [(0.0, 1.0), (1.5, 0.905), (15.0, 0.368), (30.0, 0.135)] {
+            assert!((decay(elapsed, 15.0) - exact).abs() < 0.036, "{elapsed}");
+        }
+        assert_eq!(decay(120.0, 15.0), 0.0);
+        assert_eq!(decay(1e12, 15.0), 0.0);
+        assert_eq!(decay(-1.0, 15.0), 1.0);
+    }
+
+    #[test]
+    fn an_estimator_decays_when_read_and_not_only_when_fed() {
+        let mut gaps = DecayedRatio::default();
+        gaps.observe(0.5, 0.1, Time::ZERO, GAP_TAU);
+        let at_once = gaps.read(Time::ZERO, GAP_TAU).ratio(1.0, GAP_PRIOR);
+        let later = gaps.read(Time::ZERO + Duration::from_secs(4), GAP_TAU).ratio(1.0, GAP_PRIOR);
+        let much_later = gaps.read(Time::ZERO + Duration::from_secs(40), GAP_TAU).ratio(1.0, GAP_PRIOR);
+        assert!(at_once > later && later > much_later, "{at_once} {later} {much_later}");
+        assert_eq!(much_later, 1.0);
+    }
+
+    #[test]
+    fn absurd_observations_are_left_out() {
+        let mut ratio = DecayedRatio::default();
+        for (measured, expected) in
+            [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -3.0)]
+        {
+            ratio.observe(measured, expected, Time::ZERO, 1.0);
+        }
+        assert_eq!(ratio, DecayedRatio::default());
+    }
+
+    #[test]
+    fn a_rate_counts_events_a_second() {
+        let mut rate = DecayedRate::default();
+        for tenth in 0..1200_u64 {
+            rate.observe(1, Time::from_micros(tenth * 100_000));
+        }
+        let seen = rate.read(Time::from_micros(119_900_000));
+        assert!((8.0..12.0).contains(&seen), "{seen}");
+        assert_eq!(rate.read(Time::from_micros(500_000_000)), 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_ratio_is_never_negative_or_nan_and_never_above_its_largest_input(
+            steps in prop::collection::vec((any::<f64>(), any::<f64>(), 0_u64..60_000_000), 0..50),
+            sane in prop::collection::vec((0.0..1e3_f64, 1e-4..1e3_f64, 0_u64..60_000_000), 0..50),
+            prior in 0.0..100.0_f64,
+        ) {
+            let (mut ratio, mut now, mut largest) = (DecayedRatio::default(), Time::ZERO, prior);
+            for (measured, expected, micros) in sane {
+                now = now + Duration::from_micros(micros);
+                ratio.observe(measured, expected, now, TTFT_TAU);
+                largest = largest.max(measured / expected);
+                let value = ratio.read(now, TTFT_TAU).ratio(prior, TTFT_PRIOR);
+                prop_assert!(value >= 0.0 && value <= largest * (1.0 + 1e-9), "{value} over {largest}");
+            }
+            let mut wild = DecayedRatio::default();
+            for (measured, expected, micros) in steps {
+                now = now + Duration::from_micros(micros);
+                wild.observe(measured.clamp(-1e9, 1e9), expected.clamp(-1e9, 1e9), now, TTFT_TAU);
+                let value = wild.read(now, TTFT_TAU).ratio(prior, TTFT_PRIOR);
+                prop_assert!(value >= 0.0 && value.is_finite(), "{value}");
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! What follows a failed attempt: the failure table as one match, the limits on trying again, and whose answer the client gets
+//! when attempts end. Says what to do and does nothing: sending, answering and blaming are the caller's.
+//!
+//! Hot path: only failed attempts come here, but for the deposit of each request in the budget; no allocation.
+
+use crate::clock::Time;
+use crate::error::Failure;
+
+/// Deaths of backends that one request may see: a query that has killed two is not given a third.
+pub const MAX_DEATHS: u32 = 2;
+
+/// What the client has been sent when an attempt fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing: status and backend are both open.
+    NothingSent,
+    /// The head and comments, no token: the status is spent, the backend is open.
+    HeadSentEarly,
+    /// A token: both are spent.
+    AfterToken,
+}
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The same backend once more on a fresh connection, free of budget and blame.
+    SameFresh,
+    /// Another backend, if the budget and the pool have one; if not, the caller asks [`Attempts::ending`].
+    Next,
+    /// What the backend said goes to the client: as it came, or, past an early head, as an error event.
+    PassThrough,
+    /// No more attempts; [`Attempts::ending`] says whose answer ends the request.
+    GiveUp,
+}
+
+/// Whose answer ends a request whose attempts are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The last real answer of a backend, which the caller has kept.
+    Theirs,
+    /// One of ours, for this failure. Past an early head or a token: an error event and an unclean end.
+    Ours(Failure),
+}
+
+/// What one request has been through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempts {
+    limit: u32,
+    failed: u32,
+    deaths: u32,
+    /// The attempt under way is the free one on a fresh connection.
+    fresh: bool,
+    answered: bool,
+    server_error: Option<u16>,
+    last: Option<Failure>,
+}
+
+impl Attempts {
+    /// Of a request that may make `limit` attempts (at least one), free retries not counted.
+    #[must_use]
+    pub fn new(limit: u32) -> Attempts {
+        Attempts {
+            limit: limit.max(1),
+            failed: 0,
+            deaths: 0,
+            fresh: false,
+            answered: false,
+            server_error: None,
+            last: None,
+        }
+    }
+
+    /// Attempts that failed so far, free retries not counted.
+    #[must_use]
+    pub fn failed(&self) -> u32 {
+        self.failed
+    }
+
+    /// Deaths of backends seen so far; two on one backend (a reused connection and its fresh retry) are one.
+    #[must_use]
+    pub fn deaths(&self) -> u32 {
+        self.deaths
+    }
+
+    /// Takes a failure down; call it after [`verdict`], for every failed attempt.
+    pub fn note(&mut self, failure: Failure) {
+        self.deaths += u32::from(self.kills(failure));
+        if self.free_retry(failure) {
+            self.fresh = true;
+        } else {
+            self.fresh = false;
+            self.failed += 1;
+        }
+        if is_answer(failure) {
+            self.answered = true;
+        }
+        if let Failure::ServerError(status) = failure {
+            self.server_error = Some(status);
+        }
+        self.last = Some(failure);
+    }
+
+    /// Whether this failure is to be held against the backend that caused it, beyond what `Failure::blame` says: not if
+    /// another backend gave the same status for this request, since then it is the request's doing. Ask before `note`.
+    #[must_use]
+    pub fn blames(&self, failure: Failure) -> bool {
+        match failure {
+            Failure::ServerError(status) => self.server_error != Some(status),
+            _ => true,
+        }
+    }
+
+    /// Whose answer ends the request, attempts being over: the last real one wins over ours, but for our own fault
+    /// (misconfigured) and after two deaths. Past an early head only an error event can still be passed on, and past a token
+    /// only the failure at hand counts.
+    #[must_use]
+    pub fn ending(&self, stage: Stage) -> Ending {
+        let last = self.last.unwrap_or(Failure::Connect);
+        let theirs = match stage {
+            Stage::NothingSent => {
+                self.answered && self.deaths < MAX_DEATHS && !matches!(last, Failure::Misconfigured(_))
+            }
+            Stage::HeadSentEarly => matches!(last, Failure::ErrorEvent { .. }) && self.deaths < MAX_DEATHS,
+            Stage::AfterToken => matches!(last, Failure::ErrorEvent { .. }),
+        };
+        if theirs { Ending::Theirs } else { Ending::Ours(last) }
+    }
+
+    /// A failure on a reused connection says nothing yet, once; the same on its fresh retry is a death.
+    fn free_retry(&self, failure: Failure) -> bool {
+        failure == Failure::Reused && !self.fresh
+    }
+
+    /// Whether the failure is a death: also a refusal right after a reused connection broke, and a fresh one that breaks.
+    fn kills(&self, failure: Failure) -> bool {
+        failure.is_death() || (self.fresh && matches!(failure, Failure::Connect | Failure::Reused))
+    }
+}
+
+/// Whether the failure is a real answer of a backend, which the caller keeps: it may be what ends the request.
+#[must_use]
+pub fn is_answer(failure: Failure) -> bool {
+    match failure {
+        Failure::ServerError(_) | Failure::Busy { .. } | Failure::ErrorEvent { .. } => true,
+        Failure::Connect
+        | Failure::Reused
+        | Failure::Died
+        | Failure::Misconfigured(_)
+        | Failure::FirstToken
+        | Failure::Idle
+        | Failure::Truncated
+        | Failure::Deadline
+        | Failure::ClientLeft => false,
+    }
+}
+
+/// The failure table. `seen` is what came before this failure. Where an answer of ours follows [`Verdict::GiveUp`], its
+/// status is `Failure::status`.
+#[must_use]
+pub fn verdict(failure: Failure, stage: Stage, seen: &Attempts) -> Verdict {
+    match (failure, stage) {
+        (Failure::ClientLeft | Failure::Deadline | Failure::Idle | Failure::Truncated, _) => Verdict::GiveUp,
+        (Failure::ErrorEvent { .. }, Stage::AfterToken) => Verdict::PassThrough,
+        (_, Stage::AfterToken) => Verdict::GiveUp,
+        (Failure::ErrorEvent { code, engine_dead: false }, _) if code < 500 => Verdict::PassThrough,
+        (Failure::Reused, _) if seen.free_retry(failure) => Verdict::SameFresh,
+        (
+            Failure::Connect
+            | Failure::Reused
+            | Failure::Died
+            | Failure::ServerError(_)
+            | Failure::Busy { .. }
+            | Failure::Misconfigured(_)
+            | Failure::ErrorEvent { .. }
+            | Failure::FirstToken,
+            Stage::NothingSent | Stage::HeadSentEarly,
+        ) => next(failure, stage, seen),
+    }
+}
+
+fn next(failure: Failure, stage: Stage, seen: &Attempts) -> Verdict {
+    let deaths = seen.deaths + u32::from(seen.kills(failure));
+    if deaths >= MAX_DEATHS {
+        return Verdict::GiveUp;
+    }
+    if seen.failed + 1 < seen.limit {
+        return Verdict::Next;
+    }
+    match (failure, stage) {
+        (Failure::ServerError(_) | Failure::Busy { .. }, Stage::NothingSent) | (Failure::ErrorEvent { .. }, _) => {
+            Verdict::PassThrough
+        }
+        _ => Verdict::GiveUp,
+    }
+}
+
+/// A bucket that pays for retries: a share of requests and a trickle over time, so that a fleet in trouble is not given twice
+/// its load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bucket {
+    tokens: f64,
+    at: Time,
+    burst: f64,
+    ratio: f64,
+    per_second: f64,
+}
+
+impl Bucket {
+    /// A full bucket: `burst` retries at once, `ratio` more for each request and `per_second` more with time.
+    #[must_use]
+    pub fn new(burst: f64, ratio: f64, per_second: f64, now: Time) -> Bucket {
+        let sane = |value: f64| if value.is_finite() { value.max(0.0) } else { 0.0 };
+        Bucket { tokens: sane(burst), at: now, burst: sane(burst), ratio: sane(ratio), per_second: sane(per_second) }
+    }
+
+    /// Pays in for one request.
+    pub fn deposit(&mut self) {
+        self.tokens = (self.tokens + self.ratio).min(self.burst);
+    }
+
+    /// Takes one retry out; false if there is none.
+    pub fn withdraw(&mut self, now: Time) -> bool {
+        self.tokens = (self.tokens + now.secs_since(self.at) * self.per_second).min(self.burst);
+        self.at = self.at.max(now);
+        // Fifths do not add up to one exactly.
+        let paid = self.tokens >= 1.0 - 1e-9;
+        if paid {
+            self.tokens = (self.tokens - 1.0).max(0.0);
+        }
+        paid
+    }
+
+    /// Retries that it would pay for at `now`.
+    #[must_use]
+    pub fn left(&self, now: Time) -> f64 {
+        (self.tokens + now.secs_since(self.at) * self.per_second).min(self.burst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Stage::{AfterToken, HeadSentEarly, NothingSent};
+    use super::*;
+    use std::time::Duration;
+
+    const BUSY: Failure = Failure::Busy { status: 503, retry_after: None };
+    const EVENT: Failure = Failure::ErrorEvent { code: 500, engine_dead: false };
+    const DEAD: Failure = Failure::ErrorEvent { code: 500, engine_dead: true };
+
+    fn after(failures: &[Failure]) -> Attempts {
+        let mut seen = Attempts::new(3);
+        for &failure in failures {
+            seen.note(failure);
+        }
+        seen
+    }
+
+    #[test]
+    fn a_first_failure_moves_on_until_a_token_was_sent() {
+        use Failure as F;
+        use Verdict::{GiveUp, Next, PassThrough, SameFresh};
+        let table = [
+            (F::Connect, Next, Next, GiveUp),
+            (F::Reused, SameFresh, SameFresh, GiveUp),
+            (F::Died, Next, Next, GiveUp),
+            (F::ServerError(500), Next, Next, GiveUp),
+            (BUSY, Next, Next, GiveUp),
+            (F::Misconfigured(404), Next, Next, GiveUp),
+            (F::ErrorEvent { code: 400, engine_dead: false }, PassThrough, PassThrough, PassThrough),
+            (EVENT, Next, Next, PassThrough),
+            (DEAD, Next, Next, PassThrough),
+            (F::FirstToken, Next, Next, GiveUp),
+            (F::Idle, GiveUp, GiveUp, GiveUp),
+            (F::Truncated, GiveUp, GiveUp, GiveUp),
+            (F::Deadline, GiveUp, GiveUp, GiveUp),
+            (F::ClientLeft, GiveUp, GiveUp, GiveUp),
+        ];
+        for (failure, nothing, early, token) in table {
+            let seen = after(&[]);
+            assert_eq!(verdict(failure, NothingSent, &seen), nothing, "{failure:?}");
+            assert_eq!(verdict(failure, HeadSentEarly, &seen), early, "{failure:?}");
+            assert_eq!(verdict(failure, AfterToken, &seen), token, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_attempt_ends_as_the_table_says() {
+        use Failure as F;
+        use Verdict::{GiveUp, PassThrough};
+        let table = [
+            (F::Connect, GiveUp, GiveUp),
+            (F::ServerError(502), PassThrough, GiveUp),
+            (BUSY, PassThrough, GiveUp),
+            (F::Misconfigured(401), GiveUp, GiveUp),
+            (EVENT, PassThrough, PassThrough),
+            (F::FirstToken, GiveUp, GiveUp),
+        ];
+        for (failure, nothing, early) in table {
+            let seen = after(&[F::Connect, F::Connect]);
+            assert_eq!(verdict(failure, NothingSent, &seen), nothing, "{failure:?}");
+            assert_eq!(verdict(failure, HeadSentEarly, &seen), early, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn two_deaths_end_a_request_whatever_answers_came_before() {
+        for second in [Failure::Died, DEAD] {
+            let mut seen = after(&[Failure::Died]);
+            assert_eq!(verdict(second, NothingSent, &seen), Verdict::GiveUp);
+            seen.note(second);
+            assert_eq!(seen.ending(NothingSent), Ending::Ours(second));
+        }
+        let seen = after(&[Failure::ServerError(500), Failure::Died, DEAD]);
+        assert_eq!(seen.ending(NothingSent), Ending::Ours(DEAD));
+        assert_eq!(seen.deaths(), 2);
+    }
+
+    #[test]
+    fn a_reused_connection_costs_nothing_once_and_is_a_death_if_its_retry_dies_too() {
+        let mut seen = after(&[]);
+        assert_eq!(verdict(Failure::Reused, NothingSent, &seen), Verdict::SameFresh);
+        seen.note(Failure::Reused);
+        assert_eq!((seen.failed(), seen.deaths()), (0, 0));
+        for retry in [Failure::Connect, Failure::Died, Failure::Reused] {
+            assert_eq!(verdict(retry, NothingSent, &seen), Verdict::Next);
+            let mut dead = seen;
+            dead.note(retry);
+            assert_eq!((dead.failed(), dead.deaths()), (1, 1), "{retry:?}");
+            assert_eq!(verdict(Failure::Reused, NothingSent, &dead), Verdict::SameFresh, "on the next backend again");
+        }
+        seen.note(Failure::ServerError(500));
+        assert_eq!(seen.deaths(), 0, "its fresh retry was answered");
+    }
+
+    #[test]
+    fn the_last_real_answer_wins_but_for_our_own_fault() {
+        let ending = |failures: &[Failure]| after(failures).ending(NothingSent);
+        assert_eq!(ending(&[Failure::ServerError(500), Failure::Connect]), Ending::Theirs);
+        assert_eq!(ending(&[BUSY, Failure::FirstToken]), Ending::Theirs);
+        assert_eq!(ending(&[Failure::Connect, Failure::Died]), Ending::Ours(Failure::Died));
+        assert_eq!(ending(&[BUSY, Failure::Misconfigured(401)]), Ending::Ours(Failure::Misconfigured(401)));
+        assert_eq!(ending(&[Failure::Misconfigured(401), BUSY]), Ending::Theirs);
+        assert_eq!(after(&[BUSY, Failure::Connect]).ending(HeadSentEarly), Ending::Ours(Failure::Connect));
+        assert_eq!(after(&[BUSY, EVENT]).ending(HeadSentEarly), Ending::Theirs);
+    }
+
+    #[test]
+    fn the_same_server_error_from_two_backends_is_the_request_s_doing() {
+        let seen = after(&[Failure::ServerError(500)]);
+        assert!(after(&[]).blames(Failure::ServerError(500)));
+        assert!(!seen.blames(Failure::ServerError(500)));
+        assert!(seen.blames(Failure::ServerError(502)));
+        assert!(seen.blames(Failure::Connect));
+    }
+
+    #[test]
+    fn attempts_are_limited() {
+        let mut seen = Attempts::new(0);
+        assert_eq!(verdict(Failure::Connect, NothingSent, &seen), Verdict::GiveUp);
+        seen = after(&[Failure::Connect]);
+        assert_eq!(verdict(Failure::Connect, NothingSent, &seen), Verdict::Next);
+        seen.note(Failure::Connect);
+        assert_eq!(verdict(Failure::Connect, NothingSent, &seen), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn the_budget_starts_full_and_refills_by_requests_and_by_time() {
+        let mut bucket = Bucket::new(100.0, 0.2, 10.0, Time::ZERO);
+        assert!((0..100).all(|_| bucket.withdraw(Time::ZERO)));
+        assert!(!bucket.withdraw(Time::ZERO));
+        for _ in 0..5 {
+            bucket.deposit();
+        }
+        assert!(bucket.withdraw(Time::ZERO));
+        assert!(!bucket.withdraw(Time::ZERO));
+        let later = Time::ZERO + Duration::from_millis(200);
+        assert!(bucket.withdraw(later) && bucket.withdraw(later) && !bucket.withdraw(later));
+        let much_later = Time::ZERO + Duration::from_secs(3600);
+        assert_eq!(bucket.left(much_later), 100.0);
+    }
+}

@@ -1,0 +1,351 @@
+//! What an event means in each of vLLM's streaming APIs: proof of the engine, token, usage, error, end. The text of an event
+//! only decides whether it is parsed, parsing what it is: a model may write `"usage"` or `"error"` itself.
+//!
+//! Hot path: for a token event two `memmem` scans (chat, completions) or one match on its name (responses, messages); no
+//! parse, no allocation.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::sse::Event;
+use super::usage::{Usage, Written};
+use super::{Api, Kind, StreamError};
+
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
+static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"error\""));
+
+/// How vLLM begins the message of an error that means: the engine behind this server is gone.
+const ENGINE_DEAD: &str = "EngineCore encountered an issue";
+
+/// What one event was taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Class {
+    pub(super) kind: Kind,
+    /// It is a token event: a sign of the engine's pace, where the events around a token's are not.
+    pub(super) counts: bool,
+}
+
+impl Class {
+    const TOKEN: Class = Class { kind: Kind::Token, counts: true };
+
+    fn quiet(kind: Kind) -> Class {
+        Class { kind, counts: false }
+    }
+}
+
+/// The reading of one stream so far.
+#[derive(Debug)]
+pub(super) struct Dialect {
+    api: Api,
+    /// A token event was seen: from here on only what the text filters point at is parsed.
+    warm: bool,
+    pub(super) usage: Option<Usage>,
+    pub(super) error: Option<StreamError>,
+    pub(super) ended: bool,
+    pub(super) token_events: u64,
+}
+
+/// A chat or completion chunk, as far as it is read.
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow)]
+    object: Option<&'a RawValue>,
+    #[serde(borrow)]
+    choices: Option<&'a RawValue>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+impl Dialect {
+    pub(super) fn new(api: Api) -> Dialect {
+        // For an opaque body its own end is the only one.
+        Dialect { api, warm: false, usage: None, error: None, ended: api == Api::Other, token_events: 0 }
+    }
+
+    /// What `event` is, with its usage, error or end noted.
+    pub(super) fn classify(&mut self, event: &Event<'_>) -> Class {
+        let data = match event.data.as_deref() {
+            None if event.silent => return Class::quiet(Kind::Comment),
+            None | Some(b"") => return Class::quiet(Kind::Other),
+            Some(data) => data,
+        };
+        let class = if data.trim_ascii() == b"[DONE]" {
+            self.ended = true;
+            Class::quiet(Kind::End)
+        } else {
+            match self.api {
+                Api::Chat | Api::Completions | Api::Other => self.chunk(data),
+                Api::Responses => self.response(event.name, data),
+                Api::Messages => self.message(event.name, data),
+            }
+        };
+        self.note(class)
+    }
+
+    /// What the beginning of an event over the size limit is, and what its end will be.
+    pub(super) fn classify_head(&mut self, event: &Event<'_>) -> (Class, Kind) {
+        let failed = Kind::Error { code: 500, engine_dead: false };
+        let (class, last) = match event.name {
+            _ if event.data.is_none() => (Class::quiet(Kind::Other), Kind::Other),
+            b"response.created" | b"response.in_progress" | b"response.queued" => {
+                (Class::quiet(Kind::Other), Kind::Preamble)
+            }
+            b"response.completed" | b"response.incomplete" => (Class::quiet(Kind::Token), Kind::End),
+            b"response.failed" | b"error" => (Class::quiet(Kind::Other), failed),
+            _ => (Class::TOKEN, Kind::Other),
+        };
+        (self.note(class), last)
+    }
+
+    /// Notes the end of an event over the size limit.
+    pub(super) fn finish_oversize(&mut self, last: Kind) {
+        match last {
+            Kind::End => self.ended = true,
+            Kind::Error { code, engine_dead } => {
+                self.error = Some(StreamError { code, engine_dead, message: String::new() });
+            }
+            _ => {}
+        }
+    }
+
+    fn note(&mut self, class: Class) -> Class {
+        self.token_events += u64::from(class.counts);
+        self.warm |= class.counts;
+        class
+    }
+
+    fn chunk(&mut self, data: &[u8]) -> Class {
+        if self.warm && USAGE.find(data).is_none() && ERROR.find(data).is_none() {
+            return Class::TOKEN;
+        }
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return Class::TOKEN };
+        if let Some(error) = chunk.error.filter(|error| is_error(error)) {
+            return self.fail(error.get().as_bytes());
+        }
+        if chunk.object.is_some_and(|object| object.get() == "\"error\"") {
+            return self.fail(data);
+        }
+        let written = chunk.usage.filter(|usage| usage.get().starts_with('{'));
+        if let Some(written) = written {
+            self.take_usage(serde_json::from_str(written.get()).ok());
+        }
+        match chunk.choices {
+            Some(choices) if !is_blank(choices) => Class { kind: Kind::Token, counts: self.warm || !is_role(choices) },
+            Some(_) if written.is_some() => Class::quiet(Kind::Usage),
+            _ => Class::quiet(Kind::Token),
+        }
+    }
+
+    fn response(&mut self, name: &[u8], data: &[u8]) -> Class {
+        match &*name_or_type(name, data) {
+            b"response.created" | b"response.in_progress" | b"response.queued" => Class::quiet(Kind::Preamble),
+            name @ (b"response.completed" | b"response.incomplete" | b"response.failed") => {
+                self.response_end(name == b"response.failed", data)
+            }
+            b"error" => self.fail(data),
+            b"ping" => Class::quiet(Kind::Other),
+            name if name.ends_with(b".delta") => Class::TOKEN,
+            name if name.starts_with(b"response.") => Class::quiet(Kind::Token),
+            _ => self.unknown(data),
+        }
+    }
+
+    fn response_end(&mut self, failed: bool, data: &[u8]) -> Class {
+        #[derive(Deserialize)]
+        struct End<'a> {
+            #[serde(borrow)]
+            response: Option<Response<'a>>,
+        }
+        #[derive(Deserialize)]
+        struct Response<'a> {
+            usage: Option<Written>,
+            #[serde(borrow)]
+            error: Option<&'a RawValue>,
+        }
+        self.ended = true;
+        let response = serde_json::from_slice::<End<'_>>(data).ok().and_then(|end| end.response);
+        self.take_usage(response.as_ref().and_then(|response| response.usage));
+        match response.and_then(|response| response.error).filter(|error| is_error(error)) {
+            Some(error) if failed => self.fail(error.get().as_bytes()),
+            _ => Class::quiet(Kind::End),
+        }
+    }
+
+    fn message(&mut self, name: &[u8], data: &[u8]) -> Class {
+        #[derive(Deserialize)]
+        struct Message {
+            usage: Option<Written>,
+        }
+        #[derive(Deserialize)]
+        struct Start {
+            message: Option<Message>,
+        }
+        match &*name_or_type(name, data) {
+            b"content_block_delta" => Class::TOKEN,
+            b"message_start" => {
+                let start = serde_json::from_slice::<Start>(data).ok();
+                self.take_usage(start.and_then(|start| start.message).and_then(|message| message.usage));
+                Class::quiet(Kind::Token)
+            }
+            b"message_delta" => {
+                self.take_usage(serde_json::from_slice::<Message>(data).ok().and_then(|message| message.usage));
+                Class::quiet(Kind::Token)
+            }
+            b"message_stop" => {
+                self.ended = true;
+                Class::quiet(Kind::End)
+            }
+            b"error" => self.fail(data),
+            b"ping" => Class::quiet(Kind::Other),
+            b"content_block_start" | b"content_block_stop" => Class::quiet(Kind::Token),
+            _ => self.unknown(data),
+        }
+    }
+
+    /// An event with a name of no API, or none: vLLM sends errors so (`event: unknown`).
+    fn unknown(&mut self, data: &[u8]) -> Class {
+        if ERROR.find(data).is_some()
+            && let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data)
+            && let Some(error) = chunk.error.filter(|error| is_error(error))
+        {
+            return self.fail(error.get().as_bytes());
+        }
+        Class::quiet(Kind::Token)
+    }
+
+    fn take_usage(&mut self, written: Option<Written>) {
+        if let Some(usage) = written.and_then(|written| written.over(self.usage, self.api)) {
+            self.usage = Some(usage);
+        }
+    }
+
+    fn fail(&mut self, json: &[u8]) -> Class {
+        let error = read_error(json);
+        let kind = Kind::Error { code: error.code, engine_dead: error.engine_dead };
+        // The first error says why; what follows it is its echo.
+        self.error.get_or_insert(error);
+        Class::quiet(kind)
+    }
+}
+
+/// The event's name, or its JSON's `type` where it has none.
+fn name_or_type<'a>(name: &'a [u8], data: &'a [u8]) -> Cow<'a, [u8]> {
+    #[derive(Deserialize)]
+    struct Typed<'a> {
+        #[serde(borrow)]
+        r#type: Option<Cow<'a, str>>,
+    }
+    if !name.is_empty() {
+        return Cow::Borrowed(name);
+    }
+    match serde_json::from_slice::<Typed<'a>>(data) {
+        Ok(Typed { r#type: Some(Cow::Borrowed(name)) }) => Cow::Borrowed(name.as_bytes()),
+        Ok(Typed { r#type: Some(Cow::Owned(name)) }) => Cow::Owned(name.into_bytes()),
+        _ => Cow::Borrowed(b""),
+    }
+}
+
+/// Whether an `error` member tells of an error, as OpenAI's clients see it (`null` never comes here).
+fn is_error(error: &RawValue) -> bool {
+    match error.get().as_bytes() {
+        [b'{', ..] => !is_blank(error),
+        text => text[0] == b'"' && text != b"\"\"",
+    }
+}
+
+/// Whether a value is `[]`, `{}` or `""`.
+fn is_blank(value: &RawValue) -> bool {
+    match value.get().as_bytes() {
+        [b'[', inner @ .., b']'] | [b'{', inner @ .., b'}'] => inner.trim_ascii().is_empty(),
+        text => text == b"\"\"",
+    }
+}
+
+/// Whether these choices only announce the role: chat's first event, which comes with the first token's.
+fn is_role(choices: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Choice<'a> {
+        #[serde(borrow)]
+        delta: Option<Delta<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct Delta<'a> {
+        #[serde(borrow)]
+        role: Option<&'a RawValue>,
+        #[serde(borrow)]
+        content: Option<&'a RawValue>,
+        #[serde(borrow)]
+        reasoning: Option<&'a RawValue>,
+        #[serde(borrow)]
+        reasoning_content: Option<&'a RawValue>,
+        #[serde(borrow)]
+        refusal: Option<&'a RawValue>,
+        #[serde(borrow)]
+        tool_calls: Option<&'a RawValue>,
+        #[serde(borrow)]
+        function_call: Option<&'a RawValue>,
+    }
+    let blank = |value: Option<&RawValue>| value.is_none_or(is_blank);
+    serde_json::from_str::<Vec<Choice<'_>>>(choices.get()).is_ok_and(|choices| {
+        choices.iter().all(|choice| {
+            choice.delta.as_ref().is_some_and(|delta| {
+                delta.role.is_some()
+                    && blank(delta.content)
+                    && blank(delta.reasoning)
+                    && blank(delta.reasoning_content)
+                    && blank(delta.refusal)
+                    && blank(delta.tool_calls)
+                    && blank(delta.function_call)
+            })
+        })
+    })
+}
+
+/// Reads an error: a string, an object with `message`, `code` and `type`, or an event that holds such an object as `error`.
+fn read_error(json: &[u8]) -> StreamError {
+    #[derive(Deserialize)]
+    struct Body<'a> {
+        #[serde(borrow)]
+        message: Option<&'a RawValue>,
+        #[serde(borrow)]
+        code: Option<&'a RawValue>,
+        #[serde(borrow)]
+        r#type: Option<&'a RawValue>,
+        #[serde(borrow)]
+        error: Option<&'a RawValue>,
+    }
+    fn text(value: Option<&RawValue>) -> Option<String> {
+        serde_json::from_str(value?.get()).ok()
+    }
+    let body = match serde_json::from_slice::<Body<'_>>(json) {
+        Ok(Body { error: Some(inner), .. }) if is_error(inner) => return read_error(inner.get().as_bytes()),
+        Ok(body) => body,
+        Err(_) => Body { message: serde_json::from_slice(json).ok(), code: None, r#type: None, error: None },
+    };
+    let status = |text: &str| text.parse().ok().filter(|code| (400..=599).contains(code));
+    let code = body.code.and_then(|code| status(code.get().trim_matches('"')));
+    let mut message = text(body.message).unwrap_or_default();
+    let engine_dead = message.starts_with(ENGINE_DEAD);
+    message.truncate(message.floor_char_boundary(StreamError::MAX_MESSAGE));
+    let code = code.or_else(|| status_of_type(&text(body.r#type)?)).unwrap_or(500);
+    StreamError { code, engine_dead, message }
+}
+
+/// The status behind an error's `type`, in vLLM's and Anthropic's words, for errors without a numeric code.
+fn status_of_type(kind: &str) -> Option<u16> {
+    Some(match kind {
+        "Bad Request" | "BadRequestError" | "invalid_request_error" => 400,
+        "NotFoundError" | "not_found_error" => 404,
+        "request_too_large" => 413,
+        "rate_limit_error" => 429,
+        "Service Unavailable" => 503,
+        "overloaded_error" => 529,
+        _ => return None,
+    })
+}

@@ -1,0 +1,204 @@
+//! Reads a backend's streamed answer as it passes: cuts it into events across any split of the bytes and says of each what
+//! it is. Pure; never changes, drops or reorders a byte, and holds at most one unfinished event of bounded size.
+//!
+//! Hot path: [`Parser::push`] with one event a chunk, as vLLM sends them: at most 150 ns for 200 bytes, no copy, no
+//! allocation, no JSON parse (`benches/stream.rs`).
+
+mod dialect;
+mod sse;
+pub mod timings;
+mod usage;
+
+#[cfg(test)]
+mod recorded;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+
+use dialect::{Class, Dialect};
+use sse::{Frame, Framer};
+pub use usage::{Usage, usage_of_body};
+
+/// Which API a request speaks, as far as its answer's form goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Api {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/responses`
+    Responses,
+    /// `/v1/messages`
+    Messages,
+    /// Anything else: its bytes are not read, and any byte of a stream counts as the engine's work.
+    Other,
+}
+
+/// What a segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Comments or blank lines, of which a client sees nothing: `: keep-alive`. To be dropped while the head is held.
+    Comment,
+    /// An event that comes before the request is scheduled (`response.created`, `.in_progress`, `.queued`): no proof.
+    Preamble,
+    /// An event that proves the engine at work. Not each is a token event: see [`Segment::token`].
+    Token,
+    /// `choices` is there and empty, and there is `usage`: the event to strip where the usage was asked for by us.
+    Usage,
+    /// An error event.
+    Error {
+        /// Its HTTP code (400 to 599); 500 where it names none.
+        code: u16,
+        /// The engine behind the server is gone.
+        engine_dead: bool,
+    },
+    /// The API's end marker.
+    End,
+    /// Passed on and of no meaning: a ping, an event without data, a part of an event over the size limit.
+    Other,
+}
+
+impl Kind {
+    /// Whether a held head is to be sent now: the engine has worked, or the answer is over.
+    #[must_use]
+    pub fn commits(self) -> bool {
+        matches!(self, Kind::Token | Kind::Usage | Kind::End)
+    }
+}
+
+/// A piece of the stream, usually one event with the blank line that ends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its bytes, as they came.
+    pub raw: Bytes,
+    /// What it is.
+    pub kind: Kind,
+    /// It is a token event, which ends an ITL gap. Of [`Kind::Token`] these are not: chat's role event, which comes with the
+    /// first token's and would add a gap of zero; the events of responses and messages that are no delta; opaque bytes.
+    pub token: bool,
+}
+
+/// An error event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamError {
+    /// HTTP code (400 to 599); 500 where the event names none.
+    pub code: u16,
+    /// The engine behind the server is gone.
+    pub engine_dead: bool,
+    /// The backend's message, cut to [`StreamError::MAX_MESSAGE`] bytes; empty where there is none.
+    pub message: String,
+}
+
+impl StreamError {
+    /// Longest message kept, in bytes.
+    pub const MAX_MESSAGE: usize = 1024;
+}
+
+/// Reads one streamed answer.
+#[derive(Debug)]
+pub struct Parser {
+    api: Api,
+    framer: Framer,
+    dialect: Dialect,
+    /// Nothing has been read yet.
+    first: bool,
+    /// What the end of the event over the size limit will be.
+    last: Kind,
+}
+
+impl Parser {
+    /// Longest event that is held until it is whole, in bytes. A longer one passes in parts: the first may still be proof of
+    /// the engine and the last its end, by the event's name; between them all is [`Kind::Other`]. Who holds segments back
+    /// must bound what they hold.
+    pub const MAX_EVENT: usize = 8 << 20;
+
+    /// A parser at the beginning of an answer.
+    #[must_use]
+    pub fn new(api: Api) -> Parser {
+        Parser::with_max_event(api, Parser::MAX_EVENT)
+    }
+
+    /// A parser with a limit of its own on the size of an event, in bytes.
+    #[must_use]
+    pub fn with_max_event(api: Api, max: usize) -> Parser {
+        Parser { api, framer: Framer::new(max), dialect: Dialect::new(api), first: true, last: Kind::Other }
+    }
+
+    /// Reads a chunk and appends what it completes to `out`: no segment, one, or many.
+    pub fn push(&mut self, chunk: Bytes, out: &mut Vec<Segment>) {
+        if self.api == Api::Other {
+            if !chunk.is_empty() {
+                out.push(Segment { raw: chunk, kind: Kind::Token, token: false });
+            }
+        } else if self.framer.at_boundary()
+            && let Some(event) = sse::simple(&chunk)
+        {
+            let class = self.dialect.classify(&event);
+            self.framer.skip_lf_event();
+            self.first = false;
+            out.push(segment(chunk, class));
+        } else {
+            self.push_any(chunk, out);
+        }
+    }
+
+    fn push_any(&mut self, mut rest: Bytes, out: &mut Vec<Segment>) {
+        while let Some(frame) = self.framer.next(&mut rest) {
+            let quiet = |kind| Class { kind, counts: false };
+            let (raw, class) = match frame {
+                Frame::Event(raw) => {
+                    let class = self.dialect.classify(&sse::parse(&raw, self.first));
+                    (raw, class)
+                }
+                Frame::Head(raw) => {
+                    let (class, last) = self.dialect.classify_head(&sse::parse(&raw, self.first));
+                    self.last = last;
+                    (raw, class)
+                }
+                Frame::Part(raw) => (raw, quiet(Kind::Other)),
+                Frame::Last(raw) => {
+                    self.dialect.finish_oversize(self.last);
+                    (raw, quiet(self.last))
+                }
+            };
+            self.first = false;
+            out.push(segment(raw, class));
+        }
+    }
+
+    /// The end of the body: the bytes of an event that was not finished. They are part of the answer and pass like the rest.
+    #[must_use]
+    pub fn finish(&mut self) -> Option<Bytes> {
+        self.framer.take_tail()
+    }
+
+    /// The usage reported so far; the last report wins.
+    #[must_use]
+    pub fn usage(&self) -> Option<Usage> {
+        self.dialect.usage
+    }
+
+    /// Whether the end marker was seen, so that the end of the body is no truncation. Always so for [`Api::Other`], which has
+    /// none.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.dialect.ended
+    }
+
+    /// Token events so far ([`Segment::token`]). One may carry several tokens: the number of tokens is [`Parser::usage`]'s.
+    #[must_use]
+    pub fn token_events(&self) -> u64 {
+        self.dialect.token_events
+    }
+
+    /// The first error event seen.
+    #[must_use]
+    pub fn failed(&self) -> Option<&StreamError> {
+        self.dialect.error.as_ref()
+    }
+}
+
+fn segment(raw: Bytes, class: Class) -> Segment {
+    Segment { raw, kind: class.kind, token: class.counts }
+}

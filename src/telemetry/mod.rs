@@ -1,0 +1,83 @@
+//! What the proxy says about itself: metrics, the access log, traces. [`Telemetry`] owns the metrics of one process (or of
+//! one harness in a test: nothing here is global but the trace subscriber). It must never know the fleet: whoever asks for
+//! the text of `/metrics` hands in the live figures as rows.
+
+pub mod labels;
+pub mod live;
+pub mod log;
+pub mod metrics;
+mod process;
+pub mod recorder;
+pub mod trace;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use self::live::{ArmRow, BackendRow};
+use self::metrics::{ALL, ArmMetrics, BackendMetrics, NONE, ProcessMetrics};
+use self::recorder::{Labels, Registry, Text};
+
+/// The metrics of one process. Cheap to make; handles outlive it.
+#[derive(Debug)]
+pub struct Telemetry {
+    registry: Registry,
+    /// The handles that are there once.
+    pub process: ProcessMetrics,
+    /// Where no pool was chosen: refusals before routing.
+    pub unrouted: Arc<BackendMetrics>,
+}
+
+impl Default for Telemetry {
+    fn default() -> Telemetry {
+        Telemetry::new()
+    }
+}
+
+impl Telemetry {
+    /// Metrics at zero.
+    #[must_use]
+    pub fn new() -> Telemetry {
+        let registry = Registry::new(ALL);
+        let process = ProcessMetrics::new(&registry);
+        let unrouted = Arc::new(BackendMetrics::new(&registry, NONE, NONE, NONE));
+        Telemetry { registry, process, unrouted }
+    }
+
+    /// The handles of a backend, or of a pool's or an arm's [`NONE`]. The same labels give the same series, so that a
+    /// backend that comes back while its old streams still end goes on counting where it was.
+    #[must_use]
+    pub fn backend(&self, pool: &str, arm: &str, backend: &str) -> Arc<BackendMetrics> {
+        Arc::new(BackendMetrics::new(&self.registry, pool, arm, backend))
+    }
+
+    /// The handles of an arm.
+    #[must_use]
+    pub fn arm(&self, pool: &str, arm: &str) -> Arc<ArmMetrics> {
+        Arc::new(ArmMetrics::new(&self.registry, pool, arm))
+    }
+
+    /// The text of `/metrics`: what was recorded, the live rows, the process. Series of backends, arms and pools that are in
+    /// no row are left out.
+    #[must_use]
+    pub fn render(&self, backends: &[BackendRow], arms: &[ArmRow]) -> String {
+        let mut text = Text::default();
+        let known_backends: HashSet<(&str, &str, &str)> =
+            backends.iter().map(|row| (row.pool.as_str(), row.arm.as_str(), row.backend.as_str())).collect();
+        let known_arms: HashSet<(&str, &str)> = arms.iter().map(|row| (row.pool.as_str(), row.arm.as_str())).collect();
+        let known_pools: HashSet<&str> = arms.iter().map(|row| row.pool.as_str()).collect();
+        let keep = |labels: &Labels| {
+            let (Some(pool), Some(arm)) = (labels.get("pool"), labels.get("arm")) else { return true };
+            match labels.get("backend") {
+                Some(backend) if backend != NONE => known_backends.contains(&(pool, arm, backend)),
+                _ => pool == NONE || known_arms.contains(&(pool, arm)) || (arm == NONE && known_pools.contains(pool)),
+            }
+        };
+        self.registry.render(&mut text, keep);
+        live::render(&mut text, backends, arms);
+        process::render(&mut text);
+        text.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Forebay before real vLLM servers, on loopback: starts them, runs both parts of check.py, stops everything by its pid.
+#
+#   run.sh REAL_VLLM_DIR VENV [FOREBAY]
+#
+# REAL_VLLM_DIR  has setup.sh (made VENV) and serve.sh.   FOREBAY  the binary (default target/release/forebay).
+# FOREBAY_SIZE   ci (default) or full.   FOREBAY_DIRECT=1  no Forebay at all: tries the checks themselves.
+# Exit 1 if a check failed or something did not start. The last line sums both parts up: `N passed, N failed`.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+real=$(cd "${1:?usage: run.sh REAL_VLLM_DIR VENV [FOREBAY]}" && pwd)
+venv=$(cd "${2:?usage: run.sh REAL_VLLM_DIR VENV [FOREBAY]}" && pwd)
+forebay=${3:-$here/../../target/release/forebay}
+direct=${FOREBAY_DIRECT:-0}
+
+tmp=$(mktemp -d)
+export RUN_DIR=$tmp PYTHONDONTWRITEBYTECODE=1
+engines=()
+proxy=
+
+stop_forebay() {
+    [ -n "$proxy" ] || return 0
+    kill -TERM "$proxy" 2>/dev/null || true
+    for _ in $(seq 50); do kill -0 "$proxy" 2>/dev/null || break; sleep 0.1; done
+    kill -KILL "$proxy" 2>/dev/null || true
+    wait "$proxy" 2>/dev/null || true
+    proxy=
+}
+
+stop_engines() {
+    for port in "${engines[@]}"; do bash "$real/serve.sh" --stop "$port" >/dev/null & done
+    wait
+    engines=()
+}
+
+# shellcheck disable=SC2317 # it is the trap
+end() {
+    status=$?
+    trap - EXIT INT TERM
+    stop_forebay
+    stop_engines
+    rm -rf "$tmp"
+    exit "$status"
+}
+trap end EXIT
+trap 'exit 130' INT TERM
+
+free_ports() {
+    "$venv/bin/python" - "$1" <<'PY'
+import socket, sys
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for one in held:
+    one.bind(("127.0.0.1", 0))
+print(*(one.getsockname()[1] for one in held))
+PY
+}
+
+start_engine() { # PORT [ARGUMENTS...]
+    local port=$1
+    shift
+    engines+=("$port")
+    bash "$real/serve.sh" "$venv" "$port" tiny "$@" &
+    starting+=($!)
+}
+
+wait_engines() {
+    for pid in "${starting[@]}"; do wait "$pid"; done
+    starting=()
+}
+
+start_forebay() { # BACKEND-URL...
+    read -r listen admin < <(free_ports 2)
+    export FOREBAY_URL=http://127.0.0.1:$listen FOREBAY_ADMIN_URL=http://127.0.0.1:$admin
+    export FOREBAY_VLLM_URLS FOREBAY_MODEL=tiny
+    FOREBAY_VLLM_URLS=$(IFS=, && echo "$*")
+    if [ "$direct" = 1 ]; then
+        FOREBAY_URL=$1
+        return
+    fi
+    local args=()
+    for url in "$@"; do args+=(--backend "$url"); done
+    "$forebay" serve "${args[@]}" --listen "127.0.0.1:$listen" --admin "127.0.0.1:$admin" >"$tmp/forebay.log" 2>&1 &
+    proxy=$!
+    for _ in $(seq 300); do
+        if curl -sf -o /dev/null --max-time 2 "$FOREBAY_ADMIN_URL/ready" &&
+            curl -sf --max-time 2 "$FOREBAY_URL/v1/models" | grep -q '"tiny"'; then
+            return
+        fi
+        if ! kill -0 "$proxy" 2>/dev/null; then break; fi
+        sleep 0.1
+    done
+    echo "forebay did not get ready; the end of its log:" >&2
+    tail -n 40 "$tmp/forebay.log" >&2
+    exit 1
+}
+
+failed=0
+run_checks() { # PART
+    if ! "$venv/bin/python" "$here/check.py" "$1" | tee "$tmp/$1.out"; then
+        failed=1
+        if [ -s "$tmp/forebay.log" ]; then
+            echo "the end of forebay's log:"
+            tail -n 40 "$tmp/forebay.log"
+        fi
+    fi
+}
+
+starting=()
+read -r a b c < <(free_ports 3)
+
+echo "== two vLLM servers behind Forebay"
+start_engine "$a"
+start_engine "$b"
+wait_engines
+start_forebay "http://127.0.0.1:$a" "http://127.0.0.1:$b"
+run_checks main
+stop_forebay
+stop_engines
+
+echo "== one vLLM server with --max-num-seqs 1 behind Forebay"
+start_engine "$c" --max-num-seqs 1
+wait_engines
+start_forebay "http://127.0.0.1:$c"
+run_checks queue
+stop_forebay
+
+tail -qn 1 "$tmp/main.out" "$tmp/queue.out" | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
+exit "$failed"
