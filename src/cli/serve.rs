@@ -57,7 +57,7 @@ pub fn run(args: Args) -> ExitCode {
     let (mut config, source) = match &args.config {
         None => (Config::default(), Source::Backends(args.backends)),
         Some(path) => match crate::config::load(path) {
-            Ok(loaded) => (loaded.config, Source::File(path.clone())),
+            Ok(loaded) => (loaded.config.clone(), Source::File { path: path.clone(), loaded: Box::new(loaded) }),
             Err(report) => {
                 check::print_report(&report);
                 return ExitCode::from(2);
