@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod cli;
@@ -12,8 +13,10 @@ pub mod error;
 pub mod fleet;
 pub mod proxy;
 pub mod routing;
+pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stream;
 pub mod telemetry;
 pub mod units;
+pub mod upstream;

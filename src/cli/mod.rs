@@ -1,7 +1,47 @@
-//! The command line: one file for each command, each turning its arguments into one library call.
+//! The command line: one file a command, each from its arguments to one library call. Exit codes: 0 ok, 1 failed, 2 wrong
+//! usage or configuration.
 
 pub mod check;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
+pub mod serve;
 #[cfg(feature = "sim")]
 pub mod sim;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A load-balancing reverse proxy for several vLLM servers. Routes streaming requests by queue depth and measured time to
+/// first token, and exports latency by backend and by arm.
+#[derive(Parser)]
+#[command(name = "forebay", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy, from a config file or from backends' URLs.
+    Serve(serve::Args),
+    /// Check a config file and say everything that is wrong with it.
+    Check(check::Args),
+    #[cfg(all(feature = "sim", feature = "bench"))]
+    Demo(demo::Args),
+    #[cfg(feature = "sim")]
+    Sim(sim::Args),
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn run() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Check(args) => check::run(args),
+        #[cfg(all(feature = "sim", feature = "bench"))]
+        Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "sim")]
+        Command::Sim(args) => sim::run(args),
+    }
+}

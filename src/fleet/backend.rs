@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::load::Load;
 use crate::config::model::{BackendUrl, Secret};
+use crate::telemetry::metrics::BackendMetrics;
 use crate::units::BackendId;
 
 /// One vLLM server in one arm of one pool.
@@ -28,6 +29,16 @@ pub struct Backend {
     pub drain: bool,
     /// What it has to do. Kept for as long as the backend is configured.
     pub load: Arc<Load>,
-    /// The model names that its `/v1/models` lists; empty until it was asked.
-    pub models: Arc<ArcSwap<Vec<String>>>,
+    /// What its `/v1/models` lists, as it said it; empty until it was asked.
+    pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
+    /// Its metric handles.
+    pub metrics: Arc<BackendMetrics>,
+}
+
+impl Backend {
+    /// Whether its `/v1/models` lists a model of this name.
+    #[must_use]
+    pub fn lists(&self, name: &str) -> bool {
+        self.models.load().iter().any(|card| card["id"] == name)
+    }
 }

@@ -23,6 +23,7 @@ use crate::routing::eligible::Seat;
 use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
 use crate::routing::split::Split;
+use crate::telemetry::Telemetry;
 use crate::units::BackendId;
 
 /// What the fleet takes from the configuration beside its pools.
@@ -56,6 +57,7 @@ pub struct Controller {
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
+    telemetry: Arc<Telemetry>,
     pools: Vec<model::Pool>,
     entries: HashMap<Key, Entry>,
     gates: HashMap<String, Arc<Mutex<Gate>>>,
@@ -101,14 +103,14 @@ impl Entry {
 }
 
 impl Controller {
-    /// A controller of no pools. (What every backend is given when it is made, such as its metric handles, belongs here as a
-    /// factory argument after `settings`: `Inner::entry` is the one place that makes a `Backend`.)
+    /// A controller of no pools; backends get their metric handles from `telemetry`.
     #[must_use]
-    pub fn new(settings: Settings) -> Controller {
+    pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Controller {
         Controller {
             fleet: Fleet::default(),
             inner: Mutex::new(Inner {
                 settings,
+                telemetry,
                 pools: Vec::new(),
                 entries: HashMap::new(),
                 gates: HashMap::new(),
@@ -215,6 +217,7 @@ impl Inner {
                     drain: config.drain,
                     load: Arc::clone(&entry.backend.load),
                     models: Arc::clone(&entry.backend.models),
+                    metrics: Arc::clone(&entry.backend.metrics),
                 });
                 entry.backend.load.retune(config.speed, self.settings.stale_after);
                 if entry.config.key != config.key {
@@ -237,6 +240,7 @@ impl Inner {
             drain: config.drain,
             load: Arc::new(Load::new(config.speed, self.settings.stale_after)),
             models: Arc::new(ArcSwap::default()),
+            metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
         };
         let health = Health::default();
         let state = health.state(config.drain);

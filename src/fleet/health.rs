@@ -41,6 +41,12 @@ impl State {
         }
     }
 
+    /// Whether requests go there in the normal course of things.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        *self == State::Healthy
+    }
+
     /// What routing makes of it.
     #[must_use]
     pub(super) fn standing(&self, since: Time) -> Standing {

@@ -47,7 +47,7 @@ fn pool(arms: Vec<model::Arm>) -> model::Pool {
 }
 
 fn controller(pool: model::Pool) -> Controller {
-    let controller = Controller::new(Settings::from(&Config::default()));
+    let controller = Controller::new(Settings::from(&Config::default()), Arc::new(crate::telemetry::Telemetry::new()));
     controller.apply(&[pool], at(0));
     controller
 }

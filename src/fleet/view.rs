@@ -162,7 +162,7 @@ impl BackendView {
             id: backend.id,
             url: backend.url.to_string(),
             speed: backend.speed,
-            models: backend.models.load().to_vec(),
+            models: backend.models.load().iter().filter_map(|card| card["id"].as_str().map(str::to_owned)).collect(),
             state: member.state.label(),
             reason: member.state.reason().map(str::to_owned),
             state_for_seconds: now.secs_since(member.since),

@@ -1,6 +1,264 @@
-//! One request, from its head to the end of its answer. So far: what is read of a request's body and what is spliced into
-//! it.
+//! One request as a tower service: intake, attempts, relay, record. Sees `http` types and tower; never hyper's connections,
+//! and never the simulator, the benchmark or the planner.
+//!
+//! The way of a request: `route` (allow-list) → `auth` → `intake` (body, within limits) → `work` (what it is, and what is sent
+//! on) → `exchange` (its task) → `attempt` and `hold` (until the engine is proved at work) → `relay` over `wire` → `record`.
 
+mod attempt;
+mod auth;
+mod body;
+mod exchange;
+mod headers;
+mod hold;
+mod intake;
+mod models;
+mod multipart;
 pub mod peek;
+mod record;
+mod relay;
+mod responses;
+mod route;
 pub mod splice;
 mod weight;
+mod wire;
+mod work;
+
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use tokio::sync::oneshot;
+
+pub use self::body::{AnswerBody, Cut};
+use self::exchange::Exchange;
+use self::intake::{BodyLimits, BodyMemory};
+use self::record::Record;
+use self::responses::ResponseHomes;
+use self::route::{BodyForm, Route};
+use self::work::Work;
+use crate::clock::Clock;
+use crate::config::model::Config;
+use crate::error::Refusal;
+use crate::fleet::Fleet;
+use crate::fleet::controller::Controller;
+use crate::telemetry::Telemetry;
+use crate::telemetry::log::AccessLog;
+use crate::upstream::Upstream;
+
+/// Whether the process takes traffic; the text says why not.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What a proxy is made of.
+pub struct Parts {
+    /// The settings in force, replaced whole by a reload.
+    pub settings: Arc<ArcSwap<Config>>,
+    /// Pools, arms and backends.
+    pub fleet: Fleet,
+    /// The writer of the fleet.
+    pub controller: Arc<Controller>,
+    /// The HTTP clients of the backends.
+    pub upstream: Arc<Upstream>,
+    /// Metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// The access log.
+    pub access_log: AccessLog,
+    /// Time.
+    pub clock: Clock,
+    /// Whether to take traffic.
+    pub ready: Readiness,
+}
+
+struct Shared {
+    settings: Arc<ArcSwap<Config>>,
+    fleet: Fleet,
+    controller: Arc<Controller>,
+    upstream: Arc<Upstream>,
+    telemetry: Arc<Telemetry>,
+    access_log: AccessLog,
+    clock: Clock,
+    ready: Readiness,
+    bodies: Arc<BodyMemory>,
+    responses: ResponseHomes,
+}
+
+/// The proxy. Cheap to clone.
+#[derive(Clone)]
+pub struct Proxy(Arc<Shared>);
+
+impl Proxy {
+    /// Puts a proxy together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Proxy {
+        let Parts { settings, fleet, controller, upstream, telemetry, access_log, clock, ready } = parts;
+        let (bodies, responses) = (BodyMemory::new(), ResponseHomes::default());
+        Proxy(Arc::new(Shared {
+            settings,
+            fleet,
+            controller,
+            upstream,
+            telemetry,
+            access_log,
+            clock,
+            ready,
+            bodies,
+            responses,
+        }))
+    }
+
+    /// The service for one client connection.
+    #[must_use]
+    pub fn for_client(&self, client: Option<SocketAddr>) -> ClientService {
+        ClientService { shared: Arc::clone(&self.0), client }
+    }
+}
+
+/// The proxy as one client's connection sees it: a tower service.
+#[derive(Clone)]
+pub struct ClientService {
+    shared: Arc<Shared>,
+    client: Option<SocketAddr>,
+}
+
+impl<B> tower::Service<Request<B>> for ClientService
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Display + Send,
+{
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (shared, client) = (Arc::clone(&self.shared), self.client);
+        Box::pin(async move { Ok(serve(shared, client, request).await) })
+    }
+}
+
+async fn serve<B>(shared: Arc<Shared>, client: Option<SocketAddr>, request: Request<B>) -> Response<AnswerBody>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Display + Send,
+{
+    let arrival = shared.clock.now();
+    let settings = shared.settings.load_full();
+    let (head, body) = request.into_parts();
+    // Forebay's own probes are no requests: neither logged nor counted.
+    match route::find(head.method.as_str(), head.uri.path()) {
+        Some(Route::Health) => return probe(Ok(())),
+        Some(Route::Ready) => return probe((shared.ready)()),
+        _ => {}
+    }
+    let mut record = Record::new(Arc::clone(&shared), Arc::clone(&settings), arrival, client, &head);
+    let work = match admit(&shared, &settings, &mut record, &head, body).await {
+        Ok(Admitted::Work(work)) => work,
+        Ok(Admitted::Answer(json)) => return record.local(StatusCode::OK, json),
+        Err(refusal) => return record.refuse(&refusal),
+    };
+    let (reply, answer) = oneshot::channel();
+    let request_id = record.request_id.clone();
+    tokio::spawn(Exchange { shared, settings, work: *work, record }.run(reply));
+    answer.await.unwrap_or_else(|_| internal_error(&request_id))
+}
+
+/// What comes of a request that is let in.
+enum Admitted {
+    Work(Box<Work>),
+    Answer(String),
+}
+
+async fn admit<B>(
+    shared: &Arc<Shared>,
+    settings: &Arc<Config>,
+    record: &mut Record,
+    head: &http::request::Parts,
+    mut body: B,
+) -> Result<Admitted, Refusal>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Display + Send,
+{
+    let checked = check(settings, record, head);
+    let route = match checked {
+        Ok(route) => route,
+        Err(refusal) => {
+            // A client that waits for `100 Continue` has sent nothing.
+            if !head.headers.contains_key(http::header::EXPECT) {
+                intake::drain(body);
+            }
+            return Err(refusal);
+        }
+    };
+    let snapshot = shared.fleet.snapshot();
+    match route {
+        Route::Models => return Ok(Admitted::Answer(models::list(&snapshot))),
+        Route::OneModel(id) => {
+            let unknown = || Refusal::UnknownModel { model: id.to_owned(), served: models::names(&snapshot) };
+            return models::one(&snapshot, id).map(Admitted::Answer).ok_or_else(unknown);
+        }
+        _ => {}
+    }
+    let limits = BodyLimits {
+        one: settings.limits.body,
+        all: settings.limits.bodies_in_memory,
+        timeout: settings.listen.body_timeout,
+    };
+    let (bytes, held) = match intake::read(&mut body, &shared.bodies, limits).await {
+        Ok(read) => read,
+        Err(refusal) => {
+            intake::drain(body);
+            return Err(refusal);
+        }
+    };
+    record.body_read = Some(shared.clock.now());
+    let intake = work::Intake { head, route, bytes, held };
+    let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
+    Ok(Admitted::Work(Box::new(work)))
+}
+
+/// What can be said of a request before its body is read.
+fn check<'a>(settings: &Config, record: &mut Record, head: &'a http::request::Parts) -> Result<Route<'a>, Refusal> {
+    let (method, path) = (head.method.as_str(), head.uri.path());
+    let route = route::find(method, path)
+        .ok_or_else(|| Refusal::PathNotAllowed { method: method.to_owned(), path: path.to_owned() })?;
+    record.client_key = auth::client(&head.headers, settings.clients.keys.as_deref())?.map(str::to_owned);
+    let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
+    intake::check_head(&head.headers, json, settings.limits.body)?;
+    Ok(route)
+}
+
+fn probe(result: Result<(), String>) -> Response<AnswerBody> {
+    let (status, text) = match result {
+        Ok(()) => (StatusCode::OK, String::new()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    };
+    let mut response = Response::new(AnswerBody::whole(text));
+    *response.status_mut() = status;
+    response
+}
+
+/// The task of a request ended without an answer: our bug, and the record has counted it.
+fn internal_error(request_id: &http::HeaderValue) -> Response<AnswerBody> {
+    let refusal = Refusal::Internal;
+    let text = crate::error::error_json(
+        crate::error::ErrorShape::OpenAi,
+        refusal.status(),
+        refusal.kind(),
+        &refusal.to_string(),
+    );
+    let mut response = Response::new(AnswerBody::whole(text));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response.headers_mut().insert(headers::REQUEST_ID, request_id.clone());
+    response
+}

@@ -253,6 +253,12 @@ impl AccessLog {
         Ok(AccessLog(Some(Arc::new(Open { shared, dropped }))))
     }
 
+    /// Whether records are written at all, so that none need be made.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Takes a record. Never waits for the sink.
     pub fn write(&self, record: AccessRecord) {
         let Some(open) = &self.0 else { return };

@@ -1,0 +1,81 @@
+//! `forebay serve`: the proxy.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::check;
+use crate::config::model::{BackendUrl, Config};
+use crate::server::{self, AccessLogFormat, Options, Source};
+use crate::telemetry::log::Format;
+use crate::telemetry::trace;
+
+/// Runs the proxy until SIGTERM (drains) or ctrl-c.
+///
+/// Without a file, `--backend` is enough: the servers are asked what they serve, and those that serve the same model become
+/// one pool. Clients use the same paths as with vLLM; metrics are on the admin address under /metrics.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    forebay serve --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002\n  \
+    forebay serve --config forebay.toml\n  \
+    forebay check forebay.toml")]
+pub struct Args {
+    /// The config file (TOML). Read again when it changes and on SIGHUP.
+    #[arg(short, long, value_name = "FILE", required_unless_present = "backends", conflicts_with = "backends")]
+    config: Option<PathBuf>,
+    /// A vLLM server, such as http://127.0.0.1:8001; once for each.
+    #[arg(short, long = "backend", value_name = "URL")]
+    backends: Vec<BackendUrl>,
+    /// Where to listen for requests [default: 127.0.0.1:8080, or the file's listen.address].
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where to listen for metrics and the admin API [default: 127.0.0.1:9090, or the file's admin.address].
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<SocketAddr>,
+    /// Threads that serve requests [default: one a core, or the file's listen.threads].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// One line a request on standard output.
+    #[arg(long, value_enum, default_value_t = AccessLogFormat::Off)]
+    access_log: AccessLogFormat,
+    /// What the log on standard error says: a level, or a filter such as "info,forebay::routing=debug" [default: the
+    /// environment's FOREBAY_LOG, or "warn,forebay=info"].
+    #[arg(long, value_name = "FILTER")]
+    log_level: Option<String>,
+    /// The form of the log on standard error: text or json.
+    #[arg(long, default_value = "text", value_name = "FORM")]
+    log_format: Format,
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    if let Err(error) = trace::init(args.log_format, args.log_level.as_deref()) {
+        eprintln!("forebay: {error}");
+        return ExitCode::from(2);
+    }
+    let (mut config, source) = match &args.config {
+        None => (Config::default(), Source::Backends(args.backends)),
+        Some(path) => match crate::config::load(path) {
+            Ok(loaded) => (loaded.config, Source::File(path.clone())),
+            Err(report) => {
+                check::print_report(&report);
+                return ExitCode::from(2);
+            }
+        },
+    };
+    config.listen.address = args.listen.unwrap_or(config.listen.address);
+    config.admin.address = args.admin.unwrap_or(config.admin.address);
+    config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
+    match server::start(Options { config, source, access_log: args.access_log, signals: true }) {
+        Ok(handle) => {
+            tracing::info!(requests = %handle.data, admin = %handle.admin, "forebay is listening");
+            handle.wait();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("forebay: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

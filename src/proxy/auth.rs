@@ -1,0 +1,49 @@
+//! Client keys: with any configured, a request must carry one of them, and the client's `authorization` ends here. Compared
+//! as SHA-256 in constant time over all keys, so that the time taken says nothing.
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::config::model::ClientKey;
+use crate::error::Refusal;
+
+/// The name of the key that a request carries; `None` where no keys are configured.
+///
+/// # Errors
+/// `Refusal::Unauthorized` where keys are configured and the request carries none of them.
+pub(super) fn client<'a>(headers: &HeaderMap, keys: Option<&'a [ClientKey]>) -> Result<Option<&'a str>, Refusal> {
+    let Some(keys) = keys else { return Ok(None) };
+    // Anthropic's clients send x-api-key.
+    let given = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .or_else(|| headers.get("x-api-key").map(http::HeaderValue::as_bytes))
+        .ok_or(Refusal::Unauthorized)?;
+    let hash = Sha256::digest(given);
+    let mut found = None;
+    for key in keys {
+        if bool::from(key.sha256.as_slice().ct_eq(hash.as_slice())) {
+            found = Some(key.name.as_str());
+        }
+    }
+    found.map(Some).ok_or(Refusal::Unauthorized)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_known_key_opens() {
+        let keys = [ClientKey { name: "team".into(), sha256: Sha256::digest(b"secret").into() }];
+        let mut headers = HeaderMap::new();
+        assert_eq!(client(&headers, None), Ok(None));
+        assert_eq!(client(&headers, Some(&keys)), Err(Refusal::Unauthorized));
+        headers.insert(AUTHORIZATION, http::HeaderValue::from_static("Bearer wrong"));
+        assert_eq!(client(&headers, Some(&keys)), Err(Refusal::Unauthorized));
+        headers.insert(AUTHORIZATION, http::HeaderValue::from_static("Bearer secret"));
+        assert_eq!(client(&headers, Some(&keys)), Ok(Some("team")));
+    }
+}

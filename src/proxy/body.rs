@@ -1,0 +1,107 @@
+//! The body of an answer to a client: our own text, or what a request's task sends through a channel. A channel that closes
+//! without [`Message::End`] is an unclean end: HTTP/1.1 without the last chunk, h2 a reset, so that no client takes a cut
+//! answer for a whole one.
+//!
+//! Hot path: one channel receive a chunk, no allocation.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
+
+/// What a request's task sends to its client.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// Bytes, as they come.
+    Data(Bytes),
+    /// The whole answer was sent.
+    End(Option<HeaderMap>),
+}
+
+/// The answer was cut: the body's error.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the answer was cut before its end")]
+pub struct Cut;
+
+/// The body of an answer.
+pub struct AnswerBody(Source);
+
+enum Source {
+    Whole(Option<Bytes>),
+    Relayed { messages: mpsc::Receiver<Message>, flush: Flush },
+    Done,
+}
+
+/// An error that follows data at once makes hyper throw the data away, so the body is pending once in between: hyper
+/// flushes then.
+#[derive(PartialEq)]
+enum Flush {
+    Clean,
+    Dirty,
+    Yielded,
+}
+
+impl AnswerBody {
+    /// A body that is known whole.
+    #[must_use]
+    pub fn whole(bytes: impl Into<Bytes>) -> AnswerBody {
+        AnswerBody(Source::Whole(Some(bytes.into())))
+    }
+
+    pub(super) fn relayed(messages: mpsc::Receiver<Message>) -> AnswerBody {
+        AnswerBody(Source::Relayed { messages, flush: Flush::Clean })
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let next = match &mut self.0 {
+            Source::Done => return Poll::Ready(None),
+            Source::Whole(bytes) => {
+                let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
+                return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
+            }
+            Source::Relayed { messages, flush } => match messages.poll_recv(cx) {
+                Poll::Pending => {
+                    *flush = Flush::Clean;
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Message::Data(bytes))) => {
+                    *flush = Flush::Dirty;
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Poll::Ready(Some(Message::End(trailers))) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+                Poll::Ready(None) if *flush == Flush::Dirty => {
+                    *flush = Flush::Yielded;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Ready(None) => Some(Err(Cut)),
+            },
+        };
+        self.0 = Source::Done;
+        Poll::Ready(next)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Source::Relayed { .. } => false,
+            Source::Done => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Source::Relayed { .. } => SizeHint::default(),
+            Source::Done => SizeHint::with_exact(0),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! One request's task: it owns the attempts and the relay, and everything that must be given back. The service that hyper
+//! drives waits for the head over a oneshot; when hyper drops it, the task sees that and stops, which closes the upstream
+//! connection at once.
+
+use std::sync::Arc;
+
+use http::Response;
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
+use http::response::Parts;
+use http_body_util::BodyExt;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Shared;
+use super::attempt::{self, Attempted, Form};
+use super::body::AnswerBody;
+use super::headers;
+use super::record::Record;
+use super::relay::{Events, relay_unary, settle, unary_read};
+use super::wire::{Deadlines, Wire};
+use super::work::Work;
+use crate::clock::Time;
+use crate::config::model::Config;
+use crate::error::{Failure, Refusal};
+use crate::fleet::{Outcome, Ticket};
+use crate::upstream;
+
+/// Pieces between a request's task and its client's connection.
+const CHANNEL: usize = 8;
+/// A unary answer up to this size is read whole before it is passed on: one write to the client, and no channel.
+const WHOLE_ANSWER_MAX: u64 = 64 << 10;
+
+/// A request under way.
+pub(super) struct Exchange {
+    pub(super) shared: Arc<Shared>,
+    pub(super) settings: Arc<Config>,
+    pub(super) work: Work,
+    pub(super) record: Record,
+}
+
+impl Exchange {
+    /// Serves the request: the head (or a whole answer) goes to `reply`, the rest through the answer's body.
+    pub(super) async fn run(mut self, mut reply: oneshot::Sender<Response<AnswerBody>>) {
+        let deadline = self.settings.stream.total_timeout.map(|limit| self.record.arrival + limit);
+        let left = deadline.map(|at| at.since(self.shared.clock.now()));
+        let attempted = {
+            let attempts = attempt::run(&mut self);
+            let attempts = async {
+                match left {
+                    None => Some(attempts.await),
+                    Some(left) => tokio::time::timeout(left, attempts).await.ok(),
+                }
+            };
+            tokio::select! {
+                biased;
+                // Dropping the attempts gives the ticket back and closes the upstream connection.
+                () = reply.closed() => return,
+                attempted = attempts => attempted,
+            }
+        };
+        match attempted.unwrap_or_else(|| Attempted::Refused(self.exhausted(self.record.attempts, Failure::Deadline))) {
+            Attempted::Refused(refusal) => {
+                let response = self.record.refuse(&refusal);
+                drop(reply.send(response));
+            }
+            Attempted::LastAnswer(answer) => {
+                let mut response = answer.into_response();
+                self.record.answered(response.status());
+                self.finish_head(response.headers_mut());
+                drop(reply.send(response));
+            }
+            Attempted::Committed { ticket, head, body, form } => {
+                self.record.answered(head.status);
+                // A request that is committed is not sent again: its body's memory is free.
+                self.work.release_body();
+                match form {
+                    Form::Unary if is_small(&head) => self.whole(ticket, head, body, reply).await,
+                    form => self.relay(ticket, head, body, form, reply, deadline).await,
+                }
+            }
+        }
+    }
+
+    fn finish_head(&self, headers: &mut HeaderMap) {
+        headers::for_client(headers);
+        self.record.mark(headers);
+    }
+
+    async fn relay(
+        mut self,
+        ticket: Ticket,
+        mut head: Parts,
+        body: upstream::AnswerBody,
+        form: Form,
+        reply: oneshot::Sender<Response<AnswerBody>>,
+        total: Option<Time>,
+    ) {
+        self.finish_head(&mut head.headers);
+        let (tx, messages) = mpsc::channel(CHANNEL);
+        if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_err() {
+            return;
+        }
+        let is_stream = matches!(form, Form::Events(_));
+        let deadlines = Deadlines {
+            // A unary answer has no events to be late.
+            idle: self.settings.stream.idle_timeout.filter(|_| is_stream),
+            total,
+            write_stall: self.settings.limits.write_stall,
+        };
+        let wire = Wire::new(body, tx, self.shared.clock.clone(), deadlines);
+        let clock = self.shared.clock.clone();
+        match form {
+            Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
+            Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,
+        }
+    }
+
+    /// A small document, read whole.
+    async fn whole(
+        mut self,
+        ticket: Ticket,
+        mut head: Parts,
+        body: upstream::AnswerBody,
+        mut reply: oneshot::Sender<Response<AnswerBody>>,
+    ) {
+        self.finish_head(&mut head.headers);
+        let collected = tokio::select! {
+            biased;
+            () = reply.closed() => return,
+            collected = body.collect() => collected,
+        };
+        let now = self.shared.clock.now();
+        match collected {
+            Ok(collected) => {
+                let document = collected.to_bytes();
+                unary_read(self.work.api, &document, &ticket, &mut self.record);
+                settle(ticket, &mut self.record, Ok(()), now);
+                drop(reply.send(Response::from_parts(head, AnswerBody::whole(document))));
+            }
+            Err(_) => {
+                settle(ticket, &mut self.record, Err(Failure::Died), now);
+                let refusal = self.exhausted(self.record.attempts, Failure::Died);
+                drop(reply.send(self.record.refuse(&refusal)));
+            }
+        }
+    }
+
+    /// An attempt failed: load and, for a backend that is not what the config says, the fleet are told.
+    pub(super) fn failed(&self, ticket: Ticket, failure: Failure, blamed: bool) {
+        let now = self.shared.clock.now();
+        let backend = Arc::clone(ticket.backend());
+        let outcome = if blamed { Outcome::Failed(failure) } else { Outcome::ClientError };
+        ticket.finish(outcome, now);
+        if let Failure::Misconfigured(status) = failure {
+            let reason = format!("answered {status} to a request for {}", self.work.pool.model);
+            self.shared.controller.misconfigured(backend.id, reason, now);
+        }
+    }
+
+    /// Whether the pool's retry budget pays for another attempt.
+    pub(super) fn may_retry(&self) -> bool {
+        self.work.pool.retry(self.shared.clock.now())
+    }
+
+    /// Our answer where attempts ended without a backend's.
+    pub(super) fn exhausted(&self, attempts: u32, failure: Failure) -> Refusal {
+        Refusal::Exhausted { model: self.work.pool.model.clone(), attempts, failure }
+    }
+}
+
+/// Whether an answer says that it is small.
+fn is_small(head: &Parts) -> bool {
+    let declared = |value: &HeaderValue| value.to_str().ok()?.parse::<u64>().ok();
+    head.headers.get(CONTENT_LENGTH).and_then(declared).is_some_and(|bytes| bytes <= WHOLE_ANSWER_MAX)
+}

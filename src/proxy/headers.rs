@@ -1,0 +1,110 @@
+//! What happens to headers on the way: hop-by-hop ones end here in both directions, ours are added, the rest passes.
+
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const BACKEND: HeaderName = HeaderName::from_static("x-forebay-backend");
+pub(super) const ARM: HeaderName = HeaderName::from_static("x-forebay-arm");
+pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attempts");
+
+/// A client's request id longer than this is replaced.
+const REQUEST_ID_MAX: usize = 128;
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"] {
+        headers.remove(name);
+    }
+}
+
+/// Turns a client's request headers into those sent to any backend: everything but `authorization`'s replacement, which
+/// depends on the backend ([`authorize`]).
+pub(super) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, streamed: bool, keep_authorization: bool) {
+    remove_hop_by_hop(headers);
+    // Host and length are the client library's, from the target and the body; `Expect` was answered here.
+    for name in [HOST, CONTENT_LENGTH, EXPECT] {
+        headers.remove(name);
+    }
+    if streamed {
+        headers.remove(ACCEPT_ENCODING);
+    }
+    if !keep_authorization {
+        headers.remove(AUTHORIZATION);
+    }
+    headers.insert(REQUEST_ID, request_id.clone());
+}
+
+/// Puts a backend's own key on.
+pub(super) fn authorize(headers: &mut HeaderMap, key: &str) {
+    if let Ok(mut value) = HeaderValue::try_from(format!("Bearer {key}")) {
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+}
+
+/// Turns a backend's answer headers into those sent to the client.
+pub(super) fn for_client(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+}
+
+/// The request's id: the client's, if it is short and printable, else a new one of 128 random bits.
+pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    match headers.get(REQUEST_ID) {
+        Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX && id.to_str().is_ok() => id.clone(),
+        _ => {
+            HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits are a valid value")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_named_by_connection_end_here() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONNECTION, HeaderValue::from_static("close, X-Private"));
+        headers.insert("x-private", HeaderValue::from_static("1"));
+        headers.insert("x-public", HeaderValue::from_static("1"));
+        headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
+        for_client(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-public"]);
+    }
+
+    #[test]
+    fn a_request_id_is_kept_or_made() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(request_id(&headers).len(), 32);
+        headers.insert(REQUEST_ID, HeaderValue::from_static("mine"));
+        assert_eq!(request_id(&headers), "mine");
+        headers.insert(REQUEST_ID, HeaderValue::try_from("x".repeat(500)).unwrap());
+        assert_eq!(request_id(&headers).len(), 32);
+    }
+
+    #[test]
+    fn what_a_backend_must_not_see_is_taken_off() {
+        let mut headers = HeaderMap::new();
+        for name in [HOST, CONTENT_LENGTH, EXPECT, ACCEPT_ENCODING, AUTHORIZATION] {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        for_backend(&mut headers, &HeaderValue::from_static("id"), true, false);
+        assert_eq!(headers.len(), 1);
+        assert_eq!(headers[REQUEST_ID], "id");
+    }
+}

@@ -1,0 +1,85 @@
+//! Holding a stream's answer back until the engine is proved at work: an answer of 200 and its headers come 2 to 5 ms after
+//! the request, also when the request then waits for seconds, so they prove nothing.
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+
+use super::attempt::Failed;
+use super::exchange::Exchange;
+use super::relay::Events;
+use super::responses;
+use crate::error::Failure;
+use crate::fleet::Ticket;
+use crate::stream::{Api, Kind, Parser, Segment};
+use crate::upstream::AnswerBody;
+
+/// More than this is not held: whatever it is, the engine sent it.
+const HELD_MAX: usize = 1 << 20;
+
+/// Reads a stream up to its first token (or whatever else is the client's: a client-fault error event, an early end).
+///
+/// # Errors
+/// The stream ended or broke without an event, or began with an error event of the server.
+pub(super) async fn hold(
+    exchange: &mut Exchange,
+    ticket: &mut Ticket,
+    mut body: AnswerBody,
+) -> Result<(Events, AnswerBody), Failed> {
+    let api = exchange.work.api;
+    let mut parser = Box::new(Parser::new(api));
+    let mut segments = Vec::new();
+    let mut held = Vec::new();
+    let mut bytes = 0;
+    loop {
+        let chunk = match body.frame().await {
+            None | Some(Err(_)) => return Err(Failure::Died.into()),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(chunk) => chunk,
+                Err(_) => continue,
+            },
+        };
+        let now = exchange.shared.clock.now();
+        parser.push(chunk, &mut segments);
+        let mut committed = false;
+        for segment in segments.drain(..) {
+            match segment.kind {
+                Kind::Comment if !committed => continue,
+                Kind::Error { code, engine_dead } if !committed && code >= 500 => {
+                    let failure = Failure::ErrorEvent { code, engine_dead };
+                    return Err(Failed::of_event(api, failure, data_of(&segment.raw)));
+                }
+                Kind::Token if !exchange.record.has_first_token() => {
+                    ticket.first_token(now);
+                    exchange.record.first_token(now);
+                }
+                Kind::Preamble => learn_response(exchange, ticket, api, &segment),
+                _ => {}
+            }
+            committed |= segment.kind.commits() || matches!(segment.kind, Kind::Error { .. });
+            bytes += segment.raw.len();
+            held.push(segment);
+        }
+        committed |= bytes > HELD_MAX;
+        if committed {
+            let strip_usage = exchange.work.usage_injected;
+            return Ok((Events { parser, api, first: held, first_at: now, strip_usage }, body));
+        }
+    }
+}
+
+fn learn_response(exchange: &Exchange, ticket: &Ticket, api: Api, segment: &Segment) {
+    if api == Api::Responses
+        && let Some(id) = responses::id_of_event(&segment.raw)
+    {
+        exchange.shared.responses.remember(id, ticket.backend().id);
+    }
+}
+
+/// The data of an event, for an answer that is no stream.
+fn data_of(event: &Bytes) -> Bytes {
+    let Some(at) = memchr::memmem::find(event, b"data:") else { return event.clone() };
+    let line = event.slice(at + 5..);
+    let end = memchr::memchr2(b'\n', b'\r', &line).unwrap_or(line.len());
+    let start = line.iter().position(|byte| *byte != b' ').unwrap_or(0).min(end);
+    line.slice(start..end)
+}

@@ -1,0 +1,50 @@
+//! `/v1/models`: one list over all pools, answered here. What a backend says of a model is passed on as it said it
+//! (`max_model_len` among it); the names under which a pool is served are added.
+
+use serde_json::{Value, json};
+
+use crate::fleet::{Pool, Snapshot};
+
+fn entries(pool: &Pool) -> Vec<Value> {
+    let mut found: Vec<Value> = Vec::new();
+    let known = |found: &[Value], id: &str| found.iter().any(|entry| entry["id"] == id);
+    for member in pool.members() {
+        for card in member.backend.models.load().iter() {
+            if card["id"].as_str().is_some_and(|id| !known(&found, id)) {
+                found.push(card.clone());
+            }
+        }
+    }
+    for name in std::iter::once(&pool.model).chain(&pool.aliases) {
+        if !known(&found, name) {
+            let mut entry = found.first().cloned().unwrap_or_else(
+                || json!({"object": "model", "created": 0, "owned_by": "vllm", "root": pool.model, "parent": null}),
+            );
+            entry["id"] = json!(name);
+            found.push(entry);
+        }
+    }
+    found
+}
+
+/// The list.
+pub(super) fn list(snapshot: &Snapshot) -> String {
+    let data: Vec<Value> = snapshot.pools.iter().flat_map(|pool| entries(pool)).collect();
+    json!({"object": "list", "data": data}).to_string()
+}
+
+/// One model's entry.
+pub(super) fn one(snapshot: &Snapshot, id: &str) -> Option<String> {
+    let mut all = snapshot.pools.iter().flat_map(|pool| entries(pool));
+    all.find(|entry| entry["id"] == id).map(|entry| entry.to_string())
+}
+
+/// The names that are served, for an error that must say them.
+pub(super) fn names(snapshot: &Snapshot) -> String {
+    let names: Vec<&str> = snapshot
+        .pools
+        .iter()
+        .flat_map(|pool| std::iter::once(pool.model.as_str()).chain(pool.aliases.iter().map(String::as_str)))
+        .collect();
+    names.join(", ")
+}

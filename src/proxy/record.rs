@@ -1,0 +1,316 @@
+//! What is remembered of a request and told once it is over: metrics, one line of access log. Told from `Drop`, so that an
+//! end, an error, a client that left and a panic all count, and each once.
+//!
+//! Hot path: a gap is one histogram record; nothing is formatted before the end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderValue};
+use http::{Method, Response, StatusCode};
+
+use super::Shared;
+use super::body::AnswerBody;
+use super::headers;
+use super::route::error_shape;
+use crate::clock::Time;
+use crate::config::model::Config;
+use crate::error::{Failure, Refusal, error_json};
+use crate::fleet::{Backend, Dispatched, Pool};
+use crate::routing::facts::ArmIndex;
+use crate::stream::Usage;
+use crate::stream::timings::Timings;
+use crate::telemetry::log::AccessRecord;
+use crate::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
+use crate::units::BackendId;
+
+/// What is known of a request so far.
+pub(super) struct Record {
+    shared: Arc<Shared>,
+    settings: Arc<Config>,
+    pub(super) arrival: Time,
+    pub(super) request_id: HeaderValue,
+    client: Option<SocketAddr>,
+    pub(super) client_key: Option<String>,
+    method: Method,
+    path: String,
+    pub(super) model: Option<String>,
+    /// The pool and the assigned arm, once known.
+    assigned: Option<(Arc<Pool>, ArmIndex)>,
+    backend: Option<Arc<Backend>>,
+    predicted: Option<Duration>,
+    pub(super) streamed: bool,
+    pub(super) body_read: Option<Time>,
+    pub(super) sent: Option<Time>,
+    first_sent: Option<Time>,
+    pub(super) got_head: bool,
+    first_token: Option<Time>,
+    pub(super) end: Option<Time>,
+    pub(super) attempts: u32,
+    status: u16,
+    outcome: Option<Outcome>,
+    pub(super) usage: Option<Usage>,
+    pub(super) token_events: u64,
+}
+
+impl Record {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        settings: Arc<Config>,
+        arrival: Time,
+        client: Option<SocketAddr>,
+        head: &http::request::Parts,
+    ) -> Record {
+        Record {
+            shared,
+            settings,
+            arrival,
+            request_id: headers::request_id(&head.headers),
+            client,
+            client_key: None,
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            model: None,
+            assigned: None,
+            backend: None,
+            predicted: None,
+            streamed: false,
+            body_read: None,
+            sent: None,
+            first_sent: None,
+            got_head: false,
+            first_token: None,
+            end: None,
+            attempts: 0,
+            status: 499,
+            outcome: None,
+            usage: None,
+            token_events: 0,
+        }
+    }
+
+    /// The request has its pool and its arm.
+    pub(super) fn assign(&mut self, pool: &Arc<Pool>, arm: ArmIndex) {
+        self.assigned = Some((Arc::clone(pool), arm));
+    }
+
+    /// An attempt has its backend.
+    pub(super) fn dispatched(&mut self, dispatched: &Dispatched) {
+        tracing::debug!(decision = %dispatched.decision, "dispatched");
+        self.attempts += 1;
+        self.predicted = dispatched.ticket.predicted_ttft();
+        self.backend = Some(Arc::clone(dispatched.ticket.backend()));
+    }
+
+    /// An attempt is sent now.
+    pub(super) fn sending(&mut self, now: Time) {
+        self.sent = Some(now);
+        self.first_sent.get_or_insert(now);
+        self.got_head = false;
+    }
+
+    /// An attempt failed and is followed by another.
+    pub(super) fn retried(&self, failure: Failure) {
+        self.metrics().retry(failure);
+    }
+
+    /// The first token came.
+    pub(super) fn first_token(&mut self, now: Time) {
+        self.first_token = Some(now);
+        let metrics = Arc::clone(self.metrics());
+        metrics.ttft.record(now.since(self.arrival).as_secs_f64());
+        if let Some(sent) = self.sent {
+            let measured = now.since(sent);
+            metrics.backend_ttft.record(measured.as_secs_f64());
+            if let Some(predicted) = self.predicted {
+                metrics.predicted(predicted, measured);
+            }
+        }
+    }
+
+    pub(super) fn has_first_token(&self) -> bool {
+        self.first_token.is_some()
+    }
+
+    /// A gap between two token events.
+    pub(super) fn gap(&self, gap: Duration) {
+        self.metrics().itl.record(gap.as_secs_f64());
+    }
+
+    /// The status that the client gets from a backend.
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        self.outcome = match self.status {
+            500.. => Some(Outcome::Failed(Failure::ServerError(self.status))),
+            400.. => Some(Outcome::ClientError),
+            _ => None,
+        };
+    }
+
+    /// Whether the backend found the request itself at fault.
+    pub(super) fn is_client_error(&self) -> bool {
+        self.outcome == Some(Outcome::ClientError)
+    }
+
+    /// The whole answer was passed on.
+    pub(super) fn succeeded(&mut self) {
+        self.outcome = Some(Outcome::Success);
+    }
+
+    /// The answer was cut.
+    pub(super) fn failed(&mut self, failure: Failure) {
+        self.outcome = (failure != Failure::ClientLeft).then_some(Outcome::Failed(failure));
+    }
+
+    /// Remembers which backend holds a response.
+    pub(super) fn remember_response(&self, id: String, backend: BackendId) {
+        self.shared.responses.remember(id, backend);
+    }
+
+    /// An answer of our own, with what goes with every answer.
+    pub(super) fn refuse(&mut self, refusal: &Refusal) -> Response<AnswerBody> {
+        self.outcome = Some(Outcome::from(refusal));
+        let text = error_json(error_shape(&self.path), refusal.status(), refusal.kind(), &refusal.to_string());
+        let mut response = self.local(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_GATEWAY), text);
+        if let Some(seconds) = refusal.retry_after() {
+            response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    /// A JSON answer made here.
+    pub(super) fn local(&mut self, status: StatusCode, json: String) -> Response<AnswerBody> {
+        self.status = status.as_u16();
+        self.outcome.get_or_insert(Outcome::Success);
+        let mut response = Response::new(AnswerBody::whole(json));
+        *response.status_mut() = status;
+        response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.mark(response.headers_mut());
+        response
+    }
+
+    /// Puts our headers on an answer.
+    pub(super) fn mark(&self, answer: &mut HeaderMap) {
+        answer.insert(headers::REQUEST_ID, self.request_id.clone());
+        if let Some(backend) = &self.backend {
+            let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
+            answer.insert(headers::BACKEND, value(backend.url.authority()));
+            answer.insert(headers::ARM, value(&backend.arm));
+            answer.insert(headers::ATTEMPTS, HeaderValue::from(self.attempts));
+        }
+    }
+
+    fn metrics(&self) -> &Arc<BackendMetrics> {
+        self.backend.as_ref().map_or(&self.shared.telemetry.unrouted, |backend| &backend.metrics)
+    }
+
+    fn abort_phase(&self) -> AbortPhase {
+        match () {
+            () if self.body_read.is_none() => AbortPhase::Body,
+            () if !self.got_head => AbortPhase::BeforeHead,
+            () if self.first_token.is_some() => AbortPhase::MidStream,
+            () if self.streamed => AbortPhase::BeforeFirstToken,
+            () => AbortPhase::Unary,
+        }
+    }
+
+    fn timings(&self, end: Time) -> Timings {
+        let mut timings = Timings::new(self.arrival);
+        timings.body_read = self.body_read;
+        timings.sent = self.sent;
+        timings.first_token = self.first_token;
+        timings.end = Some(end);
+        timings
+    }
+
+    fn tokens(&self) -> Option<(TokenSource, u64)> {
+        match self.usage {
+            Some(usage) => Some((TokenSource::Usage, usage.completion_tokens)),
+            None if self.first_token.is_some() => Some((TokenSource::Events, self.token_events)),
+            None => None,
+        }
+    }
+
+    fn access_record(&self, outcome: Outcome, timings: &Timings) -> AccessRecord {
+        let tokens = self.tokens();
+        let backend = self.backend.as_ref();
+        AccessRecord {
+            request_id: self.request_id.to_str().unwrap_or_default().into(),
+            client: self.client,
+            client_key: self.client_key.as_deref().map(Arc::from),
+            method: self.method.as_str().into(),
+            path: self.path.as_str().into(),
+            model: self.model.as_deref().map(Arc::from),
+            pool: self.assigned.as_ref().map(|(pool, _)| pool.model.as_str().into()),
+            arm: backend.map(|backend| Arc::clone(&backend.arm)),
+            assigned_arm: self.assigned.as_ref().and_then(|(pool, arm)| Some(Arc::clone(&pool.arm(*arm)?.name))),
+            backend: backend.map(|backend| backend.url.authority().into()),
+            status: self.status,
+            outcome,
+            attempts: self.attempts,
+            stream: self.streamed,
+            ttft: timings.ttft(),
+            tpot: tokens.and_then(|(_, tokens)| timings.tpot(tokens)),
+            e2e: timings.e2e().unwrap_or_default(),
+            prompt_tokens: self.usage.map(|usage| usage.prompt_tokens),
+            output_tokens: tokens.map(|(source, tokens)| (tokens, source)),
+        }
+    }
+
+    fn count(&self, outcome: Outcome, timings: &Timings) {
+        let metrics = self.metrics();
+        metrics.request(outcome);
+        if outcome == Outcome::Failed(Failure::ClientLeft) {
+            metrics.abort(self.abort_phase());
+        }
+        if let Some(usage) = self.usage {
+            metrics.prompt_tokens.increment(usage.prompt_tokens);
+        }
+        let tokens = self.tokens();
+        if let Some((source, tokens)) = tokens {
+            metrics.output_tokens(source, tokens);
+        }
+        if let Some(first_sent) = self.first_sent {
+            let ours = first_sent.since(self.body_read.unwrap_or(self.arrival));
+            self.shared.telemetry.process.overhead.record(ours.as_secs_f64());
+        }
+        if let Some(read) = timings.body() {
+            self.shared.telemetry.process.body_read.record(read.as_secs_f64());
+        }
+        if outcome != Outcome::Success || self.backend.is_none() {
+            return;
+        }
+        if let Some(e2e) = timings.e2e() {
+            metrics.e2e.record(e2e.as_secs_f64());
+        }
+        let tpot = tokens.and_then(|(_, tokens)| timings.tpot(tokens));
+        if let Some(tpot) = tpot {
+            metrics.tpot.record(tpot.as_secs_f64());
+        }
+        if let Some(ttft) = timings.ttft() {
+            let slo = &self.settings.slo;
+            metrics.slo(ttft <= slo.ttft && tpot.is_none_or(|tpot| tpot <= slo.tpot));
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let end = self.end.unwrap_or_else(|| self.shared.clock.now());
+        let fallback = if std::thread::panicking() {
+            Outcome::from(&Refusal::Internal)
+        } else {
+            Outcome::Failed(Failure::ClientLeft)
+        };
+        let outcome = self.outcome.unwrap_or(fallback);
+        if outcome == Outcome::Failed(Failure::ClientLeft) {
+            self.status = Failure::ClientLeft.status();
+        }
+        let timings = self.timings(end);
+        self.count(outcome, &timings);
+        if self.shared.access_log.is_on() {
+            self.shared.access_log.write(self.access_record(outcome, &timings));
+        }
+    }
+}

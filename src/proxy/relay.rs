@@ -1,0 +1,184 @@
+//! From the commit to the end: what a backend sends goes to the client, and what it means goes to load, metrics and log.
+//! Nothing here moves a request to another backend.
+//!
+//! Hot path: one parse and one channel send a chunk, chunk out first and observed after; no allocation for a chunk that is
+//! one event.
+
+use bytes::Bytes;
+
+use super::record::Record;
+use super::responses;
+use super::wire::Wire;
+use crate::clock::Time;
+use crate::error::{ErrorShape, Failure, error_json};
+use crate::fleet::{Outcome, Ticket};
+use crate::stream::{Api, Kind, Parser, Segment, usage_of_body};
+
+/// Unary answers up to this size are kept beside the relay for their token counts.
+const USAGE_BODY_MAX: usize = 4 << 20;
+
+/// A stream of events: the parser, and what was read of it before the commit.
+pub(super) struct Events {
+    pub(super) parser: Box<Parser>,
+    pub(super) api: Api,
+    pub(super) first: Vec<Segment>,
+    /// When the first of them came.
+    pub(super) first_at: Time,
+    /// Usage was asked for by us, so its event is not for the client.
+    pub(super) strip_usage: bool,
+}
+
+impl Events {
+    /// Relays to the end of the stream and gives the ticket back.
+    pub(super) async fn run(mut self, mut wire: Wire, mut ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+        let relayed = self.relay(&mut wire, &mut ticket, record).await;
+        // An error event that was passed on as it came ends the bytes well and the request badly.
+        let outcome = relayed.and_then(|()| match self.parser.failed() {
+            Some(error) if error.code >= 500 => {
+                Err(Failure::ErrorEvent { code: error.code, engine_dead: error.engine_dead })
+            }
+            _ => Ok(()),
+        });
+        record.usage = self.parser.usage();
+        record.token_events = self.parser.token_events();
+        settle(ticket, record, outcome, now());
+        wire.close(relayed, relayed.err().and_then(|failure| error_event(self.api, failure))).await;
+    }
+
+    async fn relay(&mut self, wire: &mut Wire, ticket: &mut Ticket, record: &mut Record) -> Result<(), Failure> {
+        let first = std::mem::take(&mut self.first);
+        for segment in &first {
+            if self.is_for_client(segment) {
+                wire.send(segment.raw.clone()).await?;
+            }
+        }
+        let mut pace = Pace { last: self.first_at, counted: self.parser.token_events() };
+        let mut segments = first;
+        segments.clear();
+        while let Some((chunk, now)) = wire.next().await? {
+            self.parser.push(chunk.clone(), &mut segments);
+            self.forward(wire, &chunk, &segments).await?;
+            pace.observe(&self.parser, now, std::mem::take(&mut wire.blocked), ticket, record);
+            segments.clear();
+        }
+        if let Some(tail) = self.parser.finish() {
+            wire.send(tail).await?;
+        }
+        let whole = self.parser.ended() || matches!(self.api, Api::Other);
+        if whole { Ok(()) } else { Err(Failure::Truncated) }
+    }
+
+    fn is_for_client(&self, segment: &Segment) -> bool {
+        !(self.strip_usage && matches!(segment.kind, Kind::Usage))
+    }
+
+    /// Sends whole events: the chunk as it came where it is just that, else event by event.
+    async fn forward(&self, wire: &mut Wire, chunk: &Bytes, segments: &[Segment]) -> Result<(), Failure> {
+        let whole: usize = segments.iter().map(|segment| segment.raw.len()).sum();
+        let as_it_came = whole == chunk.len()
+            && segments.first().is_some_and(|first| first.raw.as_ptr() == chunk.as_ptr())
+            && segments.iter().all(|segment| self.is_for_client(segment));
+        if as_it_came {
+            return wire.send(chunk.clone()).await;
+        }
+        for segment in segments {
+            if self.is_for_client(segment) {
+                wire.send(segment.raw.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The gaps between token events.
+struct Pace {
+    last: Time,
+    counted: u64,
+}
+
+impl Pace {
+    fn observe(&mut self, parser: &Parser, now: Time, blocked: bool, ticket: &mut Ticket, record: &mut Record) {
+        for _ in self.counted..parser.token_events() {
+            // The first token's event ends TTFT, not a gap; chat announces it by a role event of its own.
+            if self.counted > 0 {
+                ticket.event(now, blocked);
+                if !blocked {
+                    record.gap(now.since(self.last));
+                }
+            }
+            self.counted += 1;
+            self.last = now;
+        }
+    }
+}
+
+/// Relays an answer that is one document to its end and gives the ticket back.
+pub(super) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+    let mut seen = Vec::new();
+    let relayed = relay_document(&mut wire, &mut seen).await;
+    if relayed.is_ok() {
+        unary_read(api, &seen.concat(), &ticket, record);
+    }
+    settle(ticket, record, relayed, now());
+    wire.close(relayed, None).await;
+}
+
+/// Reads token counts, and the id of a stored response, out of a whole document.
+pub(super) fn unary_read(api: Api, document: &[u8], ticket: &Ticket, record: &mut Record) {
+    record.usage = usage_of_body(api, document);
+    if api == Api::Responses
+        && let Some(id) = responses::id_of_body(document)
+    {
+        record.remember_response(id, ticket.backend().id);
+    }
+}
+
+async fn relay_document(wire: &mut Wire, seen: &mut Vec<Bytes>) -> Result<(), Failure> {
+    let mut bytes = 0;
+    while let Some((chunk, _)) = wire.next().await? {
+        bytes += chunk.len();
+        if bytes <= USAGE_BODY_MAX {
+            seen.push(chunk.clone());
+        } else {
+            seen.clear();
+        }
+        wire.send(chunk).await?;
+    }
+    Ok(())
+}
+
+/// Gives the ticket back and closes the record.
+pub(super) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Failure>, now: Time) {
+    record.end = Some(now);
+    match outcome {
+        Ok(()) if record.is_client_error() => ticket.finish(Outcome::ClientError, now),
+        Ok(()) => {
+            record.succeeded();
+            ticket.finish(Outcome::Success, now);
+        }
+        Err(failure) => {
+            record.failed(failure);
+            ticket.finish(Outcome::Failed(failure), now);
+        }
+    }
+}
+
+/// The event that tells a client, in its API's own form, that its stream was cut.
+fn error_event(api: Api, failure: Failure) -> Option<Bytes> {
+    let message = format!("the stream was cut: {}", failure.label());
+    let (status, kind) = (failure.status(), "forebay_stream_cut");
+    let text = match api {
+        Api::Chat | Api::Completions => {
+            format!("data: {}\n\n", error_json(ErrorShape::OpenAi, status, kind, &message))
+        }
+        Api::Messages => {
+            format!("event: error\ndata: {}\n\n", error_json(ErrorShape::Anthropic, status, kind, &message))
+        }
+        Api::Responses => {
+            let event = serde_json::json!({"type": "error", "code": kind, "message": message, "param": null});
+            format!("event: error\ndata: {event}\n\n")
+        }
+        Api::Other => return None,
+    };
+    Some(Bytes::from(text))
+}

@@ -1,0 +1,164 @@
+//! One committed answer between two connections: the next piece from the backend, and a piece to the client, each within
+//! the deadlines and each ending at once when the client leaves.
+//!
+//! Hot path: one clock read a piece; the deadlines share one timer, which is set anew only when it fires.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Sleep;
+
+use super::body::Message;
+use crate::clock::{Clock, Time};
+use crate::error::Failure;
+use crate::upstream::AnswerBody;
+
+/// Where no deadline is set, the timer looks again after this.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// The deadlines of an answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadlines {
+    /// The longest gap between two pieces from the backend.
+    pub(super) idle: Option<Duration>,
+    /// When the request must be over.
+    pub(super) total: Option<Time>,
+    /// How long the client may take nothing.
+    pub(super) write_stall: Option<Duration>,
+}
+
+/// Both ends of an answer.
+pub(super) struct Wire {
+    body: AnswerBody,
+    tx: Sender<Message>,
+    gone: Pin<Box<dyn Future<Output = ()> + Send>>,
+    timer: Pin<Box<Sleep>>,
+    clock: Clock,
+    deadlines: Deadlines,
+    waiting_since: Time,
+    /// Whether the client's write was blocked since the last piece came.
+    pub(super) blocked: bool,
+    /// The trailers that came with the end.
+    pub(super) trailers: Option<HeaderMap>,
+}
+
+impl Wire {
+    pub(super) fn new(body: AnswerBody, tx: Sender<Message>, clock: Clock, deadlines: Deadlines) -> Wire {
+        let watched = tx.clone();
+        let now = clock.now();
+        let mut wire = Wire {
+            body,
+            tx,
+            gone: Box::pin(async move { watched.closed().await }),
+            timer: Box::pin(tokio::time::sleep(FAR)),
+            clock,
+            deadlines,
+            waiting_since: now,
+            blocked: false,
+            trailers: None,
+        };
+        wire.set_timer(now);
+        wire
+    }
+
+    fn due(&self) -> Option<(Time, Failure)> {
+        let idle = self.deadlines.idle.map(|idle| (self.waiting_since + idle, Failure::Idle));
+        let total = self.deadlines.total.map(|at| (at, Failure::Deadline));
+        match (idle, total) {
+            (Some(idle), Some(total)) => Some(if idle.0 < total.0 { idle } else { total }),
+            (idle, total) => idle.or(total),
+        }
+    }
+
+    fn set_timer(&mut self, now: Time) {
+        let wait = self.due().map_or(FAR, |(at, _)| at.since(now));
+        self.timer.set(tokio::time::sleep(wait));
+    }
+
+    /// The next piece from the backend and when it came; `None` at the end of its answer.
+    ///
+    /// # Errors
+    /// The client left, a deadline passed, or the backend's answer was cut.
+    pub(super) async fn next(&mut self) -> Result<Option<(Bytes, Time)>, Failure> {
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut self.gone => return Err(Failure::ClientLeft),
+                frame = self.body.frame() => match frame {
+                    None => return Ok(None),
+                    Some(Err(_)) => return Err(Failure::Truncated),
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => {
+                            let now = self.clock.now();
+                            self.waiting_since = now;
+                            return Ok(Some((data, now)));
+                        }
+                        Err(frame) => self.trailers = frame.into_trailers().ok(),
+                    },
+                },
+                () = &mut self.timer => {
+                    let now = self.clock.now();
+                    match self.due() {
+                        Some((at, failure)) if at <= now => return Err(failure),
+                        _ => self.set_timer(now),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives a piece to the client.
+    ///
+    /// # Errors
+    /// The client left, took nothing for too long, or the request's time is over.
+    pub(super) async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        match self.tx.try_send(Message::Data(bytes)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Failure::ClientLeft),
+            Err(TrySendError::Full(message)) => self.send_blocked(message).await,
+        }
+    }
+
+    async fn send_blocked(&mut self, message: Message) -> Result<(), Failure> {
+        self.blocked = true;
+        let now = self.clock.now();
+        let stall = self.deadlines.write_stall.unwrap_or(FAR * 24 * 365);
+        let left = self.deadlines.total.map_or(FAR * 24 * 365, |at| at.since(now));
+        match tokio::time::timeout(stall.min(left), self.tx.send(message)).await {
+            Ok(Ok(())) => {
+                self.waiting_since = self.clock.now();
+                Ok(())
+            }
+            Ok(Err(_)) => Err(Failure::ClientLeft),
+            Err(_) if left < stall => Err(Failure::Deadline),
+            // A client that reads nothing is as good as gone.
+            Err(_) => Err(Failure::ClientLeft),
+        }
+    }
+
+    /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
+    pub(super) async fn close(self, ended: Result<(), Failure>, last_word: Option<Bytes>) {
+        let Wire { body, tx, gone, trailers, .. } = self;
+        drop(body);
+        drop(gone);
+        match ended {
+            Ok(()) => drop(tx.send(Message::End(trailers)).await),
+            Err(Failure::ClientLeft) => {}
+            Err(_) => {
+                // What is not delivered before the unclean end is thrown away by the transport: give it a moment.
+                const MOMENT: Duration = Duration::from_millis(20);
+                if let Some(event) = last_word
+                    && let Ok(Ok(())) = tokio::time::timeout(MOMENT, tx.send(Message::Data(event))).await
+                {
+                    tokio::time::sleep(MOMENT).await;
+                }
+            }
+        }
+    }
+}

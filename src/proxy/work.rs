@@ -1,0 +1,232 @@
+//! What a request is, once its body is read: its pool and arm, what routing weighs it by, and what is sent to a backend.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request};
+
+use super::Shared;
+use super::headers;
+use super::intake::Held;
+use super::models;
+use super::multipart;
+use super::peek::{Peek, peek};
+use super::record::Record;
+use super::route::{BodyForm, Endpoint, Route, Work as Kinds};
+use super::splice::Splice;
+use crate::config::model::{Config, SessionKey, UsageMode};
+use crate::error::Refusal;
+use crate::fleet::Backend;
+use crate::fleet::{Pool, Snapshot};
+use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
+use crate::stream::Api;
+use crate::units::BackendId;
+use crate::upstream::{self, Pieces};
+
+/// Bodies over this size are parsed on a blocking thread: a MiB takes about a millisecond.
+const PARSE_INLINE: usize = 256 << 10;
+/// What an audio part counts as, in tokens.
+const MEDIA_TOKENS: u32 = 1000;
+
+/// A request that is ready to be sent.
+pub(super) struct Work {
+    pub(super) pool: Arc<Pool>,
+    pub(super) facts: RequestFacts,
+    pub(super) api: Api,
+    /// The client asked for a stream.
+    pub(super) streamed: bool,
+    /// Usage was asked for by us.
+    pub(super) usage_injected: bool,
+    /// A 404 for the model is the backend's fault.
+    pub(super) resolved_model: bool,
+    method: Method,
+    path: PathAndQuery,
+    headers: HeaderMap,
+    body: Body,
+    /// The body's part of the common memory.
+    held: Option<Held>,
+}
+
+/// What is sent: the body as it came but for usage, and the one with the pool's model in place of an alias.
+#[derive(Default)]
+struct Body {
+    asked: Option<String>,
+    as_asked: Pieces,
+    renamed: Option<Pieces>,
+}
+
+/// What the body's parse gave.
+struct Parsed {
+    peek: Option<Peek>,
+    model: Option<String>,
+}
+
+impl Work {
+    /// The request as this backend gets it.
+    pub(super) fn request_to(&self, backend: &Backend) -> Request<Pieces> {
+        let body = match (&self.body.renamed, &self.body.asked) {
+            (Some(renamed), Some(asked)) if !backend.lists(asked) => renamed,
+            _ => &self.body.as_asked,
+        };
+        let mut request = Request::new(body.clone());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = upstream::target(&backend.url, &self.path);
+        *request.headers_mut() = self.headers.clone();
+        if let Some(key) = &backend.key {
+            headers::authorize(request.headers_mut(), key.expose());
+        }
+        request
+    }
+
+    /// The request will not be sent again: frees its body.
+    pub(super) fn release_body(&mut self) {
+        self.body = Body::default();
+        self.held = None;
+    }
+}
+
+/// What a request is made of when its body has been read.
+pub(super) struct Intake<'a> {
+    pub(super) head: &'a Parts,
+    pub(super) route: Route<'a>,
+    pub(super) bytes: Bytes,
+    pub(super) held: Held,
+}
+
+/// Finds out what a request is.
+///
+/// # Errors
+/// The body is not valid, names no model or one that is not served, or refers to a response that is not known.
+pub(super) async fn prepare(
+    shared: &Shared,
+    settings: &Config,
+    snapshot: &Snapshot,
+    record: &mut Record,
+    intake: Intake<'_>,
+) -> Result<Work, Refusal> {
+    let Intake { head, route, bytes, held } = intake;
+    let endpoint = match route {
+        Route::Model(endpoint) => endpoint,
+        _ => Endpoint { api: Api::Other, body: BodyForm::Json, work: Kinds::None },
+    };
+    let parsed = match route {
+        Route::Model(Endpoint { body: BodyForm::Json, .. }) => parse_json(&bytes, body_session(snapshot)).await?,
+        Route::Model(_) => Parsed { peek: None, model: multipart::model(&head.headers, &bytes).await },
+        _ => Parsed { peek: None, model: None },
+    };
+    record.model.clone_from(&parsed.model);
+    let pinned = pinned(shared, route, parsed.peek.as_ref())?;
+    let pool = match (&parsed.model, pinned.and_then(|id| snapshot.backend(id))) {
+        (None, Some(backend)) => snapshot.pool(&backend.pool),
+        (None, None) if route == Route::Version => snapshot.pools.first(),
+        (model, _) => find_pool(snapshot, model.as_deref())?,
+    };
+    let pool = Arc::clone(pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))?);
+    let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
+    record.streamed = streamed;
+    let session = session(&pool, head, parsed.peek.as_ref());
+    let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
+    record.assign(&pool, arm);
+    let (body, usage_injected) = outgoing(&pool, settings, endpoint, &parsed, &bytes);
+    let mut headers = head.headers.clone();
+    headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
+    Ok(Work {
+        facts: weigh(endpoint, &parsed, arm, pinned),
+        pool,
+        api: endpoint.api,
+        streamed,
+        usage_injected,
+        resolved_model: matches!(route, Route::Model(_)) && endpoint.work == Kinds::Generate,
+        method: head.method.clone(),
+        path: head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
+        headers,
+        body,
+        held: Some(held),
+    })
+}
+
+async fn parse_json(bytes: &Bytes, session: Option<String>) -> Result<Parsed, Refusal> {
+    let peeked = if bytes.len() <= PARSE_INLINE {
+        peek(bytes, session.as_deref())
+    } else {
+        let bytes = bytes.clone();
+        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, session.as_deref()));
+        parsing.await.map_err(|_| Refusal::Internal)?
+    };
+    let peek = peeked.map_err(|error| Refusal::BadRequest(error.to_string()))?;
+    Ok(Parsed { model: peek.model.clone(), peek: Some(peek) })
+}
+
+/// The body member that makes a session; where pools differ the first pool's.
+fn body_session(snapshot: &Snapshot) -> Option<String> {
+    snapshot.pools.iter().find_map(|pool| match &pool.session {
+        SessionKey::Body(member) => Some(member.clone()),
+        SessionKey::Header(_) => None,
+    })
+}
+
+fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {
+    match &pool.session {
+        SessionKey::Header(name) => Some(head.headers.get(name.as_str())?.to_str().ok()?.to_owned()),
+        SessionKey::Body(_) => peek?.session.clone(),
+    }
+}
+
+fn pinned(shared: &Shared, route: Route<'_>, peek: Option<&Peek>) -> Result<Option<BackendId>, Refusal> {
+    let id = match route {
+        Route::StoredResponse(id) => Some(id),
+        _ => peek.and_then(|peek| peek.previous_response_id.as_deref()),
+    };
+    let Some(id) = id else { return Ok(None) };
+    shared.responses.find(id).map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
+}
+
+fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
+    let Some(model) = model else {
+        return match snapshot.pools.as_slice() {
+            [] => Ok(None),
+            [only] => Ok(Some(only)),
+            _ => Err(Refusal::NoModel(models::names(snapshot))),
+        };
+    };
+    if snapshot.pools.is_empty() {
+        return Ok(None);
+    }
+    let listed = || snapshot.pools.iter().find(|pool| pool.members().iter().any(|m| m.backend.lists(model)));
+    let found = snapshot.pool(model).or_else(listed);
+    let unknown = || Refusal::UnknownModel { model: model.to_owned(), served: models::names(snapshot) };
+    found.map(Some).ok_or_else(unknown)
+}
+
+fn weigh(endpoint: Endpoint, parsed: &Parsed, arm: ArmIndex, pinned: Option<BackendId>) -> RequestFacts {
+    let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
+    let kind = match endpoint.work {
+        Kinds::None => Kind::Light,
+        Kinds::Prefill => Kind::NoDecode,
+        Kinds::Generate if streamed => Kind::Stream,
+        Kinds::Generate => Kind::Unary,
+    };
+    let (est_tokens, sequences) = match &parsed.peek {
+        _ if kind == Kind::Light => (0, 0),
+        Some(peek) => (peek.est_tokens(), peek.sequences),
+        None => (MEDIA_TOKENS, 1),
+    };
+    RequestFacts { est_tokens, sequences, kind, arm, pinned }
+}
+
+fn outgoing(pool: &Pool, settings: &Config, endpoint: Endpoint, parsed: &Parsed, bytes: &Bytes) -> (Body, bool) {
+    let Some(peek) = &parsed.peek else {
+        return (Body { as_asked: Pieces::new([bytes.clone()]), ..Body::default() }, false);
+    };
+    let mut splice = Splice::default();
+    let injected = settings.stream.usage == UsageMode::Inject && splice.inject_usage(endpoint.api, peek);
+    let renamed = parsed.model.as_ref().filter(|asked| **asked != pool.model).map(|_| {
+        let mut splice = splice.clone();
+        splice.replace_model(peek, &pool.model);
+        Pieces::new(splice.apply(bytes).slices().iter().cloned())
+    });
+    let as_asked = Pieces::new(splice.apply(bytes).slices().iter().cloned());
+    (Body { asked: parsed.model.clone(), as_asked, renamed }, injected)
+}

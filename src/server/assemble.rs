@@ -1,0 +1,216 @@
+//! Puts the parts together: telemetry, fleet, clients, proxy, admin and tasks become pingora services, and the process is up
+//! when both listeners answer.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use pingora::listeners::ListenerConfig;
+use pingora::protocols::l4::stream::L4BufferSettings;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::background_service;
+use pingora::services::listening::Service;
+
+use super::lifecycle::{DrainEnd, Signals};
+use super::listener::{Connections, HyperApp, ServiceFor};
+use super::watch::Tasks;
+use super::{AccessLogFormat, Handle, Options, Source, StartError, reserve};
+use crate::admin;
+use crate::clock::Clock;
+use crate::config::model::Config;
+use crate::fleet::controller::{Controller, Settings};
+use crate::proxy::{Parts, Proxy, Readiness};
+use crate::telemetry::Telemetry;
+use crate::telemetry::log::{AccessLog, Format};
+use crate::upstream::{Limits, Upstream};
+
+/// How long a connection to a backend may take to be made. Longer than one lost SYN, which is sent again after 1 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the listeners may take to come up.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// What is buffered of the access log gets so long to be written at the end.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+/// pingora sleeps its grace period out; the drain ends the process before.
+const GRACE_BEYOND_DRAIN: u64 = 60;
+
+impl ServiceFor for Proxy {
+    type Service = crate::proxy::ClientService;
+    type Body = crate::proxy::AnswerBody;
+
+    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service {
+        self.for_client(client)
+    }
+}
+
+/// The parts that the services of a process share.
+pub(super) struct Common {
+    pub(super) settings: Arc<ArcSwap<Config>>,
+    pub(super) controller: Arc<Controller>,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) access_log: AccessLog,
+    pub(super) clock: Clock,
+    pub(super) draining: Arc<AtomicBool>,
+    listening: Arc<AtomicBool>,
+}
+
+impl Common {
+    fn new(config: &Config, format: AccessLogFormat) -> Result<Common, StartError> {
+        let clock = Clock::system();
+        let telemetry = Arc::new(Telemetry::new());
+        let controller = Arc::new(Controller::new(Settings::from(config), Arc::clone(&telemetry)));
+        controller.apply(&config.pools, clock.now());
+        let limits = Limits { connect_timeout: CONNECT_TIMEOUT, write_stall: config.limits.write_stall };
+        Ok(Common {
+            settings: Arc::new(ArcSwap::from_pointee(config.clone())),
+            controller,
+            upstream: Arc::new(Upstream::new(limits, clock.clone())),
+            access_log: open_log(format, &telemetry)?,
+            telemetry,
+            clock,
+            draining: Arc::new(AtomicBool::new(false)),
+            listening: Arc::new(AtomicBool::new(false)),
+        })
+    }
+
+    fn readiness(&self) -> Readiness {
+        let (listening, draining) = (Arc::clone(&self.listening), Arc::clone(&self.draining));
+        let fleet = self.controller.fleet().clone();
+        Arc::new(move || {
+            if draining.load(Ordering::Acquire) {
+                return Err("draining".to_owned());
+            }
+            if !listening.load(Ordering::Acquire) {
+                return Err("starting".to_owned());
+            }
+            let snapshot = fleet.snapshot();
+            let usable = snapshot.pools.iter().flat_map(|pool| pool.members()).any(|member| member.state.is_usable());
+            if usable { Ok(()) } else { Err("no backend takes requests".to_owned()) }
+        })
+    }
+
+    fn proxy(&self) -> Proxy {
+        Proxy::new(Parts {
+            settings: Arc::clone(&self.settings),
+            fleet: self.controller.fleet().clone(),
+            controller: Arc::clone(&self.controller),
+            upstream: Arc::clone(&self.upstream),
+            telemetry: Arc::clone(&self.telemetry),
+            access_log: self.access_log.clone(),
+            clock: self.clock.clone(),
+            ready: self.readiness(),
+        })
+    }
+}
+
+fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog, StartError> {
+    let format = match format {
+        AccessLogFormat::Off => return Ok(AccessLog::off()),
+        AccessLogFormat::Json => Format::Json,
+        AccessLogFormat::Text => Format::Text,
+    };
+    AccessLog::start(format, Box::new(std::io::stdout()), telemetry.process.log_dropped.clone())
+        .map_err(StartError::AccessLog)
+}
+
+/// Starts a server and returns once it answers.
+///
+/// # Errors
+/// An address cannot be listened on, or a listener does not come up in time.
+pub fn start(options: Options) -> Result<Handle, StartError> {
+    let Options { mut config, source, access_log, signals } = options;
+    config.listen.address = reserve(config.listen.address, "listen.address")?;
+    config.admin.address = reserve(config.admin.address, "admin.address")?;
+    let (data, admin) = (config.listen.address, config.admin.address);
+    let common = Arc::new(Common::new(&config, access_log)?);
+    let listening = Arc::clone(&common.listening);
+    let server = build(config, source, signals, common);
+    let thread = std::thread::Builder::new().name("server".into()).spawn(server).map_err(StartError::Thread)?;
+    for address in [data, admin] {
+        await_listener(address)?;
+    }
+    listening.store(true, Ordering::Release);
+    Ok(Handle { data, admin, thread })
+}
+
+/// The work of the server's thread. pingora's services are made on it, since they are not all `Send` once built.
+fn build(config: Config, source: Source, signals: bool, common: Arc<Common>) -> impl FnOnce() + Send {
+    move || {
+        let connections = Connections::default();
+        let conf = ServerConf {
+            grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
+            graceful_shutdown_timeout_seconds: Some(0),
+            ..ServerConf::default()
+        };
+        let mut server = Server::new_with_opt_and_conf(None, conf);
+        let proxy = common.proxy();
+        let app = HyperApp::new(proxy, &config, Arc::clone(&connections), common.clock.clone())
+            .counted_by(common.telemetry.process.connections.clone());
+        server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
+        let router = admin::Router::new();
+        let app = HyperApp::new(AdminServices(router), &config, Connections::default(), common.clock.clone());
+        server.add_service(listening("admin", app, config.admin.address, 1));
+        server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));
+        if signals {
+            let log = common.access_log.clone();
+            let before_exit = Box::new(move || flush(&log));
+            let end = DrainEnd { connections, drain: config.listen.drain.clone(), before_exit };
+            server.add_service(background_service("drain", end));
+        }
+        let shutdown_signal = Box::new(Signals {
+            draining: Arc::clone(&common.draining),
+            ready_delay: config.listen.drain.ready_delay,
+            listen: signals,
+        });
+        server.run(RunArgs { shutdown_signal });
+        flush(&common.access_log);
+    }
+}
+
+fn flush(log: &AccessLog) {
+    if !log.flush(FLUSH_LIMIT) {
+        tracing::warn!("the access log's reader does not keep up: the last lines are lost");
+    }
+}
+
+fn listening<F: ServiceFor>(name: &str, app: HyperApp<F>, address: SocketAddr, threads: usize) -> Service<HyperApp<F>> {
+    let mut service = Service::new(name.to_owned(), app);
+    // hyper has buffers of its own.
+    service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
+    service.threads = Some(threads);
+    service
+}
+
+fn await_listener(address: SocketAddr) -> Result<(), StartError> {
+    let reachable = match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => SocketAddr::from(([127, 0, 0, 1], v4.port())),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, v6.port())),
+        other => other,
+    };
+    let pause = Duration::from_millis(10);
+    for _ in 0..START_LIMIT.as_millis() / pause.as_millis() {
+        if TcpStream::connect_timeout(&reachable, pause * 10).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+    }
+    Err(StartError::Silent(address))
+}
+
+/// The admin API, the same for every client.
+struct AdminServices(admin::Router);
+
+impl ServiceFor for AdminServices {
+    type Service = tower::util::BoxCloneSyncService<Request<Incoming>, Response<Self::Body>, Infallible>;
+    type Body = admin::Body;
+
+    fn service_for(&self, _: Option<SocketAddr>) -> Self::Service {
+        tower::util::BoxCloneSyncService::new(self.0.clone())
+    }
+}

@@ -1,0 +1,169 @@
+//! pingora accepts, hyper speaks: each accepted connection is handed to hyper's h1 + h2c server with a tower service, under
+//! the connection cap and the limits of time that hyper has not.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use metrics::Gauge;
+use pingora::apps::ServerApp;
+use pingora::protocols::Stream;
+use pingora::server::ShutdownWatch;
+use tokio::io::AsyncWriteExt;
+use tower::ServiceExt;
+
+use super::conn::{ConnState, Counted, IdleLimits, Watched};
+use crate::clock::Clock;
+use crate::config::model::Config;
+use crate::upstream::stall::WriteStall;
+
+/// A connection's limits of time are looked at this often, so they are kept to this precision.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// What a client over the connection cap is told.
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n";
+
+/// A tower service for the requests of one connection, made from the client's address.
+pub(super) trait ServiceFor: Send + Sync + 'static {
+    /// The service.
+    type Service: tower::Service<Request<Incoming>, Response = Response<Self::Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static;
+    /// The body of its answers.
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static;
+
+    /// The service for a client.
+    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service;
+}
+
+/// Open connections of one listener.
+pub(super) type Connections = Arc<AtomicUsize>;
+
+/// One listener's side of pingora.
+pub(super) struct HyperApp<F> {
+    services: F,
+    builder: auto::Builder<TokioExecutor>,
+    connections: Connections,
+    max_connections: usize,
+    idle: IdleLimits,
+    write_stall: Option<Duration>,
+    clock: Clock,
+    gauge: Gauge,
+}
+
+impl<F: ServiceFor> HyperApp<F> {
+    pub(super) fn new(services: F, config: &Config, connections: Connections, clock: Clock) -> HyperApp<F> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .max_buf_size(config.limits.head.max(8 << 10));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(config.limits.h2_streams)
+            .max_header_list_size(u32::try_from(config.limits.head).unwrap_or(u32::MAX));
+        HyperApp {
+            services,
+            builder,
+            connections,
+            max_connections: config.listen.max_connections.unwrap_or(usize::MAX),
+            idle: IdleLimits { header: config.listen.header_timeout, keep_alive: config.listen.keep_alive },
+            write_stall: config.limits.write_stall,
+            clock,
+            gauge: Gauge::noop(),
+        }
+    }
+
+    /// Shows the number of open connections in this gauge.
+    pub(super) fn counted_by(mut self, gauge: Gauge) -> Self {
+        self.gauge = gauge;
+        self
+    }
+
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        let state = ConnState::new(self.clock.clone());
+        let io = TokioIo::new(Watched::new(WriteStall::new(stream, self.write_stall), Arc::clone(&state)));
+        let requests = Arc::clone(&state);
+        let inner = self.services.service_for(client);
+        let service = tower::service_fn(move |request: Request<Incoming>| {
+            let active = requests.begin(request.version() == Version::HTTP_2);
+            let inner = inner.clone();
+            async move {
+                let answer = inner.oneshot(request).await?;
+                Ok::<_, Infallible>(answer.map(|body| Counted::new(body, active)))
+            }
+        });
+        let connection = self.builder.serve_connection(io, TowerToHyperService::new(service));
+        tokio::pin!(connection);
+        let mut shutdown = shutdown.clone();
+        let mut ending = false;
+        loop {
+            let wait = state.left(self.idle).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
+            tokio::select! {
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(error = &*error, "client connection ended");
+                    }
+                    return;
+                }
+                _ = shutdown.wait_for(|stop| *stop), if !ending => {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = tokio::time::sleep(wait) => {
+                    if state.left(self.idle).is_some_and(|left| left.is_zero()) {
+                        if ending {
+                            return;
+                        }
+                        ending = true;
+                        connection.as_mut().graceful_shutdown();
+                        if !state.was_served() {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Counts a connection while it lives.
+struct Open(Connections, Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.1.decrement(1.0);
+    }
+}
+
+#[async_trait]
+impl<F: ServiceFor> ServerApp for HyperApp<F> {
+    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let before = self.connections.fetch_add(1, Ordering::AcqRel);
+        self.gauge.increment(1.0);
+        let _open = Open(Arc::clone(&self.connections), self.gauge.clone());
+        if before >= self.max_connections {
+            tracing::warn!(limit = self.max_connections, "connection refused: listen.max_connections");
+            // Best effort: a client that is not reading is refused all the same.
+            drop(tokio::time::timeout(Duration::from_secs(1), stream.write_all(FULL)).await);
+            return None;
+        }
+        self.serve(stream, shutdown).await;
+        None
+    }
+}

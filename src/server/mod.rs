@@ -1,0 +1,98 @@
+//! The process: pingora's `Server` with the data and the admin listener, the background tasks, signals and the drain. The
+//! only home of pingora; every connection is handed to hyper.
+
+mod assemble;
+mod conn;
+mod lifecycle;
+mod listener;
+mod views;
+mod watch;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+pub use self::assemble::start;
+use crate::config::model::{BackendUrl, Config};
+
+/// Where the configuration came from, and so how it can change.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file, watched for changes.
+    File(PathBuf),
+    /// Backends named on the command line: they are asked what they serve.
+    Backends(Vec<BackendUrl>),
+    /// Fixed by the caller.
+    Fixed,
+}
+
+/// The form of the access log, one line a request on standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AccessLogFormat {
+    /// No access log.
+    Off,
+    /// One JSON object a line.
+    Json,
+    /// Short text.
+    Text,
+}
+
+/// What a server is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The resolved configuration.
+    pub config: Config,
+    /// Where it came from.
+    pub source: Source,
+    /// The access log.
+    pub access_log: AccessLogFormat,
+    /// Whether SIGTERM, SIGQUIT, SIGINT and SIGHUP are the server's; a drain then ends the process.
+    pub signals: bool,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {error}; is another process using the port?")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The config key that names it.
+        key: &'static str,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+    /// A listener did not answer in time after the start.
+    #[error("the listener on {0} did not come up in time")]
+    Silent(SocketAddr),
+    /// The access log's writer could not be started.
+    #[error("the access log could not be started: {0}")]
+    AccessLog(std::io::Error),
+    /// The server's thread could not be started.
+    #[error("the server's thread could not be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A running server.
+pub struct Handle {
+    /// Where requests are served.
+    pub data: SocketAddr,
+    /// Where metrics and the admin API are.
+    pub admin: SocketAddr,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Handle {
+    /// Waits until the server has stopped.
+    pub fn wait(self) {
+        // A panic of the server's thread was printed by its own hook.
+        drop(self.thread.join());
+    }
+}
+
+/// Makes sure that an address can be bound, as pingora would retry for 30 s and then live on without the listener; a port of
+/// 0 becomes a free one.
+fn reserve(address: SocketAddr, key: &'static str) -> Result<SocketAddr, StartError> {
+    let listener = TcpListener::bind(address).map_err(|error| StartError::Bind { address, key, error })?;
+    listener.local_addr().map_err(|error| StartError::Bind { address, key, error })
+}

@@ -1,0 +1,158 @@
+//! From a backend's id to its HTTP client: one pooled client a backend, a second one that never reuses a connection, and
+//! the mapping of hyper's errors to `error::Failure`. Knows nothing of routing; decides nothing about another attempt.
+//!
+//! Hot path: one `ArcSwap` load and one hash look-up a request; clients are made when a backend is first used.
+
+mod body;
+mod connect;
+pub mod stall;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+pub use self::body::Pieces;
+use self::connect::{Connector, UseMark};
+use crate::clock::Clock;
+use crate::config::model::BackendUrl;
+use crate::error::Failure;
+use crate::units::BackendId;
+
+/// The body of a backend's answer.
+pub type AnswerBody = Incoming;
+
+/// vLLM's server closes an idle connection after 5 s; ours are given up before.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+/// A failure on a reused connection later than this is a death like any other.
+const REUSE_WINDOW: Duration = Duration::from_millis(100);
+
+/// Limits of the connections to backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// How long a backend may take nothing of what we send; `None` is no limit.
+    pub write_stall: Option<Duration>,
+}
+
+/// Whether an attempt may use a kept-alive connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// One from the pool, where there is one.
+    Pooled,
+    /// A new one.
+    Fresh,
+}
+
+/// The HTTP clients of all backends.
+pub struct Upstream {
+    clients: ArcSwap<HashMap<BackendId, Arc<BackendClient>>>,
+    writer: Mutex<()>,
+    limits: Limits,
+    clock: Clock,
+}
+
+struct BackendClient {
+    pooled: Client<Connector, Pieces>,
+    fresh: Client<Connector, Pieces>,
+}
+
+impl BackendClient {
+    fn new(limits: Limits) -> BackendClient {
+        let connector = Connector { timeout: limits.connect_timeout, write_stall: limits.write_stall };
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE);
+        let pooled = builder.build(connector.clone());
+        let fresh = builder.pool_max_idle_per_host(0).retry_canceled_requests(false).build(connector);
+        BackendClient { pooled, fresh }
+    }
+}
+
+impl Upstream {
+    /// No clients yet; each is made when its backend is first used.
+    #[must_use]
+    pub fn new(limits: Limits, clock: Clock) -> Upstream {
+        Upstream { clients: ArcSwap::default(), writer: Mutex::new(()), limits, clock }
+    }
+
+    /// Forgets the clients of backends that are gone; their idle connections close, attempts under way go on.
+    pub fn retain(&self, is_live: impl Fn(BackendId) -> bool) {
+        let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.clients.load();
+        if old.keys().all(|id| is_live(*id)) {
+            return;
+        }
+        let kept = old.iter().filter(|(id, _)| is_live(**id)).map(|(id, client)| (*id, Arc::clone(client))).collect();
+        self.clients.store(Arc::new(kept));
+    }
+
+    fn client(&self, id: BackendId) -> Arc<BackendClient> {
+        if let Some(client) = self.clients.load().get(&id) {
+            return Arc::clone(client);
+        }
+        let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = HashMap::clone(&self.clients.load());
+        let client = Arc::clone(all.entry(id).or_insert_with(|| Arc::new(BackendClient::new(self.limits))));
+        self.clients.store(Arc::new(all));
+        client
+    }
+
+    /// Sends one request and waits for the head of the answer. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// `Failure::Connect` where no connection was made, `Failure::Reused` where a kept-alive one failed at once,
+    /// `Failure::Died` otherwise.
+    pub async fn send(
+        &self,
+        id: BackendId,
+        connection: Connection,
+        request: Request<Pieces>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let client = self.client(id);
+        let client = match connection {
+            Connection::Pooled => &client.pooled,
+            Connection::Fresh => &client.fresh,
+        };
+        let sent = self.clock.now();
+        match client.request(request).await {
+            Ok(mut response) => {
+                if let Some(mark) = response.extensions_mut().remove::<UseMark>() {
+                    mark.set();
+                }
+                Ok(response)
+            }
+            Err(error) => {
+                let failure = classify(&error, self.clock.now().since(sent));
+                tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");
+                Err(failure)
+            }
+        }
+    }
+}
+
+fn classify(error: &ClientError, after: Duration) -> Failure {
+    if error.is_connect() {
+        return Failure::Connect;
+    }
+    let mut extensions = http::Extensions::new();
+    if let Some(info) = error.connect_info() {
+        info.get_extras(&mut extensions);
+    }
+    let reused = extensions.get::<UseMark>().is_some_and(UseMark::is_set);
+    if reused && after < REUSE_WINDOW { Failure::Reused } else { Failure::Died }
+}
+
+/// The URI of a request on a backend.
+#[must_use]
+pub fn target(backend: &BackendUrl, path: &PathAndQuery) -> Uri {
+    let mut parts = backend.uri().clone().into_parts();
+    parts.path_and_query = Some(path.clone());
+    Uri::from_parts(parts).expect("a backend's URL has a scheme and an authority")
+}
