@@ -7,12 +7,11 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::backoff::Backoff;
 use super::locked;
 use super::prefill::{PrefillQueue, Waiting};
 use super::sample::Sample;
+use super::view::{LoadView, ScrapeView};
 use crate::clock::Time;
 use crate::error::{Blame, Failure};
 use crate::routing::candidate::{Candidate, Foreign, Head};
@@ -53,6 +52,7 @@ struct Numbers {
 struct Scrape {
     sample: Sample,
     at: Time,
+    stale_at: Time,
     running: f64,
     waiting: f64,
     kv_tokens: f64,
@@ -282,7 +282,8 @@ impl Load {
             (Some(usage), Some(room)) => (usage * room as f64 - numbers.kv_tokens as f64).max(0.0),
             _ => 0.0,
         };
-        numbers.scrape = Some(Scrape { sample, at: now, running, waiting, kv_tokens });
+        numbers.scrape =
+            Some(Scrape { sample, at: now, stale_at: now + numbers.stale_after, running, waiting, kv_tokens });
         numbers.scrape_failures = 0;
     }
 
@@ -327,7 +328,7 @@ impl Load {
 impl Numbers {
     /// The last scrape, unless it is too old to be believed.
     fn fresh(&self, now: Time) -> Option<&Scrape> {
-        self.scrape.as_ref().filter(|scrape| now.since(scrape.at) <= self.stale_after)
+        self.scrape.as_ref().filter(|scrape| now <= scrape.stale_at)
     }
 
     fn head(&self) -> Option<Head> {
@@ -342,56 +343,6 @@ impl Numbers {
             self.waiting.leave(lease.queued);
         }
     }
-}
-
-/// A load in numbers.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LoadView {
-    /// Attempts open, those that never reach the engine included.
-    pub open_attempts: u32,
-    /// Own sequences without a first token; unary ones to their end.
-    pub prefilling: u32,
-    /// Own sequences past their first token.
-    pub decoding: u32,
-    /// Own outstanding uncached prompt tokens, estimated.
-    pub queued_prompt_tokens: u64,
-    /// Own tokens in the KV cache, estimated.
-    pub kv_tokens: u64,
-    /// For how long the oldest prompt can have been in progress.
-    pub head_for_seconds: Option<f64>,
-    /// Its uncached tokens.
-    pub head_tokens: Option<u32>,
-    /// Others' running sequences.
-    pub foreign_running: f64,
-    /// Others' waiting sequences.
-    pub foreign_waiting: f64,
-    /// Others' tokens in the KV cache.
-    pub foreign_kv_tokens: f64,
-    /// Sequences completed a second.
-    pub completions_per_second: f64,
-    /// Blamed failures since the last success, one for each open period.
-    pub fails: u32,
-    /// For how much longer the backend is left alone.
-    pub open_for_seconds: f64,
-    /// An attempt sent after the last failure is out.
-    pub probing: bool,
-    /// Scrapes that failed in a row.
-    pub scrape_failures: u32,
-    /// The last good scrape; none before the first.
-    pub scrape: Option<ScrapeView>,
-}
-
-/// The last good scrape.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ScrapeView {
-    /// Its age.
-    pub age_seconds: f64,
-    /// Too old to be believed: it counts as absent.
-    pub stale: bool,
-    /// Sequences that vLLM says are waiting.
-    pub queue_depth: Option<f64>,
-    /// All of it.
-    pub sample: Sample,
 }
 
 #[cfg(test)]

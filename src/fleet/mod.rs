@@ -18,7 +18,7 @@ pub mod view;
 pub use backend::Backend;
 pub use dispatch::Dispatched;
 pub use health::State;
-pub use load::{Load, LoadView, ScrapeView};
+pub use load::Load;
 pub use sample::Sample;
 pub use snapshot::{Arm, Fleet, Member, Pool, Snapshot};
 pub use ticket::{Outcome, Ticket};
