@@ -7,6 +7,7 @@ mod backend;
 mod backoff;
 pub mod controller;
 mod dispatch;
+mod gate;
 mod health;
 mod load;
 mod prefill;

@@ -114,14 +114,15 @@ impl PoolView {
     /// One pool, with loads as of `now`.
     #[must_use]
     pub fn new(pool: &Pool, now: Time) -> PoolView {
-        let (mean_prompt, retry_budget) = {
+        let (mean_prompt, retry_budget, mut rows) = {
             let gate = locked(&pool.gate);
-            (gate.mean_prompt(now), gate.budget.left(now))
+            let mean_prompt = gate.mean_prompt(now);
+            let row = |(place, member): (u16, &Member)| {
+                gate.slots.get(member.backend.load.slot()).row(member.backend.id, place, mean_prompt, now)
+            };
+            let rows: Vec<Candidate> = (0_u16..).zip(&pool.members).map(row).collect();
+            (mean_prompt, gate.budget.left(now), rows)
         };
-        let mut rows: Vec<Candidate> = (0_u16..)
-            .zip(&pool.members)
-            .map(|(place, member)| member.backend.load.row(member.backend.id, place, mean_prompt, now))
-            .collect();
         let healthy = |row: &&Candidate| pool.members[usize::from(row.member)].state == State::Healthy;
         let ratios = PoolRatios::of(rows.iter().filter(healthy));
         ratios.fill(&mut rows);

@@ -115,7 +115,7 @@ impl DecayedRate {
     #[must_use]
     #[inline]
     pub fn read(&self, now: Time) -> f64 {
-        self.sum * decay(now.secs_since(self.at), DONE_TAU) / DONE_TAU
+        self.sum * decay(now.secs_since(self.at), DONE_TAU) * (1.0 / DONE_TAU)
     }
 }
 
