@@ -113,9 +113,40 @@ fn pick(c: &mut Criterion) {
     group.finish();
 }
 
+/// One event of one stream, which takes its pool's mutex: alone, and while another thread's stream of the pool does nothing else.
+fn event(c: &mut Criterion) {
+    let (_controller, pool) = busy_pool(16, PolicyName::PredictedTtft);
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut now = Time::from_micros(900_000);
+    let mut streaming = || {
+        let mut ticket = pool.dispatch(&FACTS, &[], now, &mut rng).expect("nothing is out").ticket;
+        ticket.first_token(now);
+        ticket
+    };
+    let (mut ticket, mut other) = (streaming(), streaming());
+    let mut one = |b: &mut criterion::Bencher<'_>| {
+        b.iter(|| {
+            now = now + Duration::from_micros(20);
+            ticket.event(now, false);
+        });
+    };
+    c.bench_function("event/alone", &mut one);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                other.event(Time::from_micros(900_000), false);
+            }
+        });
+        c.bench_function("event/against_another_thread", &mut one);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     dispatch(&mut criterion);
     pick(&mut criterion);
+    event(&mut criterion);
     criterion.final_summary();
 }
