@@ -1,7 +1,6 @@
 //! `forebay demo`: two arms of simulated servers behind the real proxy, the benchmark's load through it, and a table by arm
 //! and by backend. The one place that composes server, simulator and load generator. Every figure is labelled as simulated.
 
-use std::any::Any;
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -48,21 +47,6 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What requests are sent to: the running proxy.
-pub struct Front {
-    /// Where to send; one for a proxy.
-    pub targets: Vec<Target>,
-    /// Keeps it running; dropped at the end.
-    pub keep: Box<dyn Any + Send>,
-}
-
-impl Front {
-    /// A proxy that listens there for as long as `keep` is kept.
-    pub fn proxy(data: SocketAddr, keep: impl Any + Send) -> Front {
-        Front { targets: vec![Target::of(format!("http://{data}"))], keep: Box::new(keep) }
-    }
-}
-
 /// An arm of simulated servers.
 #[derive(Clone, Debug)]
 struct SimArm {
@@ -83,20 +67,17 @@ struct Running {
     backends: Vec<(SocketAddr, Arc<Sim>)>,
 }
 
-/// The real proxy, in this process, on free ports of loopback.
-fn proxy(mut config: Config) -> Result<Front, String> {
-    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.listen.address = any_port;
-    config.admin.address = any_port;
+/// Starts the proxy on threads of its own, to be called outside of any runtime. It serves until the process ends.
+fn start_proxy(config: Config) -> Result<Vec<Target>, String> {
     let options = Options { config, source: Source::Fixed, access_log: AccessLogFormat::Off, signals: false };
     let handle = server::start(options).map_err(|error| error.to_string())?;
-    Ok(Front::proxy(handle.data, handle))
+    Ok(vec![Target::of(format!("http://{}", handle.data))])
 }
 
-/// Runs the command.
+/// Runs the demo.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
-    match perform(&args, &ARMS, OUTPUT_LEN, proxy) {
+    match perform(&args, &ARMS, OUTPUT_LEN, start_proxy) {
         Ok(report) if args.json => {
             println!("{}", report.json());
             exit(&report)
@@ -120,7 +101,7 @@ fn perform(
     args: &Args,
     arms: &[SimArm],
     output_len: u32,
-    start_proxy: impl FnOnce(Config) -> Result<Front, String>,
+    start_proxy: impl FnOnce(Config) -> Result<Vec<Target>, String>,
 ) -> Result<Report, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -148,7 +129,7 @@ fn perform(
         args,
         &format!("{} simulated servers of {model}, {} times as fast as real ones", count(&running), args.time_scale),
     );
-    let front = start_proxy(config(&model, &running)?)?;
+    let targets = start_proxy(config(&model, &running)?)?;
     let workload = Workload {
         model,
         endpoint: Endpoint::Chat,
@@ -159,11 +140,10 @@ fn perform(
         rate: Rate::Unlimited,
         seed: args.seed,
     };
-    let run = runtime.block_on(send(args, &front.targets, &workload, &running))?;
+    let run = runtime.block_on(send(args, &targets, &workload, &running))?;
     let lag = running.iter().flat_map(|arm| &arm.backends).map(|(_, sim)| sim.pacer().lag().p99).max();
     let gpus = running.iter().map(|arm| (arm.name.clone(), arm.gpus)).collect();
     let report = Report::of(&run, args, &workload, gpus, lag.unwrap_or_default().max(run.lag_p99));
-    drop(front);
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(report)
 }

@@ -266,6 +266,16 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+        let sample = crate::fleet::vllm_metrics::parse(&text).unwrap();
+        assert_eq!((sample.running, sample.waiting, sample.kv_usage), (Some(1.0), Some(2.0), Some(0.00056)));
+        assert_eq!(
+            (sample.kv_capacity_tokens, sample.generation_tokens, sample.steps),
+            (Some(200_000), Some(1.0), Some(1.0))
+        );
+        assert_eq!(
+            (sample.prefix_queries, sample.prefix_hits, sample.preemptions),
+            (Some(100.0), Some(0.0), Some(0.0))
+        );
         assert!(text.contains("block_size=\"16\"") && text.contains("num_gpu_blocks=\"12500\""));
     }
 

@@ -4,7 +4,7 @@ const SMALL: [SimArm; 2] =
     [SimArm { name: "pair", profile: "fast", replicas: 2 }, SimArm { name: "single", profile: "fast", replicas: 1 }];
 
 /// Stands for the proxy: the backends themselves, in turn, each under its own labels.
-fn in_turn(config: Config) -> Result<Front, String> {
+fn in_turn(config: Config) -> Result<Vec<Target>, String> {
     let mut targets = Vec::new();
     for arm in &config.pools[0].arms {
         for backend in &arm.backends {
@@ -12,7 +12,7 @@ fn in_turn(config: Config) -> Result<Front, String> {
             targets.push(Target { arm: Some(arm.name.clone()), backend: Some(base.clone()), base });
         }
     }
-    Ok(Front { targets, keep: Box::new(()) })
+    Ok(targets)
 }
 
 fn args(requests: u32, json: bool) -> Args {
