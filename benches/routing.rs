@@ -13,6 +13,7 @@ use forebay::fleet::{Outcome, Pool as FleetPool, Sample};
 use forebay::routing::candidate::{Candidate, PoolRatios};
 use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay::routing::policy::{LeastTokens, Policy, PredictedTtft};
+use forebay::telemetry::Telemetry;
 use forebay::units::BackendId;
 
 const SIZES: [u16; 4] = [2, 16, 128, 512];
@@ -38,7 +39,7 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
         cross_arm: true,
         arms: vec![Arm { name: "default".to_owned(), share: 1.0, gpus: 1, backends }],
     };
-    let controller = Controller::new(Settings::from(&Config::default()));
+    let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
     controller.apply(&[pool], Time::ZERO);
     let snapshot = controller.fleet().snapshot();
     for backend in snapshot.backends() {

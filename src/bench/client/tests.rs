@@ -1,3 +1,5 @@
+//! Facts that this module must hold.
+
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

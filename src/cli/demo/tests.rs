@@ -1,3 +1,5 @@
+//! Facts that this module must hold.
+
 use super::*;
 
 const SMALL: [SimArm; 2] =

@@ -1,3 +1,5 @@
+//! Facts that this module must hold.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Facts that this module must hold.
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
