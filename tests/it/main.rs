@@ -1,0 +1,14 @@
+//! Forebay as its users meet it: the real process, on real sockets, between raw clients and scripted backends. One binary,
+//! one file a subject, all through `harness`, `mock` and `client`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![expect(clippy::disallowed_methods, reason = "the deadlines of a real process are real time")]
+
+mod client;
+mod harness;
+mod mock;
+
+mod bodies;
+mod fidelity;
+mod lifecycle;
+mod streams;
