@@ -195,13 +195,13 @@ fn client(forebay: &Forebay, number: u64, next: &AtomicU64) -> Tally {
             Leaves::WhileSending => {
                 conn.send(&request[..request.len() - 3]);
                 conn.half_close();
-                drop(conn.closed());
+                let _ = conn.closed();
                 tally.left += 1;
             }
             Leaves::AfterSending => {
                 conn.send(&request);
                 conn.half_close();
-                drop(conn.closed());
+                let _ = conn.closed();
                 tally.left += 1;
             }
             Leaves::AfterToken => {
