@@ -283,7 +283,9 @@ impl Drop for Forebay {
         drop(self.child.kill());
         drop(self.child.wait());
         if std::thread::panicking() {
-            eprintln!("---- forebay said:\n{}\n{}", self.log(), self.access.lock().unwrap().join("\n"));
+            let access = self.access.lock().unwrap();
+            let latest = &access[access.len().saturating_sub(10)..];
+            eprintln!("---- forebay said:\n{}\n{}", self.log(), latest.join("\n"));
         }
     }
 }
