@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -12,6 +14,8 @@ pub mod fleet;
 pub mod proxy;
 pub mod routing;
 pub mod server;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod stream;
 pub mod tasks;
 pub mod telemetry;

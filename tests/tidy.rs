@@ -44,12 +44,12 @@ const HOMES: &[Home] = &[
     },
     Home {
         words: &["hyper::body"],
-        homes: &["server/", "upstream/", "proxy/", "tasks/", "bench/client.rs", "sim/http.rs"],
+        homes: &["server/", "upstream/", "proxy/", "tasks/", "bench/", "sim/http.rs"],
         advice: "take `http` types, or the bytes",
     },
     Home {
         words: &["hyper::", "hyper_util::"],
-        homes: &["server/", "upstream/", "tasks/", "bench/client.rs", "sim/http.rs"],
+        homes: &["server/", "upstream/", "tasks/", "bench/", "sim/http.rs"],
         advice: "hyper's connections live in server/ and upstream/; elsewhere use `http` types and tower",
     },
     Home { words: &["axum::"], homes: &["admin/", "sim/"], advice: "axum lives in admin/ and sim/" },

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::clock::Time;
+use crate::fleet::view::ScrapeView;
 use crate::fleet::view::{ArmView, BackendView, FleetView, PoolView};
-use crate::fleet::{ScrapeView, Snapshot, State};
+use crate::fleet::{Snapshot, State};
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::BackendState;
 use crate::telemetry::live::{ArmRow, BackendRow};

@@ -2,7 +2,11 @@
 //! usage or configuration.
 
 pub mod check;
+#[cfg(all(feature = "sim", feature = "bench"))]
+pub mod demo;
 pub mod serve;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 use std::process::ExitCode;
 
@@ -20,16 +24,26 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy, from a config file or from backends' URLs.
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Check a config file and say everything that is wrong with it.
     Check(check::Args),
+    /// Run a simulated vLLM server.
+    #[cfg(feature = "sim")]
+    Sim(sim::Args),
+    /// Compare two arrangements of two GPUs on simulated backends, through the real proxy.
+    #[cfg(all(feature = "sim", feature = "bench"))]
+    Demo(demo::Args),
 }
 
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn run() -> ExitCode {
     match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Check(args) => check::run(args),
+        #[cfg(feature = "sim")]
+        Command::Sim(args) => sim::run(args),
+        #[cfg(all(feature = "sim", feature = "bench"))]
+        Command::Demo(args) => demo::run(args),
     }
 }

@@ -71,7 +71,8 @@ impl Backoff {
     /// For how much longer it is left alone.
     pub(super) fn open_for(&self, now: Time) -> Duration {
         let failed_until = if self.fails > 0 { self.failed_until } else { Time::ZERO };
-        failed_until.max(self.busy_until).since(now)
+        let until = failed_until.max(self.busy_until);
+        if until > now { until.since(now) } else { Duration::ZERO }
     }
 
     /// An attempt dispatched after the last failure is out.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::backend::Backend;
-use super::dispatch::Gate;
+use super::gate::Gate;
 use super::health::{Health, State};
 use super::load::Load;
 use super::locked;
@@ -24,6 +24,7 @@ use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
 use crate::routing::split::Split;
 use crate::telemetry::Telemetry;
+use crate::telemetry::labels::Ejection;
 use crate::units::BackendId;
 
 /// What the fleet takes from the configuration beside its pools.
@@ -97,6 +98,11 @@ impl Entry {
             let (id, url, state, reason) =
                 (self.backend.id, &self.backend.url, self.state.label(), self.state.reason());
             tracing::info!(backend = %id, %url, state, reason, "backend changed state");
+            match &self.state {
+                State::Ejected(_) => self.backend.metrics.ejected(Ejection::Health),
+                State::Misconfigured(_) => self.backend.metrics.ejected(Ejection::Misconfigured),
+                State::Healthy | State::Drained => {}
+            }
         }
         differs
     }
@@ -230,6 +236,7 @@ impl Inner {
         }
         let id = BackendId(self.next_id);
         self.next_id += 1;
+        let gate = self.gate(&key.pool, now);
         let backend = Backend {
             id,
             url: config.url.clone(),
@@ -238,7 +245,7 @@ impl Inner {
             speed: config.speed,
             key: config.key.clone(),
             drain: config.drain,
-            load: Arc::new(Load::new(config.speed, self.settings.stale_after)),
+            load: Arc::new(Load::new(&gate, config.speed, self.settings.stale_after)),
             models: Arc::new(ArcSwap::default()),
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
         };
@@ -267,12 +274,8 @@ impl Inner {
                 standing: member.state.standing(member.since),
             })
             .collect();
-        let budget = self.settings.budget;
-        let gate = self
-            .gates
-            .entry(config.model.clone())
-            .or_insert_with(|| Arc::new(Mutex::new(Gate::new(bucket(budget, now)))));
-        locked(gate).reserve(members.len());
+        let gate = self.gate(&config.model, now);
+        locked(&gate).reserve(members.len());
         Pool {
             model: config.model.clone(),
             aliases: config.aliases.clone(),
@@ -283,8 +286,16 @@ impl Inner {
             arms,
             members,
             seats,
-            gate: Arc::clone(gate),
+            gate,
         }
+    }
+
+    /// The gate of this pool, made when the pool is.
+    fn gate(&mut self, model: &str, now: Time) -> Arc<Mutex<Gate>> {
+        let budget = self.settings.budget;
+        let gate =
+            self.gates.entry(model.to_owned()).or_insert_with(|| Arc::new(Mutex::new(Gate::new(bucket(budget, now)))));
+        Arc::clone(gate)
     }
 
     fn members(&self, config: &model::Pool) -> Vec<Member> {

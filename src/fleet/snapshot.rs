@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 
 use super::backend::Backend;
-use super::dispatch::Gate;
+use super::gate::Gate;
 use super::health::State;
 use super::locked;
 use crate::clock::Time;

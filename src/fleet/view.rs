@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::health::State;
-use super::load::LoadView;
 use super::locked;
+use super::sample::Sample;
 use super::snapshot::{Member, Pool, Snapshot};
 use crate::clock::Time;
 use crate::config::model::PolicyName;
@@ -114,14 +114,15 @@ impl PoolView {
     /// One pool, with loads as of `now`.
     #[must_use]
     pub fn new(pool: &Pool, now: Time) -> PoolView {
-        let (mean_prompt, retry_budget) = {
+        let (mean_prompt, retry_budget, mut rows) = {
             let gate = locked(&pool.gate);
-            (gate.mean_prompt(now), gate.budget.left(now))
+            let mean_prompt = gate.mean_prompt(now);
+            let row = |(place, member): (u16, &Member)| {
+                gate.slots.get(member.backend.load.slot()).row(member.backend.id, place, mean_prompt, now)
+            };
+            let rows: Vec<Candidate> = (0_u16..).zip(&pool.members).map(row).collect();
+            (mean_prompt, gate.budget.left(now), rows)
         };
-        let mut rows: Vec<Candidate> = (0_u16..)
-            .zip(&pool.members)
-            .map(|(place, member)| member.backend.load.row(member.backend.id, place, mean_prompt, now))
-            .collect();
         let healthy = |row: &&Candidate| pool.members[usize::from(row.member)].state == State::Healthy;
         let ratios = PoolRatios::of(rows.iter().filter(healthy));
         ratios.fill(&mut rows);
@@ -175,4 +176,54 @@ impl BackendView {
             load: backend.load.view(now),
         }
     }
+}
+
+/// A load in numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LoadView {
+    /// Attempts open, those that never reach the engine included.
+    pub open_attempts: u32,
+    /// Own sequences without a first token; unary ones to their end.
+    pub prefilling: u32,
+    /// Own sequences past their first token.
+    pub decoding: u32,
+    /// Own outstanding uncached prompt tokens, estimated.
+    pub queued_prompt_tokens: u64,
+    /// Own tokens in the KV cache, estimated.
+    pub kv_tokens: u64,
+    /// For how long the oldest prompt can have been in progress.
+    pub head_for_seconds: Option<f64>,
+    /// Its uncached tokens.
+    pub head_tokens: Option<u32>,
+    /// Others' running sequences.
+    pub foreign_running: f64,
+    /// Others' waiting sequences.
+    pub foreign_waiting: f64,
+    /// Others' tokens in the KV cache.
+    pub foreign_kv_tokens: f64,
+    /// Sequences completed a second.
+    pub completions_per_second: f64,
+    /// Blamed failures since the last success, one for each open period.
+    pub fails: u32,
+    /// For how much longer the backend is left alone.
+    pub open_for_seconds: f64,
+    /// An attempt sent after the last failure is out.
+    pub probing: bool,
+    /// Scrapes that failed in a row.
+    pub scrape_failures: u32,
+    /// The last good scrape; none before the first.
+    pub scrape: Option<ScrapeView>,
+}
+
+/// The last good scrape.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ScrapeView {
+    /// Its age.
+    pub age_seconds: f64,
+    /// Too old to be believed: it counts as absent.
+    pub stale: bool,
+    /// Sequences that vLLM says are waiting.
+    pub queue_depth: Option<f64>,
+    /// All of it.
+    pub sample: Sample,
 }

@@ -33,7 +33,7 @@ pub const PROMPT_TAU: f64 = 60.0;
 #[must_use]
 #[inline]
 pub fn decay(elapsed: f64, tau: f64) -> f64 {
-    let base = (1.0 - elapsed / (8.0 * tau)).clamp(0.0, 1.0);
+    let base = (1.0 - elapsed * (0.125 / tau)).clamp(0.0, 1.0);
     let squared = base * base;
     let fourth = squared * squared;
     fourth * fourth
@@ -115,7 +115,7 @@ impl DecayedRate {
     #[must_use]
     #[inline]
     pub fn read(&self, now: Time) -> f64 {
-        self.sum * decay(now.secs_since(self.at), DONE_TAU) / DONE_TAU
+        self.sum * decay(now.secs_since(self.at), DONE_TAU) * (1.0 / DONE_TAU)
     }
 }
 

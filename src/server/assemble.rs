@@ -21,7 +21,7 @@ use super::lifecycle::{DrainEnd, Signals};
 use super::listener::{Connections, HyperApp, ServiceFor};
 use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError, reserve};
-use crate::admin;
+use crate::admin::{self, Admin};
 use crate::clock::Clock;
 use crate::config::model::Config;
 use crate::fleet::controller::{Controller, Settings};
@@ -95,6 +95,20 @@ impl Common {
         })
     }
 
+    fn admin(&self) -> Admin {
+        let (telemetry, clock) = (Arc::clone(&self.telemetry), self.clock.clone());
+        let (fleet, shown) = (self.controller.fleet().clone(), self.controller.fleet().clone());
+        let (settings, now) = (Arc::clone(&self.settings), self.clock.clone());
+        Admin {
+            metrics: Arc::new(move || admin::views::metrics(&telemetry, &fleet.snapshot(), clock.now())),
+            ready: self.readiness(),
+            fleet: Arc::new(move || admin::views::fleet(&shown.snapshot(), now.now())),
+            config: Arc::new(move || {
+                serde_json::to_value(&**settings.load()).expect("a configuration has string keys and plain values")
+            }),
+        }
+    }
+
     fn proxy(&self) -> Proxy {
         Proxy::new(Parts {
             settings: Arc::clone(&self.settings),
@@ -153,7 +167,7 @@ fn build(config: Config, source: Source, signals: bool, common: Arc<Common>) -> 
         let app = HyperApp::new(proxy, &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone());
         server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
-        let router = admin::Router::new();
+        let router = admin::router(common.admin(), config.admin.token.as_ref());
         let app = HyperApp::new(AdminServices(router), &config, Connections::default(), common.clock.clone());
         server.add_service(listening("admin", app, config.admin.address, 1));
         server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));

@@ -5,20 +5,25 @@ mod assemble;
 mod conn;
 mod lifecycle;
 mod listener;
-mod views;
 mod watch;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 pub use self::assemble::start;
+use crate::config::Loaded;
 use crate::config::model::{BackendUrl, Config};
 
 /// Where the configuration came from, and so how it can change.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A file, watched for changes.
-    File(PathBuf),
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// What was read of it.
+        loaded: Box<Loaded>,
+    },
     /// Backends named on the command line: they are asked what they serve.
     Backends(Vec<BackendUrl>),
     /// Fixed by the caller.

@@ -1,16 +1,105 @@
-//! The background tasks of the process. None so far: they come with the next change.
-use super::assemble::Common;
-use pingora::services::background::BackgroundService;
+//! The background tasks of the process on pingora's runtime for them: scrapes, probes, the watch over the configuration,
+//! SIGHUP. They end with the shutdown; requests under way do not need them.
+
 use std::sync::Arc;
-pub(super) struct Tasks(Arc<Common>);
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::Source;
+use super::assemble::Common;
+use crate::config::diff::in_force;
+use crate::config::model::{Backend, Config, Pool};
+use crate::fleet::controller::Settings;
+use crate::tasks::Pace;
+use crate::tasks::config_watcher::ConfigWatcher;
+use crate::tasks::discover::discover;
+use crate::tasks::prober::Prober;
+use crate::tasks::scraper::Scraper;
+
+/// The tasks, as one service of pingora's.
+pub(super) struct Tasks {
+    common: Arc<Common>,
+    source: Source,
+    signals: bool,
+}
+
 impl Tasks {
-    pub(super) fn new(c: Arc<Common>, _s: super::Source, _b: bool) -> Tasks {
-        Tasks(c)
+    pub(super) fn new(common: Arc<Common>, source: Source, signals: bool) -> Tasks {
+        Tasks { common, source, signals }
+    }
+
+    fn pace(&self, of: fn(&Config) -> (Duration, Duration)) -> Arc<dyn Fn() -> Pace + Send + Sync> {
+        let settings = Arc::clone(&self.common.settings);
+        Arc::new(move || {
+            let (interval, timeout) = of(&settings.load());
+            Pace { interval, timeout }
+        })
+    }
+
+    fn spawn_source(&self, tasks: &mut JoinSet<()>, hup: Arc<Notify>) {
+        let common = Arc::clone(&self.common);
+        match &self.source {
+            Source::Fixed => {}
+            Source::Backends(urls) => {
+                let backends = urls.iter().cloned().map(Backend::of).collect();
+                tasks.spawn(discover(backends, move |pools| common.take_pools(&pools)));
+            }
+            Source::File { path, loaded } => {
+                let path = path.clone();
+                let load = Arc::new(move || crate::config::load(&path));
+                let telemetry = Arc::clone(&common.telemetry);
+                let apply = Box::new(move |config: &Config| common.take_config(config));
+                tasks.spawn(ConfigWatcher::new(Box::as_ref(loaded).clone(), load, apply, hup, telemetry).run());
+            }
+        }
     }
 }
-#[async_trait::async_trait]
+
+impl Common {
+    /// Puts a changed configuration into force; what is bound at the start stays as it was.
+    fn take_config(&self, config: &Config) {
+        let config = in_force(&self.settings.load(), config);
+        let pools = config.pools.clone();
+        self.controller.configure(Settings::from(&config), self.clock.now());
+        self.settings.store(Arc::new(config));
+        self.take_pools(&pools);
+    }
+
+    fn take_pools(&self, pools: &[Pool]) {
+        self.controller.apply(pools, self.clock.now());
+        let snapshot = self.controller.fleet().snapshot();
+        self.upstream.retain(|id| snapshot.backend(id).is_some());
+    }
+}
+
+#[async_trait]
 impl BackgroundService for Tasks {
-    async fn start(&self, mut s: pingora::server::ShutdownWatch) {
-        let _ = s.changed().await;
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut tasks = JoinSet::new();
+        let hup = Arc::new(Notify::new());
+        if self.signals {
+            // Installed whatever the source: without a handler SIGHUP ends the process.
+            let mut hangup = signal(SignalKind::hangup()).expect("a handler for SIGHUP can be installed");
+            let hup = Arc::clone(&hup);
+            tasks.spawn(async move {
+                while hangup.recv().await.is_some() {
+                    hup.notify_one();
+                }
+            });
+        }
+        let (fleet, clock) = (self.common.controller.fleet().clone(), self.common.clock.clone());
+        let pace = self.pace(|config| (config.scrape.interval, config.scrape.timeout));
+        tasks.spawn(Scraper { fleet, clock: clock.clone(), pace }.run());
+        let pace = self.pace(|config| (config.health.interval, config.health.timeout));
+        tasks.spawn(Prober { controller: Arc::clone(&self.common.controller), clock, pace }.run());
+        self.spawn_source(&mut tasks, hup);
+        // An error means that the server is gone, which is as good a reason to stop.
+        drop(shutdown.wait_for(|stop| *stop).await);
     }
 }

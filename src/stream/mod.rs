@@ -10,8 +10,6 @@ pub mod timings;
 mod usage;
 
 #[cfg(test)]
-mod recorded;
-#[cfg(test)]
 mod tests;
 
 use bytes::Bytes;

@@ -1,5 +1,7 @@
 //! The streams that no recording has: other events, hostile bytes, any split.
 
+mod recorded;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 

@@ -1,17 +1,18 @@
 //! Where the metrics live: a [`metrics::Recorder`] of our own, one for each `Telemetry`, never installed globally, so that
-//! several proxies can live in one process. Ours, because metrics-exporter-prometheus cannot delete a series: here one whose
-//! backend has left is dropped from the text and, once nobody holds its handle, from memory. Also the writer of the
-//! Prometheus text format, which all of `/metrics` goes through.
+//! several proxies can live in one process. Ours, because metrics-exporter-prometheus' own cannot delete a series: here one
+//! whose backend has left is dropped from the text and, once nobody holds its handle, from memory. The text format itself
+//! is written by metrics-exporter-prometheus.
 //! It must never lock, allocate or format on recording.
 //!
 //! Hot path: a count is one atomic add; an observation a binary search over ≤ 32 edges and two atomic writes. No allocation.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::LabelSet;
+use metrics_exporter_prometheus::formatting::{write_help_line, write_metric_line, write_type_line};
 
 /// The declaration of one metric: the only place where its name, help and buckets are written.
 #[derive(Clone, Copy, Debug)]
@@ -204,10 +205,10 @@ impl Buckets {
             below += count.load(Ordering::Relaxed);
             // As vLLM writes them: `1.0`, so that both series can be matched by label.
             let edge = self.edges.get(i).map_or_else(|| "+Inf".to_owned(), |edge| format!("{edge:?}"));
-            text.line(def, "_bucket", labels, Some(("le", &edge)), below);
+            text.line(def, Some("bucket"), labels, Some(("le", &edge)), below);
         }
-        text.line(def, "_sum", labels, None, f64::from_bits(self.sum.load(Ordering::Relaxed)));
-        text.line(def, "_count", labels, None, below);
+        text.line(def, Some("sum"), labels, None, f64::from_bits(self.sum.load(Ordering::Relaxed)));
+        text.line(def, Some("count"), labels, None, below);
     }
 }
 
@@ -235,58 +236,37 @@ pub(crate) struct Text {
 impl Text {
     /// One sample whose value is a whole number.
     pub(crate) fn integer(&mut self, def: &Def, labels: &[(&str, &str)], value: u64) {
-        self.line(def, "", labels, None, value);
+        self.line(def, None, labels, None, value);
     }
 
     /// One sample.
     pub(crate) fn number(&mut self, def: &Def, labels: &[(&str, &str)], value: f64) {
-        self.line(def, "", labels, None, value);
+        self.line(def, None, labels, None, value);
     }
 
     fn line(
         &mut self,
         def: &Def,
-        suffix: &str,
+        suffix: Option<&'static str>,
         labels: &[(&str, &str)],
-        edge: Option<(&str, &str)>,
+        edge: Option<(&'static str, &str)>,
         value: impl std::fmt::Display,
     ) {
         let Def { name, help, kind } = *def;
-        let out = self
-            .families
-            .entry(name)
-            .or_insert_with(|| format!("# HELP {name} {help}\n# TYPE {name} {}\n", kind.label()));
-        out.push_str(name);
-        out.push_str(suffix);
-        for (i, (key, value)) in labels.iter().copied().chain(edge).enumerate() {
-            out.push(if i == 0 { '{' } else { ',' });
-            out.push_str(key);
-            out.push_str("=\"");
-            push_escaped(out, value);
-            out.push('"');
-        }
-        if !labels.is_empty() || edge.is_some() {
-            out.push('}');
-        }
-        // Writing into a String does not fail.
-        let _ = writeln!(out, " {value}");
+        let out = self.families.entry(name).or_insert_with(|| {
+            let mut head = String::new();
+            write_help_line(&mut head, name, None, None, help);
+            write_type_line(&mut head, name, None, None, kind.label());
+            head
+        });
+        let labels: Vec<_> = labels.iter().map(|(key, value)| Label::new(key.to_string(), value.to_string())).collect();
+        let labels = LabelSet::from_key_and_global(&Key::from_parts(name, labels), &Default::default());
+        write_metric_line(out, name, suffix, &labels, edge, value, None);
     }
 
     /// The whole text.
     pub(crate) fn finish(self) -> String {
         self.families.into_values().collect()
-    }
-}
-
-/// A label value: backslash, quote and line feed are escaped, everything else is allowed by the format.
-fn push_escaped(out: &mut String, value: &str) {
-    for c in value.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '"' => out.push_str("\\\""),
-            '\n' => out.push_str("\\n"),
-            c => out.push(c),
-        }
     }
 }
 

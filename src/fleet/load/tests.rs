@@ -11,8 +11,23 @@ fn at(ms: u64) -> Time {
     Time::from_micros(1_000_000_000 + ms * 1000)
 }
 
+fn load_of(speed: f64) -> Load {
+    let gate = Gate::new(crate::routing::retry::Bucket::new(0.0, 0.0, 0.0, Time::ZERO));
+    Load::new(&Arc::new(Mutex::new(gate)), speed, STALE)
+}
+
 fn load() -> Load {
-    Load::new(1.0, STALE)
+    load_of(1.0)
+}
+
+impl Load {
+    fn enter(&self, entry: Entry, now: Time) -> Lease {
+        self.with(|numbers| numbers.enter(entry, now))
+    }
+
+    fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time) -> Candidate {
+        self.with(|numbers| numbers.row(id, member, mean_prompt, now))
+    }
 }
 
 fn entry(kind: Kind, tokens: u32) -> Entry {
@@ -203,7 +218,7 @@ fn the_head_s_progress_starts_at_its_dispatch_or_the_last_first_token() {
 
 #[test]
 fn speed_leads_until_there_are_samples_and_then_cancels() {
-    let (plain, fast) = (load(), Load::new(2.0, STALE));
+    let (plain, fast) = (load(), load_of(2.0));
     let facts = crate::routing::facts::RequestFacts {
         est_tokens: 500,
         sequences: 1,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::{Api, Kind, Parser, Usage, usage_of_body};
+use crate::stream::{Api, Kind, Parser, Usage, usage_of_body};
 
 /// Prompt, completion and cached tokens.
 type Counts = (u64, u64, Option<u64>);

@@ -1,0 +1,153 @@
+//! The budget of one routing decision: at most 0.5 µs at 16 backends, from facts to a ticket (the gate, a row for every
+//! backend, the pick, the dispatch and the ticket's end). `pick` is the policy alone, on rows that are there.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion};
+use forebay::clock::Time;
+use forebay::config::model::{Arm, Backend, Config, PolicyName, Pool, SessionKey};
+use forebay::fleet::controller::{Controller, Settings};
+use forebay::fleet::{Outcome, Pool as FleetPool, Sample};
+use forebay::routing::candidate::{Candidate, PoolRatios};
+use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay::routing::policy::{LeastTokens, Policy, PredictedTtft};
+use forebay::telemetry::Telemetry;
+use forebay::units::BackendId;
+
+const SIZES: [u16; 4] = [2, 16, 128, 512];
+const FACTS: RequestFacts =
+    RequestFacts { est_tokens: 500, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None };
+
+/// A pool in which every backend has work, samples and a fresh scrape, so that every term of the formula is computed.
+fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
+    let backends = (0..size)
+        .map(|place| Backend {
+            url: format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"),
+            speed: 1.0,
+            key: None,
+            drain: false,
+        })
+        .collect();
+    let pool = Pool {
+        model: "m".to_owned(),
+        aliases: Vec::new(),
+        policy,
+        session: SessionKey::Header("x-session-id".to_owned()),
+        split_salt: String::new(),
+        cross_arm: true,
+        arms: vec![Arm { name: "default".to_owned(), share: 1.0, gpus: 1, backends }],
+    };
+    let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
+    controller.apply(&[pool], Time::ZERO);
+    let snapshot = controller.fleet().snapshot();
+    for backend in snapshot.backends() {
+        let sample = Sample {
+            running: Some(4.0),
+            waiting: Some(1.0),
+            kv_usage: Some(0.3),
+            kv_capacity_tokens: Some(100_000),
+            ..Sample::default()
+        };
+        backend.load.set_sample(sample, Time::ZERO);
+    }
+    let pool = Arc::clone(snapshot.pool("m").expect("just applied"));
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut now = Time::ZERO;
+    for request in 0..u64::from(size) * 8 {
+        now = Time::from_micros(request * 100);
+        let mut ticket = pool.dispatch(&FACTS, &[], now, &mut rng).expect("nothing is out").ticket;
+        if request % 8 < 6 {
+            ticket.first_token(now + Duration::from_millis(40));
+            ticket.event(now + Duration::from_millis(60), false);
+        }
+        if request % 2 == 0 {
+            ticket.finish(Outcome::Success, now + Duration::from_millis(80));
+        } else {
+            std::mem::forget(ticket); // stays in flight for the whole measurement
+        }
+    }
+    black_box(now);
+    (controller, pool)
+}
+
+fn dispatch(c: &mut Criterion) {
+    let mut group = c.benchmark_group("dispatch");
+    for policy in [PolicyName::PredictedTtft, PolicyName::LeastTokens] {
+        for size in SIZES {
+            let (_controller, pool) = busy_pool(size, policy);
+            let mut rng = fastrand::Rng::with_seed(7);
+            let now = Time::from_micros(900_000);
+            group.bench_function(BenchmarkId::new(policy.to_string(), size), |b| {
+                b.iter(|| {
+                    let dispatched = pool.dispatch(black_box(&FACTS), &[], now, &mut rng).expect("nothing is out");
+                    dispatched.ticket.finish(Outcome::ClientError, now);
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+fn pick(c: &mut Criterion) {
+    let mut group = c.benchmark_group("pick");
+    for size in SIZES {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut rows: Vec<Candidate> = (0..size)
+            .map(|place| Candidate {
+                decoding: rng.u32(..40),
+                prefilling: rng.u32(..4),
+                queued_tokens: rng.u64(..3000),
+                kv_capacity: Some(100_000),
+                ..Candidate::idle(BackendId(u32::from(place)), place)
+            })
+            .collect();
+        PoolRatios::of(&rows).fill(&mut rows);
+        let policies: [(&str, &dyn Policy); 2] = [("predicted_ttft", &PredictedTtft), ("least_tokens", &LeastTokens)];
+        for (name, policy) in policies {
+            group.bench_function(BenchmarkId::new(name, size), |b| {
+                b.iter(|| policy.pick(black_box(&rows), &FACTS, Time::ZERO, &mut rng));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// One event of one stream, which takes its pool's mutex: alone, and while another thread's stream of the pool does nothing else.
+fn event(c: &mut Criterion) {
+    let (_controller, pool) = busy_pool(16, PolicyName::PredictedTtft);
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut now = Time::from_micros(900_000);
+    let mut streaming = || {
+        let mut ticket = pool.dispatch(&FACTS, &[], now, &mut rng).expect("nothing is out").ticket;
+        ticket.first_token(now);
+        ticket
+    };
+    let (mut ticket, mut other) = (streaming(), streaming());
+    let mut one = |b: &mut criterion::Bencher<'_>| {
+        b.iter(|| {
+            now = now + Duration::from_micros(20);
+            ticket.event(now, false);
+        });
+    };
+    c.bench_function("event/alone", &mut one);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                other.event(Time::from_micros(900_000), false);
+            }
+        });
+        c.bench_function("event/against_another_thread", &mut one);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    dispatch(&mut criterion);
+    pick(&mut criterion);
+    event(&mut criterion);
+    criterion.final_summary();
+}

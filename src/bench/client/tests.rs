@@ -1,0 +1,89 @@
+//! Facts that this module must hold.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::super::record::Outcome;
+use super::super::workload::{Endpoint, Rate};
+use super::*;
+
+/// Answers every request on `answers`, in turn, with one of these bytes, and closes.
+async fn canned(answers: &'static [&'static str]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for answer in answers.iter().cycle() {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"}") {
+                let mut buffer = [0; 4096];
+                let count = socket.read(&mut buffer).await.unwrap();
+                seen.extend_from_slice(&buffer[..count]);
+            }
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    address
+}
+
+const GOOD: &str = concat!(
+    "HTTP/1.1 200 OK\r\nconnection: close\r\nx-forebay-arm: tp2\r\nx-forebay-backend: b1\r\n\r\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n",
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":3}}\n\ndata: [DONE]\n\n",
+);
+const CUT: &str = concat!(
+    "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n",
+);
+const ERROR: &str = concat!(
+    "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",
+    "data: {\"error\": {\"message\": \"dead\", \"code\": 500}}\n\ndata: [DONE]\n\n",
+);
+const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbusy";
+
+fn workload(num_prompts: u32) -> Workload {
+    Workload {
+        model: "m".to_owned(),
+        endpoint: Endpoint::Chat,
+        num_prompts,
+        input_len: 10,
+        output_len: 3,
+        ignore_eos: false,
+        rate: Rate::Unlimited,
+        seed: 1,
+    }
+}
+
+#[tokio::test]
+async fn each_way_to_end_is_told_apart() {
+    let address = canned(&[GOOD, CUT, ERROR, REFUSED]).await;
+    let load = workload(4);
+    let bodies: Vec<Bytes> = (0..4).map(|id| Bytes::from(load.body(&load.words(id, 5)))).collect();
+    let sending = Sending { max_concurrency: Some(1), session_header: Some("x-session-id".to_owned()), epoch: 2 };
+    let target = Target { arm: Some("given".to_owned()), ..Target::of(format!("http://{address}")) };
+    let run = Client::default().run(&[target], &load, &bodies, &sending, &Arc::default()).await;
+    let outcomes: Vec<Outcome> = run.records.iter().map(|record| record.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Success, Outcome::Truncated, Outcome::ErrorEvent, Outcome::Status]);
+    let good = &run.records[0];
+    assert_eq!((good.arm.as_deref(), good.backend.as_deref(), good.epoch), (Some("tp2"), Some("b1"), 2));
+    assert_eq!((good.prompt_tokens, good.output_tokens, good.gaps_us.len()), (9, 3, 1));
+    assert!(good.first_event_us <= good.first_token_us && good.first_token_us.unwrap() <= good.end_us);
+    assert_eq!((run.records[3].status, run.records[3].error.as_deref()), (Some(503), Some("busy")));
+    assert_eq!(run.records[3].arm.as_deref(), Some("given"));
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_a_record_and_an_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let load = workload(1);
+    let client = Client::default();
+    let bodies = [Bytes::from_static(b"{}")];
+    let run = client.run(&[Target::of(base.as_str())], &load, &bodies, &Sending::default(), &Arc::default()).await;
+    assert_eq!(run.records[0].outcome, Outcome::Connect);
+    assert!(client.bodies(&base, &load).await.unwrap_err().to_string().contains("cannot reach"));
+}

@@ -1,0 +1,10 @@
+//! The load generator: requests made from a seed, sent and timed one by one, and the figures of a run as `vllm bench serve`
+//! defines them. Every figure is made from [`record::Record`]s, so that live, simulated and recorded runs compare alike.
+
+pub mod client;
+mod exchange;
+pub mod record;
+pub mod sse;
+pub mod summary;
+pub mod table;
+pub mod workload;

@@ -1,0 +1,166 @@
+//! `forebay sim`: one simulated vLLM server on a port, until a signal ends it.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::sim::http::{SimOptions, listen, serve};
+use crate::sim::profile::Profile;
+
+/// Run a simulated vLLM server: no GPU, no model, but vLLM's scheduling, timing, framing and metrics.
+///
+/// Names of options are vLLM's. Answers are deterministic words; an answer ends by itself after a length from the profile,
+/// or at max_tokens. Every figure from such a server is a simulation.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to imitate: fast, rtx4090-tp1-qwen7b, rtx4090-tp2-qwen7b, or the path of a TOML file (see config/sim/)
+    #[arg(long, default_value = "fast")]
+    pub profile: String,
+    /// The port to listen on; 0 takes a free one and prints it
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// The address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Names of the model in the API, the first of which labels the metrics [default: the profile's]
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    pub served_model_name: Vec<String>,
+    /// For the answers, and the jitter of steps
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How many times as fast as the profile says
+    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    pub time_scale: f64,
+    /// Sequences in a step, at most [default: the profile's]
+    #[arg(long, value_name = "N")]
+    pub max_num_seqs: Option<u32>,
+    /// Tokens in a step, at most [default: the profile's]
+    #[arg(long, value_name = "N")]
+    pub max_num_batched_tokens: Option<u32>,
+    /// Tokens of prompt and answer together, at most [default: the profile's]
+    #[arg(long, value_name = "N")]
+    pub max_model_len: Option<u32>,
+    /// Tokens in one block of KV memory [default: the profile's]
+    #[arg(long, value_name = "N")]
+    pub block_size: Option<u32>,
+    /// Tokens that the KV memory holds (vLLM: num_gpu_blocks × block_size) [default: the profile's]
+    #[arg(long, value_name = "N")]
+    pub kv_tokens: Option<u32>,
+    /// Compute prompts that begin alike again and again
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// Tell in `usage` how many tokens of a prompt were in the prefix cache
+    #[arg(long)]
+    pub enable_prompt_tokens_details: bool,
+    /// Count requests under way in /load, which is 0 without
+    #[arg(long)]
+    pub enable_server_load_tracking: bool,
+}
+
+/// A finite number above 0.
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err(format!("`{text}` is not a number above 0")),
+    }
+}
+
+fn options(args: Args) -> Result<SimOptions, String> {
+    let mut profile = Profile::load(&args.profile).map_err(|error| error.to_string())?;
+    let set = |place: &mut u32, value: Option<u32>| *place = value.unwrap_or(*place);
+    set(&mut profile.scheduler.max_num_seqs, args.max_num_seqs);
+    set(&mut profile.scheduler.max_num_batched_tokens, args.max_num_batched_tokens);
+    set(&mut profile.scheduler.max_model_len, args.max_model_len);
+    set(&mut profile.kv.block_size, args.block_size);
+    set(&mut profile.kv.tokens, args.kv_tokens);
+    profile.kv.prefix_caching &= !args.no_enable_prefix_caching;
+    if let Some((key, reason)) = profile.wrong() {
+        return Err(format!("{key} {reason}"));
+    }
+    Ok(SimOptions {
+        profile,
+        served_model_names: args.served_model_name,
+        seed: args.seed,
+        time_scale: args.time_scale,
+        prompt_tokens_details: args.enable_prompt_tokens_details,
+        load_tracking: args.enable_server_load_tracking,
+    })
+}
+
+/// Serves until SIGINT or SIGTERM.
+pub fn run(args: Args) -> ExitCode {
+    let (address, profile) = ((args.host, args.port), args.profile.clone());
+    let options = match options(args) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("forebay sim: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("forebay sim: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let served = runtime.block_on(async {
+        let listener = listen(address.into())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let (url, model) = (listener.local_addr()?, options.served_model_names.first());
+        let model = model.unwrap_or(&options.profile.model);
+        println!("simulating {profile} on http://{url}, model {model}, at {} times its speed", options.time_scale);
+        let shutdown = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        serve(listener, options, shutdown).await;
+        Ok::<(), std::io::Error>(())
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("forebay sim: cannot listen on {}:{}: {error}", address.0, address.1);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn read(line: &str) -> Result<SimOptions, String> {
+        let words = ["sim"].into_iter().chain(line.split_whitespace());
+        options(Cli::try_parse_from(words).map_err(|error| error.to_string())?.args)
+    }
+
+    #[test]
+    fn options_change_the_profile() {
+        let line = "--profile rtx4090-tp1-qwen7b --max-num-seqs 50 --kv-tokens 3200 --served-model-name a b \
+                    --no-enable-prefix-caching --time-scale 2.5";
+        let options = read(line).unwrap();
+        assert_eq!(options.profile.scheduler.max_num_seqs, 50);
+        assert_eq!((options.profile.kv.tokens, options.profile.kv.prefix_caching), (3200, false));
+        assert_eq!((options.served_model_names.len(), options.time_scale), (2, 2.5));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        assert!(read("--max-num-seqs 0").unwrap_err().contains("scheduler.max_num_seqs must be at least 1"));
+        assert!(read("--profile nothing").unwrap_err().contains("`nothing` is no profile"));
+        assert!(read("--time-scale 0").unwrap_err().contains("not a number above 0"));
+    }
+}

@@ -1,0 +1,295 @@
+//! Facts that this module must hold.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::sim::profile::Profile;
+
+fn config(num_blocks: u32) -> EngineConfig {
+    EngineConfig { num_blocks, ..Profile::load("fast").unwrap().engine(1) }
+}
+
+fn ask(id: u64, prompt_tokens: u32, output_tokens: u32) -> Submission {
+    let block_hashes = Arc::from([]);
+    Submission { id: RequestId(id), prompt_tokens, output_tokens, sequences: 1, block_hashes }
+}
+
+fn hashed(id: u64, prompt: u32, hashes: impl IntoIterator<Item = u64>) -> Submission {
+    Submission { block_hashes: hashes.into_iter().collect(), ..ask(id, prompt, 4) }
+}
+
+fn run(engine: &mut Engine) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some(at) = engine.next_step_at() {
+        engine.step(at, &mut events);
+        assert!(engine.kv_blocks_in_use() <= engine.config().num_blocks);
+        assert!(engine.running() <= engine.config().max_num_seqs as usize);
+    }
+    events
+}
+
+#[test]
+fn one_request_takes_the_time_of_its_steps() {
+    let cost = StepCost { base_us: 1000.0, decode_us: 100.0, prefill_us: 10.0, kv_us: 1.0, jitter: 0.0 };
+    let mut engine = Engine::new(EngineConfig { cost, ..config(100) });
+    engine.submit(Time::from_micros(50), &ask(1, 20, 3)).unwrap();
+    let events = run(&mut engine);
+    let first = 50 + 1000 + 200 + 20;
+    let second = first + 1000 + 100 + 21;
+    assert_eq!(
+        events.iter().map(|e| (e.at.as_micros(), e.tokens, e.finished)).collect::<Vec<_>>(),
+        [(first, 1, false), (second, 2, false), (second + 1000 + 100 + 22, 3, true)]
+    );
+    assert_eq!((engine.running(), engine.waiting(), engine.kv_blocks_in_use()), (0, 0, 0));
+}
+
+#[test]
+fn a_long_prompt_is_cut_into_chunks_that_leave_room_for_decodes() {
+    let mut engine = Engine::new(EngineConfig { max_num_batched_tokens: 64, ..config(100) });
+    engine.submit(Time::ZERO, &ask(1, 10, 20)).unwrap();
+    engine.submit(Time::ZERO, &ask(2, 200, 2)).unwrap();
+    let events = run(&mut engine);
+    let before = events.iter().take_while(|event| event.id == RequestId(1)).count();
+    assert_eq!(before, 4, "54 + 63 + 63 + 20 tokens of the prompt, each beside a token of the other");
+    assert_eq!(engine.counters().prefill_tokens, 210);
+}
+
+#[test]
+fn no_work_is_lost_when_memory_runs_out() {
+    let mut engine = Engine::new(config(40));
+    for id in 0..30 {
+        engine.submit(Time::ZERO, &ask(id, 100, 200)).unwrap();
+    }
+    let events = run(&mut engine);
+    let counters = engine.counters();
+    assert!(counters.preemptions > 0);
+    assert_eq!((counters.finished, counters.generation_tokens, counters.prompt_tokens), (30, 6000, 3000));
+    for id in 0..30 {
+        let tokens: Vec<u32> = events.iter().filter(|e| e.id == RequestId(id)).map(|e| e.tokens).collect();
+        assert_eq!(tokens, (1..=200).collect::<Vec<_>>(), "each token once and in order, preempted or not");
+    }
+    assert_eq!(engine.kv_blocks_in_use(), 0);
+}
+
+#[test]
+fn the_sequence_admitted_last_is_preempted_and_comes_back_first() {
+    let mut engine = Engine::new(config(4));
+    engine.submit(Time::ZERO, &ask(1, 16, 40)).unwrap();
+    engine.submit(Time::ZERO, &ask(2, 16, 40)).unwrap();
+    engine.submit(Time::ZERO, &ask(3, 48, 1)).unwrap();
+    let events = run(&mut engine);
+    let ends: Vec<u64> = events.iter().filter(|event| event.finished).map(|event| event.id.0).collect();
+    assert_eq!(ends, [1, 2, 3]);
+    assert_eq!(events.iter().filter(|e| e.finished).map(|e| e.preemptions).collect::<Vec<_>>(), [0, 1, 0]);
+}
+
+#[test]
+fn an_abort_frees_at_once() {
+    let mut engine = Engine::new(config(20));
+    engine.submit(Time::ZERO, &ask(1, 300, 10)).unwrap();
+    engine.submit(Time::ZERO, &ask(2, 300, 1)).unwrap();
+    let mut events = Vec::new();
+    engine.step(Time::ZERO, &mut events);
+    assert_eq!((engine.running(), engine.waiting(), engine.kv_blocks_in_use()), (1, 1, 19));
+    assert_eq!(engine.abort(RequestId(1)), 1);
+    assert_eq!((engine.running(), engine.kv_blocks_in_use()), (0, 0));
+    assert_eq!(engine.abort(RequestId(1)), 0, "a second abort finds nothing");
+    let events = run(&mut engine);
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].id, RequestId(2));
+}
+
+#[test]
+fn an_idle_engine_forgets_an_aborted_waiter() {
+    let mut engine = Engine::new(config(20));
+    engine.submit(Time::ZERO, &ask(1, 30, 10)).unwrap();
+    engine.abort(RequestId(1));
+    assert_eq!(engine.next_step_at(), None);
+}
+
+#[test]
+fn what_cannot_fit_is_refused() {
+    let mut engine = Engine::new(config(10));
+    assert_eq!(engine.submit(Time::ZERO, &ask(1, 100, 61)), Err(SubmitError::TooLong { tokens: 161, capacity: 160 }));
+    assert_eq!(engine.submit(Time::ZERO, &ask(1, 0, 5)), Err(SubmitError::Empty));
+    assert!(engine.submit(Time::ZERO, &ask(1, 100, 60)).is_ok());
+    assert_eq!(run(&mut engine).len(), 60);
+}
+
+#[test]
+fn a_prompt_that_begins_alike_is_not_computed_again() {
+    let mut engine = Engine::new(config(100));
+    engine.submit(Time::ZERO, &hashed(1, 100, 0..6)).unwrap();
+    run(&mut engine);
+    let done = engine.counters().prefill_tokens;
+    engine.submit(Time::ZERO, &hashed(2, 100, [0, 1, 2, 3, 9, 10])).unwrap();
+    let events = run(&mut engine);
+    assert_eq!(engine.counters().prefill_tokens - done, 100 - 64);
+    assert_eq!((engine.counters().prefix_queries, engine.counters().prefix_hits), (200, 64));
+    assert_eq!(events[0].cached_tokens, 64);
+    engine.submit(Time::ZERO, &hashed(3, 96, 0..6)).unwrap();
+    assert_eq!(run(&mut engine)[0].cached_tokens, 80, "the last token is computed in any case");
+}
+
+#[test]
+fn sequences_of_one_request_run_side_by_side() {
+    let mut engine = Engine::new(config(100));
+    engine.submit(Time::ZERO, &Submission { sequences: 3, ..ask(1, 10, 2) }).unwrap();
+    let events = run(&mut engine);
+    assert_eq!(events.iter().map(|event| event.choice).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2]);
+}
+
+#[test]
+fn the_same_calls_give_the_same_events_and_a_clone_goes_on_alike() {
+    let jittery = EngineConfig { cost: StepCost { jitter: 0.2, ..config(60).cost }, ..config(60) };
+    let trial = |seed| {
+        let mut engine = Engine::new(EngineConfig { seed, ..jittery });
+        for id in 0..20 {
+            engine.submit(Time::ZERO, &ask(id, 30 + id as u32, 40)).unwrap();
+        }
+        let mut events = Vec::new();
+        engine.step(Time::from_micros(20_000), &mut events);
+        let mut clone = engine.clone();
+        let rest = run(&mut engine);
+        assert_eq!(rest, run(&mut clone));
+        events.extend(rest);
+        events
+    };
+    assert_eq!(trial(1), trial(1));
+    assert_ne!(trial(1), trial(2));
+}
+
+#[test]
+fn one_late_call_gives_what_many_punctual_ones_do() {
+    let mut punctual = Engine::new(config(60));
+    let mut late = Engine::new(config(60));
+    for id in 0..10 {
+        punctual.submit(Time::ZERO, &ask(id, 50, 30)).unwrap();
+        late.submit(Time::ZERO, &ask(id, 50, 30)).unwrap();
+    }
+    let mut events = Vec::new();
+    late.step(Time::from_micros(u64::MAX), &mut events);
+    assert_eq!(run(&mut punctual), events);
+}
+
+/// The seed's load; answers end by themselves or at 600 tokens, 539 on average.
+fn seed_load(profile: &str, seed: u64) -> (Engine, Vec<Event>) {
+    let profile = Profile::load(profile).unwrap();
+    let mut engine = Engine::new(profile.engine(seed));
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for id in 0..300 {
+        engine.submit(Time::ZERO, &ask(id, 100, profile.answer_tokens(rng.f64()).min(600))).unwrap();
+    }
+    let events = run(&mut engine);
+    (engine, events)
+}
+
+fn percentile(values: &mut [f64], q: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * q).round() as usize]
+}
+
+/// Output tokens/s, TTFT p50 and p99 in ms, TPOT p50 in ms.
+fn figures(engine: &Engine, events: &[Event]) -> [f64; 4] {
+    let seconds = events.last().map_or(0.0, |event| event.at.secs_since(Time::ZERO));
+    let mut ttft = Vec::new();
+    let mut tpot = Vec::new();
+    for id in 0..300 {
+        let mine: Vec<&Event> = events.iter().filter(|event| event.id == RequestId(id)).collect();
+        let (first, last) = (mine[0].at, mine[mine.len() - 1].at);
+        ttft.push(first.secs_since(Time::ZERO) * 1e3);
+        tpot.push(last.secs_since(first) * 1e3 / (mine.len() - 1) as f64);
+    }
+    let throughput = engine.counters().generation_tokens as f64 / seconds;
+    [throughput, percentile(&mut ttft, 0.5), percentile(&mut ttft, 0.99), percentile(&mut tpot, 0.5)]
+}
+
+/// The bounds are wide on purpose: the fit to all six columns of the seed is another test's. `measured` are the seed's.
+#[test]
+fn the_seed_load_gives_the_seed_figures_roughly() {
+    let cases = [
+        ("rtx4090-tp1-qwen7b", [3344.9, 1818.4, 34395.8, 48.4], [3369.0, 1817.0, 37100.0, 49.9]),
+        ("rtx4090-tp2-qwen7b", [4624.0, 2227.0, 3921.8, 54.7], [5107.0, 2027.0, 3998.0, 55.1]),
+    ];
+    for (name, measured, trial) in cases {
+        for seed in 1..=3 {
+            let (engine, events) = seed_load(name, seed);
+            let got = figures(&engine, &events);
+            println!(
+                "{name} seed {seed}, {} preemptions, {} steps",
+                engine.counters().preemptions,
+                engine.counters().steps
+            );
+            println!("  {:>22}: {:>9}, {:>9}, {:>9}", "", "this", "the trial", "measured");
+            let rows = ["output tokens/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms"];
+            for (index, (row, tolerance)) in rows.into_iter().zip([0.15, 0.2, 0.35, 0.15]).enumerate() {
+                println!("  {row:>22}: {:>9.1}, {:>9.1}, {:>9.1}", got[index], trial[index], measured[index]);
+                let ratio = got[index] / trial[index];
+                assert!((ratio - 1.0).abs() <= tolerance, "{name}: {row} is {ratio:.2} of the trial's");
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Submit { prompt: u32, output: u32, sequences: u32, family: u64 },
+    Abort(usize),
+    Advance(u64),
+}
+
+fn calls() -> impl Strategy<Value = Vec<Call>> {
+    let call = prop_oneof![
+        4 => (1..150_u32, 1..60_u32, 1..4_u32, 0..3_u64)
+            .prop_map(|(prompt, output, sequences, family)| Call::Submit { prompt, output, sequences, family }),
+        2 => any::<prop::sample::Index>().prop_map(|index| Call::Abort(index.index(1000))),
+        4 => (0..20_000_u64).prop_map(Call::Advance),
+    ];
+    prop::collection::vec(call, 0..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_free_at_the_end_of_any_interleaving(calls in calls(), caching in any::<bool>(), budget in 16..300_u32) {
+        let mut engine = Engine::new(EngineConfig {
+            prefix_caching: caching,
+            max_num_batched_tokens: budget,
+            max_num_seqs: 12,
+            ..config(16)
+        });
+        let (mut now, mut events, mut live, mut tokens) = (Time::ZERO, Vec::new(), Vec::new(), 0_u64);
+        for call in calls {
+            match call {
+                Call::Submit { prompt, output, sequences, family } => {
+                    let id = RequestId(live.len() as u64);
+                    let block_hashes = (0..u64::from(prompt / 16)).map(|block| family * 1000 + block).collect();
+                    let request =
+                        Submission { id, prompt_tokens: prompt, output_tokens: output, sequences, block_hashes };
+                    prop_assert!(engine.submit(now, &request).is_ok());
+                    live.push((id, output, sequences));
+                }
+                Call::Abort(index) if !live.is_empty() => {
+                    let index = index % live.len();
+                    engine.abort(live[index].0);
+                    live[index].2 = 0;
+                }
+                Call::Abort(_) => {}
+                Call::Advance(micros) => now = now + Duration::from_micros(micros),
+            }
+            engine.step(now, &mut events);
+            prop_assert!(engine.kv_blocks_in_use() <= 16);
+        }
+        events.extend(run(&mut engine));
+        prop_assert_eq!((engine.running(), engine.waiting(), engine.kv_blocks_in_use()), (0, 0, 0));
+        for (id, output, sequences) in live {
+            let ends = events.iter().filter(|event| event.id == id && event.finished).count() as u32;
+            prop_assert!(sequences == 0 || ends == sequences);
+            prop_assert!(events.iter().filter(|event| event.id == id).all(|event| event.tokens <= output));
+            tokens += events.iter().filter(|event| event.id == id).count() as u64;
+        }
+        prop_assert_eq!(engine.counters().generation_tokens, tokens);
+        prop_assert_eq!(engine.counters().iteration_tokens.iter().sum::<u64>(), engine.counters().steps);
+    }
+}
