@@ -11,4 +11,5 @@ mod mock;
 mod bodies;
 mod fidelity;
 mod lifecycle;
+mod requests;
 mod streams;

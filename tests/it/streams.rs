@@ -287,14 +287,6 @@ fn each_api_is_told_of_a_cut_in_its_own_form() {
 }
 
 #[test]
-fn a_silent_stream_is_cut_and_its_backend_not_blamed() {
-    let mock = Mock::playing(vec![stream_head(), chunk(token("Hi")), Step::AwaitClose]);
-    let forebay = one_with(&mock, "[stream]\nidle_timeout = \"250ms\"");
-    assert_cut(&forebay.post(PATH, STREAM).text(), &token("Hi"), "idle_timeout");
-    mock.await_closes(1);
-}
-
-#[test]
 fn the_total_time_ends_a_stream_that_never_stops() {
     let mock = Mock::playing(vec![stream_head(), Step::Flood(chunk_bytes(&token("Hi")))]);
     let forebay = one_with(&mock, "[stream]\ntotal_timeout = \"400ms\"");
@@ -363,6 +355,26 @@ fn a_unary_answer_that_breaks_off_is_not_taken_for_a_whole_one() {
     ]);
     let answer = forebay.post(PATH, UNARY);
     assert_eq!(answer.status, 502, "{}", answer.text());
+}
+
+#[test]
+fn a_client_that_leaves_in_any_way_closes_the_backends_connection() {
+    let mock = Mock::playing(vec![stream_head(), chunk(token("Hi")), Step::AwaitClose]);
+    let forebay = one(&mock);
+    let leaves: [fn(Conn); 3] = [drop, Conn::reset, |client| {
+        client.half_close();
+        // A client that has closed its half is gone, though it could still read.
+        std::mem::forget(client);
+    }];
+    for (n, leave) in leaves.into_iter().enumerate() {
+        let mut client = forebay.open();
+        client.send(&post(PATH, &[], STREAM.as_bytes()));
+        client.until("Hi");
+        leave(client);
+        mock.await_closes(n + 1);
+    }
+    eventually("all are logged", || (forebay.access().len() == 3).then_some(()));
+    assert!(forebay.access().iter().all(|record| record["outcome"] == "client_left"));
 }
 
 // ---- failures before the first token -------------------------------------------------------------------------------
