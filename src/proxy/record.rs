@@ -148,9 +148,9 @@ impl Record {
         };
     }
 
-    /// Whether the backend found the request itself at fault.
-    pub(super) fn is_client_error(&self) -> bool {
-        self.outcome == Some(Outcome::ClientError)
+    /// Whether the backend's answer is an error that is passed on.
+    pub(super) fn is_error_answer(&self) -> bool {
+        self.outcome.is_some()
     }
 
     /// The whole answer was passed on.
