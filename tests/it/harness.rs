@@ -251,7 +251,7 @@ impl Forebay {
             };
             labels.iter().all(|label| labels_of.contains(label)).then(|| value.parse::<f64>().unwrap())
         });
-        series.sum()
+        series.fold(0.0, |sum, value| sum + value)
     }
 
     /// Its process id.

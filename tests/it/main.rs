@@ -2,7 +2,6 @@
 //! one file a subject, all through `harness`, `mock` and `client`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-#![expect(dead_code, reason = "the harness offers more than the subjects so far use")]
 #![expect(clippy::disallowed_methods, reason = "the deadlines of a real process are real time")]
 
 mod client;
@@ -16,4 +15,5 @@ mod fidelity;
 mod lifecycle;
 mod prometheus;
 mod reload;
+mod requests;
 mod streams;
