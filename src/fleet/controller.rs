@@ -25,6 +25,7 @@ use crate::routing::retry::Bucket;
 use crate::routing::split::Split;
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::Ejection;
+use crate::telemetry::metrics::NONE;
 use crate::units::BackendId;
 
 /// What the fleet takes from the configuration beside its pools.
@@ -282,6 +283,7 @@ impl Inner {
             policy: config.policy,
             session: config.session.clone(),
             cross_arm: config.cross_arm,
+            unrouted: self.telemetry.backend(&config.model, NONE, NONE),
             split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),
             arms,
             members,

@@ -162,7 +162,7 @@ impl Load {
     }
 
     /// A scrape failed. The last good one stays until it is stale.
-    pub fn scrape_failed(&self, _now: Time) {
+    pub fn scrape_failed(&self) {
         self.with(|numbers| numbers.scrape_failures = numbers.scrape_failures.saturating_add(1));
     }
 

@@ -19,6 +19,7 @@ use crate::routing::eligible::Seat;
 use crate::routing::facts::ArmIndex;
 use crate::routing::policy::{LeastInflight, LeastTokens, P2c, Policy, PredictedTtft, RoundRobin};
 use crate::routing::split::Split;
+use crate::telemetry::metrics::BackendMetrics;
 use crate::units::BackendId;
 
 /// A handle to the fleet as it is now. Cheap to clone.
@@ -126,6 +127,8 @@ pub struct Pool {
     pub session: SessionKey,
     /// Whether a request may leave its arm.
     pub cross_arm: bool,
+    /// The metric handles of requests that got no backend.
+    pub unrouted: Arc<BackendMetrics>,
     pub(super) arms: Vec<Arm>,
     pub(super) members: Vec<Member>,
     pub(super) seats: Vec<Seat>,

@@ -16,8 +16,8 @@ use crate::error::Failure;
 pub enum Outcome {
     /// It ended well.
     Success,
-    /// A 4xx of the client's making: neither good nor bad for the backend.
-    ClientError,
+    /// Neither good nor bad for the backend: the client's fault, or the request's.
+    Neutral,
     /// It failed; whom that blames is the failure's.
     Failed(Failure),
 }
@@ -64,7 +64,7 @@ impl Ticket {
     pub fn finish(self, outcome: Outcome, now: Time) {
         match outcome {
             Outcome::Success => self.backend.load.succeed(&self.lease, now),
-            Outcome::ClientError => {}
+            Outcome::Neutral => {}
             Outcome::Failed(failure) => self.backend.load.fail(failure, now),
         }
     }

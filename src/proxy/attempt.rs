@@ -92,7 +92,7 @@ pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
         let (failure, answer) = match attempt(exchange, &mut ticket, &mut seen).await {
             Ok((head, body, form)) => return Attempted::Committed { ticket, head, body, form },
             Err(Uncommitted::Theirs(answer)) => {
-                ticket.finish(Outcome::ClientError, exchange.shared.clock.now());
+                ticket.finish(Outcome::Neutral, exchange.shared.clock.now());
                 return Attempted::LastAnswer(answer);
             }
             Err(Uncommitted::Failed(failure, answer)) => (failure, answer),

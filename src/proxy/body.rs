@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
@@ -18,7 +17,7 @@ pub(super) enum Message {
     /// Bytes, as they come.
     Data(Bytes),
     /// The whole answer was sent.
-    End(Option<HeaderMap>),
+    End,
 }
 
 /// The answer was cut: the body's error.
@@ -76,7 +75,7 @@ impl Body for AnswerBody {
                     *flush = Flush::Dirty;
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
-                Poll::Ready(Some(Message::End(trailers))) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+                Poll::Ready(Some(Message::End)) => None,
                 Poll::Ready(None) if *flush == Flush::Dirty => {
                     *flush = Flush::Yielded;
                     cx.waker().wake_by_ref();

@@ -165,7 +165,7 @@ impl Exchange {
     pub(super) fn failed(&self, ticket: Ticket, failure: Failure, blamed: bool) {
         let now = self.shared.clock.now();
         let backend = Arc::clone(ticket.backend());
-        let outcome = if blamed { Outcome::Failed(failure) } else { Outcome::ClientError };
+        let outcome = if blamed { Outcome::Failed(failure) } else { Outcome::Neutral };
         ticket.finish(outcome, now);
         if let Failure::Misconfigured(status) = failure {
             let reason = format!("answered {status} to a request for {}", self.work.pool.model);

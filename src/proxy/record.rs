@@ -213,7 +213,11 @@ impl Record {
     }
 
     fn metrics(&self) -> &Arc<BackendMetrics> {
-        self.backend.as_ref().map_or(&self.shared.telemetry.unrouted, |backend| &backend.metrics)
+        match (&self.backend, &self.assigned) {
+            (Some(backend), _) => &backend.metrics,
+            (None, Some((pool, _))) => &pool.unrouted,
+            (None, None) => &self.shared.telemetry.unrouted,
+        }
     }
 
     fn abort_phase(&self) -> AbortPhase {
@@ -229,7 +233,6 @@ impl Record {
     fn timings(&self, end: Time) -> Timings {
         let mut timings = Timings::new(self.arrival);
         timings.body_read = self.body_read;
-        timings.sent = self.sent;
         timings.first_token = self.first_token;
         timings.end = Some(end);
         timings

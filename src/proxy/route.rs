@@ -27,7 +27,7 @@ pub(super) enum Route<'a> {
 pub(super) struct Endpoint {
     pub(super) api: Api,
     pub(super) body: BodyForm,
-    pub(super) work: Work,
+    pub(super) effort: Effort,
 }
 
 /// How the body says which model it wants.
@@ -40,7 +40,7 @@ pub(super) enum BodyForm {
 
 /// What the engine has to do for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
+pub(super) enum Effort {
     /// Prefill and decode.
     Generate,
     /// Prefill only: embeddings, scores.
@@ -49,21 +49,21 @@ pub(super) enum Work {
     None,
 }
 
-const fn json(api: Api, work: Work) -> Option<Endpoint> {
-    Some(Endpoint { api, body: BodyForm::Json, work })
+const fn json(api: Api, effort: Effort) -> Option<Endpoint> {
+    Some(Endpoint { api, body: BodyForm::Json, effort })
 }
 
 fn endpoint(path: &str) -> Option<Endpoint> {
     match path {
-        "/v1/chat/completions" => json(Api::Chat, Work::Generate),
-        "/v1/completions" => json(Api::Completions, Work::Generate),
-        "/v1/responses" => json(Api::Responses, Work::Generate),
-        "/v1/messages" => json(Api::Messages, Work::Generate),
-        "/v1/messages/count_tokens" | "/tokenize" | "/detokenize" => json(Api::Other, Work::None),
+        "/v1/chat/completions" => json(Api::Chat, Effort::Generate),
+        "/v1/completions" => json(Api::Completions, Effort::Generate),
+        "/v1/responses" => json(Api::Responses, Effort::Generate),
+        "/v1/messages" => json(Api::Messages, Effort::Generate),
+        "/v1/messages/count_tokens" | "/tokenize" | "/detokenize" => json(Api::Other, Effort::None),
         "/v1/embeddings" | "/rerank" | "/v1/rerank" | "/v2/rerank" | "/score" | "/v1/score" | "/pooling"
-        | "/classify" => json(Api::Other, Work::Prefill),
+        | "/classify" => json(Api::Other, Effort::Prefill),
         "/v1/audio/transcriptions" | "/v1/audio/translations" => {
-            Some(Endpoint { api: Api::Other, body: BodyForm::Multipart, work: Work::Generate })
+            Some(Endpoint { api: Api::Other, body: BodyForm::Multipart, effort: Effort::Generate })
         }
         _ => None,
     }

@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
@@ -44,8 +43,6 @@ pub(super) struct Wire {
     waiting_since: Time,
     /// Whether the client's write was blocked since the last piece came.
     pub(super) blocked: bool,
-    /// The trailers that came with the end.
-    pub(super) trailers: Option<HeaderMap>,
 }
 
 impl Wire {
@@ -61,7 +58,6 @@ impl Wire {
             deadlines,
             waiting_since: now,
             blocked: false,
-            trailers: None,
         };
         wire.set_timer(now);
         wire
@@ -93,13 +89,11 @@ impl Wire {
                 frame = self.body.frame() => match frame {
                     None => return Ok(None),
                     Some(Err(_)) => return Err(Failure::Truncated),
-                    Some(Ok(frame)) => match frame.into_data() {
-                        Ok(data) => {
-                            let now = self.clock.now();
-                            self.waiting_since = now;
-                            return Ok(Some((data, now)));
-                        }
-                        Err(frame) => self.trailers = frame.into_trailers().ok(),
+                    // Anything but data is a trailer, which vLLM has none of.
+                    Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
+                        let now = self.clock.now();
+                        self.waiting_since = now;
+                        return Ok(Some((data, now)));
                     },
                 },
                 () = &mut self.timer => {
@@ -144,13 +138,13 @@ impl Wire {
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
     pub(super) async fn close(self, ended: Result<(), Failure>, last_word: Option<Bytes>) {
-        let Wire { body, tx, gone, trailers, deadlines, .. } = self;
+        let Wire { body, tx, gone, deadlines, .. } = self;
         drop(body);
         drop(gone);
         match ended {
             Ok(()) => {
                 let stall = deadlines.write_stall.unwrap_or(Duration::MAX);
-                drop(tokio::time::timeout(stall, tx.send(Message::End(trailers))).await);
+                drop(tokio::time::timeout(stall, tx.send(Message::End)).await);
             }
             Err(Failure::ClientLeft) => {}
             Err(_) => {

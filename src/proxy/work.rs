@@ -14,7 +14,7 @@ use super::models;
 use super::multipart;
 use super::peek::{Peek, peek};
 use super::record::Record;
-use super::route::{BodyForm, Endpoint, Route, Work as Kinds};
+use super::route::{BodyForm, Effort, Endpoint, Route};
 use super::splice::Splice;
 use crate::config::model::{Config, SessionKey, UsageMode};
 use crate::error::Refusal;
@@ -127,7 +127,7 @@ pub(super) async fn prepare(
     let Intake { head, route, bytes, held } = intake;
     let endpoint = match route {
         Route::Model(endpoint) => endpoint,
-        _ => Endpoint { api: Api::Other, body: BodyForm::Json, work: Kinds::None },
+        _ => Endpoint { api: Api::Other, body: BodyForm::Json, effort: Effort::None },
     };
     let parsed = match route {
         Route::Model(Endpoint { body: BodyForm::Json, .. }) => parse_json(&bytes, body_session(snapshot)).await?,
@@ -249,11 +249,11 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
 
 fn weigh(endpoint: Endpoint, parsed: &Parsed, arm: ArmIndex, pinned: Option<BackendId>) -> RequestFacts {
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
-    let kind = match endpoint.work {
-        Kinds::None => Kind::Light,
-        Kinds::Prefill => Kind::NoDecode,
-        Kinds::Generate if streamed => Kind::Stream,
-        Kinds::Generate => Kind::Unary,
+    let kind = match endpoint.effort {
+        Effort::None => Kind::Light,
+        Effort::Prefill => Kind::NoDecode,
+        Effort::Generate if streamed => Kind::Stream,
+        Effort::Generate => Kind::Unary,
     };
     let (est_tokens, sequences) = match &parsed.peek {
         _ if kind == Kind::Light => (0, 0),

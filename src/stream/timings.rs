@@ -13,12 +13,8 @@ pub struct Timings {
     pub arrival: Time,
     /// Its body was read.
     pub body_read: Option<Time>,
-    /// The last attempt was sent to its backend.
-    pub sent: Option<Time>,
     /// The first token: the event that proves the engine at work. Streams only.
     pub first_token: Option<Time>,
-    /// The last token event. Streams only.
-    pub last_token: Option<Time>,
     /// The end of the answer.
     pub end: Option<Time>,
 }
@@ -27,7 +23,7 @@ impl Timings {
     /// A request that has just arrived.
     #[must_use]
     pub fn new(arrival: Time) -> Timings {
-        Timings { arrival, body_read: None, sent: None, first_token: None, last_token: None, end: None }
+        Timings { arrival, body_read: None, first_token: None, end: None }
     }
 
     /// Arrival to the body being read: the part of TTFT that is the client's.
@@ -40,12 +36,6 @@ impl Timings {
     #[must_use]
     pub fn ttft(&self) -> Option<Duration> {
         Some(self.first_token?.since(self.arrival))
-    }
-
-    /// The last attempt sent to its first token.
-    #[must_use]
-    pub fn backend_ttft(&self) -> Option<Duration> {
-        Some(self.first_token?.since(self.sent?))
     }
 
     /// E2E: arrival to the end of the answer.
@@ -75,13 +65,10 @@ mod tests {
     fn latencies_follow_the_definitions() {
         let mut timings = Timings::new(at(100));
         timings.body_read = Some(at(110));
-        timings.sent = Some(at(120));
         timings.first_token = Some(at(200));
-        timings.last_token = Some(at(490));
         timings.end = Some(at(500));
         assert_eq!(timings.body(), Some(Duration::from_millis(10)));
         assert_eq!(timings.ttft(), Some(Duration::from_millis(100)));
-        assert_eq!(timings.backend_ttft(), Some(Duration::from_millis(80)));
         assert_eq!(timings.e2e(), Some(Duration::from_millis(400)));
         assert_eq!(timings.tpot(4), Some(Duration::from_millis(100)));
     }
@@ -90,7 +77,7 @@ mod tests {
     fn what_is_undefined_is_absent() {
         let mut timings = Timings::new(at(100));
         timings.end = Some(at(500));
-        assert_eq!((timings.ttft(), timings.backend_ttft(), timings.tpot(10)), (None, None, None));
+        assert_eq!((timings.ttft(), timings.tpot(10)), (None, None));
         timings.first_token = Some(at(200));
         assert_eq!((timings.tpot(0), timings.tpot(1)), (None, None));
         assert_eq!(timings.tpot(2), Some(Duration::from_millis(300)));

@@ -56,7 +56,7 @@ impl Scraper {
                 }
             }
             Err(error) => {
-                backend.load.scrape_failed(now);
+                backend.load.scrape_failed();
                 backend.metrics.scrape_error(error.failure);
                 if std::mem::replace(failing, true) {
                     debug!(backend = %backend.id, url = %backend.url, %error, "scrape failed");

@@ -196,7 +196,7 @@ fn absurd_or_missing_figures_are_absent_and_never_best() {
     assert_eq!((row.foreign, row.kv_capacity), (Foreign::default(), None));
     let shown = load.view(at(0)).scrape.unwrap().sample;
     assert_eq!((shown.running, shown.kv_usage, shown.waiting), (None, None, Some(5.0)));
-    load.scrape_failed(at(1));
+    load.scrape_failed();
     assert_eq!(load.view(at(1)).scrape_failures, 1);
 }
 

@@ -13,7 +13,7 @@ fn live(mut ticket: Ticket, life: u8, now: Time) {
     }
     match life >> 2 & 3 {
         0 => ticket.finish(Outcome::Success, now),
-        1 => ticket.finish(Outcome::ClientError, now),
+        1 => ticket.finish(Outcome::Neutral, now),
         2 => ticket.finish(Outcome::Failed(Failure::Truncated), now),
         _ => drop(ticket),
     }
