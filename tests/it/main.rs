@@ -8,7 +8,11 @@ mod client;
 mod harness;
 mod mock;
 
+mod aborts;
 mod bodies;
+mod chaos;
 mod fidelity;
 mod lifecycle;
+mod prometheus;
+mod reload;
 mod streams;

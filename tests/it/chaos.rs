@@ -1,0 +1,327 @@
+//! Thousands of requests of every kind against backends that fail in every way, with clients that leave in every way, all drawn
+//! from one seed: at the end nothing is held, nothing is lost and everything is counted once.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::client::{Answer, Conn, End, post};
+use crate::harness::{Forebay, Harness, eventually, eventually_within, ms};
+use crate::mock::{DONE, Gate, Mock, Script, Seen, Step, answer, chunk, last_chunk, like_vllm, stream_head, token};
+
+const SEED: u64 = 7;
+/// Clients at once.
+const CLIENTS: u64 = 64;
+/// What a backend does, and on which of the backends, stands in this header: all three, or one of them.
+const PLAY: &str = "x-play";
+const CHAT_PATH: &str = "/v1/chat/completions";
+
+fn requests() -> u64 {
+    if std::env::var("FOREBAY_SIZE").is_ok_and(|size| size == "full") { 100_000 } else { 2_000 }
+}
+
+/// What comes of a request whose client stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// A whole answer: a stream to its end mark, or a document.
+    Whole,
+    /// A stream that is cut after a token, with a word that says so.
+    Cut,
+    /// An error answer of this status.
+    Status(u16),
+}
+
+/// Ways in which a backend fails, and what comes of each where every backend does it.
+const FAILURES: [(&str, Expected); 8] = [
+    ("500", Expected::Status(500)),
+    ("503", Expected::Status(503)),
+    ("429", Expected::Status(429)),
+    ("close", Expected::Status(502)),
+    ("reset", Expected::Status(502)),
+    ("head-then-close", Expected::Status(502)),
+    ("comment-then-reset", Expected::Status(502)),
+    ("error-event", Expected::Status(500)),
+];
+/// The same for what happens after a token.
+const CUTS: [&str; 3] = ["token-then-reset", "token-then-close", "token-then-end"];
+
+/// What a backend plays. `index` says which of them it is.
+fn play(index: usize, seen: &Seen) -> Script {
+    let (what, at) =
+        seen.header(PLAY).unwrap_or("well").split_once('@').unwrap_or((seen.header(PLAY).unwrap_or("well"), ""));
+    if !at.is_empty() && at != index.to_string() {
+        return like_vllm(seen);
+    }
+    let begun = |rest: Vec<Step>| [vec![stream_head(), chunk(token("one"))], rest].concat();
+    match what {
+        "500" => answer(500, &[], r#"{"error":{"message":"no","type":"InternalServerError","param":null,"code":500}}"#),
+        "503" => answer(503, &[], "{}"),
+        "429" => answer(429, &[("retry-after", "1")], "{}"),
+        "close" => vec![Step::Close],
+        "reset" => vec![Step::Reset],
+        "head-then-close" => vec![stream_head(), Step::Close],
+        "comment-then-reset" => vec![stream_head(), chunk(": keep-alive\n\n"), Step::Reset],
+        "error-event" => vec![
+            stream_head(),
+            chunk("data: {\"error\":{\"message\":\"no\",\"type\":\"InternalServerError\",\"code\":500}}\n\n"),
+            chunk(DONE),
+            last_chunk(),
+        ],
+        "token-then-reset" => begun(vec![Step::Reset]),
+        "token-then-close" => begun(vec![Step::Close]),
+        "token-then-end" => begun(vec![last_chunk()]),
+        "slow" => slowly(like_vllm(seen)),
+        "hang" => vec![Step::AwaitClose],
+        "token-then-hang" => begun(vec![Step::AwaitClose]),
+        _ => like_vllm(seen),
+    }
+}
+
+/// The same script with a pause before each step.
+fn slowly(script: Script) -> Script {
+    let gates: Vec<Gate> = script.iter().map(|_| Gate::new()).collect();
+    let opened = gates.clone();
+    std::thread::spawn(move || {
+        for gate in opened {
+            std::thread::sleep(ms(5));
+            gate.open();
+        }
+    });
+    gates.into_iter().zip(script).flat_map(|(gate, step)| [Step::Wait(gate), step]).collect()
+}
+
+/// What a client does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    /// Reads its answer to the end.
+    Never,
+    /// With FIN right behind its request: Forebay may see both at once, and then it does not even begin.
+    AtOnce,
+    /// With FIN once a backend has its request.
+    WhileWaiting,
+    /// With a reset once the first token is there.
+    AfterToken,
+    /// With FIN in the middle of its own body.
+    WhileSending,
+}
+
+/// One request, drawn.
+#[derive(Clone, Debug)]
+struct Plan {
+    play: String,
+    streamed: bool,
+    leaves: Leaves,
+    expected: Expected,
+    /// On the connection of the client's last request, if that is still there.
+    keeps: bool,
+}
+
+impl Plan {
+    fn draw(rng: &mut fastrand::Rng) -> Plan {
+        let streamed = rng.bool();
+        let plan = |play: &str, expected| Plan {
+            play: play.to_owned(),
+            streamed,
+            leaves: Leaves::Never,
+            expected,
+            keeps: true,
+        };
+        match rng.u32(..100) {
+            0..35 => plan("well", Expected::Whole),
+            35..45 => plan("slow", Expected::Whole),
+            45..60 => {
+                let (what, _) = FAILURES[rng.usize(..FAILURES.len())];
+                plan(&format!("{what}@{}", rng.u32(..3)), Expected::Whole)
+            }
+            60..70 => {
+                let (what, expected) = FAILURES[rng.usize(..FAILURES.len())];
+                plan(what, expected)
+            }
+            70..78 => Plan { streamed: true, ..plan(CUTS[rng.usize(..CUTS.len())], Expected::Cut) },
+            78..82 => Plan { leaves: Leaves::AtOnce, ..plan("hang", Expected::Whole) },
+            82..85 => Plan { leaves: Leaves::WhileWaiting, ..plan("hang", Expected::Whole) },
+            85..92 => Plan { leaves: Leaves::AfterToken, streamed: true, ..plan("token-then-hang", Expected::Whole) },
+            92..96 => Plan { leaves: Leaves::WhileSending, ..plan("well", Expected::Whole) },
+            _ => Plan { keeps: false, ..plan("well", Expected::Whole) },
+        }
+    }
+
+    fn request(&self, id: &str) -> Vec<u8> {
+        let body = format!(
+            r#"{{"model":"tiny","stream":{},"messages":[{{"role":"user","content":"{id}"}}],"user":"u"}}"#,
+            self.streamed
+        );
+        post(CHAT_PATH, &[("x-request-id", id), (PLAY, &self.play)], body.as_bytes())
+    }
+
+    fn check(&self, id: &str, answer: &Answer) {
+        let seen = format!("{id} {self:?}: {} {:?} {}", answer.status, answer.end, answer.text());
+        assert_eq!(answer.header("x-request-id"), Some(id), "{seen}");
+        match self.expected {
+            Expected::Whole => {
+                assert_eq!((answer.status, answer.end), (200, End::Whole), "{seen}");
+                let end = if self.streamed { DONE } else { "}" };
+                assert!(answer.text().ends_with(end) && !answer.text().contains("error"), "{seen}");
+            }
+            Expected::Cut => {
+                assert_eq!((answer.status, answer.end), (200, End::Cut), "{seen}");
+                assert!(answer.text().contains("forebay_stream_cut"), "{seen}");
+            }
+            Expected::Status(status) => assert_eq!((answer.status, answer.end), (status, End::Whole), "{seen}"),
+        }
+    }
+}
+
+/// The requests on which a backend hangs, by id.
+type Arrived = Mutex<HashSet<String>>;
+
+/// How requests went, by kind.
+#[derive(Debug, Default)]
+struct Tally {
+    answered: u64,
+    cut: u64,
+    left: u64,
+    /// Every request by its id.
+    sent: Vec<(String, Plan)>,
+}
+
+/// One client: a request after another, most on one connection.
+fn client(forebay: &Forebay, arrived: &Arrived, number: u64, next: &AtomicU64) -> Tally {
+    let mut rng = fastrand::Rng::with_seed(SEED.wrapping_mul(1000) + number);
+    let (mut tally, mut kept) = (Tally::default(), None);
+    while next.fetch_add(1, Ordering::Relaxed) < requests() {
+        let plan = Plan::draw(&mut rng);
+        let id = format!("c{number}-{}", tally.answered + tally.cut + tally.left);
+        let mut conn: Conn = kept.take().unwrap_or_else(|| forebay.open());
+        let request = plan.request(&id);
+        tally.sent.push((id.clone(), plan.clone()));
+        match plan.leaves {
+            Leaves::WhileSending => {
+                conn.send(&request[..request.len() - 3]);
+                conn.half_close();
+                drop(conn.closed());
+                tally.left += 1;
+            }
+            Leaves::AtOnce | Leaves::WhileWaiting => {
+                conn.send(&request);
+                if plan.leaves == Leaves::WhileWaiting {
+                    eventually("the backend has it", || arrived.lock().unwrap().remove(&id).then_some(()));
+                }
+                conn.half_close();
+                drop(conn.closed());
+                tally.left += 1;
+            }
+            Leaves::AfterToken => {
+                conn.send(&request);
+                conn.until("one");
+                conn.reset();
+                tally.left += 1;
+            }
+            Leaves::Never => {
+                let answer = conn.ask(&request);
+                plan.check(&id, &answer);
+                if answer.end == End::Whole {
+                    tally.answered += 1;
+                    kept = plan.keeps.then_some(conn);
+                } else {
+                    tally.cut += 1;
+                }
+            }
+        }
+    }
+    tally
+}
+
+fn descriptors(forebay: &Forebay) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", forebay.pid())).unwrap().count()
+}
+
+/// The backends' parts of `/api/fleet`.
+fn loads(forebay: &Forebay) -> Vec<Value> {
+    let fleet = Conn::open(forebay.admin).ask(b"GET /api/fleet HTTP/1.1\r\nhost: admin\r\n\r\n").json();
+    let backends = fleet["pools"][0]["arms"][0]["backends"].as_array().unwrap();
+    backends.iter().map(|backend| backend["load"].clone()).collect()
+}
+
+/// Everything that a backend has of ours, in one line.
+fn held(load: &Value) -> BTreeMap<&'static str, f64> {
+    ["open_attempts", "prefilling", "decoding", "queued_prompt_tokens", "kv_tokens"]
+        .into_iter()
+        .map(|name| (name, load[name].as_f64().unwrap_or_else(|| panic!("{name} in {load}"))))
+        .collect()
+}
+
+#[test]
+fn after_a_storm_of_failures_and_leaving_clients_nothing_is_held_and_all_is_counted_once() {
+    let arrived = Arc::new(Arrived::default());
+    let mocks = [0, 1, 2].map(|index| {
+        let arrived = Arc::clone(&arrived);
+        Mock::replying(move |seen| {
+            if seen.header(PLAY) == Some("hang") {
+                arrived.lock().unwrap().insert(seen.header("x-request-id").unwrap_or_default().to_owned());
+            }
+            play(index, seen)
+        })
+    });
+    let forebay = Harness::new()
+        .config("[retry]\nbudget = { burst = 1000000, ratio = 1, per_second = 1000000 }")
+        .pool("tiny", &[&mocks[0], &mocks[1], &mocks[2]])
+        .start();
+    eventually("probes of every backend", || {
+        loads(&forebay).iter().all(|load| load["scrape"].is_object()).then_some(())
+    });
+    let (descriptors_before, rss_before) = (descriptors(&forebay), forebay.rss_kib());
+
+    let (started, next) = (Instant::now(), AtomicU64::new(0));
+    let tallies: Vec<Tally> = std::thread::scope(|scope| {
+        let (forebay, arrived, next) = (&forebay, &arrived, &next);
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|number| scope.spawn(move || client(forebay, arrived, number, next))).collect();
+        clients.into_iter().map(|client| client.join().expect("a client found what it expected")).collect()
+    });
+    let took = started.elapsed();
+
+    eventually("nothing is in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
+    for load in loads(&forebay) {
+        assert!(held(&load).values().all(|value| *value == 0.0), "held at the end: {load}");
+    }
+    counted_once(&forebay, &tallies);
+    let descriptors_after = eventually_within(Duration::from_secs(20), "descriptors are as before", || {
+        let now = descriptors(&forebay);
+        (now <= descriptors_before + 4).then_some(now)
+    });
+    let log = forebay.log();
+    assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
+    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
+    println!(
+        "{} requests of {CLIENTS} clients in {took:.1?}: {} answered, {} cut, {} left; descriptors {descriptors_before} before, \
+         {descriptors_after} after; resident {rss_before} KiB before, {} KiB after",
+        requests(),
+        sum(|tally| tally.answered),
+        sum(|tally| tally.cut),
+        sum(|tally| tally.left),
+        forebay.rss_kib(),
+    );
+}
+
+/// The metrics, the access log and the clients agree on every request, and none is there twice. Only one whose client left
+/// with it may be in none.
+fn counted_once(forebay: &Forebay, tallies: &[Tally]) {
+    let records = eventually("the access log has every request", || {
+        let records = forebay.access();
+        let known: HashSet<&str> = records.iter().filter_map(|record| record["request_id"].as_str()).collect();
+        let mut sent = tallies.iter().flat_map(|tally| &tally.sent);
+        let all = sent.all(|(id, plan)| plan.leaves == Leaves::AtOnce || known.contains(id.as_str()));
+        all.then_some(records)
+    });
+    let ids: HashSet<&str> = records.iter().filter_map(|record| record["request_id"].as_str()).collect();
+    assert_eq!(ids.len(), records.len(), "a request is logged once");
+    let counted = |name: &str| forebay.metric(name, &[]);
+    assert_eq!(counted("forebay_requests_total"), records.len() as f64, "requests by the metrics and by the log");
+    assert_eq!(counted("forebay_access_log_dropped_total"), 0.0);
+    let left = records.iter().filter(|record| record["outcome"] == "client_left").count();
+    assert_eq!(counted("forebay_aborts_total"), left as f64, "aborts by the metrics and by the log");
+}
