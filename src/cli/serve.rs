@@ -10,15 +10,17 @@ use crate::server::{self, AccessLogFormat, Options, Source};
 use crate::telemetry::log::Format;
 use crate::telemetry::trace;
 
-/// Runs the proxy until SIGTERM (drains) or ctrl-c.
-///
-/// Without a file, `--backend` is enough: the servers are asked what they serve, and those that serve the same model become
-/// one pool. Clients use the same paths as with vLLM; metrics are on the admin address under /metrics.
+/// Arguments of `forebay serve`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    after_help = "Without a file, --backend is enough: the servers are asked what they serve, and those that serve the same \
+    model become one pool. Clients use the same paths as with vLLM; metrics are on the admin address under /metrics. \
+    SIGTERM drains (in-flight requests finish), ctrl-c ends at once.\n\n\
+    Examples:\n  \
     forebay serve --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002\n  \
     forebay serve --config forebay.toml\n  \
-    forebay check forebay.toml")]
+    forebay check forebay.toml"
+)]
 pub struct Args {
     /// The config file (TOML). Read again when it changes and on SIGHUP.
     #[arg(short, long, value_name = "FILE", required_unless_present = "backends", conflicts_with = "backends")]

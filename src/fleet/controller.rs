@@ -24,6 +24,7 @@ use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
 use crate::routing::split::Split;
 use crate::telemetry::Telemetry;
+use crate::telemetry::labels::Ejection;
 use crate::units::BackendId;
 
 /// What the fleet takes from the configuration beside its pools.
@@ -97,6 +98,11 @@ impl Entry {
             let (id, url, state, reason) =
                 (self.backend.id, &self.backend.url, self.state.label(), self.state.reason());
             tracing::info!(backend = %id, %url, state, reason, "backend changed state");
+            match &self.state {
+                State::Ejected(_) => self.backend.metrics.ejected(Ejection::Health),
+                State::Misconfigured(_) => self.backend.metrics.ejected(Ejection::Misconfigured),
+                State::Healthy | State::Drained => {}
+            }
         }
         differs
     }

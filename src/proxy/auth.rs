@@ -6,6 +6,7 @@ use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::headers::API_KEY;
 use crate::config::model::ClientKey;
 use crate::error::Refusal;
 
@@ -15,11 +16,10 @@ use crate::error::Refusal;
 /// `Refusal::Unauthorized` where keys are configured and the request carries none of them.
 pub(super) fn client<'a>(headers: &HeaderMap, keys: Option<&'a [ClientKey]>) -> Result<Option<&'a str>, Refusal> {
     let Some(keys) = keys else { return Ok(None) };
-    // Anthropic's clients send x-api-key.
     let given = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-        .or_else(|| headers.get("x-api-key").map(http::HeaderValue::as_bytes))
+        .or_else(|| headers.get(API_KEY).map(http::HeaderValue::as_bytes))
         .ok_or(Refusal::Unauthorized)?;
     let hash = Sha256::digest(given);
     let mut found = None;

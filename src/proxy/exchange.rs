@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use http::Response;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::response::Parts;
+use http::{Response, Version};
 use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
@@ -85,6 +85,12 @@ impl Exchange {
         self.record.mark(headers);
     }
 
+    /// The head of a backend's answer as the client gets it; the version is between hyper and the client.
+    fn finish(&self, head: &mut Parts) {
+        self.finish_head(&mut head.headers);
+        head.version = Version::default();
+    }
+
     async fn relay(
         mut self,
         ticket: Ticket,
@@ -94,7 +100,7 @@ impl Exchange {
         reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
     ) {
-        self.finish_head(&mut head.headers);
+        self.finish(&mut head);
         let (tx, messages) = mpsc::channel(CHANNEL);
         if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_err() {
             return;
@@ -122,7 +128,7 @@ impl Exchange {
         body: upstream::AnswerBody,
         mut reply: oneshot::Sender<Response<AnswerBody>>,
     ) {
-        self.finish_head(&mut head.headers);
+        self.finish(&mut head);
         let collected = tokio::select! {
             biased;
             () = reply.closed() => return,

@@ -10,6 +10,9 @@ pub(super) const BACKEND: HeaderName = HeaderName::from_static("x-forebay-backen
 pub(super) const ARM: HeaderName = HeaderName::from_static("x-forebay-arm");
 pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attempts");
 
+/// Where Anthropic's clients put their key.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 /// A client's request id longer than this is replaced.
 const REQUEST_ID_MAX: usize = 128;
 
@@ -45,6 +48,7 @@ pub(super) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, str
     }
     if !keep_authorization {
         headers.remove(AUTHORIZATION);
+        headers.remove(API_KEY);
     }
     headers.insert(REQUEST_ID, request_id.clone());
 }
@@ -100,7 +104,7 @@ mod tests {
     #[test]
     fn what_a_backend_must_not_see_is_taken_off() {
         let mut headers = HeaderMap::new();
-        for name in [HOST, CONTENT_LENGTH, EXPECT, ACCEPT_ENCODING, AUTHORIZATION] {
+        for name in [HOST, CONTENT_LENGTH, EXPECT, ACCEPT_ENCODING, AUTHORIZATION, API_KEY] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
         for_backend(&mut headers, &HeaderValue::from_static("id"), true, false);

@@ -140,27 +140,30 @@ where
         Poll::Ready(Ok(()))
     }
 
+    /// The record begins here and not in the future: a client that leaves before the future is first polled is counted too.
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (shared, client) = (Arc::clone(&self.shared), self.client);
-        Box::pin(async move { Ok(serve(shared, client, request).await) })
+        let shared = Arc::clone(&self.shared);
+        let (head, body) = request.into_parts();
+        // Forebay's own probes are no requests: neither logged nor counted.
+        let probed = match route::find(head.method.as_str(), head.uri.path()) {
+            Some(Route::Health) => Some(probe(Ok(()))),
+            Some(Route::Ready) => Some(probe((shared.ready)())),
+            _ => None,
+        };
+        if let Some(answer) = probed {
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
+        let record = Record::new(&shared, self.client, &head);
+        Box::pin(async move { Ok(serve(shared, record, head, body).await) })
     }
 }
 
-async fn serve<B>(shared: Arc<Shared>, client: Option<SocketAddr>, request: Request<B>) -> Response<AnswerBody>
+async fn serve<B>(shared: Arc<Shared>, mut record: Record, head: http::request::Parts, body: B) -> Response<AnswerBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Display + Send,
 {
-    let arrival = shared.clock.now();
-    let settings = shared.settings.load_full();
-    let (head, body) = request.into_parts();
-    // Forebay's own probes are no requests: neither logged nor counted.
-    match route::find(head.method.as_str(), head.uri.path()) {
-        Some(Route::Health) => return probe(Ok(())),
-        Some(Route::Ready) => return probe((shared.ready)()),
-        _ => {}
-    }
-    let mut record = Record::new(Arc::clone(&shared), Arc::clone(&settings), arrival, client, &head);
+    let settings = Arc::clone(record.settings());
     let work = match admit(&shared, &settings, &mut record, &head, body).await {
         Ok(Admitted::Work(work)) => work,
         Ok(Admitted::Answer(json)) => return record.local(StatusCode::OK, json),

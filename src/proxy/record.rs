@@ -55,17 +55,12 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        settings: Arc<Config>,
-        arrival: Time,
-        client: Option<SocketAddr>,
-        head: &http::request::Parts,
-    ) -> Record {
+    /// A request whose head has just been parsed.
+    pub(super) fn new(shared: &Arc<Shared>, client: Option<SocketAddr>, head: &http::request::Parts) -> Record {
         Record {
-            shared,
-            settings,
-            arrival,
+            shared: Arc::clone(shared),
+            settings: shared.settings.load_full(),
+            arrival: shared.clock.now(),
             request_id: headers::request_id(&head.headers),
             client,
             client_key: None,
@@ -88,6 +83,11 @@ impl Record {
             usage: None,
             token_events: 0,
         }
+    }
+
+    /// The settings that were in force when the request came.
+    pub(super) fn settings(&self) -> &Arc<Config> {
+        &self.settings
     }
 
     /// The request has its pool and its arm.
@@ -148,9 +148,9 @@ impl Record {
         };
     }
 
-    /// Whether the backend found the request itself at fault.
-    pub(super) fn is_client_error(&self) -> bool {
-        self.outcome == Some(Outcome::ClientError)
+    /// Whether the backend's answer is an error that is passed on.
+    pub(super) fn is_error_answer(&self) -> bool {
+        self.outcome.is_some()
     }
 
     /// The whole answer was passed on.

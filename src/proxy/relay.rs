@@ -151,7 +151,7 @@ async fn relay_document(wire: &mut Wire, seen: &mut Vec<Bytes>) -> Result<(), Fa
 pub(super) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Failure>, now: Time) {
     record.end = Some(now);
     match outcome {
-        Ok(()) if record.is_client_error() => ticket.finish(Outcome::ClientError, now),
+        Ok(()) if record.is_error_answer() => ticket.finish(Outcome::ClientError, now),
         Ok(()) => {
             record.succeeded();
             ticket.finish(Outcome::Success, now);

@@ -117,7 +117,7 @@ pub(super) async fn prepare(
         _ => Parsed { peek: None, model: None },
     };
     record.model.clone_from(&parsed.model);
-    let pinned = pinned(shared, route, parsed.peek.as_ref())?;
+    let pinned = pinned(shared, snapshot, route, parsed.peek.as_ref())?;
     let pool = match (&parsed.model, pinned.and_then(|id| snapshot.backend(id))) {
         (None, Some(backend)) => snapshot.pool(&backend.pool),
         (None, None) if route == Route::Version => snapshot.pools.first(),
@@ -174,13 +174,20 @@ fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {
     }
 }
 
-fn pinned(shared: &Shared, route: Route<'_>, peek: Option<&Peek>) -> Result<Option<BackendId>, Refusal> {
+/// The backend that made the response that the request refers to.
+fn pinned(
+    shared: &Shared,
+    snapshot: &Snapshot,
+    route: Route<'_>,
+    peek: Option<&Peek>,
+) -> Result<Option<BackendId>, Refusal> {
     let id = match route {
         Route::StoredResponse(id) => Some(id),
         _ => peek.and_then(|peek| peek.previous_response_id.as_deref()),
     };
     let Some(id) = id else { return Ok(None) };
-    shared.responses.find(id).map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
+    let home = shared.responses.find(id).filter(|backend| snapshot.backend(*backend).is_some());
+    home.map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
 }
 
 fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {

@@ -14,13 +14,12 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use metrics::Gauge;
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use tokio::io::AsyncWriteExt;
-use tower::ServiceExt;
+use tower::Service;
 
 use super::conn::{ConnState, Counted, IdleLimits, Watched};
 use crate::clock::Clock;
@@ -36,7 +35,7 @@ const FULL: &[u8] =
 /// A tower service for the requests of one connection, made from the client's address.
 pub(super) trait ServiceFor: Send + Sync + 'static {
     /// The service.
-    type Service: tower::Service<Request<Incoming>, Response = Response<Self::Body>, Error = Infallible, Future: Send>
+    type Service: Service<Request<Incoming>, Response = Response<Self::Body>, Error = Infallible, Future: Send>
         + Clone
         + Send
         + 'static;
@@ -99,15 +98,14 @@ impl<F: ServiceFor> HyperApp<F> {
         let io = TokioIo::new(Watched::new(WriteStall::new(stream, self.write_stall), Arc::clone(&state)));
         let requests = Arc::clone(&state);
         let inner = self.services.service_for(client);
-        let service = tower::service_fn(move |request: Request<Incoming>| {
+        // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
+        // services are always ready, so that nothing need be awaited before.
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let active = requests.begin(request.version() == Version::HTTP_2);
-            let inner = inner.clone();
-            async move {
-                let answer = inner.oneshot(request).await?;
-                Ok::<_, Infallible>(answer.map(|body| Counted::new(body, active)))
-            }
+            let answer = inner.clone().call(request);
+            async move { Ok::<_, Infallible>(answer.await?.map(|body| Counted::new(body, active))) }
         });
-        let connection = self.builder.serve_connection(io, TowerToHyperService::new(service));
+        let connection = self.builder.serve_connection(io, service);
         tokio::pin!(connection);
         let mut shutdown = shutdown.clone();
         let mut ending = false;

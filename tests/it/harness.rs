@@ -251,7 +251,7 @@ impl Forebay {
             };
             labels.iter().all(|label| labels_of.contains(label)).then(|| value.parse::<f64>().unwrap())
         });
-        series.sum()
+        series.fold(0.0, |sum, value| sum + value)
     }
 
     /// Its process id.
@@ -283,7 +283,9 @@ impl Drop for Forebay {
         drop(self.child.kill());
         drop(self.child.wait());
         if std::thread::panicking() {
-            eprintln!("---- forebay said:\n{}\n{}", self.log(), self.access.lock().unwrap().join("\n"));
+            let access = self.access.lock().unwrap();
+            let latest = &access[access.len().saturating_sub(10)..];
+            eprintln!("---- forebay said:\n{}\n{}", self.log(), latest.join("\n"));
         }
     }
 }

@@ -15,4 +15,5 @@ mod fidelity;
 mod lifecycle;
 mod prometheus;
 mod reload;
+mod requests;
 mod streams;
