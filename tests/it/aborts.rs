@@ -262,11 +262,7 @@ fn a_client_that_leaves_while_it_sends_is_counted_and_reaches_no_backend() {
         let mut conn = stage.forebay.open();
         conn.send(&request[..request.len() - 5]);
         conn.half_close();
-<<<<<<< HEAD
-        drop(conn.closed());
-=======
         let _ = conn.closed();
->>>>>>> main
     }
     let requests = || stage.forebay.metric("forebay_requests_total", &[]);
     eventually("each is counted", || (requests() == leavers() as f64).then_some(()));

@@ -3,10 +3,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-<<<<<<< HEAD
-use std::sync::{Arc, Mutex};
-=======
->>>>>>> main
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -101,15 +97,8 @@ fn slowly(script: Script) -> Script {
 enum Leaves {
     /// Reads its answer to the end.
     Never,
-<<<<<<< HEAD
-    /// With FIN right behind its request: Forebay may see both at once, and then it does not even begin.
-    AtOnce,
-    /// With FIN once a backend has its request.
-    WhileWaiting,
-=======
     /// With FIN as soon as all is sent.
     AfterSending,
->>>>>>> main
     /// With a reset once the first token is there.
     AfterToken,
     /// With FIN in the middle of its own body.
@@ -149,12 +138,7 @@ impl Plan {
                 plan(what, expected)
             }
             70..78 => Plan { streamed: true, ..plan(CUTS[rng.usize(..CUTS.len())], Expected::Cut) },
-<<<<<<< HEAD
-            78..82 => Plan { leaves: Leaves::AtOnce, ..plan("hang", Expected::Whole) },
-            82..85 => Plan { leaves: Leaves::WhileWaiting, ..plan("hang", Expected::Whole) },
-=======
             78..85 => Plan { leaves: Leaves::AfterSending, ..plan("hang", Expected::Whole) },
->>>>>>> main
             85..92 => Plan { leaves: Leaves::AfterToken, streamed: true, ..plan("token-then-hang", Expected::Whole) },
             92..96 => Plan { leaves: Leaves::WhileSending, ..plan("well", Expected::Whole) },
             _ => Plan { keeps: false, ..plan("well", Expected::Whole) },
@@ -187,12 +171,6 @@ impl Plan {
     }
 }
 
-<<<<<<< HEAD
-/// The requests on which a backend hangs, by id.
-type Arrived = Mutex<HashSet<String>>;
-
-=======
->>>>>>> main
 /// How requests went, by kind.
 #[derive(Debug, Default)]
 struct Tally {
@@ -204,11 +182,7 @@ struct Tally {
 }
 
 /// One client: a request after another, most on one connection.
-<<<<<<< HEAD
-fn client(forebay: &Forebay, arrived: &Arrived, number: u64, next: &AtomicU64) -> Tally {
-=======
 fn client(forebay: &Forebay, number: u64, next: &AtomicU64) -> Tally {
->>>>>>> main
     let mut rng = fastrand::Rng::with_seed(SEED.wrapping_mul(1000) + number);
     let (mut tally, mut kept) = (Tally::default(), None);
     while next.fetch_add(1, Ordering::Relaxed) < requests() {
@@ -221,18 +195,6 @@ fn client(forebay: &Forebay, number: u64, next: &AtomicU64) -> Tally {
             Leaves::WhileSending => {
                 conn.send(&request[..request.len() - 3]);
                 conn.half_close();
-<<<<<<< HEAD
-                drop(conn.closed());
-                tally.left += 1;
-            }
-            Leaves::AtOnce | Leaves::WhileWaiting => {
-                conn.send(&request);
-                if plan.leaves == Leaves::WhileWaiting {
-                    eventually("the backend has it", || arrived.lock().unwrap().remove(&id).then_some(()));
-                }
-                conn.half_close();
-                drop(conn.closed());
-=======
                 let _ = conn.closed();
                 tally.left += 1;
             }
@@ -240,7 +202,6 @@ fn client(forebay: &Forebay, number: u64, next: &AtomicU64) -> Tally {
                 conn.send(&request);
                 conn.half_close();
                 let _ = conn.closed();
->>>>>>> main
                 tally.left += 1;
             }
             Leaves::AfterToken => {
@@ -285,20 +246,7 @@ fn held(load: &Value) -> BTreeMap<&'static str, f64> {
 
 #[test]
 fn after_a_storm_of_failures_and_leaving_clients_nothing_is_held_and_all_is_counted_once() {
-<<<<<<< HEAD
-    let arrived = Arc::new(Arrived::default());
-    let mocks = [0, 1, 2].map(|index| {
-        let arrived = Arc::clone(&arrived);
-        Mock::replying(move |seen| {
-            if seen.header(PLAY) == Some("hang") {
-                arrived.lock().unwrap().insert(seen.header("x-request-id").unwrap_or_default().to_owned());
-            }
-            play(index, seen)
-        })
-    });
-=======
     let mocks = [0, 1, 2].map(|index| Mock::replying(move |seen| play(index, seen)));
->>>>>>> main
     let forebay = Harness::new()
         .config("[retry]\nbudget = { burst = 1000000, ratio = 1, per_second = 1000000 }")
         .pool("tiny", &[&mocks[0], &mocks[1], &mocks[2]])
@@ -310,16 +258,10 @@ fn after_a_storm_of_failures_and_leaving_clients_nothing_is_held_and_all_is_coun
 
     let (started, next) = (Instant::now(), AtomicU64::new(0));
     let tallies: Vec<Tally> = std::thread::scope(|scope| {
-<<<<<<< HEAD
-        let (forebay, arrived, next) = (&forebay, &arrived, &next);
-        let clients: Vec<_> =
-            (0..CLIENTS).map(|number| scope.spawn(move || client(forebay, arrived, number, next))).collect();
-=======
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| (number, &forebay, &next))
             .map(|(number, forebay, next)| scope.spawn(move || client(forebay, number, next)))
             .collect();
->>>>>>> main
         clients.into_iter().map(|client| client.join().expect("a client found what it expected")).collect()
     });
     let took = started.elapsed();
@@ -347,26 +289,12 @@ fn after_a_storm_of_failures_and_leaving_clients_nothing_is_held_and_all_is_coun
     );
 }
 
-<<<<<<< HEAD
-/// The metrics, the access log and the clients agree on every request, and none is there twice. Only one whose client left
-/// with it may be in none.
-=======
 /// The metrics, the access log and the clients agree on every request, and none is there twice.
->>>>>>> main
 fn counted_once(forebay: &Forebay, tallies: &[Tally]) {
     let records = eventually("the access log has every request", || {
         let records = forebay.access();
         let known: HashSet<&str> = records.iter().filter_map(|record| record["request_id"].as_str()).collect();
         let mut sent = tallies.iter().flat_map(|tally| &tally.sent);
-<<<<<<< HEAD
-        let all = sent.all(|(id, plan)| plan.leaves == Leaves::AtOnce || known.contains(id.as_str()));
-        all.then_some(records)
-    });
-    let ids: HashSet<&str> = records.iter().filter_map(|record| record["request_id"].as_str()).collect();
-    assert_eq!(ids.len(), records.len(), "a request is logged once");
-    let counted = |name: &str| forebay.metric(name, &[]);
-    assert_eq!(counted("forebay_requests_total"), records.len() as f64, "requests by the metrics and by the log");
-=======
         sent.all(|(id, _)| known.contains(id.as_str())).then_some(records)
     });
     assert_eq!(records.len() as u64, requests(), "lines of the access log");
@@ -374,7 +302,6 @@ fn counted_once(forebay: &Forebay, tallies: &[Tally]) {
     eventually("the metrics have every request", || {
         (counted("forebay_requests_total") == requests() as f64).then_some(())
     });
->>>>>>> main
     assert_eq!(counted("forebay_access_log_dropped_total"), 0.0);
     let left = records.iter().filter(|record| record["outcome"] == "client_left").count();
     assert_eq!(counted("forebay_aborts_total"), left as f64, "aborts by the metrics and by the log");
