@@ -289,6 +289,10 @@ impl Numbers {
     }
 
     fn succeed(&mut self, lease: &Lease, now: Time) {
+        // What the API server answers by itself says nothing of the engine.
+        if lease.kind == Kind::Light {
+            return;
+        }
         self.done.observe(lease.sequences, now);
         self.backoff.success(lease.attempt);
         if lease.kind == Kind::NoDecode {

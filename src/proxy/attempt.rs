@@ -4,6 +4,7 @@
 //! The future of [`run`] is dropped when the client leaves: the ticket is given back and the upstream connection closed by
 //! that alone, in every state.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,9 +17,8 @@ use super::exchange::Exchange;
 use super::hold::hold;
 use super::relay::Events;
 use crate::error::{Failure, Refusal};
-use crate::fleet::Ticket;
-use crate::routing::retry::{Attempts, Ending, Stage, Verdict, verdict};
-use crate::stream::Api;
+use crate::fleet::{Backend, Outcome, Ticket};
+use crate::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
 use crate::upstream::{AnswerBody, Connection};
 
 /// An error answer up to this size is kept, in case it turns out to be the last word.
@@ -44,20 +44,23 @@ pub(super) enum Form {
 
 /// An error answer of a backend, whole.
 pub(super) struct RealAnswer {
+    pub(super) backend: Arc<Backend>,
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
 /// An attempt that did not commit.
-pub(super) struct Failed {
-    failure: Failure,
-    answer: Option<RealAnswer>,
+pub(super) enum Uncommitted {
+    /// It failed; a real answer may be the last word.
+    Failed(Failure, Option<RealAnswer>),
+    /// The answer is the client's, though it is an error.
+    Theirs(RealAnswer),
 }
 
-impl From<Failure> for Failed {
-    fn from(failure: Failure) -> Failed {
-        Failed { failure, answer: None }
+impl From<Failure> for Uncommitted {
+    fn from(failure: Failure) -> Uncommitted {
+        Uncommitted::Failed(failure, None)
     }
 }
 
@@ -67,36 +70,45 @@ type Committed = (Parts, AnswerBody, Form);
 /// Tries backends until one commits or there is no sense in going on.
 pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
     let mut seen = Attempts::new(exchange.settings.retry.attempts);
-    let mut tried = Vec::new();
-    let mut last_answer = None;
+    let mut tried = exchange.work.not_serving();
+    let (mut last_failure, mut last_answer) = (None, None);
     let mut rng = fastrand::Rng::new();
     loop {
         let now = exchange.shared.clock.now();
-        let mut ticket = match exchange.work.pool.dispatch(&exchange.work.facts, &tried, now, &mut rng) {
-            Ok(dispatched) => {
-                exchange.record.dispatched(&dispatched);
-                dispatched.ticket
-            }
-            Err(refusal) if tried.is_empty() => return Attempted::Refused(refusal),
+        let dispatched = match exchange.work.pool.dispatch(&exchange.work.facts, &tried, now, &mut rng) {
+            Ok(dispatched) => dispatched,
+            Err(refusal) if last_failure.is_none() => return Attempted::Refused(refusal),
             Err(_) => return over(exchange, &seen, last_answer),
         };
-        let backend = ticket.backend().id;
-        let failed = match attempt(exchange, &mut ticket, &mut seen).await {
-            Ok((head, body, form)) => return Attempted::Committed { ticket, head, body, form },
-            Err(failed) => failed,
-        };
-        let verdict = verdict(failed.failure, Stage::NothingSent, &seen);
-        exchange.failed(ticket, failed.failure, seen.blames(failed.failure));
-        seen.note(failed.failure);
-        tried.push(backend);
-        if failed.answer.is_some() {
-            last_answer = failed.answer;
+        if let Some(failure) = last_failure {
+            if !exchange.may_retry() {
+                return over(exchange, &seen, last_answer);
+            }
+            exchange.record.retried(failure);
         }
-        let next = matches!(verdict, Verdict::Next | Verdict::SameFresh);
-        if !next || !exchange.may_retry() {
+        exchange.record.dispatched(&dispatched);
+        let mut ticket = dispatched.ticket;
+        let backend = ticket.backend().id;
+        let (failure, answer) = match attempt(exchange, &mut ticket, &mut seen).await {
+            Ok((head, body, form)) => return Attempted::Committed { ticket, head, body, form },
+            Err(Uncommitted::Theirs(answer)) => {
+                ticket.finish(Outcome::ClientError, exchange.shared.clock.now());
+                return Attempted::LastAnswer(answer);
+            }
+            Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
+        };
+        let verdict = verdict(failure, Stage::NothingSent, &seen);
+        exchange.failed(ticket, failure, seen.blames(failure));
+        seen.note(failure);
+        tried.push(backend);
+        // What is our own fault (misconfigured) is never the client's to read.
+        if is_answer(failure) && answer.is_some() {
+            last_answer = answer;
+        }
+        if verdict != Verdict::Next {
             return over(exchange, &seen, last_answer);
         }
-        exchange.record.retried(failed.failure);
+        last_failure = Some(failure);
     }
 }
 
@@ -110,7 +122,7 @@ fn over(exchange: &Exchange, seen: &Attempts, last_answer: Option<RealAnswer>) -
 }
 
 /// One attempt on the ticket's backend, with the free retry on a fresh connection.
-async fn attempt(exchange: &mut Exchange, ticket: &mut Ticket, seen: &mut Attempts) -> Result<Committed, Failed> {
+async fn attempt(exchange: &mut Exchange, ticket: &mut Ticket, seen: &mut Attempts) -> Result<Committed, Uncommitted> {
     let limit = exchange.settings.stream.first_token_timeout.filter(|_| exchange.work.streamed);
     let mut connection = Connection::Pooled;
     loop {
@@ -120,7 +132,7 @@ async fn attempt(exchange: &mut Exchange, ticket: &mut Ticket, seen: &mut Attemp
             Some(limit) => tokio::time::timeout(limit, trying).await.unwrap_or(Err(Failure::FirstToken.into())),
         };
         match result {
-            Err(Failed { failure: Failure::Reused, .. })
+            Err(Uncommitted::Failed(Failure::Reused, _))
                 if verdict(Failure::Reused, Stage::NothingSent, seen) == Verdict::SameFresh =>
             {
                 seen.note(Failure::Reused);
@@ -132,9 +144,13 @@ async fn attempt(exchange: &mut Exchange, ticket: &mut Ticket, seen: &mut Attemp
     }
 }
 
-async fn try_once(exchange: &mut Exchange, ticket: &mut Ticket, connection: Connection) -> Result<Committed, Failed> {
-    let backend = ticket.backend();
-    let request = exchange.work.request_to(backend);
+async fn try_once(
+    exchange: &mut Exchange,
+    ticket: &mut Ticket,
+    connection: Connection,
+) -> Result<Committed, Uncommitted> {
+    let backend = Arc::clone(ticket.backend());
+    let request = exchange.work.request_to(&backend);
     exchange.record.sending(exchange.shared.clock.now());
     let response = exchange.shared.upstream.send(backend.id, connection, request).await?;
     exchange.record.got_head = true;
@@ -143,9 +159,15 @@ async fn try_once(exchange: &mut Exchange, ticket: &mut Ticket, connection: Conn
         let (events, body) = hold(exchange, ticket, body).await?;
         return Ok((head, body, Form::Events(events)));
     }
-    match error_of(&head, exchange.work.resolved_model, backend.key.is_some()) {
-        None => Ok((head, body, Form::Unary)),
-        Some(failure) => Err(Failed { failure, answer: read_answer(head, body).await }),
+    let Some(failure) = error_of(&head, backend.key.is_some()) else { return Ok((head, body, Form::Unary)) };
+    let answer = read_answer(&backend, head, body).await;
+    match answer {
+        Some(answer)
+            if failure == Failure::Misconfigured(404) && !exchange.work.is_our_fault(&backend, &answer.body) =>
+        {
+            Err(Uncommitted::Theirs(answer))
+        }
+        answer => Err(Uncommitted::Failed(failure, answer)),
     }
 }
 
@@ -154,21 +176,22 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// The failure that a status means; `None` where the answer is the client's.
-fn error_of(head: &Parts, resolved_model: bool, our_key: bool) -> Option<Failure> {
+fn error_of(head: &Parts, our_key: bool) -> Option<Failure> {
     match head.status.as_u16() {
         status @ (500 | 502 | 504) => Some(Failure::ServerError(status)),
         status @ (503 | 429) => {
             let seconds = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             Some(Failure::Busy { status, retry_after: seconds.map(Duration::from_secs) })
         }
-        404 if resolved_model => Some(Failure::Misconfigured(404)),
+        // If it is the model that is not found, and not something that the client named.
+        404 => Some(Failure::Misconfigured(404)),
         status @ (401 | 403) if our_key => Some(Failure::Misconfigured(status)),
         _ => None,
     }
 }
 
 /// Reads an error answer whole; `None` if it is too large or does not come.
-async fn read_answer(head: Parts, mut body: AnswerBody) -> Option<RealAnswer> {
+async fn read_answer(backend: &Arc<Backend>, head: Parts, mut body: AnswerBody) -> Option<RealAnswer> {
     let mut whole = BytesMut::new();
     let reading = async {
         while let Some(frame) = body.frame().await {
@@ -186,16 +209,16 @@ async fn read_answer(head: Parts, mut body: AnswerBody) -> Option<RealAnswer> {
     if matches!(head.status.as_u16(), 429 | 503) && !headers.contains_key(RETRY_AFTER) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    Some(RealAnswer { status: head.status, headers, body: whole.freeze() })
+    Some(RealAnswer { backend: Arc::clone(backend), status: head.status, headers, body: whole.freeze() })
 }
 
-impl Failed {
+impl Uncommitted {
     /// An error event that came first: passed on, if it is the last word, as an answer with its own code.
-    pub(super) fn of_event(api: Api, failure: Failure, data: Bytes) -> Failed {
+    pub(super) fn event(backend: &Arc<Backend>, failure: Failure, data: Bytes) -> Uncommitted {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        tracing::debug!(?api, ?failure, "the stream began with an error event");
-        Failed { failure, answer: Some(RealAnswer { status: StatusCode::INTERNAL_SERVER_ERROR, headers, body: data }) }
+        let (backend, status) = (Arc::clone(backend), StatusCode::INTERNAL_SERVER_ERROR);
+        Uncommitted::Failed(failure, Some(RealAnswer { backend, status, headers, body: data }))
     }
 }
 

@@ -18,7 +18,9 @@ pub(super) fn client<'a>(headers: &HeaderMap, keys: Option<&'a [ClientKey]>) -> 
     let Some(keys) = keys else { return Ok(None) };
     let given = headers
         .get(AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .and_then(|value| value.as_bytes().split_at_checked(7))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+        .map(|(_, key)| key)
         .or_else(|| headers.get(API_KEY).map(http::HeaderValue::as_bytes))
         .ok_or(Refusal::Unauthorized)?;
     let hash = Sha256::digest(given);

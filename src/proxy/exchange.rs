@@ -3,6 +3,7 @@
 //! connection at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::response::Parts;
@@ -15,7 +16,7 @@ use super::attempt::{self, Attempted, Form};
 use super::body::AnswerBody;
 use super::headers;
 use super::record::Record;
-use super::relay::{Events, relay_unary, settle, unary_read};
+use super::relay::{Document, Events, relay_unary, settle};
 use super::wire::{Deadlines, Wire};
 use super::work::Work;
 use crate::clock::Time;
@@ -63,6 +64,7 @@ impl Exchange {
                 drop(reply.send(response));
             }
             Attempted::LastAnswer(answer) => {
+                self.record.answered_by(&answer.backend);
                 let mut response = answer.into_response();
                 self.record.answered(response.status());
                 self.finish_head(response.headers_mut());
@@ -73,7 +75,7 @@ impl Exchange {
                 // A request that is committed is not sent again: its body's memory is free.
                 self.work.release_body();
                 match form {
-                    Form::Unary if is_small(&head) => self.whole(ticket, head, body, reply).await,
+                    Form::Unary if is_small(&head) => self.whole(ticket, head, body, reply, deadline).await,
                     form => self.relay(ticket, head, body, form, reply, deadline).await,
                 }
             }
@@ -101,11 +103,15 @@ impl Exchange {
         total: Option<Time>,
     ) {
         self.finish(&mut head);
+        let is_stream = matches!(form, Form::Events(_));
+        if is_stream {
+            // Comments may be gone from it, our usage event too.
+            head.headers.remove(CONTENT_LENGTH);
+        }
         let (tx, messages) = mpsc::channel(CHANNEL);
         if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_err() {
             return;
         }
-        let is_stream = matches!(form, Form::Events(_));
         let deadlines = Deadlines {
             // A unary answer has no events to be late.
             idle: self.settings.stream.idle_timeout.filter(|_| is_stream),
@@ -127,24 +133,29 @@ impl Exchange {
         mut head: Parts,
         body: upstream::AnswerBody,
         mut reply: oneshot::Sender<Response<AnswerBody>>,
+        total: Option<Time>,
     ) {
         self.finish(&mut head);
+        let left = total.map_or(Duration::MAX, |at| at.since(self.shared.clock.now()));
         let collected = tokio::select! {
             biased;
             () = reply.closed() => return,
-            collected = body.collect() => collected,
+            collected = tokio::time::timeout(left, body.collect()) => match collected {
+                Ok(collected) => collected.map_err(|_| Failure::Died),
+                Err(_) => Err(Failure::Deadline),
+            },
         };
         let now = self.shared.clock.now();
         match collected {
             Ok(collected) => {
                 let document = collected.to_bytes();
-                unary_read(self.work.api, &document, &ticket, &mut self.record);
+                Document::read(self.work.api, &document).note(&ticket, &mut self.record);
                 settle(ticket, &mut self.record, Ok(()), now);
                 drop(reply.send(Response::from_parts(head, AnswerBody::whole(document))));
             }
-            Err(_) => {
-                settle(ticket, &mut self.record, Err(Failure::Died), now);
-                let refusal = self.exhausted(self.record.attempts, Failure::Died);
+            Err(failure) => {
+                settle(ticket, &mut self.record, Err(failure), now);
+                let refusal = self.exhausted(self.record.attempts, failure);
                 drop(reply.send(self.record.refuse(&refusal)));
             }
         }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
-use super::attempt::Failed;
+use super::attempt::Uncommitted;
 use super::exchange::Exchange;
 use super::relay::Events;
 use super::responses;
@@ -13,7 +13,7 @@ use crate::fleet::Ticket;
 use crate::stream::{Api, Kind, Parser, Segment};
 use crate::upstream::AnswerBody;
 
-/// More than this is not held: whatever it is, the engine sent it.
+/// More than this is not held, preambles (which echo the request) apart: whatever it is, the engine sent it.
 const HELD_MAX: usize = 1 << 20;
 
 /// Reads a stream up to its first token (or whatever else is the client's: a client-fault error event, an early end).
@@ -24,7 +24,7 @@ pub(super) async fn hold(
     exchange: &mut Exchange,
     ticket: &mut Ticket,
     mut body: AnswerBody,
-) -> Result<(Events, AnswerBody), Failed> {
+) -> Result<(Events, AnswerBody), Uncommitted> {
     let api = exchange.work.api;
     let mut parser = Box::new(Parser::new(api));
     let mut segments = Vec::new();
@@ -46,7 +46,7 @@ pub(super) async fn hold(
                 Kind::Comment if !committed => continue,
                 Kind::Error { code, engine_dead } if !committed && code >= 500 => {
                     let failure = Failure::ErrorEvent { code, engine_dead };
-                    return Err(Failed::of_event(api, failure, data_of(&segment.raw)));
+                    return Err(Uncommitted::event(ticket.backend(), failure, data_of(&segment.raw)));
                 }
                 Kind::Token if !exchange.record.has_first_token() => {
                     ticket.first_token(now);
@@ -56,7 +56,9 @@ pub(super) async fn hold(
                 _ => {}
             }
             committed |= segment.kind.commits() || matches!(segment.kind, Kind::Error { .. });
-            bytes += segment.raw.len();
+            if !matches!(segment.kind, Kind::Preamble) {
+                bytes += segment.raw.len();
+            }
             held.push(segment);
         }
         committed |= bytes > HELD_MAX;

@@ -46,7 +46,7 @@ use self::route::{BodyForm, Route};
 use self::work::Work;
 use crate::clock::Clock;
 use crate::config::model::Config;
-use crate::error::Refusal;
+use crate::error::{ErrorShape, Refusal, error_json};
 use crate::fleet::Fleet;
 use crate::fleet::controller::Controller;
 use crate::telemetry::Telemetry;
@@ -170,9 +170,9 @@ where
         Err(refusal) => return record.refuse(&refusal),
     };
     let (reply, answer) = oneshot::channel();
-    let request_id = record.request_id.clone();
+    let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     tokio::spawn(Exchange { shared, settings, work: *work, record }.run(reply));
-    answer.await.unwrap_or_else(|_| internal_error(&request_id))
+    answer.await.unwrap_or_else(|_| internal_error(&request_id, shape))
 }
 
 /// What comes of a request that is let in.
@@ -252,16 +252,13 @@ fn probe(result: Result<(), String>) -> Response<AnswerBody> {
 }
 
 /// The task of a request ended without an answer: our bug, and the record has counted it.
-fn internal_error(request_id: &http::HeaderValue) -> Response<AnswerBody> {
+fn internal_error(request_id: &http::HeaderValue, shape: ErrorShape) -> Response<AnswerBody> {
     let refusal = Refusal::Internal;
-    let text = crate::error::error_json(
-        crate::error::ErrorShape::OpenAi,
-        refusal.status(),
-        refusal.kind(),
-        &refusal.to_string(),
-    );
+    let text = error_json(shape, refusal.status(), refusal.kind(), &refusal.to_string());
     let mut response = Response::new(AnswerBody::whole(text));
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
     response.headers_mut().insert(headers::REQUEST_ID, request_id.clone());
     response
 }

@@ -142,10 +142,21 @@ impl Record {
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.status = status.as_u16();
         self.outcome = match self.status {
+            429 | 503 => Some(Outcome::Failed(Failure::Busy { status: self.status, retry_after: None })),
             500.. => Some(Outcome::Failed(Failure::ServerError(self.status))),
             400.. => Some(Outcome::ClientError),
             _ => None,
         };
+    }
+
+    /// An earlier attempt's backend has the last word.
+    pub(super) fn answered_by(&mut self, backend: &Arc<Backend>) {
+        self.backend = Some(Arc::clone(backend));
+    }
+
+    /// The stream said that the request was at fault.
+    pub(super) fn client_error(&mut self) {
+        self.outcome = Some(Outcome::ClientError);
     }
 
     /// Whether the backend's answer is an error that is passed on.

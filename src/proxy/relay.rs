@@ -12,7 +12,7 @@ use super::wire::Wire;
 use crate::clock::Time;
 use crate::error::{ErrorShape, Failure, error_json};
 use crate::fleet::{Outcome, Ticket};
-use crate::stream::{Api, Kind, Parser, Segment, usage_of_body};
+use crate::stream::{Api, Kind, Parser, Segment, Usage, usage_of_body};
 
 /// Unary answers up to this size are kept beside the relay for their token counts.
 const USAGE_BODY_MAX: usize = 4 << 20;
@@ -31,13 +31,21 @@ pub(super) struct Events {
 impl Events {
     /// Relays to the end of the stream and gives the ticket back.
     pub(super) async fn run(mut self, mut wire: Wire, mut ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
-        let relayed = self.relay(&mut wire, &mut ticket, record).await;
+        let relayed = match self.relay(&mut wire, &mut ticket, record).await {
+            // After the end mark nothing is missing.
+            Err(Failure::Truncated | Failure::Idle) if self.api != Api::Other && self.is_over() => Ok(()),
+            relayed => relayed,
+        };
         // An error event that was passed on as it came ends the bytes well and the request badly.
         let outcome = relayed.and_then(|()| match self.parser.failed() {
             Some(error) if error.code >= 500 => {
                 Err(Failure::ErrorEvent { code: error.code, engine_dead: error.engine_dead })
             }
-            _ => Ok(()),
+            Some(_) => {
+                record.client_error();
+                Ok(())
+            }
+            None => Ok(()),
         });
         record.usage = self.parser.usage();
         record.token_events = self.parser.token_events();
@@ -56,16 +64,26 @@ impl Events {
         let mut segments = first;
         segments.clear();
         while let Some((chunk, now)) = wire.next().await? {
+            // Whether the client held this piece up: it was blocked since the one before.
+            let blocked = std::mem::take(&mut wire.blocked);
             self.parser.push(chunk.clone(), &mut segments);
             self.forward(wire, &chunk, &segments).await?;
-            pace.observe(&self.parser, now, std::mem::take(&mut wire.blocked), ticket, record);
+            if !record.has_first_token() && segments.iter().any(|segment| matches!(segment.kind, Kind::Token)) {
+                ticket.first_token(now);
+                record.first_token(now);
+            }
+            pace.observe(&self.parser, now, blocked, ticket, record);
             segments.clear();
         }
         if let Some(tail) = self.parser.finish() {
             wire.send(tail).await?;
         }
-        let whole = self.parser.ended() || matches!(self.api, Api::Other);
-        if whole { Ok(()) } else { Err(Failure::Truncated) }
+        if self.is_over() { Ok(()) } else { Err(Failure::Truncated) }
+    }
+
+    /// Whether the answer is complete, however its connection ends: its end mark came, or the error event that took its place.
+    fn is_over(&self) -> bool {
+        self.api == Api::Other || self.parser.ended() || self.parser.failed().is_some()
     }
 
     fn is_for_client(&self, segment: &Segment) -> bool {
@@ -117,19 +135,34 @@ pub(super) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record
     let mut seen = Vec::new();
     let relayed = relay_document(&mut wire, &mut seen).await;
     if relayed.is_ok() {
-        unary_read(api, &seen.concat(), &ticket, record);
+        // Megabytes take milliseconds, in which this thread's streams would stand still.
+        let reading = tokio::task::spawn_blocking(move || Document::read(api, &seen.concat()));
+        if let Ok(document) = reading.await {
+            document.note(&ticket, record);
+        }
     }
     settle(ticket, record, relayed, now());
     wire.close(relayed, None).await;
 }
 
-/// Reads token counts, and the id of a stored response, out of a whole document.
-pub(super) fn unary_read(api: Api, document: &[u8], ticket: &Ticket, record: &mut Record) {
-    record.usage = usage_of_body(api, document);
-    if api == Api::Responses
-        && let Some(id) = responses::id_of_body(document)
-    {
-        record.remember_response(id, ticket.backend().id);
+/// What a whole document says beside its answer.
+pub(super) struct Document {
+    usage: Option<Usage>,
+    /// The id under which the backend stores a response.
+    response: Option<String>,
+}
+
+impl Document {
+    pub(super) fn read(api: Api, document: &[u8]) -> Document {
+        let response = if api == Api::Responses { responses::id_of_body(document) } else { None };
+        Document { usage: usage_of_body(api, document), response }
+    }
+
+    pub(super) fn note(self, ticket: &Ticket, record: &mut Record) {
+        record.usage = self.usage;
+        if let Some(id) = self.response {
+            record.remember_response(id, ticket.backend().id);
+        }
     }
 }
 

@@ -144,11 +144,14 @@ impl Wire {
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
     pub(super) async fn close(self, ended: Result<(), Failure>, last_word: Option<Bytes>) {
-        let Wire { body, tx, gone, trailers, .. } = self;
+        let Wire { body, tx, gone, trailers, deadlines, .. } = self;
         drop(body);
         drop(gone);
         match ended {
-            Ok(()) => drop(tx.send(Message::End(trailers)).await),
+            Ok(()) => {
+                let stall = deadlines.write_stall.unwrap_or(Duration::MAX);
+                drop(tokio::time::timeout(stall, tx.send(Message::End(trailers))).await);
+            }
             Err(Failure::ClientLeft) => {}
             Err(_) => {
                 // What is not delivered before the unclean end is thrown away by the transport: give it a moment.

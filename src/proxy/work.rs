@@ -39,8 +39,6 @@ pub(super) struct Work {
     pub(super) streamed: bool,
     /// Usage was asked for by us.
     pub(super) usage_injected: bool,
-    /// A 404 for the model is the backend's fault.
-    pub(super) resolved_model: bool,
     method: Method,
     path: PathAndQuery,
     headers: HeaderMap,
@@ -64,12 +62,32 @@ struct Parsed {
 }
 
 impl Work {
+    /// The body with the pool's model in place of an alias that this backend does not list.
+    fn renamed_for(&self, backend: &Backend) -> Option<&Pieces> {
+        let asked = self.body.asked.as_ref()?;
+        self.body.renamed.as_ref().filter(|_| !backend.lists(asked))
+    }
+
+    /// The backends of the pool that do not serve what is asked for: a name of neither the pool nor its aliases (an adapter)
+    /// is served where it is listed.
+    pub(super) fn not_serving(&self) -> Vec<BackendId> {
+        let Some(asked) = &self.body.asked else { return Vec::new() };
+        if *asked == self.pool.model || self.pool.aliases.contains(asked) {
+            return Vec::new();
+        }
+        let members = self.pool.members().iter().map(|member| &member.backend);
+        members.filter(|backend| !backend.lists(asked)).map(|backend| backend.id).collect()
+    }
+
+    /// Whether a 404 from this backend says that it does not serve the pool's model, which we named.
+    pub(super) fn is_our_fault(&self, backend: &Backend, answer: &[u8]) -> bool {
+        let ours = self.body.asked.as_ref() == Some(&self.pool.model) || self.renamed_for(backend).is_some();
+        ours && says_model_unknown(answer)
+    }
+
     /// The request as this backend gets it.
     pub(super) fn request_to(&self, backend: &Backend) -> Request<Pieces> {
-        let body = match (&self.body.renamed, &self.body.asked) {
-            (Some(renamed), Some(asked)) if !backend.lists(asked) => renamed,
-            _ => &self.body.as_asked,
-        };
+        let body = self.renamed_for(backend).unwrap_or(&self.body.as_asked);
         let mut request = Request::new(body.clone());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = upstream::target(&backend.url, &self.path);
@@ -118,10 +136,10 @@ pub(super) async fn prepare(
     };
     record.model.clone_from(&parsed.model);
     let pinned = pinned(shared, snapshot, route, parsed.peek.as_ref())?;
-    let pool = match (&parsed.model, pinned.and_then(|id| snapshot.backend(id))) {
-        (None, Some(backend)) => snapshot.pool(&backend.pool),
-        (None, None) if route == Route::Version => snapshot.pools.first(),
-        (model, _) => find_pool(snapshot, model.as_deref())?,
+    let pool = match pinned.and_then(|id| snapshot.backend(id)) {
+        Some(backend) => Some(pool_of(snapshot, backend, parsed.model.as_deref())?),
+        None if route == Route::Version => snapshot.pools.first(),
+        None => find_pool(snapshot, parsed.model.as_deref())?,
     };
     let pool = Arc::clone(pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))?);
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
@@ -138,7 +156,6 @@ pub(super) async fn prepare(
         api: endpoint.api,
         streamed,
         usage_injected,
-        resolved_model: matches!(route, Route::Model(_)) && endpoint.work == Kinds::Generate,
         method: head.method.clone(),
         path: head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
         headers,
@@ -190,6 +207,29 @@ fn pinned(
     home.map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
 }
 
+/// The pool of the backend that holds what the request refers to, if that is where its model is served.
+fn pool_of<'a>(snapshot: &'a Snapshot, backend: &Backend, model: Option<&str>) -> Result<&'a Arc<Pool>, Refusal> {
+    let pool = snapshot.pool(&backend.pool).ok_or_else(|| Refusal::NoBackend(backend.pool.to_string()))?;
+    match model {
+        Some(model) if !find_pool(snapshot, Some(model))?.is_some_and(|named| Arc::ptr_eq(named, pool)) => {
+            Err(Refusal::BadRequest(format!(
+                "`previous_response_id` names a response of `{}`, not of `{model}`",
+                pool.model
+            )))
+        }
+        _ => Ok(pool),
+    }
+}
+
+/// Whether an error answer says, as vLLM does, that the model does not exist.
+fn says_model_unknown(answer: &[u8]) -> bool {
+    let Ok(answer) = serde_json::from_slice::<serde_json::Value>(answer) else { return false };
+    let message = answer["error"]["message"].as_str().unwrap_or_default();
+    answer["error"]["type"] == "NotFoundError"
+        && message.starts_with("The model `")
+        && message.contains("does not exist")
+}
+
 fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
     let Some(model) = model else {
         return match snapshot.pools.as_slice() {
@@ -225,11 +265,11 @@ fn weigh(endpoint: Endpoint, parsed: &Parsed, arm: ArmIndex, pinned: Option<Back
 
 fn outgoing(pool: &Pool, settings: &Config, endpoint: Endpoint, parsed: &Parsed, bytes: &Bytes) -> (Body, bool) {
     let Some(peek) = &parsed.peek else {
-        return (Body { as_asked: Pieces::new([bytes.clone()]), ..Body::default() }, false);
+        return (Body { asked: parsed.model.clone(), as_asked: Pieces::new([bytes.clone()]), renamed: None }, false);
     };
     let mut splice = Splice::default();
     let injected = settings.stream.usage == UsageMode::Inject && splice.inject_usage(endpoint.api, peek);
-    let renamed = parsed.model.as_ref().filter(|asked| **asked != pool.model).map(|_| {
+    let renamed = parsed.model.as_ref().filter(|asked| pool.aliases.contains(asked)).map(|_| {
         let mut splice = splice.clone();
         splice.replace_model(peek, &pool.model);
         Pieces::new(splice.apply(bytes).slices().iter().cloned())

@@ -68,7 +68,15 @@ impl BackgroundService for DrainEnd {
                 tokio::time::sleep(LOOK).await;
             }
         };
+        let mut interrupt = signal(SignalKind::interrupt()).expect("a handler for a catchable signal can be installed");
+        let over = async {
+            tokio::select! {
+                () = over => {}
+                _ = interrupt.recv() => tracing::warn!("interrupted: the drain is cut short"),
+            }
+        };
         match tokio::time::timeout(self.drain.limit, over).await {
+            Ok(()) if self.connections.load(Ordering::Acquire) > 0 => {}
             Ok(()) => tracing::info!("drained: every client connection has ended"),
             Err(_) => tracing::warn!(
                 connections = self.connections.load(Ordering::Acquire),

@@ -28,6 +28,8 @@ use crate::upstream::stall::WriteStall;
 
 /// A connection's limits of time are looked at this often, so they are kept to this precision.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// An h2 connection is pinged this often, and has as long to answer.
+const PING: Duration = Duration::from_secs(20);
 /// What a client over the connection cap is told.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n";
@@ -72,6 +74,9 @@ impl<F: ServiceFor> HyperApp<F> {
         builder
             .http2()
             .timer(TokioTimer::new())
+            // A peer that vanished, or whose streams all stand still, is found out by its missing answer to a ping.
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
             .max_concurrent_streams(config.limits.h2_streams)
             .max_header_list_size(u32::try_from(config.limits.head).unwrap_or(u32::MAX));
         HyperApp {

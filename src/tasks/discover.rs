@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -40,7 +41,7 @@ async fn ask_until_answered(client: &ProbeClient, backend: &Backend) -> Vec<Stri
     let mut told = None;
     loop {
         match models::ask(client, &backend.url, key, TIMEOUT).await {
-            Ok(cards) => return cards.iter().filter_map(models::name).map(str::to_owned).collect(),
+            Ok(cards) => return own_names(&cards),
             Err(error) => tell_once(&backend.url, &error, &mut told),
         }
         tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64()).min(LONGEST_PAUSE)).await;
@@ -54,6 +55,14 @@ fn tell_once(url: &BackendUrl, error: &ProbeError, told: &mut Option<String>) {
         warn!(%url, %error, "waiting for the backend to say what it serves");
         *told = Some(error.detail.clone());
     }
+}
+
+/// The names of the first model that is listed. Adapters are listed too, as children of a model: they are served where they
+/// are loaded, and are no names of the model.
+fn own_names(cards: &[Value]) -> Vec<String> {
+    let root = cards.first().map(|card| &card["root"]);
+    let own = cards.iter().filter(|card| card["parent"].is_null() && Some(&card["root"]) == root);
+    own.filter_map(models::name).map(str::to_owned).collect()
 }
 
 /// One pool for each first model name; the other names of its backends are aliases, but for those that are pools themselves.

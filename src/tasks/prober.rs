@@ -65,11 +65,12 @@ impl Prober {
             Ok(cards) => cards,
             Err(error) => return debug!(backend = %backend.id, url = %backend.url, %error, "no list of models"),
         };
-        if **backend.models.load() != cards {
-            let names: Vec<&str> = cards.iter().filter_map(models::name).collect();
+        // The rest of a card is made anew for each answer.
+        let names: Vec<&str> = cards.iter().filter_map(models::name).collect();
+        if !backend.models.load().iter().filter_map(models::name).eq(names.iter().copied()) {
             info!(backend = %backend.id, url = %backend.url, models = ?names, "backend lists its models");
-            backend.models.store(Arc::new(cards));
         }
+        backend.models.store(Arc::new(cards));
         // It takes our key and lists the model: if it was out for not doing so, that is over.
         if backend.lists(&backend.pool) {
             self.controller.configured(backend.id, self.clock.now());

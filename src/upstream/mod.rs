@@ -147,7 +147,16 @@ fn classify(error: &ClientError, after: Duration) -> Failure {
         info.get_extras(&mut extensions);
     }
     let reused = extensions.get::<UseMark>().is_some_and(UseMark::is_set);
+    if !reused && was_never_sent(error) {
+        return Failure::Connect;
+    }
     if reused && after < REUSE_WINDOW { Failure::Reused } else { Failure::Died }
+}
+
+/// Whether hyper gave the request back unsent: the connection closed before.
+fn was_never_sent(error: &ClientError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<hyper::Error>());
+    source.is_some_and(hyper::Error::is_canceled)
 }
 
 /// The URI of a request on a backend.

@@ -384,3 +384,15 @@ fn without_usage_the_events_are_counted_and_said_to_be_events() {
     assert_eq!((&record["output_tokens"], &record["token_source"]), (&3.into(), &"events".into()));
     mock.reply(like_vllm);
 }
+
+#[test]
+fn an_adapter_is_asked_for_only_where_it_is_listed() {
+    let (with, without) = (Mock::start().serving("my-lora"), Mock::start());
+    let forebay = Harness::new().pool("tiny", &[&with, &without]).start();
+    eventually("the list of models", || forebay.get("/v1/models").text().contains("my-lora").then_some(()));
+    for _ in 0..4 {
+        assert_eq!(forebay.post(PATH, r#"{"model":"my-lora","messages":[]}"#).status, 200);
+    }
+    assert!(without.seen().is_empty());
+    assert!(with.seen().iter().all(|seen| seen.json()["model"] == "my-lora"));
+}

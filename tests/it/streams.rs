@@ -394,7 +394,7 @@ fn a_failure_before_the_first_token_goes_to_the_next_backend() {
         ("504", answer(504, &[], "{}")),
         ("503", answer(503, &[], "{}")),
         ("429", answer(429, &[("retry-after", "7")], "{}")),
-        ("404 for the model", answer(404, &[], "{\"error\":{}}")),
+        ("404 for the model", answer(404, &[], MODEL_UNKNOWN)),
         ("no HTTP", vec![Step::Send(b"garbage\r\n\r\n".to_vec()), Step::Close]),
     ];
     for (name, script) in failures {
@@ -493,13 +493,47 @@ fn two_deaths_end_a_request() {
     assert_eq!(mocks.iter().map(|mock| mock.seen().len()).sum::<usize>(), 2);
 }
 
+/// What vLLM says of a model that it does not serve.
+const MODEL_UNKNOWN: &str =
+    r#"{"error":{"message":"The model `tiny` does not exist.","type":"NotFoundError","param":"model","code":404}}"#;
+
+#[test]
+fn a_404_of_anything_but_the_model_is_the_clients_and_ejects_nobody() {
+    let mock = Mock::playing(answer(404, &[], "{\"detail\":\"Not Found\"}"));
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    for path in ["/v1/audio/transcriptions", "/v1/messages", PATH] {
+        let got = forebay.post(path, UNARY);
+        assert_eq!((got.status, got.text().as_str()), (404, "{\"detail\":\"Not Found\"}"), "{path}");
+    }
+    assert_eq!(forebay.metric("forebay_backend_state", &["state=\"misconfigured\""]), 0.0);
+    assert_eq!(forebay.metric("forebay_retries_total", &[]), 0.0);
+}
+
+#[test]
+fn a_small_answer_that_stops_after_its_head_is_504_in_time() {
+    let head =
+        Step::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 300\r\ncontent-type: application/json\r\n\r\n{".to_vec());
+    let mock = Mock::playing(vec![head, Step::AwaitClose]);
+    let forebay = one_with(&mock, "[stream]\ntotal_timeout = \"300ms\"");
+    assert_eq!(forebay.post(PATH, UNARY).status, 504);
+    mock.await_closes(1);
+}
+
+#[test]
+fn a_failure_that_nothing_follows_is_no_retry() {
+    let mock = Mock::playing(answer(500, &[], "{}"));
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    assert_eq!(forebay.post(PATH, UNARY).status, 500);
+    assert_eq!(forebay.metric("forebay_retries_total", &[]), 0.0);
+}
+
 #[test]
 fn a_404_for_a_model_that_we_resolved_is_never_the_clients() {
-    let mock = Mock::playing(answer(404, &[], "{\"error\":{\"message\":\"theirs\"}}"));
+    let mock = Mock::playing(answer(404, &[], MODEL_UNKNOWN));
     let forebay = one(&mock);
     let got = forebay.post(PATH, UNARY);
     assert_eq!(got.status, 502, "{}", got.text());
-    assert!(!got.text().contains("theirs"));
+    assert!(!got.text().contains("does not exist"));
     assert!(got.text().contains("misconfigured"), "{}", got.text());
 }
 
