@@ -155,6 +155,7 @@ async fn try_once(
     let response = exchange.shared.upstream.send(backend.id, connection, request).await?;
     exchange.record.got_head = true;
     let (head, body) = response.into_parts();
+    tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
     if head.status.is_success() && is_event_stream(&head.headers) {
         let (events, body) = hold(exchange, ticket, body).await?;
         return Ok((head, body, Form::Events(events)));

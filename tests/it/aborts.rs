@@ -78,6 +78,11 @@ impl Phase {
         }
     }
 
+    /// Whether the backend has sent the head of its answer.
+    fn has_head(self) -> bool {
+        !matches!(self, Phase::BeforeHead | Phase::UnaryBeforeHead)
+    }
+
     /// The `phase` label of `forebay_aborts_total`.
     fn label(self) -> &'static str {
         match self {
@@ -98,13 +103,14 @@ struct Stage {
 impl Stage {
     fn new() -> Stage {
         let mock = Mock::start();
-        let forebay = Harness::new().pool("tiny", &[&mock]).start();
+        let log = "--log-level=info,forebay::proxy::attempt=debug";
+        let forebay = Harness::new().pool("tiny", &[&mock]).arg(log).start();
         Stage { forebay, mock }
     }
 
-    /// Waits until Forebay has read what the backend has sent; the client cannot see it, since it is held back.
-    fn settle() {
-        std::thread::sleep(ms(50));
+    /// Heads of answers that Forebay has read; a client cannot see those that are held back.
+    fn heads(&self) -> usize {
+        self.forebay.logged("the head of an answer came")
     }
 
     /// After all have left: nothing is held, and each was counted where it left.
@@ -156,7 +162,7 @@ fn report(how: &str, phase: Phase, mut delays: Vec<Duration>) {
 /// All clients of a phase wait at once; then they leave one by one.
 fn leave_by(how: &str, leave: impl Fn(Conn)) {
     let stage = Stage::new();
-    let (mut requests, mut closes, mut counted) = (0, 0, Counts::default());
+    let (mut requests, mut heads, mut closes, mut counted) = (0, 0, 0, Counts::default());
     for phase in Phase::ALL {
         stage.mock.reply(move |_| phase.script());
         let request = post(CHAT_PATH, &[], phase.body().as_bytes());
@@ -173,7 +179,10 @@ fn leave_by(how: &str, leave: impl Fn(Conn)) {
                 conn.until(sign);
             }
         }
-        Stage::settle();
+        if phase.has_head() {
+            heads += leavers();
+        }
+        eventually("the heads are read", || (stage.heads() >= heads).then_some(()));
         let mut delays = Vec::new();
         for conn in waiting {
             let left = Instant::now();
@@ -202,15 +211,17 @@ fn a_client_that_leaves_by_reset_stops_the_backend_in_every_phase() {
 #[test]
 fn an_h2_stream_that_is_reset_stops_the_backend_in_every_phase_and_leaves_its_connection_alone() {
     let stage = Stage::new();
-    let (mut requests, mut closes, mut counted) = (0, 0, Counts::default());
+    let (mut requests, mut heads, mut closes, mut counted) = (0, 0, 0, Counts::default());
     for phase in Phase::ALL {
         stage.mock.reply(move |_| phase.script());
         let delays = on_h2(stage.forebay.address, 1 << 20, async |mut h2| {
             let mut delays = Vec::new();
             for _ in 0..leavers() {
                 requests += 1;
+                heads += usize::from(phase.has_head());
                 closes += 1;
-                let left = leave_h2(&stage.mock, phase, requests, &mut h2).await;
+                let reached = || stage.mock.seen().len() >= requests && stage.heads() >= heads;
+                let left = leave_h2(phase, reached, &mut h2).await;
                 let closed = awaited(|| stage.mock.closes().get(closes - 1).copied()).await;
                 delays.push(closed.saturating_duration_since(left));
             }
@@ -225,11 +236,8 @@ fn an_h2_stream_that_is_reset_stops_the_backend_in_every_phase_and_leaves_its_co
 }
 
 /// A request that is dropped, with which hyper resets its stream, once its phase has come; says when.
-async fn leave_h2(mock: &Mock, phase: Phase, requests: usize, h2: &mut H2) -> Instant {
-    let reached = async {
-        awaited(|| (mock.seen().len() >= requests).then_some(())).await;
-        tokio::time::sleep(ms(10)).await;
-    };
+async fn leave_h2(phase: Phase, reached: impl Fn() -> bool, h2: &mut H2) -> Instant {
+    let reached = awaited(|| reached().then_some(()));
     if phase.sign().is_none() {
         tokio::select! {
             answer = h2.post(CHAT_PATH, phase.body()) => panic!("{phase:?} was answered: {answer:?}"),

@@ -221,6 +221,11 @@ impl Forebay {
         self.log.lock().unwrap().join("\n")
     }
 
+    /// How many lines of its log say this.
+    pub(crate) fn logged(&self, text: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+
     /// The lines of its access log.
     pub(crate) fn access(&self) -> Vec<Value> {
         self.access.lock().unwrap().iter().map(|line| serde_json::from_str(line).unwrap()).collect()
