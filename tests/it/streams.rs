@@ -619,3 +619,20 @@ fn a_connection_serves_one_client_after_another_kind_of_answer() {
     assert_eq!(client.ask(&post(PATH, &[], b"not json")).status, 400);
     assert_eq!(client.ask(&post(PATH, &[], UNARY.as_bytes())).status, 200);
 }
+
+#[test]
+fn a_clients_pause_is_no_token_gap() {
+    // More than the sockets between can hold.
+    let tokens = token("Hi").repeat(30_000);
+    let mock = Mock::playing(stream(&[token("Hi").as_str(), tokens.as_str(), DONE]));
+    let forebay = one(&mock);
+    let mut client = Conn::open_narrow(forebay.address);
+    client.send(&post(PATH, &[], STREAM.as_bytes()));
+    let head = client.head();
+    // The pause itself: longer than the edge that is looked at.
+    std::thread::sleep(ms(700));
+    assert_eq!(client.body(&head).1, End::Whole);
+    let observed = |edge: &str| forebay.metric("forebay_itl_seconds_bucket", &[edge]);
+    eventually("gaps are observed", || (observed("le=\"+Inf\"") > 0.0).then_some(()));
+    assert_eq!(observed("le=\"0.5\""), observed("le=\"+Inf\""));
+}
