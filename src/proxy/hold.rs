@@ -71,13 +71,13 @@ pub(super) async fn hold(
 
 fn learn_response(exchange: &Exchange, ticket: &Ticket, api: Api, segment: &Segment) {
     if api == Api::Responses
-        && let Some(id) = responses::id_of_event(&segment.raw)
+        && let Some(id) = responses::id_of_event(&data_of(&segment.raw))
     {
         exchange.shared.responses.remember(id, ticket.backend().id);
     }
 }
 
-/// The data of an event, for an answer that is no stream.
+/// The data of an event whose data is one line, as vLLM's is.
 fn data_of(event: &Bytes) -> Bytes {
     let Some(at) = memchr::memmem::find(event, b"data:") else { return event.clone() };
     let line = event.slice(at + 5..);

@@ -55,11 +55,9 @@ pub(super) fn id_of_body(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<WithId>(body).ok().map(|body| body.id)
 }
 
-/// The id in a `response.created` event, given as the bytes of the whole event.
-pub(super) fn id_of_event(event: &[u8]) -> Option<String> {
-    let at = memchr::memmem::find(event, b"data:")?;
-    let line = event[at + 5..].split(|byte| matches!(byte, b'\n' | b'\r')).next()?;
-    serde_json::from_slice::<Created>(line).ok().map(|created| created.response.id)
+/// The id in the data of a `response.created` event.
+pub(super) fn id_of_event(data: &[u8]) -> Option<String> {
+    serde_json::from_slice::<Created>(data).ok().map(|created| created.response.id)
 }
 
 #[cfg(test)]
@@ -78,8 +76,7 @@ mod tests {
 
     #[test]
     fn the_id_is_read_from_event_and_body() {
-        let event =
-            b"event: response.created\ndata: {\"response\":{\"id\":\"resp_7\"},\"type\":\"response.created\"}\n\n";
+        let event = b"{\"response\":{\"id\":\"resp_7\"},\"type\":\"response.created\"}";
         assert_eq!(id_of_event(event).as_deref(), Some("resp_7"));
         assert_eq!(id_of_body(b"{\"object\":\"response\",\"id\":\"resp_8\"}").as_deref(), Some("resp_8"));
         assert_eq!(id_of_body(b"[]"), None);
