@@ -3,6 +3,12 @@
 //! sequence admitted last gives its blocks back and is computed again later. Pure: no clock, no I/O, no globals. The same
 //! calls with the same seed give the same events, and a clone goes on as the original would.
 //!
+//! The order is that of vLLM 0.32.0's scheduler under its default policy: running sequences first, in the order of their
+//! admission, the last admitted preempted where one needs a block and there is none; nothing new in a step that preempted;
+//! else the head of the queue, preempted ones before new ones, once there is room for all of its tokens so far (not only
+//! for the first chunk). Left out: asynchronous scheduling (a slot is free one step earlier here), the null block (one
+//! block more here), speculative decoding, priorities, and attention that costs more for each token of a long prompt.
+//!
 //! Call [`Engine::step`] with the present time before [`Engine::submit`] or [`Engine::abort`], so that what was due before
 //! them has happened.
 
@@ -67,6 +73,7 @@ pub struct Engine {
     step_tokens: u32,
     counters: Counters,
     rng: fastrand::Rng,
+    slowdown: f64,
 }
 
 impl Engine {
@@ -82,6 +89,7 @@ impl Engine {
             step_tokens: 0,
             counters: Counters::default(),
             rng: fastrand::Rng::with_seed(config.seed),
+            slowdown: 1.0,
         }
     }
 
@@ -167,6 +175,11 @@ impl Engine {
         }
     }
 
+    /// Makes steps that begin from now on take `factor` times as long; 1 is as configured.
+    pub fn slow_down(&mut self, factor: f64) {
+        self.slowdown = factor.max(0.0);
+    }
+
     /// Sequences in the batch, as `vllm:num_requests_running`.
     #[must_use]
     pub fn running(&self) -> usize {
@@ -221,10 +234,7 @@ impl Engine {
         }
         self.step_tokens = decoding + prefill;
         self.counters.prefill_tokens += u64::from(prefill);
-        let mut micros = cost.base_us
-            + cost.decode_us * f64::from(decoding)
-            + cost.prefill_us * f64::from(prefill)
-            + cost.kv_us * context as f64;
+        let mut micros = cost.step_us(decoding, prefill, context) * self.slowdown;
         if cost.jitter > 0.0 {
             micros *= 1.0 + cost.jitter * (2.0 * self.rng.f64() - 1.0);
         }
@@ -277,6 +287,10 @@ impl Engine {
             let hits = self.kv.matched(&next.hashes, whole_blocks);
             let found = hits * self.config.block_size;
             let want = (next.known() - found).min(*budget);
+            // Its first chunk alone may fit; admitted so, it would be preempted before its prompt is through.
+            if !self.kv.fits(&next.hashes[..hits as usize], self.blocks_for(next.known())) {
+                return;
+            }
             let Some(hold) = self.kv.admit(&next.hashes[..hits as usize], self.blocks_for(found + want)) else {
                 return;
             };

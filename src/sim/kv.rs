@@ -64,11 +64,17 @@ impl KvPool {
         hashes.iter().take(limit as usize).take_while(|hash| self.cached.contains_key(hash)).count() as u32
     }
 
-    /// Gives a new sequence its cached blocks and as many fresh ones as make `blocks`, or nothing if there is no room.
-    pub fn admit(&mut self, hits: &[u64], blocks: u32) -> Option<Hold> {
+    /// Whether there is room for a new sequence of `blocks` that begins with these cached ones.
+    #[must_use]
+    pub fn fits(&self, hits: &[u64], blocks: u32) -> bool {
         let woken = hits.iter().filter(|hash| self.cached.get(hash).is_some_and(|entry| entry.holders == 0)).count();
         let fresh = blocks.saturating_sub(hits.len() as u32);
-        if self.in_use + woken as u32 + fresh > self.capacity {
+        self.in_use + woken as u32 + fresh <= self.capacity
+    }
+
+    /// Gives a new sequence its cached blocks and as many fresh ones as make `blocks`, or nothing if there is no room.
+    pub fn admit(&mut self, hits: &[u64], blocks: u32) -> Option<Hold> {
+        if !self.fits(hits, blocks) {
             return None;
         }
         for hash in hits {

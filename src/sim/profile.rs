@@ -26,6 +26,9 @@ pub struct Profile {
     pub gpus: u32,
     /// How long a step takes.
     pub step: Step,
+    /// How long its GPUs talk in a step; absent for one GPU.
+    #[serde(default)]
+    pub all_reduce: AllReduce,
     /// What a step may hold.
     pub scheduler: Scheduler,
     /// The memory.
@@ -49,6 +52,36 @@ pub struct Step {
     /// Relative spread of a step's time: uniform within ± this share, below 1.
     #[serde(default)]
     pub jitter: f64,
+}
+
+/// What the GPUs of a tensor-parallel instance say to each other in a step: after attention and after the MLP of each layer
+/// the partial results of all tokens in the step are added up. Absent or `per_step = 0`: one GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllReduce {
+    /// All-reduces in a step: two in each layer of the model.
+    pub per_step: u32,
+    /// Each of them, whatever its size, in microseconds.
+    pub latency_us: f64,
+    /// Bytes of one token in each of them: the model's hidden size × bytes of a number.
+    pub bytes_per_token: u32,
+    /// Bytes through one GPU's link in a second, in 10⁹, as achieved; in a ring of n GPUs each byte goes through it
+    /// 2 (n − 1) / n times, so once for two.
+    pub link_gb_per_s: f64,
+}
+
+impl AllReduce {
+    fn step_us(&self) -> f64 {
+        f64::from(self.per_step) * self.latency_us
+    }
+
+    fn token_us(&self, gpus: u32) -> f64 {
+        if self.per_step == 0 {
+            return 0.0;
+        }
+        let crossings = 2.0 * (f64::from(gpus) - 1.0) / f64::from(gpus);
+        f64::from(self.per_step) * f64::from(self.bytes_per_token) * crossings / (self.link_gb_per_s * 1e3)
+    }
 }
 
 /// What a step may hold, by the names of vLLM's options.
@@ -157,7 +190,7 @@ impl Profile {
     #[must_use]
     pub fn wrong(&self) -> Option<(&'static str, &'static str)> {
         let cost = |value: f64| value.is_finite() && (0.0..=1e6).contains(&value);
-        let Profile { step, scheduler, kv, answers, .. } = self;
+        let Profile { step, all_reduce, scheduler, kv, answers, .. } = self;
         let checks = [
             (self.gpus > 0, "gpus", "must be at least 1"),
             (cost(step.base_ms) && step.base_ms > 0.0, "step.base_ms", "must be above 0"),
@@ -165,6 +198,13 @@ impl Profile {
             (cost(step.per_prefill_token_us), "step.per_prefill_token_us", "must be 0 or more"),
             (cost(step.per_kv_token_ns), "step.per_kv_token_ns", "must be 0 or more"),
             ((0.0..1.0).contains(&step.jitter), "step.jitter", "must be at least 0 and below 1"),
+            (cost(all_reduce.latency_us), "all_reduce.latency_us", "must be 0 or more"),
+            (
+                all_reduce.per_step == 0 || (cost(all_reduce.link_gb_per_s) && all_reduce.link_gb_per_s > 0.0),
+                "all_reduce.link_gb_per_s",
+                "must be above 0",
+            ),
+            (all_reduce.per_step == 0 || self.gpus > 1, "gpus", "must be at least 2 where there is an all_reduce"),
             (scheduler.max_num_seqs > 0, "scheduler.max_num_seqs", "must be at least 1"),
             (scheduler.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", "must be at least 1"),
             (scheduler.max_model_len > 1, "scheduler.max_model_len", "must be at least 2"),
@@ -185,6 +225,8 @@ impl Profile {
                 decode_us: self.step.per_decode_ms * 1e3,
                 prefill_us: self.step.per_prefill_token_us,
                 kv_us: self.step.per_kv_token_ns * 1e-3,
+                all_reduce_us: self.all_reduce.step_us(),
+                all_reduce_token_us: self.all_reduce.token_us(self.gpus),
                 jitter: self.step.jitter,
             },
             max_num_seqs: self.scheduler.max_num_seqs,

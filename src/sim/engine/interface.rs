@@ -9,8 +9,9 @@ use crate::clock::Time;
 pub const ITERATION_EDGES: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
-/// How long a step takes: `base + decode × decoding sequences + prefill × prompt tokens + kv × tokens in memory`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How long a step takes: the computing (the first four terms), then what the GPUs of a tensor-parallel instance need to add
+/// up their partial results (the all-reduce; 0 with one GPU). The computing figures are those of one GPU's share of the work.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepCost {
     /// Every step, in microseconds.
     pub base_us: f64,
@@ -20,8 +21,25 @@ pub struct StepCost {
     pub prefill_us: f64,
     /// Each token of context of the sequences in the step, in microseconds.
     pub kv_us: f64,
+    /// All-reduces of every step, whatever their size, in microseconds: how many there are × the latency of one.
+    pub all_reduce_us: f64,
+    /// All-reduces, for each token computed in the step, decoded ones too, in microseconds: how many × bytes ÷ bandwidth.
+    pub all_reduce_token_us: f64,
     /// Relative spread of a step's time: uniform within ± this share. 0: every step as computed.
     pub jitter: f64,
+}
+
+impl StepCost {
+    /// The time of a step with so many decoding sequences, prompt tokens and tokens of context, in microseconds; no jitter.
+    #[must_use]
+    pub fn step_us(&self, decoding: u32, prefill: u32, context: u64) -> f64 {
+        self.base_us
+            + self.decode_us * f64::from(decoding)
+            + self.prefill_us * f64::from(prefill)
+            + self.kv_us * context as f64
+            + self.all_reduce_us
+            + self.all_reduce_token_us * (f64::from(decoding) + f64::from(prefill))
+    }
 }
 
 /// What an engine is, by the names of vLLM's options.

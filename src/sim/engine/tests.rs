@@ -30,7 +30,7 @@ fn run(engine: &mut Engine) -> Vec<Event> {
 
 #[test]
 fn one_request_takes_the_time_of_its_steps() {
-    let cost = StepCost { base_us: 1000.0, decode_us: 100.0, prefill_us: 10.0, kv_us: 1.0, jitter: 0.0 };
+    let cost = StepCost { base_us: 1000.0, decode_us: 100.0, prefill_us: 10.0, kv_us: 1.0, ..StepCost::default() };
     let mut engine = Engine::new(EngineConfig { cost, ..config(100) });
     engine.submit(Time::from_micros(50), &ask(1, 20, 3)).unwrap();
     let events = run(&mut engine);
@@ -41,6 +41,40 @@ fn one_request_takes_the_time_of_its_steps() {
         [(first, 1, false), (second, 2, false), (second + 1000 + 100 + 22, 3, true)]
     );
     assert_eq!((engine.running(), engine.waiting(), engine.kv_blocks_in_use()), (0, 0, 0));
+}
+
+#[test]
+fn the_all_reduce_adds_to_every_step_and_to_every_token_in_it() {
+    let cost = StepCost { base_us: 1000.0, all_reduce_us: 300.0, all_reduce_token_us: 7.0, ..StepCost::default() };
+    let mut engine = Engine::new(EngineConfig { cost, ..config(100) });
+    engine.submit(Time::ZERO, &ask(1, 20, 2)).unwrap();
+    let ends: Vec<u64> = run(&mut engine).iter().map(|event| event.at.as_micros()).collect();
+    assert_eq!(ends, [1300 + 20 * 7, 1300 + 20 * 7 + 1300 + 7]);
+}
+
+#[test]
+fn a_slowed_engine_takes_longer_from_its_next_step_on() {
+    let cost = StepCost { base_us: 1000.0, ..StepCost::default() };
+    let mut engine = Engine::new(EngineConfig { cost, ..config(100) });
+    engine.submit(Time::ZERO, &ask(1, 20, 3)).unwrap();
+    let mut events = Vec::new();
+    engine.step(Time::from_micros(500), &mut events);
+    engine.slow_down(5.0);
+    engine.step(Time::from_micros(3000), &mut events);
+    engine.slow_down(1.0);
+    events.extend(run(&mut engine));
+    assert_eq!(events.iter().map(|event| event.at.as_micros()).collect::<Vec<_>>(), [1000, 6000, 7000]);
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_whole_waits_though_its_first_chunk_would_fit() {
+    let mut engine = Engine::new(EngineConfig { max_num_batched_tokens: 64, ..config(20) });
+    engine.submit(Time::ZERO, &ask(1, 60, 100)).unwrap();
+    engine.submit(Time::ZERO, &ask(2, 300, 1)).unwrap();
+    let events = run(&mut engine);
+    assert_eq!(engine.counters().preemptions, 0);
+    let ends: Vec<u64> = events.iter().filter(|event| event.finished).map(|event| event.id.0).collect();
+    assert_eq!(ends, [1, 2]);
 }
 
 #[test]
