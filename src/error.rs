@@ -34,6 +34,11 @@ pub enum Failure {
     },
     /// No first token within `first_token_timeout`.
     FirstToken,
+    /// The watchdog found the engine hanging with the request on it (a death).
+    Stalled,
+    /// The backend's listener is gone, and nothing more comes of the request (a death): what a server leaves behind that was told
+    /// to end at once.
+    ListenerGone,
     /// A gap between two events over `idle_timeout`.
     Idle,
     /// The stream ended without its end marker, or was reset after the first token.
@@ -67,6 +72,8 @@ impl Failure {
             | Failure::ServerError(_)
             | Failure::ErrorEvent { .. }
             | Failure::FirstToken
+            | Failure::Stalled
+            | Failure::ListenerGone
             | Failure::Truncated => Blame::Backend,
             Failure::Busy { retry_after, .. } => Blame::Backpressure(retry_after.unwrap_or(Duration::from_secs(1))),
             Failure::Misconfigured(_) => Blame::Misconfigured,
@@ -77,7 +84,10 @@ impl Failure {
     /// Whether the request may itself have killed the backend ("query of death"). A request may see two such deaths.
     #[must_use]
     pub fn is_death(self) -> bool {
-        matches!(self, Failure::Died | Failure::ErrorEvent { engine_dead: true, .. })
+        matches!(
+            self,
+            Failure::Died | Failure::Stalled | Failure::ListenerGone | Failure::ErrorEvent { engine_dead: true, .. }
+        )
     }
 
     /// The value of the `reason` and `outcome` labels.
@@ -92,6 +102,8 @@ impl Failure {
             Failure::Misconfigured(_) => "misconfigured",
             Failure::ErrorEvent { .. } => "error_event",
             Failure::FirstToken => "first_token_timeout",
+            Failure::Stalled => "stalled",
+            Failure::ListenerGone => "listener_gone",
             Failure::Idle => "idle_timeout",
             Failure::Truncated => "truncated",
             Failure::Deadline => "total_timeout",
@@ -103,7 +115,7 @@ impl Failure {
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Failure::FirstToken | Failure::Deadline => 504,
+            Failure::FirstToken | Failure::Stalled | Failure::Deadline => 504,
             Failure::ErrorEvent { .. } => 500,
             Failure::Busy { status, .. } => status,
             Failure::ClientLeft => 499,
@@ -205,7 +217,9 @@ impl Refusal {
             Refusal::Encoded(_) => "forebay_encoded_body",
             Refusal::BodiesFull => "forebay_bodies_full",
             Refusal::NoBackend(_) => "forebay_no_backend",
-            Refusal::Exhausted { failure: Failure::FirstToken | Failure::Deadline, .. } => "forebay_timeout",
+            Refusal::Exhausted { failure: Failure::FirstToken | Failure::Stalled | Failure::Deadline, .. } => {
+                "forebay_timeout"
+            }
             Refusal::Exhausted { .. } => "forebay_upstream_failed",
             Refusal::Internal => "forebay_internal",
         }

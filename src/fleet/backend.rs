@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::alarm::Alarm;
 use super::load::Load;
 use crate::config::model::{BackendUrl, Secret};
 use crate::telemetry::metrics::BackendMetrics;
@@ -29,6 +30,8 @@ pub struct Backend {
     pub drain: bool,
     /// What it has to do. Kept for as long as the backend is configured.
     pub load: Arc<Load>,
+    /// What ends the attempts on it from outside. Kept as the load is.
+    pub alarm: Arc<Alarm>,
     /// What its `/v1/models` lists, as it said it; empty until it was asked.
     pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
     /// Its metric handles.

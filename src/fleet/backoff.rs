@@ -27,15 +27,22 @@ pub(super) struct Backoff {
 
 impl Backoff {
     /// A blamed failure. While the backend is left alone for the last one it is no new one: thirty streams cut at once are
-    /// one failure. `next` is the number of the next attempt.
-    pub(super) fn failure(&mut self, now: Time, next: u64) {
+    /// one failure. `next` is the number of the next attempt. Whether it was a new one, which `withdraw` takes back.
+    pub(super) fn failure(&mut self, now: Time, next: u64) -> bool {
         self.mark = next;
         self.probes = 0;
         if self.fails > 0 && now < self.failed_until {
-            return;
+            return false;
         }
         self.fails = self.fails.saturating_add(1);
         self.failed_until = now + (HALF_BASE * (1 << self.fails.min(6))).min(LONGEST);
+        true
+    }
+
+    /// A new failure turned out to be the request's doing.
+    pub(super) fn withdraw(&mut self) {
+        self.fails = self.fails.saturating_sub(1);
+        self.failed_until = Time::ZERO;
     }
 
     /// Backpressure: left alone for `pause`, never doubled, and no failure.
@@ -108,6 +115,17 @@ mod tests {
             backoff.failure(at(ms), 30);
         }
         assert_eq!((backoff.fails(), backoff.open_for(at(29))), (1, Duration::from_millis(971)));
+    }
+
+    #[test]
+    fn a_failure_that_was_the_requests_doing_is_taken_back() {
+        let mut backoff = Backoff::default();
+        assert!(backoff.failure(at(0), 1));
+        assert!(!backoff.failure(at(1), 2), "the same open period");
+        backoff.withdraw();
+        assert_eq!((backoff.fails(), backoff.open_for(at(2))), (0, Duration::ZERO));
+        backoff.failure(at(10), 3);
+        assert_eq!(backoff.open_for(at(10)), Duration::from_secs(1));
     }
 
     #[test]

@@ -223,6 +223,7 @@ impl Inner {
                     key: config.key.clone(),
                     drain: config.drain,
                     load: Arc::clone(&entry.backend.load),
+                    alarm: Arc::clone(&entry.backend.alarm),
                     models: Arc::clone(&entry.backend.models),
                     metrics: Arc::clone(&entry.backend.metrics),
                 });
@@ -247,6 +248,7 @@ impl Inner {
             key: config.key.clone(),
             drain: config.drain,
             load: Arc::new(Load::new(&gate, config.speed, self.settings.stale_after)),
+            alarm: Arc::default(),
             models: Arc::new(ArcSwap::default()),
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
         };

@@ -76,7 +76,7 @@ enum Phase {
 pub(super) struct Lease {
     attempt: u64,
     phase: Phase,
-    kind: Kind,
+    pub(super) kind: Kind,
     /// The number in the prefill queue.
     queued: u64,
     sequences: u32,
@@ -147,8 +147,14 @@ impl Load {
     }
 
     /// The attempt failed. Never touches the latency estimators: an error is no fast answer.
-    pub(super) fn fail(&self, failure: Failure, now: Time) {
-        self.with(|numbers| numbers.fail(failure, now));
+    /// Whether that began a new pause.
+    pub(super) fn fail(&self, failure: Failure, now: Time) -> bool {
+        self.with(|numbers| numbers.fail(failure, now))
+    }
+
+    /// The failure that began a pause was not the backend's.
+    pub(super) fn withdraw(&self) {
+        self.with(|numbers| numbers.backoff.withdraw());
     }
 
     /// Gives back what the attempt took. Needs no time, so that a drop can do it.
@@ -300,13 +306,14 @@ impl Numbers {
         }
     }
 
-    fn fail(&mut self, failure: Failure, now: Time) {
+    fn fail(&mut self, failure: Failure, now: Time) -> bool {
         let next = self.next;
         match failure.blame() {
-            Blame::Backend => self.backoff.failure(now, next),
+            Blame::Backend => return self.backoff.failure(now, next),
             Blame::Backpressure(pause) => self.backoff.busy(pause, now),
             Blame::Misconfigured | Blame::Nobody => {}
         }
+        false
     }
 
     fn end(&mut self, lease: &Lease) {

@@ -3,6 +3,7 @@
 //!
 //! Hot path: `Fleet::snapshot` is one atomic pointer load and a reference count; `Pool::dispatch` one short critical section.
 
+pub mod alarm;
 mod backend;
 mod backoff;
 pub mod controller;
@@ -23,7 +24,7 @@ pub use health::State;
 pub use load::Load;
 pub use sample::Sample;
 pub use snapshot::{Arm, Fleet, Member, Pool, Snapshot};
-pub use ticket::{Outcome, Ticket};
+pub use ticket::{Outcome, Suspicion, Ticket};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::alarm::Watch;
 use super::backend::Backend;
 use super::load::Lease;
 use crate::clock::Time;
@@ -48,6 +49,12 @@ impl Ticket {
         self.predicted
     }
 
+    /// An ear for what ends this attempt from outside.
+    #[must_use]
+    pub fn watch(&self, now: Time) -> Watch {
+        self.backend.alarm.watch(self.lease.kind, now)
+    }
+
     /// The engine has proved that it works on the request: prefill is over. A second call, and one for an attempt that is no
     /// stream, does nothing.
     pub fn first_token(&mut self, now: Time) {
@@ -65,7 +72,33 @@ impl Ticket {
         match outcome {
             Outcome::Success => self.backend.load.succeed(&self.lease, now),
             Outcome::Neutral => {}
-            Outcome::Failed(failure) => self.backend.load.fail(failure, now),
+            Outcome::Failed(failure) => {
+                self.backend.load.fail(failure, now);
+            }
+        }
+    }
+
+    /// The end by a failure that may turn out to be the request's own doing: the backend pauses at once, or it would look idle
+    /// to all who come while the request is tried elsewhere; [`Suspicion::withdraw`] takes that back.
+    pub fn suspect(self, failure: Failure, now: Time) -> Suspicion {
+        let pauses = self.backend.load.fail(failure, now);
+        Suspicion { backend: Arc::clone(&self.backend), pauses }
+    }
+}
+
+/// A failure that is held against a backend until another backend has shown whose doing it was. Dropped, it stands.
+#[derive(Debug)]
+pub struct Suspicion {
+    backend: Arc<Backend>,
+    /// It began a pause.
+    pauses: bool,
+}
+
+impl Suspicion {
+    /// Another backend failed in the same way: it is the request.
+    pub fn withdraw(self) {
+        if self.pauses {
+            self.backend.load.withdraw();
         }
     }
 }

@@ -17,7 +17,8 @@ use super::exchange::Exchange;
 use super::hold::hold;
 use super::relay::Events;
 use crate::error::{Failure, Refusal};
-use crate::fleet::{Backend, Outcome, Ticket};
+use crate::fleet::alarm::{Heard, Watch};
+use crate::fleet::{Backend, Outcome, Suspicion, Ticket};
 use crate::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
 use crate::upstream::{AnswerBody, Connection};
 
@@ -29,7 +30,7 @@ const ERROR_ANSWER_TIME: Duration = Duration::from_secs(5);
 /// How the attempts of a request end.
 pub(super) enum Attempted {
     /// A backend's answer, committed; its body is to be relayed.
-    Committed { ticket: Ticket, head: Parts, body: AnswerBody, form: Form },
+    Committed { ticket: Ticket, watch: Watch, head: Parts, body: AnswerBody, form: Form },
     /// The last real answer of a backend, an error.
     LastAnswer(RealAnswer),
     /// No backend answered: one of ours.
@@ -72,6 +73,8 @@ pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
     let mut seen = Attempts::new(exchange.settings.retry.attempts);
     let mut tried = exchange.work.not_serving();
     let (mut last_failure, mut last_answer) = (None, None);
+    // The same server error from two backends is the request's doing: then neither is to blame.
+    let mut suspicion: Option<Suspicion> = None;
     let mut rng = fastrand::Rng::new();
     loop {
         let now = exchange.shared.clock.now();
@@ -89,8 +92,9 @@ pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
         exchange.record.dispatched(&dispatched);
         let mut ticket = dispatched.ticket;
         let backend = ticket.backend().id;
-        let (failure, answer) = match attempt(exchange, &mut ticket, &mut seen).await {
-            Ok((head, body, form)) => return Attempted::Committed { ticket, head, body, form },
+        let mut watch = ticket.watch(now);
+        let (failure, answer) = match attempt(exchange, &mut ticket, &mut watch, &mut seen).await {
+            Ok((head, body, form)) => return Attempted::Committed { ticket, watch, head, body, form },
             Err(Uncommitted::Theirs(answer)) => {
                 ticket.finish(Outcome::Neutral, exchange.shared.clock.now());
                 return Attempted::LastAnswer(answer);
@@ -98,7 +102,12 @@ pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
             Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
         };
         let verdict = verdict(failure, Stage::NothingSent, &seen);
-        exchange.failed(ticket, failure, seen.blames(failure));
+        if seen.blames(failure) {
+            suspicion = exchange.failed(ticket, failure).or(suspicion);
+        } else {
+            ticket.finish(Outcome::Neutral, exchange.shared.clock.now());
+            suspicion.take().into_iter().for_each(Suspicion::withdraw);
+        }
         seen.note(failure);
         tried.push(backend);
         // What is our own fault (misconfigured) is never the client's to read.
@@ -122,14 +131,27 @@ fn over(exchange: &Exchange, seen: &Attempts, last_answer: Option<RealAnswer>) -
 }
 
 /// One attempt on the ticket's backend, with the free retry on a fresh connection.
-async fn attempt(exchange: &mut Exchange, ticket: &mut Ticket, seen: &mut Attempts) -> Result<Committed, Uncommitted> {
+async fn attempt(
+    exchange: &mut Exchange,
+    ticket: &mut Ticket,
+    watch: &mut Watch,
+    seen: &mut Attempts,
+) -> Result<Committed, Uncommitted> {
+    let (clock, heard) = (exchange.shared.clock.clone(), watch.heard());
     let limit = exchange.settings.stream.first_token_timeout.filter(|_| exchange.work.streamed);
     let mut connection = Connection::Pooled;
     loop {
-        let trying = try_once(exchange, ticket, connection);
-        let result = match limit {
-            None => trying.await,
-            Some(limit) => tokio::time::timeout(limit, trying).await.unwrap_or(Err(Failure::FirstToken.into())),
+        let trying = try_once(exchange, ticket, connection, &heard);
+        let trying = async {
+            match limit {
+                None => trying.await,
+                Some(limit) => tokio::time::timeout(limit, trying).await.unwrap_or(Err(Failure::FirstToken.into())),
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            result = trying => result,
+            failure = watch.ended(&clock) => Err(failure.into()),
         };
         match result {
             Err(Uncommitted::Failed(Failure::Reused, _))
@@ -148,16 +170,18 @@ async fn try_once(
     exchange: &mut Exchange,
     ticket: &mut Ticket,
     connection: Connection,
+    heard: &Heard,
 ) -> Result<Committed, Uncommitted> {
     let backend = Arc::clone(ticket.backend());
     let request = exchange.work.request_to(&backend);
     exchange.record.sending(exchange.shared.clock.now());
     let response = exchange.shared.upstream.send(backend.id, connection, request).await?;
     exchange.record.got_head = true;
+    heard.note(exchange.shared.clock.now());
     let (head, body) = response.into_parts();
     tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
     if head.status.is_success() && is_event_stream(&head.headers) {
-        let (events, body) = hold(exchange, ticket, body).await?;
+        let (events, body) = hold(exchange, ticket, body, heard).await?;
         return Ok((head, body, Form::Events(events)));
     }
     let Some(failure) = error_of(&head, backend.key.is_some()) else { return Ok((head, body, Form::Unary)) };

@@ -22,7 +22,8 @@ use super::work::Work;
 use crate::clock::Time;
 use crate::config::model::Config;
 use crate::error::{Failure, Refusal};
-use crate::fleet::{Outcome, Ticket};
+use crate::fleet::alarm::Watch;
+use crate::fleet::{Outcome, Suspicion, Ticket};
 use crate::upstream;
 
 /// Pieces between a request's task and its client's connection.
@@ -70,13 +71,13 @@ impl Exchange {
                 self.finish_head(response.headers_mut());
                 drop(reply.send(response));
             }
-            Attempted::Committed { ticket, head, body, form } => {
+            Attempted::Committed { ticket, watch, head, body, form } => {
                 self.record.answered(head.status);
                 // A request that is committed is not sent again: its body's memory is free.
                 self.work.release_body();
                 match form {
-                    Form::Unary if is_small(&head) => self.whole(ticket, head, body, reply, deadline).await,
-                    form => self.relay(ticket, head, body, form, reply, deadline).await,
+                    Form::Unary if is_small(&head) => self.whole((ticket, watch), head, body, reply, deadline).await,
+                    form => self.relay((ticket, watch), head, body, form, reply, deadline).await,
                 }
             }
         }
@@ -95,7 +96,7 @@ impl Exchange {
 
     async fn relay(
         mut self,
-        ticket: Ticket,
+        (ticket, watch): (Ticket, Watch),
         mut head: Parts,
         body: upstream::AnswerBody,
         form: Form,
@@ -118,7 +119,7 @@ impl Exchange {
             total,
             write_stall: self.settings.limits.write_stall,
         };
-        let wire = Wire::new(body, tx, self.shared.clock.clone(), deadlines);
+        let wire = Wire::new(body, watch, tx, self.shared.clock.clone(), deadlines);
         let clock = self.shared.clock.clone();
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
@@ -129,17 +130,19 @@ impl Exchange {
     /// A small document, read whole.
     async fn whole(
         mut self,
-        ticket: Ticket,
+        (ticket, mut watch): (Ticket, Watch),
         mut head: Parts,
         body: upstream::AnswerBody,
         mut reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
     ) {
         self.finish(&mut head);
-        let left = total.map_or(Duration::MAX, |at| at.since(self.shared.clock.now()));
+        let clock = self.shared.clock.clone();
+        let left = total.map_or(Duration::MAX, |at| at.since(clock.now()));
         let collected = tokio::select! {
             biased;
             () = reply.closed() => return,
+            failure = watch.ended(&clock) => Err(failure),
             collected = tokio::time::timeout(left, body.collect()) => match collected {
                 Ok(collected) => collected.map_err(|_| Failure::Died),
                 Err(_) => Err(Failure::Deadline),
@@ -161,16 +164,20 @@ impl Exchange {
         }
     }
 
-    /// An attempt failed: load and, for a backend that is not what the config says, the fleet are told.
-    pub(super) fn failed(&self, ticket: Ticket, failure: Failure, blamed: bool) {
+    /// An attempt failed: load and, for a backend that is not what the config says, the fleet are told. A server error may yet
+    /// turn out to be the request's doing.
+    pub(super) fn failed(&self, ticket: Ticket, failure: Failure) -> Option<Suspicion> {
         let now = self.shared.clock.now();
         let backend = Arc::clone(ticket.backend());
-        let outcome = if blamed { Outcome::Failed(failure) } else { Outcome::Neutral };
-        ticket.finish(outcome, now);
+        if matches!(failure, Failure::ServerError(_)) {
+            return Some(ticket.suspect(failure, now));
+        }
+        ticket.finish(Outcome::Failed(failure), now);
         if let Failure::Misconfigured(status) = failure {
             let reason = format!("answered {status} to a request for {}", self.work.pool.model);
             self.shared.controller.misconfigured(backend.id, reason, now);
         }
+        None
     }
 
     /// Whether the pool's retry budget pays for another attempt.

@@ -10,6 +10,7 @@ use super::relay::Events;
 use super::responses;
 use crate::error::Failure;
 use crate::fleet::Ticket;
+use crate::fleet::alarm::Heard;
 use crate::stream::{Api, Kind, Parser, Segment};
 use crate::upstream::AnswerBody;
 
@@ -24,6 +25,7 @@ pub(super) async fn hold(
     exchange: &mut Exchange,
     ticket: &mut Ticket,
     mut body: AnswerBody,
+    heard: &Heard,
 ) -> Result<(Events, AnswerBody), Uncommitted> {
     let api = exchange.work.api;
     let mut parser = Box::new(Parser::new(api));
@@ -39,6 +41,7 @@ pub(super) async fn hold(
             },
         };
         let now = exchange.shared.clock.now();
+        heard.note(now);
         parser.push(chunk, &mut segments);
         let mut committed = false;
         for segment in segments.drain(..) {

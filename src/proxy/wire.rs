@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 use super::body::Message;
 use crate::clock::{Clock, Time};
 use crate::error::Failure;
+use crate::fleet::alarm::{Heard, Watch};
 use crate::upstream::AnswerBody;
 
 /// Where no deadline is set, the timer looks again after this.
@@ -36,7 +37,9 @@ pub(super) struct Deadlines {
 pub(super) struct Wire {
     body: AnswerBody,
     tx: Sender<Message>,
-    gone: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The client left, or the backend is given up from outside.
+    over: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    heard: Heard,
     timer: Pin<Box<Sleep>>,
     clock: Clock,
     deadlines: Deadlines,
@@ -46,13 +49,27 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(body: AnswerBody, tx: Sender<Message>, clock: Clock, deadlines: Deadlines) -> Wire {
-        let watched = tx.clone();
+    pub(super) fn new(
+        body: AnswerBody,
+        mut watch: Watch,
+        tx: Sender<Message>,
+        clock: Clock,
+        deadlines: Deadlines,
+    ) -> Wire {
+        let (client, heard, watch_clock) = (tx.clone(), watch.heard(), clock.clone());
+        let over = async move {
+            tokio::select! {
+                biased;
+                () = client.closed() => Failure::ClientLeft,
+                failure = watch.ended(&watch_clock) => failure,
+            }
+        };
         let now = clock.now();
         let mut wire = Wire {
             body,
             tx,
-            gone: Box::pin(async move { watched.closed().await }),
+            over: Box::pin(over),
+            heard,
             timer: Box::pin(tokio::time::sleep(FAR)),
             clock,
             deadlines,
@@ -80,12 +97,12 @@ impl Wire {
     /// The next piece from the backend and when it came; `None` at the end of its answer.
     ///
     /// # Errors
-    /// The client left, a deadline passed, or the backend's answer was cut.
+    /// The client left, a deadline passed, the backend's answer was cut, or the backend was given up.
     pub(super) async fn next(&mut self) -> Result<Option<(Bytes, Time)>, Failure> {
         loop {
             tokio::select! {
                 biased;
-                () = &mut self.gone => return Err(Failure::ClientLeft),
+                // First, so that a piece costs one look at the rest: a client that left is met by `send`.
                 frame = self.body.frame() => match frame {
                     None => return Ok(None),
                     Some(Err(_)) => return Err(Failure::Truncated),
@@ -93,9 +110,14 @@ impl Wire {
                     Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
                         let now = self.clock.now();
                         self.waiting_since = now;
+                        self.heard.note(now);
+                        if self.deadlines.total.is_some_and(|at| at <= now) {
+                            return Err(Failure::Deadline);
+                        }
                         return Ok(Some((data, now)));
                     },
                 },
+                failure = &mut self.over => return Err(failure),
                 () = &mut self.timer => {
                     let now = self.clock.now();
                     match self.due() {
@@ -138,9 +160,9 @@ impl Wire {
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
     pub(super) async fn close(self, ended: Result<(), Failure>, last_word: Option<Bytes>) {
-        let Wire { body, tx, gone, deadlines, .. } = self;
+        let Wire { body, tx, over, deadlines, .. } = self;
         drop(body);
-        drop(gone);
+        drop(over);
         match ended {
             Ok(()) => {
                 let stall = deadlines.write_stall.unwrap_or(Duration::MAX);

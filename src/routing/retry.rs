@@ -147,6 +147,8 @@ pub fn is_answer(failure: Failure) -> bool {
         | Failure::Died
         | Failure::Misconfigured(_)
         | Failure::FirstToken
+        | Failure::Stalled
+        | Failure::ListenerGone
         | Failure::Idle
         | Failure::Truncated
         | Failure::Deadline
@@ -172,7 +174,9 @@ pub fn verdict(failure: Failure, stage: Stage, seen: &Attempts) -> Verdict {
             | Failure::Busy { .. }
             | Failure::Misconfigured(_)
             | Failure::ErrorEvent { .. }
-            | Failure::FirstToken,
+            | Failure::FirstToken
+            | Failure::Stalled
+            | Failure::ListenerGone,
             Stage::NothingSent | Stage::HeadSentEarly,
         ) => next(failure, stage, seen),
     }
@@ -270,6 +274,8 @@ mod tests {
             (EVENT, Next, Next, PassThrough),
             (DEAD, Next, Next, PassThrough),
             (F::FirstToken, Next, Next, GiveUp),
+            (F::Stalled, Next, Next, GiveUp),
+            (F::ListenerGone, Next, Next, GiveUp),
             (F::Idle, GiveUp, GiveUp, GiveUp),
             (F::Truncated, GiveUp, GiveUp, GiveUp),
             (F::Deadline, GiveUp, GiveUp, GiveUp),
@@ -304,7 +310,7 @@ mod tests {
 
     #[test]
     fn two_deaths_end_a_request_whatever_answers_came_before() {
-        for second in [Failure::Died, DEAD] {
+        for second in [Failure::Died, DEAD, Failure::Stalled, Failure::ListenerGone] {
             let mut seen = after(&[Failure::Died]);
             assert_eq!(verdict(second, NothingSent, &seen), Verdict::GiveUp);
             seen.note(second);

@@ -169,6 +169,8 @@ pub(super) fn failure_labels() -> Vec<&'static str> {
         Failure::Misconfigured(404),
         Failure::ErrorEvent { code: 500, engine_dead: false },
         Failure::FirstToken,
+        Failure::Stalled,
+        Failure::ListenerGone,
         Failure::Idle,
         Failure::Truncated,
         Failure::Deadline,
@@ -207,6 +209,7 @@ mod tests {
             Failure::Connect | Failure::Reused | Failure::Died | Failure::ServerError(_) | Failure::Busy { .. } => {}
             Failure::Misconfigured(_) | Failure::ErrorEvent { .. } | Failure::FirstToken | Failure::Idle => {}
             Failure::Truncated | Failure::Deadline | Failure::ClientLeft => {}
+            Failure::Stalled | Failure::ListenerGone => {}
         }
         match refusal {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized | Refusal::PathNotAllowed { .. } => {}

@@ -11,6 +11,7 @@ mod mock;
 mod aborts;
 mod bodies;
 mod chaos;
+mod failover;
 mod fidelity;
 mod lifecycle;
 mod prometheus;
