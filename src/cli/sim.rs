@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::sim::http::{SimOptions, listen, serve};
-use crate::sim::profile::Profile;
+use crate::sim::profile::{BUILT_IN, Profile};
 
 /// Run a simulated vLLM server: no GPU, no model, but vLLM's scheduling, timing, framing and metrics.
 ///
@@ -14,8 +14,8 @@ use crate::sim::profile::Profile;
 /// or at max_tokens. Every figure from such a server is a simulation.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to imitate: fast, rtx4090-tp1-qwen7b, rtx4090-tp2-qwen7b, or the path of a TOML file (see config/sim/)
-    #[arg(long, default_value = "fast")]
+    /// What to imitate
+    #[arg(long, default_value = "fast", help = profiles())]
     pub profile: String,
     /// The port to listen on; 0 takes a free one and prints it
     #[arg(long, default_value_t = 8000)]
@@ -56,6 +56,11 @@ pub struct Args {
     /// Count requests under way in /load, which is 0 without
     #[arg(long)]
     pub enable_server_load_tracking: bool,
+}
+
+fn profiles() -> String {
+    let names = BUILT_IN.map(|(name, _)| name).join(", ");
+    format!("What to imitate: {names}, or the path of a TOML file (see config/sim/)")
 }
 
 /// A finite number above 0.
@@ -155,6 +160,16 @@ mod tests {
         assert_eq!(options.profile.scheduler.max_num_seqs, 50);
         assert_eq!((options.profile.kv.tokens, options.profile.kv.prefix_caching), (3200, false));
         assert_eq!((options.served_model_names.len(), options.time_scale), (2, 2.5));
+    }
+
+    #[test]
+    fn help_and_error_name_every_profile() {
+        let help = <Cli as clap::CommandFactory>::command().render_long_help().to_string();
+        let error = read("--profile nothing").unwrap_err();
+        for (name, _) in BUILT_IN {
+            assert!(help.contains(name) && error.contains(name), "{name}");
+            assert!(read(&format!("--profile {name}")).is_ok());
+        }
     }
 
     #[test]

@@ -206,65 +206,6 @@ fn one_late_call_gives_what_many_punctual_ones_do() {
     assert_eq!(run(&mut punctual), events);
 }
 
-/// The seed's load; answers end by themselves or at 600 tokens, 539 on average.
-fn seed_load(profile: &str, seed: u64) -> (Engine, Vec<Event>) {
-    let profile = Profile::load(profile).unwrap();
-    let mut engine = Engine::new(profile.engine(seed));
-    let mut rng = fastrand::Rng::with_seed(seed);
-    for id in 0..300 {
-        engine.submit(Time::ZERO, &ask(id, 100, profile.answer_tokens(rng.f64()).min(600))).unwrap();
-    }
-    let events = run(&mut engine);
-    (engine, events)
-}
-
-fn percentile(values: &mut [f64], q: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * q).round() as usize]
-}
-
-/// Output tokens/s, TTFT p50 and p99 in ms, TPOT p50 in ms.
-fn figures(engine: &Engine, events: &[Event]) -> [f64; 4] {
-    let seconds = events.last().map_or(0.0, |event| event.at.secs_since(Time::ZERO));
-    let mut ttft = Vec::new();
-    let mut tpot = Vec::new();
-    for id in 0..300 {
-        let mine: Vec<&Event> = events.iter().filter(|event| event.id == RequestId(id)).collect();
-        let (first, last) = (mine[0].at, mine[mine.len() - 1].at);
-        ttft.push(first.secs_since(Time::ZERO) * 1e3);
-        tpot.push(last.secs_since(first) * 1e3 / (mine.len() - 1) as f64);
-    }
-    let throughput = engine.counters().generation_tokens as f64 / seconds;
-    [throughput, percentile(&mut ttft, 0.5), percentile(&mut ttft, 0.99), percentile(&mut tpot, 0.5)]
-}
-
-/// The bounds are wide on purpose: the fit to all six columns of the seed is another test's. `measured` are the seed's.
-#[test]
-fn the_seed_load_gives_the_seed_figures_roughly() {
-    let cases = [
-        ("rtx4090-tp1-qwen7b", [3344.9, 1818.4, 34395.8, 48.4], [3369.0, 1817.0, 37100.0, 49.9]),
-        ("rtx4090-tp2-qwen7b", [4624.0, 2227.0, 3921.8, 54.7], [5107.0, 2027.0, 3998.0, 55.1]),
-    ];
-    for (name, measured, trial) in cases {
-        for seed in 1..=3 {
-            let (engine, events) = seed_load(name, seed);
-            let got = figures(&engine, &events);
-            println!(
-                "{name} seed {seed}, {} preemptions, {} steps",
-                engine.counters().preemptions,
-                engine.counters().steps
-            );
-            println!("  {:>22}: {:>9}, {:>9}, {:>9}", "", "this", "the trial", "measured");
-            let rows = ["output tokens/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms"];
-            for (index, (row, tolerance)) in rows.into_iter().zip([0.15, 0.2, 0.35, 0.15]).enumerate() {
-                println!("  {row:>22}: {:>9.1}, {:>9.1}, {:>9.1}", got[index], trial[index], measured[index]);
-                let ratio = got[index] / trial[index];
-                assert!((ratio - 1.0).abs() <= tolerance, "{name}: {row} is {ratio:.2} of the trial's");
-            }
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 enum Call {
     Submit { prompt: u32, output: u32, sequences: u32, family: u64 },
