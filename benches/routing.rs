@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion};
 use forebay::clock::Time;
-use forebay::config::model::{Arm, Backend, Config, PolicyName, Pool, SessionKey};
+use forebay::config::model::{Affinity, Arm, Backend, Config, PolicyName, Pool, SessionKey};
 use forebay::fleet::controller::{Controller, Settings};
 use forebay::fleet::{Outcome, Pool as FleetPool, Sample};
+use forebay::routing::affinity::{HOLDERS, Mark, Marks, Table};
 use forebay::routing::candidate::{Candidate, PoolRatios};
 use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay::routing::policy::{LeastTokens, Policy, PredictedTtft};
@@ -17,8 +18,14 @@ use forebay::telemetry::Telemetry;
 use forebay::units::BackendId;
 
 const SIZES: [u16; 4] = [2, 16, 128, 512];
-const FACTS: RequestFacts =
-    RequestFacts { est_tokens: 500, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None };
+const FACTS: RequestFacts = RequestFacts {
+    est_tokens: 500,
+    sequences: 1,
+    kind: Kind::Stream,
+    arm: ArmIndex(0),
+    pinned: None,
+    marks: Marks::NONE,
+};
 
 /// A pool in which every backend has work, samples and a fresh scrape, so that every term of the formula is computed.
 fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
@@ -34,6 +41,7 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
         model: "m".to_owned(),
         aliases: Vec::new(),
         policy,
+        affinity: Affinity::Session,
         session: SessionKey::Header("x-session-id".to_owned()),
         split_salt: String::new(),
         cross_arm: true,
@@ -86,6 +94,51 @@ fn dispatch(c: &mut Criterion) {
                 });
             });
         }
+    }
+    group.finish();
+}
+
+/// A request of 2,200 tokens whose session and first 2,000 tokens (seven marks) are known to four backends, the most that are kept.
+fn known() -> RequestFacts {
+    let mut marks = Marks::session(1);
+    for (key, tokens) in (2..).zip([256, 384, 512, 768, 1024, 1536, 2048]) {
+        marks.push(Mark { key, tokens });
+    }
+    RequestFacts { est_tokens: 2200, marks, ..FACTS }
+}
+
+/// The dispatch of a request that was sent to four backends before, and the table alone: claiming and noting it.
+fn affinity(c: &mut Criterion) {
+    let mut group = c.benchmark_group("affinity");
+    let facts = known();
+    for size in SIZES {
+        let (_controller, pool) = busy_pool(size, PolicyName::PredictedTtft);
+        let mut rng = fastrand::Rng::with_seed(7);
+        let now = Time::from_micros(900_000);
+        let ids: Vec<BackendId> = pool.members().iter().map(|member| member.backend.id).collect();
+        for id in ids.iter().take(HOLDERS) {
+            let others: Vec<BackendId> = ids.iter().copied().filter(|other| other != id).collect();
+            drop(pool.dispatch(&facts, &others, now, &mut rng).expect("nothing is out"));
+        }
+        group.bench_function(BenchmarkId::new("dispatch", size), |b| {
+            b.iter(|| {
+                let dispatched = pool.dispatch(black_box(&facts), &[], now, &mut rng).expect("nothing is out");
+                dispatched.ticket.finish(Outcome::Neutral, now);
+            });
+        });
+        let mut rows: Vec<Candidate> =
+            (0..size).map(|place| Candidate::idle(BackendId(u32::from(place)), place)).collect();
+        let mut table = Table::default();
+        table.reserve(usize::from(size));
+        for holder in 0..HOLDERS as u32 {
+            table.note(&facts, BackendId(holder), holder, 0);
+        }
+        group.bench_function(BenchmarkId::new("claim", size), |b| {
+            b.iter(|| table.claim(black_box(&facts), black_box(&mut rows), |slot| slot as usize));
+        });
+        group.bench_function(BenchmarkId::new("note", size), |b| {
+            b.iter(|| table.note(black_box(&facts), BackendId(1), 1, 0));
+        });
     }
     group.finish();
 }
@@ -147,6 +200,7 @@ fn event(c: &mut Criterion) {
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     dispatch(&mut criterion);
+    affinity(&mut criterion);
     pick(&mut criterion);
     event(&mut criterion);
     criterion.final_summary();

@@ -141,6 +141,7 @@ fn every_key_with_its_documented_default_gives_the_defaults() {
         policy = "predicted_ttft"
         session = { header = "x-session-id" }
         split_salt = ""
+        affinity = "session"
         cross_arm = true
         backends = [{ url = "http://a", speed = 1.0, drain = false }]
     "#;

@@ -113,6 +113,7 @@ fn pool_changes(old: &Pool, new: &Pool, changes: &mut Vec<String>) {
     let fields = [
         ("aliases", old.aliases != new.aliases),
         ("policy", old.policy != new.policy),
+        ("affinity", old.affinity != new.affinity),
         ("session", old.session != new.session),
         ("split_salt", old.split_salt != new.split_salt),
         ("cross_arm", old.cross_arm != new.cross_arm),

@@ -212,6 +212,8 @@ pub struct Pool {
     pub aliases: Vec<String>,
     /// How a backend is chosen.
     pub policy: PolicyName,
+    /// What requests are recognised by, to send them where their prompt's beginning is cached.
+    pub affinity: Affinity,
     /// What makes requests a session.
     pub session: SessionKey,
     /// Another salt, another split of the same sessions.
@@ -236,6 +238,7 @@ impl Default for Pool {
             model: String::new(),
             aliases: Vec::new(),
             policy: PolicyName::default(),
+            affinity: Affinity::default(),
             session: SessionKey::Header("x-session-id".to_owned()),
             split_salt: String::new(),
             cross_arm: true,
@@ -342,6 +345,25 @@ impl FromStr for PolicyName {
             format!("`{text}` is not a policy; there are {names}")
         })
     }
+}
+
+/// By what a request is recognised, to send it where its prompt's beginning is cached, if that is predicted to be faster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Affinity {
+    /// By its session, where it has one, and by its prompt's beginning.
+    #[default]
+    Session,
+    /// By its prompt's beginning alone.
+    Prefix,
+    /// By nothing.
+    Off,
+}
+
+impl Affinity {
+    /// As written in the configuration.
+    pub const ALL: [(&str, Affinity); 3] =
+        [("session", Affinity::Session), ("prefix", Affinity::Prefix), ("off", Affinity::Off)];
 }
 
 /// What makes requests a session.

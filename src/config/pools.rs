@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::diagnostic::{Diagnostic, Notes, quoted};
 use super::files::Outside;
 use super::kinds;
-use super::model::{Arm, Backend, BackendUrl, PolicyName, Pool, SessionKey, UrlError};
+use super::model::{Affinity, Arm, Backend, BackendUrl, PolicyName, Pool, SessionKey, UrlError};
 use super::raw::{Got, Table, Value, Wrong};
 use super::schema;
 
@@ -47,6 +47,7 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) ->
         model: model.value,
         aliases,
         policy: table.or("policy", default.policy, kinds::choice(&PolicyName::ALL.map(|name| (name.as_str(), name)))),
+        affinity: table.or("affinity", default.affinity, kinds::choice(&Affinity::ALL)),
         session: session(table).unwrap_or(default.session),
         split_salt: table.or("split_salt", default.split_salt, salt),
         cross_arm: table.or("cross_arm", default.cross_arm, kinds::boolean),

@@ -112,8 +112,8 @@ pub(super) const POOL: Section = Section {
     name: "pools",
     head: "[[pools]]",
     form: "[[pools]], once for each model",
-    keys: &["model", "aliases", "policy", "session", "split_salt", "cross_arm", "arms", "backends"],
-    later: &["affinity", "wait_room", "backend_max_in_flight"],
+    keys: &["model", "aliases", "policy", "affinity", "session", "split_salt", "cross_arm", "arms", "backends"],
+    later: &["wait_room", "backend_max_in_flight"],
 };
 /// `session` in `[[pools]]`.
 pub(super) const SESSION: Section = Section {

@@ -278,12 +278,13 @@ impl Inner {
             })
             .collect();
         let gate = self.gate(&config.model, now);
-        locked(&gate).reserve(members.len());
+        locked(&gate).reserve(members.len(), config.affinity);
         Pool {
             model: config.model.clone(),
             aliases: config.aliases.clone(),
             policy: config.policy,
             session: config.session.clone(),
+            affinity: config.affinity,
             cross_arm: config.cross_arm,
             unrouted: self.telemetry.backend(&config.model, NONE, NONE),
             split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::gate::Gate;
-use super::load::Entry;
+use super::lease::Entry;
 use super::locked;
 use super::snapshot::Pool;
 use super::ticket::Ticket;
@@ -85,18 +85,24 @@ impl Pool {
         }
         let backend = &self.members[usize::from(row.member)].backend;
         let turn = gate.turn;
-        let lease = gate.slots.get_mut(backend.load.slot()).enter(
+        let slot = backend.load.slot();
+        let numbers = gate.slots.get_mut(slot);
+        let lease = numbers.enter(
             Entry {
                 kind: facts.kind,
                 sequences: facts.engine_sequences(),
                 tokens: cost::uncached(facts, row.matched),
                 prompt: facts.est_tokens,
+                claimed: row.claimed,
                 raw: decision.terms.raw,
                 turn,
             },
             now,
         );
+        let sent = numbers.sent_tokens();
+        gate.affinity.note(facts, row.id, u32::try_from(slot).unwrap_or(u32::MAX), sent);
         drop(gate);
+        backend.metrics.expected_cached_tokens.increment(u64::from(row.matched));
         self.count_crossing(&decision, tried);
         let predicted = (facts.kind == Kind::Stream)
             .then(|| Duration::try_from_secs_f64(decision.terms.ttft()).unwrap_or(Duration::MAX));
@@ -114,13 +120,16 @@ impl Pool {
     ) -> Option<(Scope, bool)> {
         let scope = eligible::admit(&self.seats, facts, tried, self.cross_arm, &mut gate.admitted)?;
         let mean_prompt = gate.mean_prompt(now);
-        let Gate { rows, admitted, slots, .. } = &mut *gate;
+        let Gate { rows, admitted, slots, row_of, affinity, .. } = &mut *gate;
         // Rows are written in place: built aside and moved, they cost a fifth of the decision.
         rows.resize(admitted.len(), Candidate::idle(BackendId(0), 0));
-        for (row, &place) in rows.iter_mut().zip(admitted.iter()) {
+        for (index, (row, &place)) in (0_u16..).zip(rows.iter_mut().zip(admitted.iter())) {
             let backend = &self.members[usize::from(place)].backend;
-            *row = slots.get(backend.load.slot()).row(backend.id, place, mean_prompt, now);
+            let slot = backend.load.slot();
+            *row = slots.get(slot).row(backend.id, place, mean_prompt, now);
+            row_of[slot] = index;
         }
+        affinity.claim(facts, rows, |slot| row_of.get(slot as usize).map_or(usize::MAX, |&row| usize::from(row)));
         PoolRatios::of(&gate.rows).fill(&mut gate.rows);
         if let Some(trace) = trace {
             trace.record(&gate.rows, facts, now);

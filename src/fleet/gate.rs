@@ -5,6 +5,8 @@
 
 use super::load::Numbers;
 use crate::clock::Time;
+use crate::config::model::Affinity;
+use crate::routing::affinity::Table;
 use crate::routing::candidate::Candidate;
 use crate::routing::estimate::{DecayedRatio, PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT, PROMPT_TAU};
 use crate::routing::retry::Bucket;
@@ -18,6 +20,10 @@ pub(super) struct Gate {
     pub(super) rows: Vec<Candidate>,
     /// Buffer of a decision: the admitted members.
     pub(super) admitted: Vec<u16>,
+    /// Buffer of a decision: the place among the rows of each slot's backend.
+    pub(super) row_of: Vec<u16>,
+    /// Which backend was sent what.
+    pub(super) affinity: Table,
     /// Dispatches so far.
     pub(super) turn: u64,
     /// Pays for retries.
@@ -31,18 +37,24 @@ impl Gate {
             slots: Slots::default(),
             rows: Vec::new(),
             admitted: Vec::new(),
+            row_of: Vec::new(),
+            affinity: Table::default(),
             turn: 0,
             budget,
             prompts: DecayedRatio::default(),
         }
     }
 
-    /// Makes room for a pool of so many members, so that no dispatch has to.
-    pub(super) fn reserve(&mut self, members: usize) {
+    /// Makes room for a pool of so many members, so that no dispatch has to; for affinity as well, if it has any.
+    pub(super) fn reserve(&mut self, members: usize, affinity: Affinity) {
         self.rows.clear();
         self.rows.reserve(members);
         self.admitted.clear();
         self.admitted.reserve(members);
+        self.row_of.resize(self.slots.numbers.len(), 0);
+        if affinity != Affinity::Off {
+            self.affinity.reserve(members);
+        }
     }
 
     /// Takes down the prompt of a new request.

@@ -10,17 +10,23 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::gate::Gate;
+use super::lease::{Entry, Lease, Phase};
 use super::locked;
 use super::prefill::{PrefillQueue, Waiting};
 use super::sample::Sample;
+use super::scrape::{Own, Scrape};
 use super::view::{LoadView, ScrapeView};
 use crate::clock::Time;
 use crate::error::{Blame, Failure};
+use crate::routing::affinity::{BLOCK, Worth};
 use crate::routing::candidate::{Candidate, Foreign, Head};
 use crate::routing::cost::Shape;
 use crate::routing::estimate::{DecayedRate, DecayedRatio, GAP_POOL_TAU, GAP_TAU, TTFT_TAU};
 use crate::routing::facts::Kind;
 use crate::units::BackendId;
+
+/// More tokens than any cache holds: what is added to those sent, so that all that was sent before is taken to be gone.
+const RESTARTED: u64 = 1 << 40;
 
 /// The load of one backend: a slot behind its pool's gate, given back when the last holder lets go.
 #[derive(Debug)]
@@ -46,61 +52,14 @@ pub(super) struct Numbers {
     gap: DecayedRatio,
     done: DecayedRate,
     backoff: Backoff,
+    /// What its KV cache has taken in from here.
+    sent_tokens: u64,
+    worth: Worth,
     /// The number of the next attempt.
     next: u64,
     turn: u64,
     scrape: Option<Scrape>,
     scrape_failures: u32,
-}
-
-/// The last good scrape and what it left over for others at that instant.
-#[derive(Clone, Copy, Debug)]
-struct Scrape {
-    sample: Sample,
-    at: Time,
-    stale_at: Time,
-    running: f64,
-    waiting: f64,
-    kv_tokens: f64,
-}
-
-/// Where an attempt is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Prefill,
-    Decode,
-}
-
-/// What one attempt holds of a load: the same numbers are given back as were taken.
-#[derive(Debug)]
-pub(super) struct Lease {
-    attempt: u64,
-    phase: Phase,
-    pub(super) kind: Kind,
-    /// The number in the prefill queue.
-    queued: u64,
-    sequences: u32,
-    tokens: u32,
-    kv_tokens: u64,
-    raw: f64,
-    dispatched: Time,
-    last_event: Time,
-}
-
-/// What an attempt brings.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
-    /// Sequences in the engine; 0 for what never reaches it.
-    pub(super) sequences: u32,
-    /// Uncached prompt tokens.
-    pub(super) tokens: u32,
-    /// Prompt tokens, cached or not.
-    pub(super) prompt: u32,
-    /// Expected TTFT before the backend's ratio, in seconds.
-    pub(super) raw: f64,
-    /// The pool's dispatch number.
-    pub(super) turn: u64,
 }
 
 impl Load {
@@ -201,6 +160,8 @@ impl Numbers {
             gap: DecayedRatio::default(),
             done: DecayedRate::default(),
             backoff: Backoff::default(),
+            sent_tokens: 0,
+            worth: Worth::default(),
             next: 0,
             turn: 0,
             scrape: None,
@@ -234,13 +195,22 @@ impl Numbers {
             k: 1.0,
             v: 1.0,
             shape: self.shape,
-            // Prefix affinity is another issue's; until then no row claims a cached token.
+            sent_tokens: self.sent_tokens,
+            block_tokens: scrape.and_then(|scrape| scrape.sample.kv_block_tokens).unwrap_or(BLOCK),
+            // Without a fresh scrape nothing says that a claim is wrong.
+            worth: scrape.map_or(1.0, |_| self.worth.factor(now)),
+            claimed: 0,
             matched: 0,
             fails: self.backoff.fails(),
             open_for: self.backoff.open_for(now),
             probing: self.backoff.probing(),
             turn: self.turn,
         }
+    }
+
+    /// What its KV cache has taken in from here.
+    pub(super) fn sent_tokens(&self) -> u64 {
+        self.sent_tokens
     }
 
     /// An attempt goes out. What it takes is given back by `end`, through the lease.
@@ -256,6 +226,7 @@ impl Numbers {
             self.prefilling += entry.sequences;
             self.queued_tokens += u64::from(entry.tokens);
             self.kv_tokens += u64::from(entry.prompt);
+            self.sent_tokens += u64::from(entry.tokens);
             queued = self.waiting.enter(Waiting { since: now, tokens: entry.tokens });
         }
         Lease {
@@ -265,6 +236,7 @@ impl Numbers {
             queued,
             sequences: entry.sequences,
             tokens: if engine { entry.tokens } else { 0 },
+            claimed: entry.claimed,
             kv_tokens: if engine { u64::from(entry.prompt) } else { 0 },
             raw: entry.raw,
             dispatched: now,
@@ -279,12 +251,14 @@ impl Numbers {
         lease.last_event = now;
         self.last_first_token = self.last_first_token.max(now);
         self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, now, TTFT_TAU);
+        self.worth.claimed(lease.claimed);
         self.backoff.success(lease.attempt);
     }
 
     /// Its gap is a step time if the client was reading and the attempt is one sequence (several take turns in one step).
     fn event(&mut self, lease: &mut Lease, now: Time, client_blocked: bool) {
         self.kv_tokens += 1;
+        self.sent_tokens += 1;
         lease.kv_tokens += 1;
         if !client_blocked && lease.sequences == 1 {
             let foreign = self.fresh(now).map_or(0.0, |scrape| scrape.running);
@@ -301,6 +275,9 @@ impl Numbers {
         }
         self.done.observe(lease.sequences, now);
         self.backoff.success(lease.attempt);
+        if lease.kind != Kind::Stream {
+            self.worth.claimed(lease.claimed);
+        }
         if lease.kind == Kind::NoDecode {
             self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, now, TTFT_TAU);
         }
@@ -327,27 +304,13 @@ impl Numbers {
     }
 
     fn set_sample(&mut self, sample: Sample, now: Time) {
-        let sane = |value: Option<f64>| value.filter(|value| value.is_finite() && *value >= 0.0);
-        let sample = Sample {
-            running: sane(sample.running),
-            waiting: sane(sample.waiting),
-            kv_usage: sane(sample.kv_usage).filter(|usage| *usage <= 1.0),
-            kv_capacity_tokens: sample.kv_capacity_tokens.filter(|room| *room > 0),
-            ..sample
-        };
-        let (prefilling, decoding) = (f64::from(self.prefilling), f64::from(self.decoding));
-        let (mut running, mut waiting) = (0.0, 0.0);
-        // Both or nothing: half of the truth set against all of our own would hide others' load or invent some.
-        if let (Some(all_running), Some(all_waiting)) = (sample.running, sample.waiting) {
-            let foreign = (all_running + all_waiting - prefilling - decoding).max(0.0);
-            waiting = foreign.min((all_waiting - prefilling).max(0.0));
-            running = foreign - waiting;
+        let own = Own { prefilling: self.prefilling, decoding: self.decoding, kv_tokens: self.kv_tokens };
+        let scrape = Scrape::new(sample, own, now, self.stale_after);
+        if self.worth.report(scrape.sample.prefix_queries, scrape.sample.prefix_hits, now) {
+            // Another engine: nothing of what was sent before is in its cache.
+            self.sent_tokens = self.sent_tokens.saturating_add(RESTARTED);
         }
-        let kv_tokens = match (sample.kv_usage, sample.kv_capacity_tokens) {
-            (Some(usage), Some(room)) => (usage * room as f64 - self.kv_tokens as f64).max(0.0),
-            _ => 0.0,
-        };
-        self.scrape = Some(Scrape { sample, at: now, stale_at: now + self.stale_after, running, waiting, kv_tokens });
+        self.scrape = Some(scrape);
         self.scrape_failures = 0;
     }
 
@@ -366,6 +329,8 @@ impl Numbers {
             foreign_waiting: fresh.map_or(0.0, |scrape| scrape.waiting),
             foreign_kv_tokens: fresh.map_or(0.0, |scrape| scrape.kv_tokens),
             completions_per_second: self.done.read(now),
+            sent_tokens: self.sent_tokens,
+            prefix_worth: self.worth.factor(now),
             fails: self.backoff.fails(),
             open_for_seconds: self.backoff.open_for(now).as_secs_f64(),
             probing: self.backoff.probing(),

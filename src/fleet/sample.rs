@@ -14,6 +14,8 @@ pub struct Sample {
     pub kv_usage: Option<f64>,
     /// Room of the KV cache, in tokens.
     pub kv_capacity_tokens: Option<u64>,
+    /// Tokens of one of its blocks.
+    pub kv_block_tokens: Option<u32>,
     /// Prompt tokens looked up in the prefix cache since the start.
     pub prefix_queries: Option<f64>,
     /// Prompt tokens found there.

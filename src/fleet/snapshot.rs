@@ -14,7 +14,7 @@ use super::gate::Gate;
 use super::health::State;
 use super::locked;
 use crate::clock::Time;
-use crate::config::model::{PolicyName, SessionKey};
+use crate::config::model::{Affinity, PolicyName, SessionKey};
 use crate::routing::eligible::Seat;
 use crate::routing::facts::ArmIndex;
 use crate::routing::policy::{LeastInflight, LeastTokens, P2c, Policy, PredictedTtft, RoundRobin};
@@ -125,6 +125,8 @@ pub struct Pool {
     pub policy: PolicyName,
     /// What makes requests a session.
     pub session: SessionKey,
+    /// What requests are recognised by, to send them where their prompt's beginning is cached.
+    pub affinity: Affinity,
     /// Whether a request may leave its arm.
     pub cross_arm: bool,
     /// The metric handles of requests that got no backend.

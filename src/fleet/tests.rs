@@ -6,12 +6,14 @@ use super::*;
 use crate::clock::Time;
 use crate::config::model::{self, BackendUrl, Config, PolicyName};
 use crate::error::{Failure, Refusal};
+use crate::routing::affinity::Marks;
 use crate::routing::decision::{Reason, Scope, Trace};
 use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
 use crate::units::BackendId;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+mod affinity;
 mod leases;
 
 const MODEL: &str = "m";
@@ -38,6 +40,7 @@ fn pool(arms: Vec<model::Arm>) -> model::Pool {
         model: MODEL.to_owned(),
         aliases: vec!["alias".to_owned()],
         policy: PolicyName::PredictedTtft,
+        affinity: model::Affinity::Session,
         session: model::SessionKey::Header("x-session-id".to_owned()),
         split_salt: String::new(),
         cross_arm: true,
@@ -52,7 +55,14 @@ fn controller(pool: model::Pool) -> Controller {
 }
 
 fn facts() -> RequestFacts {
-    RequestFacts { est_tokens: 500, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None }
+    RequestFacts {
+        est_tokens: 500,
+        sequences: 1,
+        kind: Kind::Stream,
+        arm: ArmIndex(0),
+        pinned: None,
+        marks: Marks::NONE,
+    }
 }
 
 fn the_pool(controller: &Controller) -> Arc<Pool> {

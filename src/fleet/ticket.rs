@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::alarm::Watch;
 use super::backend::Backend;
-use super::load::Lease;
+use super::lease::Lease;
 use crate::clock::Time;
 use crate::error::Failure;
 

@@ -10,7 +10,8 @@ use super::locked;
 use super::sample::Sample;
 use super::snapshot::{Member, Pool, Snapshot};
 use crate::clock::Time;
-use crate::config::model::PolicyName;
+use crate::config::model::{Affinity, PolicyName};
+use crate::routing::affinity::Marks;
 use crate::routing::candidate::{Candidate, PoolRatios};
 use crate::routing::cost::{self, Terms};
 use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
@@ -37,6 +38,8 @@ pub struct PoolView {
     pub aliases: Vec<String>,
     /// The policy's name.
     pub policy: PolicyName,
+    /// What requests are recognised by, to send them where their prompt's beginning is cached.
+    pub affinity: Affinity,
     /// Whether a request may leave its arm.
     pub cross_arm: bool,
     /// TTFT ratio of the pool: what a backend without samples is taken for.
@@ -143,6 +146,7 @@ impl PoolView {
             model: pool.model.clone(),
             aliases: pool.aliases.clone(),
             policy: pool.policy,
+            affinity: pool.affinity,
             cross_arm: pool.cross_arm,
             k: ratios.k,
             v: ratios.v,
@@ -155,8 +159,14 @@ impl PoolView {
 
 impl BackendView {
     fn new(member: &Member, row: &Candidate, now: Time) -> BackendView {
-        let facts =
-            RequestFacts { est_tokens: SAMPLE_PROMPT, sequences: 1, kind: Kind::Stream, arm: member.arm, pinned: None };
+        let facts = RequestFacts {
+            est_tokens: SAMPLE_PROMPT,
+            sequences: 1,
+            kind: Kind::Stream,
+            arm: member.arm,
+            pinned: None,
+            marks: Marks::NONE,
+        };
         let terms = cost::terms(row, &facts, now);
         let backend = &member.backend;
         BackendView {
@@ -203,6 +213,10 @@ pub struct LoadView {
     pub foreign_kv_tokens: f64,
     /// Sequences completed a second.
     pub completions_per_second: f64,
+    /// Tokens that its KV cache took in from here: prompts that were not cached, and what it generated.
+    pub sent_tokens: u64,
+    /// What an expected prefix hit is worth here, 0 to 1, as learned from the hits that vLLM reports; 1 until there is evidence.
+    pub prefix_worth: f64,
     /// Blamed failures since the last success, one for each open period.
     pub fails: u32,
     /// For how much longer the backend is left alone.

@@ -9,6 +9,9 @@ use super::Sample;
 /// Past this a count in an f64 no longer counts, and no server was up for so long.
 const ABSURD: f64 = 1e15;
 
+/// No engine has larger blocks in its KV cache.
+const MAX_BLOCK: f64 = 65_536.0;
+
 /// Why a text gives no sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -67,6 +70,7 @@ struct Sums {
     kv_usage: Sum,
     kv_usage_old: Sum,
     kv_capacity: Sum,
+    block_size: Sum,
     prefix_queries: Sum,
     prefix_hits: Sum,
     preemptions: Sum,
@@ -88,7 +92,9 @@ impl Sums {
             "iteration_tokens_total_count" => &mut self.steps,
             "cache_config_info" => {
                 let number = |label| label_value(labels, label).and_then(|value| value.parse::<f64>().ok());
-                let tokens = number("block_size").zip(number("num_gpu_blocks")).map(|(size, blocks)| size * blocks);
+                let block_size = number("block_size");
+                let tokens = block_size.zip(number("num_gpu_blocks")).map(|(size, blocks)| size * blocks);
+                self.block_size.add(block_size);
                 return self.kv_capacity.add(tokens);
             }
             _ => return,
@@ -104,6 +110,11 @@ impl Sums {
             waiting: self.waiting.total(),
             kv_usage: self.kv_usage.mean().or(self.kv_usage_old.mean()).and_then(share),
             kv_capacity_tokens: self.kv_capacity.total().filter(|tokens| *tokens >= 1.0).map(|tokens| tokens as u64),
+            kv_block_tokens: self
+                .block_size
+                .mean()
+                .filter(|tokens| (1.0..=MAX_BLOCK).contains(tokens))
+                .map(|tokens| tokens as u32),
             prefix_queries: self.prefix_queries.total(),
             prefix_hits: self.prefix_hits.total(),
             preemptions: self.preemptions.total(),
@@ -183,7 +194,7 @@ mod tests {
         let sample = recorded!("under-load-4-running-12-waiting");
         assert_eq!((sample.running, sample.waiting), (Some(4.0), Some(12.0)));
         assert_eq!(sample.kv_usage, Some(0.027357107962872496));
-        assert_eq!(sample.kv_capacity_tokens, Some(65_536));
+        assert_eq!((sample.kv_capacity_tokens, sample.kv_block_tokens), (Some(65_536), Some(32)));
         assert_eq!(sample.preemptions, Some(0.0));
         let counts = [sample.prefix_queries, sample.prefix_hits, sample.generation_tokens, sample.steps];
         assert!(counts.iter().all(Option::is_some), "{sample:?}");

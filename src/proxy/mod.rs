@@ -14,6 +14,7 @@ mod intake;
 mod models;
 mod multipart;
 pub mod peek;
+mod prefix;
 mod record;
 mod relay;
 mod responses;
@@ -26,6 +27,7 @@ mod work;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::Future;
+use std::hash::RandomState;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -87,6 +89,8 @@ struct Shared {
     ready: Readiness,
     bodies: Arc<BodyMemory>,
     responses: ResponseHomes,
+    /// Keys of this process's hashes of sessions and prompts.
+    hashing: RandomState,
 }
 
 /// The proxy. Cheap to clone.
@@ -110,6 +114,7 @@ impl Proxy {
             ready,
             bodies,
             responses,
+            hashing: RandomState::new(),
         }))
     }
 

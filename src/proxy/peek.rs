@@ -7,13 +7,16 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::RandomState;
 use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::prefix::Prefix;
 use super::weight::Weight;
+use crate::routing::affinity::Marks;
 
 /// What a request's body says, as far as it is read. Ranges are byte positions in that body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub struct Peek {
     pub session: Option<String>,
     /// The response that this one follows (responses API).
     pub previous_response_id: Option<String>,
+    /// What the prompt begins with; nothing where nobody asked.
+    pub marks: Marks,
     /// Position after the brace that opens the body.
     pub inside: usize,
 }
@@ -114,14 +119,15 @@ impl Peek {
     }
 }
 
-/// Members that make up the prompt, in all APIs.
+/// Members that make up the prompt, in all APIs: those first that a template puts first, so that what begins a prompt is read
+/// first.
 const PROMPT: [&str; 13] = [
+    "tools",
+    "system",
+    "instructions",
     "messages",
     "prompt",
     "input",
-    "instructions",
-    "system",
-    "tools",
     "query",
     "queries",
     "documents",
@@ -144,14 +150,16 @@ struct Members<'a> {
     best_of: Option<&'a RawValue>,
     previous_response_id: Option<&'a RawValue>,
     session: Option<&'a RawValue>,
+    cache_salt: Option<&'a RawValue>,
     prompt: [Option<&'a RawValue>; PROMPT.len()],
 }
 
-/// Reads a request's body. `session`: the member that is the session key, if the body has it.
+/// Reads a request's body. `session`: the member that is the session key, if the body has it. `keys`: with what to hash the
+/// prompt's beginning, if somebody wants it.
 ///
 /// # Errors
 /// The body is no JSON object, or a member that decides its way has a value of the wrong type.
-pub fn peek(body: &[u8], session: Option<&str>) -> Result<Peek, PeekError> {
+pub fn peek(body: &[u8], session: Option<&str>, keys: Option<&RandomState>) -> Result<Peek, PeekError> {
     let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
     let mut members = Members::default();
@@ -160,14 +168,19 @@ pub fn peek(body: &[u8], session: Option<&str>) -> Result<Peek, PeekError> {
         if other { PeekError::NotObject } else { PeekError::NotJson(error.to_string()) }
     })?;
     let mut weight = Weight::default();
+    let mut prefix = Prefix::new(keys);
+    if let Some(salt) = members.cache_salt {
+        prefix.aside(salt.get().as_bytes()); // vLLM shares no cache between two salts
+    }
     let mut prompts = 1;
     for (name, value) in PROMPT.iter().zip(members.prompt) {
         let Some(value) = value else { continue };
         if *name == "tools" {
             weight.text += value.get().len() as u64;
+            prefix.text(value.get().as_bytes(), 0);
             continue;
         }
-        let elements = weight.add(value.get().as_bytes());
+        let elements = weight.add(value.get().as_bytes(), &mut prefix);
         if matches!(*name, "prompt" | "input") {
             prompts = elements.max(prompts);
         }
@@ -191,6 +204,7 @@ pub fn peek(body: &[u8], session: Option<&str>) -> Result<Peek, PeekError> {
         token_ids: weight.ids,
         session: members.session.and_then(|value| serde_json::from_str(value.get()).ok()),
         previous_response_id: read_string(text, "previous_response_id", members.previous_response_id)?,
+        marks: prefix.into_marks(),
         inside: open + 1,
     })
 }
@@ -209,6 +223,7 @@ impl<'a> Members<'a> {
             "max_output_tokens" => &mut self.max_output_tokens,
             "n" => &mut self.n,
             "best_of" => &mut self.best_of,
+            "cache_salt" => &mut self.cache_salt,
             "previous_response_id" => &mut self.previous_response_id,
             _ => match PROMPT.iter().position(|name| *name == key) {
                 Some(i) => &mut self.prompt[i],
@@ -312,11 +327,11 @@ mod tests {
     use super::*;
 
     fn ok(body: &str) -> Peek {
-        peek(body.as_bytes(), Some("user")).unwrap_or_else(|error| panic!("{body}: {error}"))
+        peek(body.as_bytes(), Some("user"), None).unwrap_or_else(|error| panic!("{body}: {error}"))
     }
 
     fn refused(body: &[u8]) -> String {
-        peek(body, None).unwrap_err().to_string()
+        peek(body, None, None).unwrap_err().to_string()
     }
 
     #[test]
@@ -446,7 +461,7 @@ mod tests {
             if body.is_empty() {
                 continue;
             }
-            let peek = peek(body, None).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+            let peek = peek(body, None, None).unwrap_or_else(|error| panic!("{path:?}: {error}"));
             let streamed = memchr::memmem::find(&answer, b"text/event-stream").is_some();
             assert_eq!(peek.stream, streamed, "{path:?}");
             assert!(peek.est_tokens() > 0 || path.ends_with("detokenize.request"), "{path:?}");
@@ -458,12 +473,12 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
-            let _ = peek(&body, Some("user"));
+            let _ = peek(&body, Some("user"), Some(&RandomState::new()));
         }
 
         #[test]
         fn no_near_json_panics(body in "[\\[\\]{}\",:0-9a\\\\u \n-]{0,80}", tail in "[\\[\\]{}\",:\\\\u1a ]{0,20}") {
-            let _ = peek(format!("{{\"prompt\":{body}}}{tail}").as_bytes(), None);
+            let _ = peek(format!("{{\"prompt\":{body}}}{tail}").as_bytes(), None, Some(&RandomState::new()));
         }
     }
 }

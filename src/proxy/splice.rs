@@ -135,7 +135,7 @@ mod tests {
 
     fn spliced(body: &str, api: Api, model: Option<&str>) -> (String, bool) {
         let body = Bytes::copy_from_slice(body.as_bytes());
-        let peek = peek(&body, None).unwrap();
+        let peek = peek(&body, None, None).unwrap();
         let mut splice = Splice::default();
         let injected = splice.inject_usage(api, &peek);
         if let Some(model) = model {
@@ -208,7 +208,7 @@ mod tests {
     fn a_large_body_is_not_copied() {
         let text = format!(r#"{{"model":"a","stream":true,"prompt":"{}"}}"#, "x".repeat(1 << 20));
         let body = Bytes::from(text);
-        let peek = peek(&body, None).unwrap();
+        let peek = peek(&body, None, None).unwrap();
         let mut splice = Splice::default();
         assert!(splice.inject_usage(Api::Completions, &peek));
         splice.replace_model(&peek, "b");

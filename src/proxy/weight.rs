@@ -5,6 +5,8 @@
 
 use memchr::memchr2;
 
+use super::prefix::Prefix;
+
 /// How much a prompt holds.
 #[derive(Debug, Default)]
 pub(super) struct Weight {
@@ -63,8 +65,8 @@ enum Under {
 
 impl Weight {
     /// Adds a valid JSON value and returns the number of prompts in it: the elements of an array of strings or arrays, else 1.
-    /// Flat, so that depth costs nothing: an estimate needs no tree.
-    pub(super) fn add(&mut self, json: &[u8]) -> u64 {
+    /// Flat, so that depth costs nothing: an estimate needs no tree. `prefix` is told what it reads.
+    pub(super) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> u64 {
         let (mut i, mut arrays, mut objects, mut commas) = (0, 0_u64, 0_u64, 0);
         let mut under = Under::Text;
         let batch = json.strip_prefix(b"[").map(|inner| inner.trim_ascii_start());
@@ -84,9 +86,13 @@ impl Weight {
                         };
                     } else {
                         match under {
-                            Under::Text => self.text += string.len().saturating_sub(escaped) as u64,
+                            Under::Text => {
+                                self.text += string.len().saturating_sub(escaped) as u64;
+                                prefix.text(string, escaped);
+                            }
                             Under::Type if MEDIA.contains(&string) => self.media += 1,
-                            Under::Type | Under::NoText => {}
+                            Under::Type => {}
+                            Under::NoText => prefix.aside(string),
                         }
                     }
                 }
@@ -96,10 +102,14 @@ impl Weight {
                 b']' => arrays = arrays.saturating_sub(1),
                 b',' if arrays == 1 && objects == 0 => commas += 1,
                 b'0'..=b'9' | b'-' => {
-                    self.ids += u64::from(objects == 0);
+                    let start = i - 1;
                     while json.get(i).is_some_and(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'))
                     {
                         i += 1;
+                    }
+                    if objects == 0 {
+                        self.ids += 1;
+                        prefix.id(&json[start..i]);
                     }
                 }
                 _ => {}
@@ -133,26 +143,26 @@ mod tests {
     fn strings_under_keys_that_are_no_text_weigh_nothing() {
         let mut weight = Weight::default();
         let json = br#"[{"role":"user","content":["ab",{"type":"text","text":"cd"}],"id":"xyz","n":5}]"#;
-        assert_eq!(weight.add(json), 1);
+        assert_eq!(weight.add(json, &mut Prefix::new(None)), 1);
         assert_eq!((weight.text, weight.media, weight.ids), (4, 0, 0));
     }
 
     #[test]
     fn escapes_weigh_what_they_stand_for() {
         let mut weight = Weight::default();
-        weight.add(br#""\u4e16\u754c\n\"\\""#);
+        weight.add(br#""\u4e16\u754c\n\"\\""#, &mut Prefix::new(None));
         assert_eq!(weight.text, 9);
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
-            Weight::default().add(&bytes);
+            Weight::default().add(&bytes, &mut Prefix::new(Some(&std::hash::RandomState::new())));
         }
 
         #[test]
         fn no_near_json_panics(text in "[\\[\\]{}\",:0-9a\\\\u \n-]{0,80}") {
-            Weight::default().add(text.as_bytes());
+            Weight::default().add(text.as_bytes(), &mut Prefix::new(Some(&std::hash::RandomState::new())));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a request is, once its body is read: its pool and arm, what routing weighs it by, and what is sent to a backend.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,10 +17,11 @@ use super::peek::{Peek, peek};
 use super::record::Record;
 use super::route::{BodyForm, Effort, Endpoint, Route};
 use super::splice::Splice;
-use crate::config::model::{Config, SessionKey, UsageMode};
+use crate::config::model::{Affinity, Config, SessionKey, UsageMode};
 use crate::error::Refusal;
 use crate::fleet::Backend;
 use crate::fleet::{Pool, Snapshot};
+use crate::routing::affinity::Marks;
 use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
 use crate::stream::Api;
 use crate::units::BackendId;
@@ -130,7 +132,9 @@ pub(super) async fn prepare(
         _ => Endpoint { api: Api::Other, body: BodyForm::Json, effort: Effort::None },
     };
     let parsed = match route {
-        Route::Model(Endpoint { body: BodyForm::Json, .. }) => parse_json(&bytes, body_session(snapshot)).await?,
+        Route::Model(Endpoint { body: BodyForm::Json, .. }) => {
+            parse_json(&bytes, body_session(snapshot), hashing(shared, snapshot)).await?
+        }
         Route::Model(_) => Parsed { peek: None, model: multipart::model(&head.headers, &bytes).await },
         _ => Parsed { peek: None, model: None },
     };
@@ -147,11 +151,12 @@ pub(super) async fn prepare(
     let session = session(&pool, head, parsed.peek.as_ref());
     let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
+    let marks = marks(shared, &pool, session.as_deref(), &parsed);
     let (body, usage_injected) = outgoing(&pool, settings, endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();
     headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
     Ok(Work {
-        facts: weigh(endpoint, &parsed, arm, pinned),
+        facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, &parsed) },
         pool,
         api: endpoint.api,
         streamed,
@@ -164,12 +169,12 @@ pub(super) async fn prepare(
     })
 }
 
-async fn parse_json(bytes: &Bytes, session: Option<String>) -> Result<Parsed, Refusal> {
+async fn parse_json(bytes: &Bytes, session: Option<String>, keys: Option<RandomState>) -> Result<Parsed, Refusal> {
     let peeked = if bytes.len() <= PARSE_INLINE {
-        peek(bytes, session.as_deref())
+        peek(bytes, session.as_deref(), keys.as_ref())
     } else {
         let bytes = bytes.clone();
-        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, session.as_deref()));
+        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, session.as_deref(), keys.as_ref()));
         parsing.await.map_err(|_| Refusal::Internal)?
     };
     let peek = peeked.map_err(|error| Refusal::BadRequest(error.to_string()))?;
@@ -247,7 +252,30 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     found.map(Some).ok_or_else(unknown)
 }
 
-fn weigh(endpoint: Endpoint, parsed: &Parsed, arm: ArmIndex, pinned: Option<BackendId>) -> RequestFacts {
+/// With what to hash prompts' beginnings, if some pool wants them.
+fn hashing(shared: &Shared, snapshot: &Snapshot) -> Option<RandomState> {
+    let wanted = snapshot.pools.iter().any(|pool| pool.affinity != Affinity::Off);
+    wanted.then(|| shared.hashing.clone())
+}
+
+/// By what the request is recognised, as its pool has it.
+fn marks(shared: &Shared, pool: &Pool, session: Option<&str>, parsed: &Parsed) -> Marks {
+    let mut marks = parsed.peek.as_ref().map_or(Marks::NONE, |peek| peek.marks);
+    match (pool.affinity, session) {
+        (Affinity::Off, _) => return Marks::NONE,
+        (Affinity::Session, Some(session)) => marks.session = Some(shared.hashing.hash_one(session)),
+        (Affinity::Session, None) | (Affinity::Prefix, _) => {}
+    }
+    match &parsed.model {
+        // An adapter's cache is not its base model's.
+        Some(model) if *model != pool.model && !pool.aliases.contains(model) => {
+            marks.within(shared.hashing.hash_one(model))
+        }
+        _ => marks,
+    }
+}
+
+fn weigh(endpoint: Endpoint, parsed: &Parsed) -> RequestFacts {
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     let kind = match endpoint.effort {
         Effort::None => Kind::Light,
@@ -260,7 +288,7 @@ fn weigh(endpoint: Endpoint, parsed: &Parsed, arm: ArmIndex, pinned: Option<Back
         Some(peek) => (peek.est_tokens(), peek.sequences),
         None => (MEDIA_TOKENS, 1),
     };
-    RequestFacts { est_tokens, sequences, kind, arm, pinned }
+    RequestFacts { est_tokens, sequences, kind, arm: ArmIndex::default(), pinned: None, marks: Marks::NONE }
 }
 
 fn outgoing(pool: &Pool, settings: &Config, endpoint: Endpoint, parsed: &Parsed, bytes: &Bytes) -> (Body, bool) {

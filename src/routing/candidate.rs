@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::affinity;
 use super::cost::Shape;
 use super::estimate::{self, Evidence};
 use crate::clock::Time;
@@ -67,7 +68,15 @@ pub struct Candidate {
     pub v: f64,
     /// Expected times before anything is measured.
     pub shape: Shape,
-    /// Tokens of this request's prompt that the backend has in its prefix cache; 0 where nothing is known.
+    /// Tokens that its KV cache has taken in from here since it is known: prompts that were not cached, and what it generated.
+    pub sent_tokens: u64,
+    /// Tokens of a block of its KV cache.
+    pub block_tokens: u32,
+    /// What a claimed token is worth, 0 to 1, as learned from the hits that the engine reports.
+    pub worth: f64,
+    /// Tokens of this request's prompt that were sent to the backend before; 0 where nothing is known.
+    pub claimed: u32,
+    /// Tokens of this request's prompt that the backend is expected to find in its prefix cache: claimed ones at their worth.
     pub matched: u32,
     /// Blamed failures, one for each open period, since the last success.
     pub fails: u32,
@@ -100,6 +109,10 @@ impl Candidate {
             k: 1.0,
             v: 1.0,
             shape: Shape::PRIOR,
+            sent_tokens: 0,
+            block_tokens: affinity::BLOCK,
+            worth: 1.0,
+            claimed: 0,
             matched: 0,
             fails: 0,
             open_for: Duration::ZERO,

@@ -146,6 +146,7 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::affinity::Marks;
     use crate::routing::candidate::{Foreign, Head};
     use crate::routing::facts::ArmIndex;
     use crate::units::BackendId;
@@ -154,7 +155,14 @@ mod tests {
     const NOW: Time = Time::from_micros(10_000_000);
 
     fn facts(est_tokens: u32) -> RequestFacts {
-        RequestFacts { est_tokens, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None }
+        RequestFacts {
+            est_tokens,
+            sequences: 1,
+            kind: Kind::Stream,
+            arm: ArmIndex(0),
+            pinned: None,
+            marks: Marks::NONE,
+        }
     }
 
     fn row() -> Candidate {

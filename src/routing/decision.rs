@@ -154,6 +154,8 @@ pub struct Considered {
     pub decoding: u32,
     /// Own outstanding uncached prompt tokens.
     pub queued_tokens: u64,
+    /// Tokens of the request's prompt that are expected in its prefix cache.
+    pub matched: u32,
     /// Skipped because it backs off.
     pub skipped: bool,
     /// How long it still backs off, in seconds.
@@ -179,6 +181,7 @@ impl Trace {
             prefilling: row.prefilling,
             decoding: row.decoding,
             queued_tokens: row.queued_tokens,
+            matched: row.matched,
             skipped: row.backing_off() && !all_off,
             open_for: row.open_for.max(Duration::ZERO).as_secs_f64(),
             terms: cost::terms(row, facts, now),
@@ -192,13 +195,14 @@ impl Trace {
         line.truncate(limit);
         for (at, row) in self.rows.iter().enumerate() {
             let part = format!(
-                "; {} ttft={:.4} score={:.4} p={} n={} q={}{}",
+                "; {} ttft={:.4} score={:.4} p={} n={} q={} matched={}{}",
                 row.backend,
                 row.terms.ttft(),
                 row.terms.score(),
                 row.prefilling,
                 row.decoding,
                 row.queued_tokens,
+                row.matched,
                 if row.skipped { " skipped" } else { "" }
             );
             let rest = format!("; {} more", self.rows.len() - at);
@@ -217,6 +221,7 @@ impl Trace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::affinity::Marks;
     use crate::routing::facts::Kind;
 
     fn decision() -> Decision {
@@ -244,7 +249,14 @@ mod tests {
 
     #[test]
     fn an_explanation_keeps_its_limit_and_counts_what_it_leaves_out() {
-        let facts = RequestFacts { est_tokens: 9, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None };
+        let facts = RequestFacts {
+            est_tokens: 9,
+            sequences: 1,
+            kind: Kind::Stream,
+            arm: ArmIndex(0),
+            pinned: None,
+            marks: Marks::NONE,
+        };
         let rows: Vec<Candidate> = (0..40).map(|id| Candidate::idle(BackendId(id), 0)).collect();
         let mut trace = Trace::default();
         trace.record(&rows, &facts, Time::ZERO);

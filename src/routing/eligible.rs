@@ -121,10 +121,18 @@ pub fn skip_backing_off(rows: &mut Vec<Candidate>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::affinity::Marks;
     use crate::routing::facts::Kind;
 
     fn facts(arm: u16) -> RequestFacts {
-        RequestFacts { est_tokens: 100, sequences: 1, kind: Kind::Stream, arm: ArmIndex(arm), pinned: None }
+        RequestFacts {
+            est_tokens: 100,
+            sequences: 1,
+            kind: Kind::Stream,
+            arm: ArmIndex(arm),
+            pinned: None,
+            marks: Marks::NONE,
+        }
     }
 
     fn seat(id: u32, arm: u16, standing: Standing) -> Seat {

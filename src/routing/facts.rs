@@ -2,6 +2,7 @@
 //!
 //! Hot path: plain copies, no allocation.
 
+use super::affinity::Marks;
 use crate::units::BackendId;
 
 /// The place of an arm in its pool's list.
@@ -39,6 +40,8 @@ pub struct RequestFacts {
     pub arm: ArmIndex,
     /// The only backend that can serve it (it refers to a response stored there).
     pub pinned: Option<BackendId>,
+    /// By what its session and its prompt's beginning are recognised; empty where affinity is off.
+    pub marks: Marks,
 }
 
 impl RequestFacts {

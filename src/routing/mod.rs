@@ -2,6 +2,7 @@
 //! locks, no globals, no clock reads: time comes in as `now`, chance as `&mut fastrand::Rng`, load as rows of numbers, so
 //! that the proxy, the tests in virtual time and a later endpoint picker run the same code.
 
+pub mod affinity;
 pub mod candidate;
 pub mod cost;
 pub mod decision;

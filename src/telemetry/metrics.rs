@@ -53,6 +53,7 @@ defs! {
     ITL = "forebay_itl_seconds", Kind::Histogram(TOKEN_EDGES), "Gap between two token events of a stream, without those in which the client did not read.";
     E2E = "forebay_e2e_seconds", Kind::Histogram(E2E_EDGES), "Request arrival to the end of the answer.";
     PROMPT_TOKENS = "forebay_prompt_tokens_total", Kind::Counter, "Prompt tokens, as the backends' usage counts them.";
+    EXPECTED_CACHED = "forebay_expected_cached_tokens_total", Kind::Counter, "Prompt tokens that routing expected in the prefix cache of the backend that it chose.";
     OUTPUT_TOKENS = "forebay_output_tokens_total", Kind::Counter, "Output tokens, from the backends' usage or, where there is none, counted as token events.";
     IN_FLIGHT = "forebay_in_flight", Kind::Gauge, "Attempts under way, counted here, by phase.";
     RETRIES = "forebay_retries_total", Kind::Counter, "Attempts that failed on this backend and were followed by another, by reason.";
@@ -116,6 +117,8 @@ pub struct BackendMetrics {
     pub prediction_error: Histogram,
     /// Prompt tokens, from usage.
     pub prompt_tokens: Counter,
+    /// Prompt tokens expected in its prefix cache.
+    pub expected_cached_tokens: Counter,
     output_tokens: ByLabel,
     requests: ByLabel,
     retries: ByLabel,
@@ -157,6 +160,7 @@ impl BackendMetrics {
             e2e: registry.histogram(&E2E, &labels),
             prediction_error: histogram(&PREDICTION_ERROR),
             prompt_tokens: if real { registry.counter(&PROMPT_TOKENS, &labels) } else { Counter::noop() },
+            expected_cached_tokens: if real { registry.counter(&EXPECTED_CACHED, &labels) } else { Counter::noop() },
             output_tokens: of_backend(&OUTPUT_TOKENS, "source", labels_of(TokenSource::ALL, TokenSource::label)),
             requests: counters(&REQUESTS, "outcome", outcomes),
             retries: of_backend(&RETRIES, "reason", failure_labels()),

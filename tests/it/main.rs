@@ -9,6 +9,7 @@ mod harness;
 mod mock;
 
 mod aborts;
+mod affinity;
 mod bodies;
 mod chaos;
 mod failover;

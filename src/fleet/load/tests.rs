@@ -33,7 +33,7 @@ impl Load {
 fn entry(kind: Kind, tokens: u32) -> Entry {
     let sequences = u32::from(kind != Kind::Light);
     let tokens = if kind == Kind::Light { 0 } else { tokens };
-    Entry { kind, sequences, tokens, prompt: tokens, raw: 0.1, turn: 1 }
+    Entry { kind, sequences, tokens, prompt: tokens, claimed: 0, raw: 0.1, turn: 1 }
 }
 
 fn row(load: &Load, now: Time) -> Candidate {
@@ -225,6 +225,7 @@ fn speed_leads_until_there_are_samples_and_then_cancels() {
         kind: Kind::Stream,
         arm: crate::routing::facts::ArmIndex(0),
         pinned: None,
+        marks: crate::routing::affinity::Marks::NONE,
     };
     let predict = |load: &Load, now| {
         let mut rows = [row(load, now)];

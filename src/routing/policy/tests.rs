@@ -1,6 +1,7 @@
 //! Facts and properties of the policies.
 
 use super::*;
+use crate::routing::affinity::Marks;
 use crate::routing::candidate::{Foreign, Head, PoolRatios};
 use crate::routing::cost::Shape;
 use crate::routing::estimate::Evidence;
@@ -19,7 +20,7 @@ const ALL: [(&str, &dyn Policy); 5] = [
 ];
 
 fn facts(est_tokens: u32) -> RequestFacts {
-    RequestFacts { est_tokens, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None }
+    RequestFacts { est_tokens, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None, marks: Marks::NONE }
 }
 
 fn rows(count: u16) -> Vec<Candidate> {
