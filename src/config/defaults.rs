@@ -46,6 +46,7 @@ impl Default for Limits {
 impl Default for Stream {
     fn default() -> Stream {
         Stream {
+            head_after: None,
             first_token_timeout: None,
             idle_timeout: Some(Duration::from_secs(60)),
             total_timeout: Some(Duration::from_secs(30 * 60)),

@@ -60,6 +60,7 @@ const AT_START: &[Key] = keys![
 const AT_ONCE: &[Key] = keys![
     "clients.keys_file": clients.keys,
     "limits.body": limits.body,
+    "stream.head_after": stream.head_after,
     "stream.first_token_timeout": stream.first_token_timeout,
     "stream.idle_timeout": stream.idle_timeout,
     "stream.total_timeout": stream.total_timeout,

@@ -121,6 +121,9 @@ pub struct Limits {
 /// How long an answer may take, and what is asked of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stream {
+    /// How long a client waits without a sign: then it gets the head of its stream, and comments, before the first token.
+    #[serde(serialize_with = "written::duration_or_off")]
+    pub head_after: Option<Duration>,
     /// From the request to the proof that the engine works on it.
     #[serde(serialize_with = "written::duration_or_off")]
     pub first_token_timeout: Option<Duration>,

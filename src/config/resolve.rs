@@ -124,6 +124,7 @@ fn limits(table: &Table<'_>) -> Limits {
 fn stream(table: &Table<'_>) -> Stream {
     let default = Stream::default();
     Stream {
+        head_after: table.or("head_after", default.head_after, kinds::or_off(kinds::limit)),
         first_token_timeout: table.or("first_token_timeout", default.first_token_timeout, kinds::or_off(kinds::limit)),
         idle_timeout: table.or("idle_timeout", default.idle_timeout, kinds::or_off(kinds::limit)),
         total_timeout: table.or("total_timeout", default.total_timeout, kinds::or_off(kinds::limit)),

@@ -69,8 +69,8 @@ pub(super) const STREAM: Section = Section {
     name: "stream",
     head: "[stream]",
     form: "[stream] and its keys below",
-    keys: &["first_token_timeout", "idle_timeout", "total_timeout", "usage"],
-    later: &["head_after"],
+    keys: &["head_after", "first_token_timeout", "idle_timeout", "total_timeout", "usage"],
+    later: &[],
 };
 /// `[retry]`.
 pub(super) const RETRY: Section = Section {

@@ -5,6 +5,7 @@
 //! that alone, in every state.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,7 @@ use http::response::Parts;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 
-use super::exchange::Exchange;
+use super::exchange::{Committed, Exchange};
 use super::hold::hold;
 use super::relay::Events;
 use crate::error::{Failure, Refusal};
@@ -30,7 +31,7 @@ const ERROR_ANSWER_TIME: Duration = Duration::from_secs(5);
 /// How the attempts of a request end.
 pub(super) enum Attempted {
     /// A backend's answer, committed; its body is to be relayed.
-    Committed { ticket: Ticket, watch: Watch, head: Parts, body: AnswerBody, form: Form },
+    Committed(Committed),
     /// The last real answer of a backend, an error.
     LastAnswer(RealAnswer),
     /// No backend answered: one of ours.
@@ -49,6 +50,8 @@ pub(super) struct RealAnswer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// As it came, where it was an event.
+    pub(super) event: Option<Bytes>,
 }
 
 /// An attempt that did not commit.
@@ -65,11 +68,11 @@ impl From<Failure> for Uncommitted {
     }
 }
 
-/// An attempt that did: the head, the body, and how to relay it.
-type Committed = (Parts, AnswerBody, Form);
+/// The answer of an attempt that did: the head, the body, and how to relay it.
+type Answer = (Parts, AnswerBody, Form);
 
-/// Tries backends until one commits or there is no sense in going on.
-pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
+/// Tries backends until one commits or there is no sense in going on. `early`: the head has gone out.
+pub(super) async fn run(exchange: &mut Exchange, early: &AtomicBool) -> Attempted {
     let mut seen = Attempts::new(exchange.settings.retry.attempts);
     let mut tried = exchange.work.not_serving();
     let (mut last_failure, mut last_answer) = (None, None);
@@ -81,11 +84,11 @@ pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
         let dispatched = match exchange.work.pool.dispatch(&exchange.work.facts, &tried, now, &mut rng) {
             Ok(dispatched) => dispatched,
             Err(refusal) if last_failure.is_none() => return Attempted::Refused(refusal),
-            Err(_) => return over(exchange, &seen, last_answer),
+            Err(_) => return over(exchange, &seen, stage(early), last_answer),
         };
         if let Some(failure) = last_failure {
             if !exchange.may_retry() {
-                return over(exchange, &seen, last_answer);
+                return over(exchange, &seen, stage(early), last_answer);
             }
             exchange.record.retried(failure);
         }
@@ -94,14 +97,14 @@ pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
         let backend = ticket.backend().id;
         let mut watch = ticket.watch(now);
         let (failure, answer) = match attempt(exchange, &mut ticket, &mut watch, &mut seen).await {
-            Ok((head, body, form)) => return Attempted::Committed { ticket, watch, head, body, form },
+            Ok((head, body, form)) => return Attempted::Committed(Committed { ticket, watch, head, body, form }),
             Err(Uncommitted::Theirs(answer)) => {
                 ticket.finish(Outcome::Neutral, exchange.shared.clock.now());
                 return Attempted::LastAnswer(answer);
             }
             Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
         };
-        let verdict = verdict(failure, Stage::NothingSent, &seen);
+        let verdict = verdict(failure, stage(early), &seen);
         if seen.blames(failure) {
             suspicion = exchange.failed(ticket, failure).or(suspicion);
         } else {
@@ -115,15 +118,19 @@ pub(super) async fn run(exchange: &mut Exchange) -> Attempted {
             last_answer = answer;
         }
         if verdict != Verdict::Next {
-            return over(exchange, &seen, last_answer);
+            return over(exchange, &seen, stage(early), last_answer);
         }
         last_failure = Some(failure);
     }
 }
 
+fn stage(early: &AtomicBool) -> Stage {
+    if early.load(Ordering::Relaxed) { Stage::HeadSentEarly } else { Stage::NothingSent }
+}
+
 /// Whose answer ends a request whose attempts are over.
-fn over(exchange: &Exchange, seen: &Attempts, last_answer: Option<RealAnswer>) -> Attempted {
-    match (seen.ending(Stage::NothingSent), last_answer) {
+fn over(exchange: &Exchange, seen: &Attempts, stage: Stage, last_answer: Option<RealAnswer>) -> Attempted {
+    match (seen.ending(stage), last_answer) {
         (Ending::Theirs, Some(answer)) => Attempted::LastAnswer(answer),
         (Ending::Theirs, None) => Attempted::Refused(exchange.exhausted(seen.failed(), Failure::Died)),
         (Ending::Ours(failure), _) => Attempted::Refused(exchange.exhausted(seen.failed(), failure)),
@@ -136,7 +143,7 @@ async fn attempt(
     ticket: &mut Ticket,
     watch: &mut Watch,
     seen: &mut Attempts,
-) -> Result<Committed, Uncommitted> {
+) -> Result<Answer, Uncommitted> {
     let (clock, heard) = (exchange.shared.clock.clone(), watch.heard());
     let limit = exchange.settings.stream.first_token_timeout.filter(|_| exchange.work.streamed);
     let mut connection = Connection::Pooled;
@@ -171,7 +178,7 @@ async fn try_once(
     ticket: &mut Ticket,
     connection: Connection,
     heard: &Heard,
-) -> Result<Committed, Uncommitted> {
+) -> Result<Answer, Uncommitted> {
     let backend = Arc::clone(ticket.backend());
     let request = exchange.work.request_to(&backend);
     exchange.record.sending(exchange.shared.clock.now());
@@ -216,7 +223,7 @@ fn error_of(head: &Parts, our_key: bool) -> Option<Failure> {
 }
 
 /// Reads an error answer whole; `None` if it is too large or does not come.
-async fn read_answer(backend: &Arc<Backend>, head: Parts, mut body: AnswerBody) -> Option<RealAnswer> {
+pub(super) async fn read_answer(backend: &Arc<Backend>, head: Parts, mut body: AnswerBody) -> Option<RealAnswer> {
     let mut whole = BytesMut::new();
     let reading = async {
         while let Some(frame) = body.frame().await {
@@ -234,16 +241,16 @@ async fn read_answer(backend: &Arc<Backend>, head: Parts, mut body: AnswerBody) 
     if matches!(head.status.as_u16(), 429 | 503) && !headers.contains_key(RETRY_AFTER) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    Some(RealAnswer { backend: Arc::clone(backend), status: head.status, headers, body: whole.freeze() })
+    Some(RealAnswer { backend: Arc::clone(backend), status: head.status, headers, body: whole.freeze(), event: None })
 }
 
 impl Uncommitted {
     /// An error event that came first: passed on, if it is the last word, as an answer with its own code.
-    pub(super) fn event(backend: &Arc<Backend>, failure: Failure, data: Bytes) -> Uncommitted {
+    pub(super) fn event(backend: &Arc<Backend>, failure: Failure, data: Bytes, event: Bytes) -> Uncommitted {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let (backend, status) = (Arc::clone(backend), StatusCode::INTERNAL_SERVER_ERROR);
-        Uncommitted::Failed(failure, Some(RealAnswer { backend, status, headers, body: data }))
+        Uncommitted::Failed(failure, Some(RealAnswer { backend, status, headers, body: data, event: Some(event) }))
     }
 }
 

@@ -3,6 +3,7 @@
 //! connection at once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
@@ -13,7 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
 use super::attempt::{self, Attempted, Form};
-use super::body::AnswerBody;
+use super::body::{AnswerBody, Message};
+use super::front::{CHANNEL, Front, Signs};
 use super::headers;
 use super::record::Record;
 use super::relay::{Document, Events, relay_unary, settle};
@@ -24,10 +26,9 @@ use crate::config::model::Config;
 use crate::error::{Failure, Refusal};
 use crate::fleet::alarm::Watch;
 use crate::fleet::{Outcome, Suspicion, Ticket};
+use crate::stream::Api;
 use crate::upstream;
 
-/// Pieces between a request's task and its client's connection.
-const CHANNEL: usize = 8;
 /// A unary answer up to this size is read whole before it is passed on: one write to the client, and no channel.
 const WHOLE_ANSWER_MAX: u64 = 64 << 10;
 
@@ -39,27 +40,69 @@ pub(super) struct Exchange {
     pub(super) record: Record,
 }
 
+/// An attempt that proved the engine at work: its place, what ends it from outside, and the answer.
+pub(super) struct Committed {
+    pub(super) ticket: Ticket,
+    pub(super) watch: Watch,
+    pub(super) head: Parts,
+    pub(super) body: upstream::AnswerBody,
+    pub(super) form: Form,
+}
+
 impl Exchange {
     /// Serves the request: the head (or a whole answer) goes to `reply`, the rest through the answer's body.
-    pub(super) async fn run(mut self, mut reply: oneshot::Sender<Response<AnswerBody>>) {
+    pub(super) async fn run(mut self, reply: oneshot::Sender<Response<AnswerBody>>) {
         let deadline = self.settings.stream.total_timeout.map(|limit| self.record.arrival + limit);
-        let left = deadline.map(|at| at.since(self.shared.clock.now()));
-        let attempted = {
-            let attempts = attempt::run(&mut self);
-            let attempts = async {
-                match left {
-                    None => Some(attempts.await),
-                    Some(left) => tokio::time::timeout(left, attempts).await.ok(),
-                }
-            };
+        let Some((front, attempted)) = self.until_commit(Front::Held(reply), deadline).await else { return };
+        let attempted =
+            attempted.unwrap_or_else(|| Attempted::Refused(self.exhausted(self.record.attempts, Failure::Deadline)));
+        match front {
+            Front::Held(reply) => self.finish_held(reply, attempted, deadline).await,
+            Front::Early(tx) => self.finish_late(tx, attempted, deadline).await,
+        }
+    }
+
+    /// Runs the attempts; `None` where the client left, and no `Attempted` where the deadline came first. Dropping the attempts
+    /// gives the ticket back and closes the upstream connection.
+    async fn until_commit(&mut self, mut front: Front, deadline: Option<Time>) -> Option<(Front, Option<Attempted>)> {
+        let now = self.shared.clock.now();
+        let (left, request_id) = (deadline.map(|at| at.since(now)), self.record.request_id.clone());
+        let mut signs = Signs::new(self.head_after(now));
+        let early = AtomicBool::new(false);
+        let attempts = attempt::run(self, &early);
+        let mut attempts = std::pin::pin!(async {
+            match left {
+                None => Some(attempts.await),
+                Some(left) => tokio::time::timeout(left, attempts).await.ok(),
+            }
+        });
+        loop {
             tokio::select! {
                 biased;
-                // Dropping the attempts gives the ticket back and closes the upstream connection.
-                () = reply.closed() => return,
-                attempted = attempts => attempted,
+                () = front.left() => return None,
+                attempted = &mut attempts => return Some((front, attempted)),
+                () = signs.due() => {
+                    early.store(true, Ordering::Relaxed);
+                    front = front.sign(&request_id);
+                }
             }
-        };
-        match attempted.unwrap_or_else(|| Attempted::Refused(self.exhausted(self.record.attempts, Failure::Deadline))) {
+        }
+    }
+
+    /// How long the client will still wait for a sign; `None` where it gets none: only a stream of events has comments.
+    fn head_after(&self, now: Time) -> Option<Duration> {
+        let is_stream = self.work.streamed && self.work.api != Api::Other;
+        let after = self.settings.stream.head_after.filter(|_| is_stream)?;
+        Some((self.record.arrival + after).since(now))
+    }
+
+    async fn finish_held(
+        mut self,
+        reply: oneshot::Sender<Response<AnswerBody>>,
+        attempted: Attempted,
+        deadline: Option<Time>,
+    ) {
+        match attempted {
             Attempted::Refused(refusal) => {
                 let response = self.record.refuse(&refusal);
                 drop(reply.send(response));
@@ -71,13 +114,13 @@ impl Exchange {
                 self.finish_head(response.headers_mut());
                 drop(reply.send(response));
             }
-            Attempted::Committed { ticket, watch, head, body, form } => {
-                self.record.answered(head.status);
+            Attempted::Committed(committed) => {
+                self.record.answered(committed.head.status);
                 // A request that is committed is not sent again: its body's memory is free.
                 self.work.release_body();
-                match form {
-                    Form::Unary if is_small(&head) => self.whole((ticket, watch), head, body, reply, deadline).await,
-                    form => self.relay((ticket, watch), head, body, form, reply, deadline).await,
+                match committed.form {
+                    Form::Unary if is_small(&committed.head) => self.whole(committed, reply, deadline).await,
+                    _ => self.relay(committed, reply, deadline).await,
                 }
             }
         }
@@ -94,33 +137,36 @@ impl Exchange {
         head.version = Version::default();
     }
 
-    async fn relay(
-        mut self,
-        (ticket, watch): (Ticket, Watch),
-        mut head: Parts,
-        body: upstream::AnswerBody,
-        form: Form,
-        reply: oneshot::Sender<Response<AnswerBody>>,
-        total: Option<Time>,
-    ) {
+    async fn relay(self, committed: Committed, reply: oneshot::Sender<Response<AnswerBody>>, total: Option<Time>) {
+        let Committed { ticket, watch, mut head, body, form } = committed;
         self.finish(&mut head);
-        let is_stream = matches!(form, Form::Events(_));
-        if is_stream {
+        if matches!(form, Form::Events(_)) {
             // Comments may be gone from it, our usage event too.
             head.headers.remove(CONTENT_LENGTH);
         }
         let (tx, messages) = mpsc::channel(CHANNEL);
-        if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_err() {
-            return;
+        if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_ok() {
+            self.relay_to(tx, (ticket, watch), body, form, total).await;
         }
+    }
+
+    /// Relays the body behind a head that has gone out.
+    pub(super) async fn relay_to(
+        mut self,
+        tx: mpsc::Sender<Message>,
+        (ticket, watch): (Ticket, Watch),
+        body: upstream::AnswerBody,
+        form: Form,
+        total: Option<Time>,
+    ) {
         let deadlines = Deadlines {
             // A unary answer has no events to be late.
-            idle: self.settings.stream.idle_timeout.filter(|_| is_stream),
+            idle: self.settings.stream.idle_timeout.filter(|_| matches!(form, Form::Events(_))),
             total,
             write_stall: self.settings.limits.write_stall,
         };
-        let wire = Wire::new(body, watch, tx, self.shared.clock.clone(), deadlines);
         let clock = self.shared.clock.clone();
+        let wire = Wire::new(body, watch, tx, clock.clone(), deadlines);
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
             Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,
@@ -130,12 +176,11 @@ impl Exchange {
     /// A small document, read whole.
     async fn whole(
         mut self,
-        (ticket, mut watch): (Ticket, Watch),
-        mut head: Parts,
-        body: upstream::AnswerBody,
+        committed: Committed,
         mut reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
     ) {
+        let Committed { ticket, mut watch, mut head, body, .. } = committed;
         self.finish(&mut head);
         let clock = self.shared.clock.clone();
         let left = total.map_or(Duration::MAX, |at| at.since(clock.now()));

@@ -49,7 +49,7 @@ pub(super) async fn hold(
                 Kind::Comment if !committed => continue,
                 Kind::Error { code, engine_dead } if !committed && code >= 500 => {
                     let failure = Failure::ErrorEvent { code, engine_dead };
-                    return Err(Uncommitted::event(ticket.backend(), failure, data_of(&segment.raw)));
+                    return Err(Uncommitted::event(ticket.backend(), failure, data_of(&segment.raw), segment.raw));
                 }
                 Kind::Token if !exchange.record.has_first_token() => {
                     ticket.first_token(now);

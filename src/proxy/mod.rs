@@ -2,15 +2,18 @@
 //! and never the simulator, the benchmark or the planner.
 //!
 //! The way of a request: `route` (allow-list) → `auth` → `intake` (body, within limits) → `work` (what it is, and what is sent
-//! on) → `exchange` (its task) → `attempt` and `hold` (until the engine is proved at work) → `relay` over `wire` → `record`.
+//! on) → `exchange` (its task) → `attempt` and `hold` (until the engine is proved at work; `front` is the client's side of that, `late`
+//! what ends it where the head went out early) → `relay` over `wire` → `record`.
 
 mod attempt;
 mod auth;
 mod body;
 mod exchange;
+mod front;
 mod headers;
 mod hold;
 mod intake;
+mod late;
 mod models;
 mod multipart;
 pub mod peek;
@@ -20,6 +23,7 @@ mod relay;
 mod responses;
 mod route;
 pub mod splice;
+mod tell;
 mod weight;
 mod wire;
 mod work;

@@ -141,12 +141,31 @@ impl Record {
     /// The status that the client gets from a backend.
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.status = status.as_u16();
-        self.outcome = match self.status {
-            429 | 503 => Some(Outcome::Failed(Failure::Busy { status: self.status, retry_after: None })),
-            500.. => Some(Outcome::Failed(Failure::ServerError(self.status))),
+        self.outcome = Record::outcome_of(self.status);
+    }
+
+    /// The head went out before there was an answer.
+    pub(super) fn head_went_early(&mut self) {
+        self.status = 200;
+    }
+
+    /// A backend's error, told by an event.
+    pub(super) fn answered_late(&mut self, status: StatusCode) {
+        self.outcome = Record::outcome_of(status.as_u16());
+    }
+
+    /// One of ours, told by an event.
+    pub(super) fn refused_late(&mut self, refusal: &Refusal) {
+        self.outcome = Some(Outcome::from(refusal));
+    }
+
+    fn outcome_of(status: u16) -> Option<Outcome> {
+        match status {
+            429 | 503 => Some(Outcome::Failed(Failure::Busy { status, retry_after: None })),
+            500.. => Some(Outcome::Failed(Failure::ServerError(status))),
             400.. => Some(Outcome::ClientError),
             _ => None,
-        };
+        }
     }
 
     /// An earlier attempt's backend has the last word.

@@ -8,9 +8,10 @@ use bytes::Bytes;
 
 use super::record::Record;
 use super::responses;
+use super::tell;
 use super::wire::Wire;
 use crate::clock::Time;
-use crate::error::{ErrorShape, Failure, error_json};
+use crate::error::Failure;
 use crate::fleet::{Outcome, Ticket};
 use crate::stream::{Api, Kind, Parser, Segment, Usage, usage_of_body};
 
@@ -50,7 +51,7 @@ impl Events {
         record.usage = self.parser.usage();
         record.token_events = self.parser.token_events();
         settle(ticket, record, outcome, now());
-        wire.close(relayed, relayed.err().and_then(|failure| error_event(self.api, failure))).await;
+        wire.close(relayed, relayed.err().and_then(|failure| tell::of_cut(self.api, failure))).await;
     }
 
     async fn relay(&mut self, wire: &mut Wire, ticket: &mut Ticket, record: &mut Record) -> Result<(), Failure> {
@@ -194,24 +195,4 @@ pub(super) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Fa
             ticket.finish(Outcome::Failed(failure), now);
         }
     }
-}
-
-/// The event that tells a client, in its API's own form, that its stream was cut.
-fn error_event(api: Api, failure: Failure) -> Option<Bytes> {
-    let message = format!("the stream was cut: {}", failure.label());
-    let (status, kind) = (failure.status(), "forebay_stream_cut");
-    let text = match api {
-        Api::Chat | Api::Completions => {
-            format!("data: {}\n\n", error_json(ErrorShape::OpenAi, status, kind, &message))
-        }
-        Api::Messages => {
-            format!("event: error\ndata: {}\n\n", error_json(ErrorShape::Anthropic, status, kind, &message))
-        }
-        Api::Responses => {
-            let event = serde_json::json!({"type": "error", "code": kind, "message": message, "param": null});
-            format!("event: error\ndata: {event}\n\n")
-        }
-        Api::Other => return None,
-    };
-    Some(Bytes::from(text))
 }

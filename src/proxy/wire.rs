@@ -159,24 +159,40 @@ impl Wire {
     }
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
-    pub(super) async fn close(self, ended: Result<(), Failure>, last_word: Option<Bytes>) {
+    pub(super) async fn close(self, ended: Result<(), Failure>, event: Option<Bytes>) {
         let Wire { body, tx, over, deadlines, .. } = self;
         drop(body);
         drop(over);
-        match ended {
-            Ok(()) => {
-                let stall = deadlines.write_stall.unwrap_or(Duration::MAX);
-                drop(tokio::time::timeout(stall, tx.send(Message::End)).await);
-            }
-            Err(Failure::ClientLeft) => {}
-            Err(_) => {
-                // What is not delivered before the unclean end is thrown away by the transport: give it a moment.
-                const MOMENT: Duration = Duration::from_millis(20);
-                if let Some(event) = last_word
-                    && let Ok(Ok(())) = tokio::time::timeout(MOMENT, tx.send(Message::Data(event))).await
-                {
-                    tokio::time::sleep(MOMENT).await;
+        last_word(&tx, ended, event, deadlines.write_stall).await;
+    }
+}
+
+/// Tells a client how its answer ended, after everything else.
+pub(super) async fn last_word(
+    tx: &Sender<Message>,
+    ended: Result<(), Failure>,
+    event: Option<Bytes>,
+    write_stall: Option<Duration>,
+) {
+    // What is not delivered before an unclean end is thrown away by the transport: give it a moment.
+    const MOMENT: Duration = Duration::from_millis(20);
+    let stall = write_stall.unwrap_or(Duration::MAX);
+    match ended {
+        Ok(()) => {
+            let whole = async {
+                if let Some(event) = event {
+                    tx.send(Message::Data(event)).await?;
                 }
+                tx.send(Message::End).await
+            };
+            drop(tokio::time::timeout(stall, whole).await);
+        }
+        Err(Failure::ClientLeft) => {}
+        Err(_) => {
+            if let Some(event) = event
+                && let Ok(Ok(())) = tokio::time::timeout(MOMENT, tx.send(Message::Data(event))).await
+            {
+                tokio::time::sleep(MOMENT).await;
             }
         }
     }

@@ -115,13 +115,14 @@ impl Attempts {
     /// only the failure at hand counts.
     #[must_use]
     pub fn ending(&self, stage: Stage) -> Ending {
-        let last = self.last.unwrap_or(Failure::Connect);
+        // Two deaths are an answer of their own, whatever the second was.
+        let last = if self.deaths >= MAX_DEATHS { Failure::Died } else { self.last.unwrap_or(Failure::Connect) };
         let theirs = match stage {
             Stage::NothingSent => {
                 self.answered && self.deaths < MAX_DEATHS && !matches!(last, Failure::Misconfigured(_))
             }
             Stage::HeadSentEarly => matches!(last, Failure::ErrorEvent { .. }) && self.deaths < MAX_DEATHS,
-            Stage::AfterToken => matches!(last, Failure::ErrorEvent { .. }),
+            Stage::AfterToken => matches!(self.last, Some(Failure::ErrorEvent { .. })),
         };
         if theirs { Ending::Theirs } else { Ending::Ours(last) }
     }
@@ -314,10 +315,10 @@ mod tests {
             let mut seen = after(&[Failure::Died]);
             assert_eq!(verdict(second, NothingSent, &seen), Verdict::GiveUp);
             seen.note(second);
-            assert_eq!(seen.ending(NothingSent), Ending::Ours(second));
+            assert_eq!(seen.ending(NothingSent), Ending::Ours(Failure::Died), "502");
         }
         let seen = after(&[Failure::ServerError(500), Failure::Died, DEAD]);
-        assert_eq!(seen.ending(NothingSent), Ending::Ours(DEAD));
+        assert_eq!(seen.ending(NothingSent), Ending::Ours(Failure::Died));
         assert_eq!(seen.deaths(), 2);
     }
 

@@ -12,22 +12,36 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::stall::WriteStall;
 
-/// Set once a connection has carried an answer: from then on it is a reused one. Travels through hyper as an extra of
-/// the connection, so that both an answer and an error tell whose it was.
+/// What is known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
+/// and an error tell whose it was.
 #[derive(Clone, Debug, Default)]
-pub(super) struct UseMark(Arc<AtomicBool>);
+pub(super) struct UseMark(Arc<Marks>);
+
+#[derive(Debug, Default)]
+struct Marks {
+    /// It has carried an answer: from then on it is a reused one.
+    used: AtomicBool,
+    /// Something came on it since we last wrote to it.
+    heard: AtomicBool,
+}
 
 impl UseMark {
     pub(super) fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.used.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    pub(super) fn is_used(&self) -> bool {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether anything came for the request at hand: then it was no idle close that crossed it on the wire.
+    pub(super) fn has_answered(&self) -> bool {
+        self.0.heard.load(Ordering::Relaxed)
     }
 }
 
@@ -39,9 +53,9 @@ pub(super) struct Connector {
 }
 
 impl tower::Service<Uri> for Connector {
-    type Response = BackendIo;
+    type Response = TokioIo<BackendIo>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<BackendIo>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<BackendIo>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -56,14 +70,14 @@ impl tower::Service<Uri> for Connector {
                 .await
                 .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time"))??;
             stream.set_nodelay(true)?;
-            Ok(BackendIo { io: TokioIo::new(WriteStall::new(stream, write_stall)), mark: UseMark::default() })
+            Ok(TokioIo::new(BackendIo { io: WriteStall::new(stream, write_stall), mark: UseMark::default() }))
         })
     }
 }
 
 /// One connection to a backend.
 pub(super) struct BackendIo {
-    io: TokioIo<WriteStall<TcpStream>>,
+    io: WriteStall<TcpStream>,
     mark: UseMark,
 }
 
@@ -73,18 +87,20 @@ impl Connection for BackendIo {
     }
 }
 
-impl hyper::rt::Read for BackendIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: hyper::rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+impl AsyncRead for BackendIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.mark.0.heard.store(true, Ordering::Relaxed);
+        }
+        polled
     }
 }
 
-impl hyper::rt::Write for BackendIo {
+impl AsyncWrite for BackendIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.mark.0.heard.store(false, Ordering::Relaxed);
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -93,6 +109,7 @@ impl hyper::rt::Write for BackendIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.mark.0.heard.store(false, Ordering::Relaxed);
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

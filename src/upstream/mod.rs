@@ -146,11 +146,17 @@ fn classify(error: &ClientError, after: Duration) -> Failure {
     if let Some(info) = error.connect_info() {
         info.get_extras(&mut extensions);
     }
-    let reused = extensions.get::<UseMark>().is_some_and(UseMark::is_set);
-    if !reused && was_never_sent(error) {
-        return Failure::Connect;
+    match extensions.get::<UseMark>() {
+        Some(mark) if mark.is_used() => {
+            if after < REUSE_WINDOW && (was_never_sent(error) || !mark.has_answered()) {
+                Failure::Reused
+            } else {
+                Failure::Died
+            }
+        }
+        _ if was_never_sent(error) => Failure::Connect,
+        _ => Failure::Died,
     }
-    if reused && after < REUSE_WINDOW { Failure::Reused } else { Failure::Died }
 }
 
 /// Whether hyper gave the request back unsent: the connection closed before.
