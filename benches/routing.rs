@@ -46,6 +46,7 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
         split_salt: String::new(),
         cross_arm: true,
         arms: vec![Arm { name: "default".to_owned(), share: 1.0, gpus: 1, backends }],
+        ..Pool::default()
     };
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
     controller.apply(&[pool], Time::ZERO);

@@ -170,6 +170,14 @@ pub enum Refusal {
     /// Nothing to route to: no backend, or all drained.
     #[error("no backend of `{0}` takes requests at present")]
     NoBackend(String),
+    /// Every backend at its limit, and the wait room full.
+    #[error(
+        "every backend of `{0}` is at its limit and as many requests wait as may (pools.wait_room); try again shortly"
+    )]
+    WaitRoomFull(String),
+    /// Every backend at its limit for as long as a request waits.
+    #[error("no backend of `{0}` had room in time (pools.wait_room.timeout); try again shortly")]
+    WaitTimeout(String),
     /// Attempts ended and no backend answered.
     #[error("{attempts} attempts on the backends of `{model}` failed; the last: {}", failure.label())]
     Exhausted {
@@ -196,7 +204,7 @@ impl Refusal {
             Refusal::BodyTimeout(_) => 408,
             Refusal::TooLarge(_) => 413,
             Refusal::Encoded(_) => 415,
-            Refusal::BodiesFull | Refusal::NoBackend(_) => 503,
+            Refusal::BodiesFull | Refusal::NoBackend(_) | Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) => 503,
             Refusal::Exhausted { failure, .. } => failure.status(),
             Refusal::Internal => 500,
         }
@@ -217,12 +225,20 @@ impl Refusal {
             Refusal::Encoded(_) => "forebay_encoded_body",
             Refusal::BodiesFull => "forebay_bodies_full",
             Refusal::NoBackend(_) => "forebay_no_backend",
+            Refusal::WaitRoomFull(_) => "forebay_wait_room_full",
+            Refusal::WaitTimeout(_) => "forebay_wait_timeout",
             Refusal::Exhausted { failure: Failure::FirstToken | Failure::Stalled | Failure::Deadline, .. } => {
                 "forebay_timeout"
             }
             Refusal::Exhausted { .. } => "forebay_upstream_failed",
             Refusal::Internal => "forebay_internal",
         }
+    }
+
+    /// Whether every backend that may have the request is at its limit.
+    #[must_use]
+    pub fn is_for_want_of_room(&self) -> bool {
+        matches!(self, Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_))
     }
 
     /// Seconds for the Retry-After header, where trying again is sensible.

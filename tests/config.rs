@@ -143,6 +143,8 @@ fn every_key_with_its_documented_default_gives_the_defaults() {
         split_salt = ""
         affinity = "session"
         cross_arm = true
+        backend_max_in_flight = "off"
+        wait_room = { size = 512, timeout = "30s" }
         backends = [{ url = "http://a", speed = 1.0, drain = false }]
     "#;
     let config = load_text(text).unwrap_or_else(|report| panic!("{}", report.render(false))).config;
@@ -172,6 +174,17 @@ fn every_limit_that_can_be_off_can_be_off() {
     );
     assert_eq!(config.stream.usage, UsageMode::AsSent);
     assert_eq!(config.pools[0].session, SessionKey::Body("user".to_owned()));
+}
+
+#[test]
+fn a_limit_in_flight_and_its_wait_room_are_read_and_shown_as_written() {
+    let config = load("config/many-pools.toml").unwrap().config;
+    let limits: Vec<Option<u32>> = config.pools.iter().map(|pool| pool.backend_max_in_flight).collect();
+    assert_eq!(limits, [None, Some(256), None]);
+    let shown = serde_json::to_value(&config).unwrap();
+    assert_eq!(shown["pools"][0]["backend_max_in_flight"], "off");
+    assert_eq!(shown["pools"][1]["backend_max_in_flight"], 256);
+    assert_eq!(shown["pools"][1]["wait_room"], serde_json::json!({ "size": 512, "timeout": "10s" }));
 }
 
 #[test]

@@ -34,7 +34,8 @@ fn rows(snapshot: &Snapshot, now: Time) -> (Vec<BackendRow>, Vec<ArmRow>) {
         for arm in &pool.arms {
             let share = if shares > 0.0 { arm.share / shares } else { 0.0 };
             let (model, name) = (pool.model.clone(), arm.name.clone());
-            arms.push(ArmRow { pool: model, arm: name, gpus: arm.gpus, share, crossed: arm.crossed });
+            let (gpus, crossed, waiting) = (arm.gpus, arm.crossed, arm.waiting);
+            arms.push(ArmRow { pool: model, arm: name, gpus, share, crossed, waiting });
             backends.extend(arm.backends.iter().filter_map(|backend| {
                 let state = state(snapshot, backend.id)?;
                 Some(backend_row(snapshot, &pool, arm, backend, state))

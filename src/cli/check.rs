@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::config::model::{Arm, Backend, Config, Pool, SessionKey};
+use crate::config::model::{Arm, Backend, Config, Pool, SessionKey, WaitRoom};
 use crate::config::{self, Report};
 
 /// The arguments of `forebay check`.
@@ -91,6 +91,11 @@ fn pool_details(text: &mut String, pool: &Pool) {
     let names = pool.aliases.iter().fold(pool.model.clone(), |names, alias| names + ", " + alias);
     let total: f64 = pool.arms.iter().map(|arm| arm.share).sum();
     append(text, format_args!("\npool {names}\n  policy {}, session by {session}\n", pool.policy));
+    if let Some(limit) = pool.backend_max_in_flight {
+        let WaitRoom { size, timeout } = pool.wait_room;
+        let each = counted(limit as usize, "sequence");
+        append(text, format_args!("  at most {each} on a backend; {size} requests wait for up to {timeout:?}\n"));
+    }
     for arm in &pool.arms {
         arm_details(text, arm, total);
     }
@@ -121,6 +126,7 @@ mod tests {
         let backend = |port: u16| Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap());
         let mut pool = Pool::of("m", vec![backend(8001)]);
         pool.aliases = vec!["a".to_owned()];
+        pool.backend_max_in_flight = Some(8);
         pool.arms.push(Arm { share: 3.0, ..Arm::of("b", vec![backend(8002), backend(8003)]) });
         Config { pools: vec![pool], ..Config::default() }
     }
@@ -133,8 +139,13 @@ mod tests {
     #[test]
     fn the_details_name_every_backend_and_share() {
         let text = details(&config());
-        for part in ["pool m, a\n", "arm default: 25% of the sessions, 1 GPU\n", "arm b: 75%", "http://127.0.0.1:8003"]
-        {
+        for part in [
+            "pool m, a\n",
+            "at most 8 sequences on a backend; 512 requests wait for up to 30s\n",
+            "arm default: 25% of the sessions, 1 GPU\n",
+            "arm b: 75%",
+            "http://127.0.0.1:8003",
+        ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
     }

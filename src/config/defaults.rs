@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::model::{Admin, Budget, Drain, Health, Limits, Listen, Retry, Scrape, Slo, Stream, UsageMode, loopback};
+use super::model::{
+    Admin, Budget, Drain, Health, Limits, Listen, Retry, Scrape, Slo, Stream, UsageMode, WaitRoom, loopback,
+};
 
 impl Default for Listen {
     fn default() -> Listen {
@@ -86,5 +88,11 @@ impl Default for Scrape {
 impl Default for Slo {
     fn default() -> Slo {
         Slo { ttft: Duration::from_secs(1), tpot: Duration::from_millis(60) }
+    }
+}
+
+impl Default for WaitRoom {
+    fn default() -> WaitRoom {
+        WaitRoom { size: 512, timeout: Duration::from_secs(30) }
     }
 }

@@ -118,6 +118,8 @@ fn pool_changes(old: &Pool, new: &Pool, changes: &mut Vec<String>) {
         ("session", old.session != new.session),
         ("split_salt", old.split_salt != new.split_salt),
         ("cross_arm", old.cross_arm != new.cross_arm),
+        ("backend_max_in_flight", old.backend_max_in_flight != new.backend_max_in_flight),
+        ("wait_room", old.wait_room != new.wait_room),
     ];
     let mut said: Vec<String> =
         fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect();
@@ -209,6 +211,8 @@ mod tests {
     fn changes_of_pools_are_told_one_by_one() {
         let mut new = config();
         new.pools[0].cross_arm = false;
+        new.pools[0].backend_max_in_flight = Some(8);
+        new.pools[0].wait_room.size = 9;
         new.pools[0].arms[0].share = 2.0;
         new.pools[0].arms[0].backends = vec![Backend { drain: true, ..backend(8001) }, backend(8003)];
         new.pools.push(Pool::of("n", vec![backend(8009)]));
@@ -216,6 +220,8 @@ mod tests {
             diff(&config(), &new).changed,
             [
                 "pool m: cross_arm",
+                "pool m: backend_max_in_flight",
+                "pool m: wait_room",
                 "pool m: arm default share 1 → 2",
                 "pool m: arm default backend http://127.0.0.1:8001 drains",
                 "pool m: arm default backend http://127.0.0.1:8003 added",

@@ -8,6 +8,7 @@ mod files;
 mod kinds;
 mod mask;
 pub mod model;
+mod policy;
 mod pools;
 mod raw;
 mod resolve;

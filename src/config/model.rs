@@ -4,13 +4,13 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::written;
 
+pub use super::policy::{Affinity, PolicyName};
 pub use super::secret::Secret;
 pub use super::url::{BackendUrl, UrlError};
 
@@ -223,6 +223,11 @@ pub struct Pool {
     pub split_salt: String,
     /// Whether a request may leave its arm when none of its backends can take it.
     pub cross_arm: bool,
+    /// Sequences that one backend may have in flight; at least 1. None: no limit.
+    #[serde(serialize_with = "written::count_or_off")]
+    pub backend_max_in_flight: Option<u32>,
+    /// Where requests wait while every backend is at that limit.
+    pub wait_room: WaitRoom,
     /// The parts under comparison; at least one, and at least one share above 0.
     pub arms: Vec<Arm>,
 }
@@ -245,9 +250,21 @@ impl Default for Pool {
             session: SessionKey::Header("x-session-id".to_owned()),
             split_salt: String::new(),
             cross_arm: true,
+            backend_max_in_flight: None,
+            wait_room: WaitRoom::default(),
             arms: Vec::new(),
         }
     }
+}
+
+/// Where requests wait while every backend of their pool is at its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WaitRoom {
+    /// Requests that may wait at once; more are refused. 0: none waits.
+    pub size: usize,
+    /// How long one request may wait in all.
+    #[serde(serialize_with = "written::duration")]
+    pub timeout: Duration,
 }
 
 /// A labelled part of a pool.
@@ -291,82 +308,6 @@ impl Backend {
     pub fn of(url: BackendUrl) -> Backend {
         Backend { url, speed: 1.0, key: None, drain: false }
     }
-}
-
-/// How a backend is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PolicyName {
-    /// The least predicted time to the first token.
-    #[default]
-    PredictedTtft,
-    /// The least outstanding tokens.
-    LeastTokens,
-    /// The least requests in flight.
-    LeastInflight,
-    /// The better of two drawn at random.
-    P2c,
-    /// Each in turn.
-    RoundRobin,
-}
-
-impl PolicyName {
-    /// Every policy, in the order of the documentation.
-    pub const ALL: [PolicyName; 5] = [
-        PolicyName::PredictedTtft,
-        PolicyName::LeastTokens,
-        PolicyName::LeastInflight,
-        PolicyName::P2c,
-        PolicyName::RoundRobin,
-    ];
-
-    /// The name as written in the configuration.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            PolicyName::PredictedTtft => "predicted_ttft",
-            PolicyName::LeastTokens => "least_tokens",
-            PolicyName::LeastInflight => "least_inflight",
-            PolicyName::P2c => "p2c",
-            PolicyName::RoundRobin => "round_robin",
-        }
-    }
-}
-
-impl fmt::Display for PolicyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for PolicyName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<PolicyName, String> {
-        PolicyName::ALL.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| {
-            let names = PolicyName::ALL.map(PolicyName::as_str).join(", ");
-            format!("`{text}` is not a policy; there are {names}")
-        })
-    }
-}
-
-/// By what a request is recognised, to send it where its prompt's beginning is cached, if that is predicted to be faster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Affinity {
-    /// By its session, where it has one, and by its prompt's beginning.
-    #[default]
-    Session,
-    /// By its prompt's beginning alone.
-    Prefix,
-    /// By nothing.
-    Off,
-}
-
-impl Affinity {
-    /// As written in the configuration.
-    pub const ALL: [(&str, Affinity); 3] =
-        [("session", Affinity::Session), ("prefix", Affinity::Prefix), ("off", Affinity::Off)];
 }
 
 /// What makes requests a session.

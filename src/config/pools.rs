@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::diagnostic::{Diagnostic, Notes, quoted};
 use super::files::Outside;
 use super::kinds;
-use super::model::{Affinity, Arm, Backend, BackendUrl, PolicyName, Pool, SessionKey, UrlError};
+use super::model::{Affinity, Arm, Backend, BackendUrl, PolicyName, Pool, SessionKey, UrlError, WaitRoom};
 use super::raw::{Got, Table, Value, Wrong};
 use super::schema;
 
@@ -51,8 +51,25 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) ->
         session: session(table).unwrap_or(default.session),
         split_salt: table.or("split_salt", default.split_salt, salt),
         cross_arm: table.or("cross_arm", default.cross_arm, kinds::boolean),
+        backend_max_in_flight: table.or("backend_max_in_flight", default.backend_max_in_flight, in_flight),
+        wait_room: wait_room(table),
         arms: arms(table, outside),
     }
+}
+
+/// A limit in sequences, or "off".
+fn in_flight(value: &Value<'_>) -> Result<Option<u32>, Wrong> {
+    kinds::or_off(kinds::whole(1..=1_000_000_u32))(value)
+}
+
+fn wait_room(table: &Table<'_>) -> WaitRoom {
+    let default = WaitRoom::default();
+    let room = table.table("wait_room", &schema::WAIT_ROOM);
+    let size = room.or("size", default.size, |value| {
+        let size = kinds::whole(0..=100_000_u32)(value).map(|size| size as usize);
+        size.map_err(|wrong| wrong.hint("requests that wait at once; 0 refuses them instead"))
+    });
+    WaitRoom { size, timeout: room.or("timeout", default.timeout, kinds::limit) }
 }
 
 /// Refuses a model's name or alias that another pool, or this one, has already.

@@ -112,8 +112,20 @@ pub(super) const POOL: Section = Section {
     name: "pools",
     head: "[[pools]]",
     form: "[[pools]], once for each model",
-    keys: &["model", "aliases", "policy", "affinity", "session", "split_salt", "cross_arm", "arms", "backends"],
-    later: &["wait_room", "backend_max_in_flight"],
+    keys: &[
+        "model",
+        "aliases",
+        "policy",
+        "affinity",
+        "session",
+        "split_salt",
+        "cross_arm",
+        "backend_max_in_flight",
+        "wait_room",
+        "arms",
+        "backends",
+    ],
+    later: &[],
 };
 /// `session` in `[[pools]]`.
 pub(super) const SESSION: Section = Section {
@@ -121,6 +133,14 @@ pub(super) const SESSION: Section = Section {
     head: "pools.session",
     form: "session = { header = \"x-session-id\" }",
     keys: &["header", "body"],
+    later: &[],
+};
+/// `wait_room` in `[[pools]]`.
+pub(super) const WAIT_ROOM: Section = Section {
+    name: "pools.wait_room",
+    head: "pools.wait_room",
+    form: "wait_room = { size = 512, timeout = \"30s\" }",
+    keys: &["size", "timeout"],
     later: &[],
 };
 /// `[[pools.arms]]`.
@@ -140,9 +160,9 @@ pub(super) const BACKEND: Section = Section {
     later: &[],
 };
 
-const ALL: [&Section; 16] = [
+const ALL: [&Section; 17] = [
     &ROOT, &LISTEN, &DRAIN, &ADMIN, &CLIENTS, &LIMITS, &STREAM, &RETRY, &BUDGET, &HEALTH, &SCRAPE, &SLO, &POOL,
-    &SESSION, &ARM, &BACKEND,
+    &SESSION, &WAIT_ROOM, &ARM, &BACKEND,
 ];
 
 /// Whether `key` is known, or will be, in some section.

@@ -39,6 +39,11 @@ pub(super) fn number_or_off<S: Serializer>(value: &Option<usize>, serializer: S)
 }
 
 /// For `#[serde(serialize_with)]`.
+pub(super) fn count_or_off<S: Serializer>(value: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
+    number_or_off(&value.map(|count| count as usize), serializer)
+}
+
+/// For `#[serde(serialize_with)]`.
 pub(super) fn size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&size_text(*bytes))
 }

@@ -17,6 +17,7 @@ use super::health::{Health, State};
 use super::load::Load;
 use super::locked;
 use super::snapshot::{Arm, Fleet, Member, Pool, Snapshot};
+use super::waiting;
 use crate::clock::Time;
 use crate::config::model::{self, Budget, Config};
 use crate::routing::eligible::Seat;
@@ -164,8 +165,12 @@ impl Controller {
             }
         }
         inner.entries = kept;
-        inner.gates.retain(|model, _| pools.iter().any(|pool| pool.model == *model));
+        let is_kept = |model: &String| pools.iter().any(|pool| pool.model == *model);
+        let gone: Vec<_> = inner.gates.extract_if(|model, _| !is_kept(model)).collect();
         self.publish(&mut inner, now);
+        for (model, gate) in gone {
+            waiting::close(&gate, &model);
+        }
     }
 
     /// One probe's verdict. An unknown id is ignored: the backend was removed meanwhile.
@@ -197,9 +202,11 @@ impl Controller {
     fn publish(&self, inner: &mut Inner, now: Time) {
         inner.generation += 1;
         let configs = std::mem::take(&mut inner.pools);
-        let pools = configs.iter().map(|config| Arc::new(inner.pool(config, now))).collect();
+        let pools: Vec<Arc<Pool>> = configs.iter().map(|config| Arc::new(inner.pool(config, now))).collect();
         inner.pools = configs;
-        self.fleet.publish(Snapshot::new(inner.generation, pools));
+        self.fleet.publish(Snapshot::new(inner.generation, pools.clone()));
+        // Whoever waits may now have somewhere to go, or nothing left to wait for.
+        pools.iter().for_each(Pool::take_over);
     }
 }
 
@@ -286,6 +293,8 @@ impl Inner {
             session: config.session.clone(),
             affinity: config.affinity,
             cross_arm: config.cross_arm,
+            max_in_flight: config.backend_max_in_flight,
+            wait_room: config.wait_room,
             unrouted: self.telemetry.backend(&config.model, NONE, NONE),
             split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),
             arms,

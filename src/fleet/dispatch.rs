@@ -10,8 +10,9 @@ use std::time::Duration;
 use super::gate::Gate;
 use super::lease::Entry;
 use super::locked;
-use super::snapshot::Pool;
+use super::snapshot::{Member, Pool};
 use super::ticket::Ticket;
+use super::waiting::Full;
 use crate::clock::Time;
 use crate::error::Refusal;
 use crate::routing::candidate::{Candidate, PoolRatios};
@@ -19,6 +20,7 @@ use crate::routing::cost;
 use crate::routing::decision::{Choice, Decision, Scope, Trace};
 use crate::routing::eligible;
 use crate::routing::facts::{Kind, RequestFacts};
+use crate::routing::wait_room::fits;
 use crate::units::BackendId;
 
 /// A dispatch: the place on the backend, and why it is there.
@@ -31,12 +33,38 @@ pub struct Dispatched {
     pub decision: Decision,
 }
 
+/// What came of a look for a backend.
+#[derive(Debug)]
+pub(super) enum Sought {
+    /// A place on one.
+    Placed(Dispatched),
+    /// Those that may have the request are at their limit.
+    Full(Full),
+    /// There is none that may have it.
+    Nowhere,
+}
+
+/// Drops the rows without room for the request. If that leaves none, and it needs more than any request does, it is told the
+/// emptiest that nobody else is promised.
+fn keep_with_room(gate: &mut Gate, facts: &RequestFacts, limit: u32) -> Option<BackendId> {
+    let sequences = facts.engine_sequences();
+    if sequences == 0 {
+        return None;
+    }
+    let Gate { rows, room, .. } = gate;
+    let free = |row: &&Candidate| !room.holds(row.id);
+    let emptiest = rows.iter().filter(free).min_by_key(|row| row.in_flight()).map(|row| row.id);
+    rows.retain(|row| fits(row.in_flight(), sequences, limit) && !room.holds(row.id));
+    emptiest.filter(|_| sequences > 1)
+}
+
 impl Pool {
-    /// Chooses a backend that is not among `tried` and takes a place on it. With `tried` empty it is a request's first
-    /// attempt, which pays into the retry budget.
+    /// Chooses a backend that is not among `tried` and takes a place on it, or says at once that there is none. With `tried`
+    /// empty it is a request's first attempt, which pays into the retry budget.
     ///
     /// # Errors
     /// `Refusal::NoBackend` if no backend may have the request: all drained, or tried, or the pinned one gone.
+    /// `Refusal::WaitRoomFull` if those that may are at their limit.
     pub fn dispatch(
         &self,
         facts: &RequestFacts,
@@ -70,13 +98,42 @@ impl Pool {
         rng: &mut fastrand::Rng,
         trace: Option<&mut Trace>,
     ) -> Result<Dispatched, Refusal> {
-        let nowhere = || Refusal::NoBackend(self.model.clone());
         let mut gate = locked(&self.gate);
+        self.arrive(&mut gate, tried);
+        match self.seek(&mut gate, facts, tried, now, rng, trace) {
+            Sought::Placed(dispatched) => Ok(dispatched),
+            Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
+            Sought::Full(_) => Err(Refusal::WaitRoomFull(self.model.clone())),
+        }
+    }
+
+    /// A request comes to the gate; its first attempt pays into the retry budget.
+    pub(super) fn arrive(&self, gate: &mut Gate, tried: &[BackendId]) {
         if tried.is_empty() {
             gate.budget.deposit();
         }
-        let (scope, all_backing_off) = self.candidates(&mut gate, facts, tried, now, trace).ok_or_else(nowhere)?;
-        let choice = self.policy().pick(&gate.rows, facts, now, rng).ok_or_else(nowhere)?;
+    }
+
+    /// The decision, under the gate: a place on the backend that the policy chooses among those with room.
+    pub(super) fn seek(
+        &self,
+        gate: &mut Gate,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        rng: &mut fastrand::Rng,
+        trace: Option<&mut Trace>,
+    ) -> Sought {
+        let Some((scope, all_backing_off)) = self.candidates(gate, facts, tried, now, trace) else {
+            return Sought::Nowhere;
+        };
+        if let Some(limit) = self.max_in_flight {
+            let emptiest = keep_with_room(gate, facts, limit);
+            if gate.rows.is_empty() {
+                return Sought::Full(Full { emptiest, look_at: self.next_look(gate, facts, now) });
+            }
+        }
+        let Some(choice) = self.policy().pick(&gate.rows, facts, now, rng) else { return Sought::Nowhere };
         let decision = self.decide(&gate.rows, choice, scope, facts, now, all_backing_off);
         let row = gate.rows[choice.index];
         gate.turn += 1;
@@ -101,12 +158,25 @@ impl Pool {
         );
         let sent = numbers.sent_tokens();
         gate.affinity.note(facts, row.id, u32::try_from(slot).unwrap_or(u32::MAX), sent);
-        drop(gate);
         backend.metrics.expected_cached_tokens.increment(u64::from(row.matched));
         self.count_crossing(&decision, tried);
         let predicted = (facts.kind == Kind::Stream)
             .then(|| Duration::try_from_secs_f64(decision.terms.ttft()).unwrap_or(Duration::MAX));
-        Ok(Dispatched { ticket: Ticket::new(Arc::clone(backend), lease, predicted), decision })
+        Sought::Placed(Dispatched { ticket: Ticket::new(Arc::clone(backend), lease, predicted), decision })
+    }
+
+    /// Whether this member may have so many sequences more.
+    pub(super) fn fits(&self, gate: &Gate, member: &Member, sequences: u32) -> bool {
+        let in_flight = || gate.slots.get(member.backend.load.slot()).in_flight();
+        self.max_in_flight.is_none_or(|limit| fits(in_flight(), sequences, limit))
+    }
+
+    /// When the first back-off ends of an admitted backend that has room.
+    fn next_look(&self, gate: &Gate, facts: &RequestFacts, now: Time) -> Option<Time> {
+        let members = gate.admitted.iter().map(|&place| &self.members[usize::from(place)]);
+        let with_room = members.filter(|member| self.fits(gate, member, facts.engine_sequences()));
+        let left = with_room.map(|member| gate.slots.get(member.backend.load.slot()).open_for(now));
+        left.filter(|left| !left.is_zero()).min().map(|left| now + left)
     }
 
     /// Fills the gate's rows with the backends to choose from.

@@ -73,6 +73,16 @@ impl Load {
         act(locked(&self.gate).slots.get_mut(self.slot))
     }
 
+    /// The same for what may make room, or change who may have it: whoever waits for that is served before the gate opens.
+    fn change<T>(&self, act: impl FnOnce(&mut Numbers) -> T) -> T {
+        let mut gate = locked(&self.gate);
+        let value = act(gate.slots.get_mut(self.slot));
+        let served = gate.serve_waiters();
+        drop(gate);
+        served.deliver();
+        value
+    }
+
     /// The slot behind the pool's gate.
     pub(super) fn slot(&self) -> usize {
         self.slot
@@ -89,7 +99,7 @@ impl Load {
     /// The first token of a stream: prefill is over and measured. Nothing for other kinds, which show none.
     pub(super) fn first_token(&self, lease: &mut Lease, now: Time) {
         if lease.kind == Kind::Stream && lease.phase == Phase::Prefill {
-            self.with(|numbers| numbers.first_token(lease, now));
+            self.change(|numbers| numbers.first_token(lease, now));
         }
     }
 
@@ -102,23 +112,23 @@ impl Load {
 
     /// The attempt succeeded.
     pub(super) fn succeed(&self, lease: &Lease, now: Time) {
-        self.with(|numbers| numbers.succeed(lease, now));
+        self.change(|numbers| numbers.succeed(lease, now));
     }
 
     /// The attempt failed. Never touches the latency estimators: an error is no fast answer.
     /// Whether that began a new pause.
     pub(super) fn fail(&self, failure: Failure, now: Time) -> bool {
-        self.with(|numbers| numbers.fail(failure, now))
+        self.change(|numbers| numbers.fail(failure, now))
     }
 
     /// The failure that began a pause was not the backend's.
     pub(super) fn withdraw(&self) {
-        self.with(|numbers| numbers.backoff.withdraw());
+        self.change(|numbers| numbers.backoff.withdraw());
     }
 
     /// Gives back what the attempt took. Needs no time, so that a drop can do it.
     pub(super) fn end(&self, lease: &Lease) {
-        self.with(|numbers| numbers.end(lease));
+        self.change(|numbers| numbers.end(lease));
     }
 
     /// A scrape came in. What it shows beyond our own in-flight *at this instant* is others' load, until it is stale.
@@ -211,6 +221,16 @@ impl Numbers {
     /// What its KV cache has taken in from here.
     pub(super) fn sent_tokens(&self) -> u64 {
         self.sent_tokens
+    }
+
+    /// Own sequences in flight.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.prefilling.saturating_add(self.decoding)
+    }
+
+    /// For how much longer the backend is left alone.
+    pub(super) fn open_for(&self, now: Time) -> Duration {
+        self.backoff.open_for(now)
     }
 
     /// An attempt goes out. What it takes is given back by `end`, through the lease.

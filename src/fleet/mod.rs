@@ -19,6 +19,7 @@ mod snapshot;
 mod ticket;
 pub mod view;
 pub mod vllm_metrics;
+mod waiting;
 
 pub use backend::Backend;
 pub use dispatch::Dispatched;
@@ -27,6 +28,7 @@ pub use load::Load;
 pub use sample::Sample;
 pub use snapshot::{Arm, Fleet, Member, Pool, Snapshot};
 pub use ticket::{Outcome, Suspicion, Ticket};
+pub use waiting::{Admission, Ask, Placed, Waiting};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -14,7 +14,7 @@ use super::gate::Gate;
 use super::health::State;
 use super::locked;
 use crate::clock::Time;
-use crate::config::model::{Affinity, PolicyName, SessionKey};
+use crate::config::model::{Affinity, PolicyName, SessionKey, WaitRoom};
 use crate::routing::eligible::Seat;
 use crate::routing::facts::ArmIndex;
 use crate::routing::policy::{LeastInflight, LeastTokens, P2c, Policy, PredictedTtft, RoundRobin};
@@ -129,6 +129,10 @@ pub struct Pool {
     pub affinity: Affinity,
     /// Whether a request may leave its arm.
     pub cross_arm: bool,
+    /// Sequences that one backend may have in flight; none: no limit.
+    pub max_in_flight: Option<u32>,
+    /// Where requests wait while every backend is at its limit.
+    pub wait_room: WaitRoom,
     /// The metric handles of requests that got no backend.
     pub unrouted: Arc<BackendMetrics>,
     pub(super) arms: Vec<Arm>,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 mod affinity;
 mod leases;
+mod wait_room;
 
 const MODEL: &str = "m";
 
@@ -45,6 +46,7 @@ fn pool(arms: Vec<model::Arm>) -> model::Pool {
         split_salt: String::new(),
         cross_arm: true,
         arms,
+        ..model::Pool::default()
     }
 }
 

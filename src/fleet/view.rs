@@ -50,8 +50,27 @@ pub struct PoolView {
     pub mean_prompt_tokens: f64,
     /// Retries that the budget would pay for now.
     pub retry_budget: f64,
+    /// Sequences that one backend may have in flight; none: no limit.
+    pub backend_max_in_flight: Option<u32>,
+    /// The wait room.
+    pub wait_room: WaitRoomView,
     /// The arms.
     pub arms: Vec<ArmView>,
+}
+
+/// Where requests wait while every backend is at its limit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WaitRoomView {
+    /// Requests that wait.
+    pub waiting: u32,
+    /// Requests that may.
+    pub size: usize,
+    /// How long one may wait, in seconds.
+    pub timeout_seconds: f64,
+    /// Sessions, or clients without one, that take turns.
+    pub lanes: usize,
+    /// How long the one that came first has waited.
+    pub longest_wait_seconds: Option<f64>,
 }
 
 /// One arm.
@@ -65,6 +84,8 @@ pub struct ArmView {
     pub gpus: u32,
     /// Requests assigned to it that another arm served.
     pub crossed: u64,
+    /// Requests assigned to it that wait for a backend with room.
+    pub waiting: u32,
     /// Its backends.
     pub backends: Vec<BackendView>,
 }
@@ -117,14 +138,14 @@ impl PoolView {
     /// One pool, with loads as of `now`.
     #[must_use]
     pub fn new(pool: &Pool, now: Time) -> PoolView {
-        let (mean_prompt, retry_budget, mut rows) = {
+        let (mean_prompt, retry_budget, room, mut rows) = {
             let gate = locked(&pool.gate);
             let mean_prompt = gate.mean_prompt(now);
             let row = |(place, member): (u16, &Member)| {
                 gate.slots.get(member.backend.load.slot()).row(member.backend.id, place, mean_prompt, now)
             };
             let rows: Vec<Candidate> = (0_u16..).zip(&pool.members).map(row).collect();
-            (mean_prompt, gate.budget.left(now), rows)
+            (mean_prompt, gate.budget.left(now), gate.room.view(now), rows)
         };
         let healthy = |row: &&Candidate| pool.members[usize::from(row.member)].state == State::Healthy;
         let ratios = PoolRatios::of(rows.iter().filter(healthy));
@@ -134,6 +155,7 @@ impl PoolView {
             share: arm.share,
             gpus: arm.gpus,
             crossed: arm.crossed.load(Ordering::Relaxed),
+            waiting: room.waiting_for(ArmIndex(index)),
             backends: pool
                 .members
                 .iter()
@@ -152,6 +174,14 @@ impl PoolView {
             v: ratios.v,
             mean_prompt_tokens: mean_prompt,
             retry_budget,
+            backend_max_in_flight: pool.max_in_flight,
+            wait_room: WaitRoomView {
+                waiting: room.waiting(),
+                size: pool.wait_room.size,
+                timeout_seconds: pool.wait_room.timeout.as_secs_f64(),
+                lanes: room.lanes,
+                longest_wait_seconds: room.longest.map(|wait| wait.as_secs_f64()),
+            },
             arms: arms.collect(),
         }
     }

@@ -17,6 +17,7 @@ use http_body_util::BodyExt;
 use super::exchange::{Committed, Exchange};
 use super::hold::hold;
 use super::relay::Events;
+use super::wait::{Patience, place};
 use crate::error::{Failure, Refusal};
 use crate::fleet::alarm::{Heard, Watch};
 use crate::fleet::{Backend, Outcome, Suspicion, Ticket};
@@ -78,12 +79,15 @@ pub(super) async fn run(exchange: &mut Exchange, early: &AtomicBool) -> Attempte
     let (mut last_failure, mut last_answer) = (None, None);
     // The same server error from two backends is the request's doing: then neither is to blame.
     let mut suspicion: Option<Suspicion> = None;
-    let mut rng = fastrand::Rng::new();
+    let (mut rng, mut patience) = (fastrand::Rng::new(), Patience::default());
     loop {
-        let now = exchange.shared.clock.now();
-        let dispatched = match exchange.work.pool.dispatch(&exchange.work.facts, &tried, now, &mut rng) {
+        let dispatched = match place(exchange, &mut tried, &mut patience, &mut rng).await {
             Ok(dispatched) => dispatched,
             Err(refusal) if last_failure.is_none() => return Attempted::Refused(refusal),
+            // Another attempt had nowhere to go: no reason to give up what a backend said, and one to try again later.
+            Err(refusal) if last_answer.is_none() && refusal.is_for_want_of_room() => {
+                return Attempted::Refused(refusal);
+            }
             Err(_) => return over(exchange, &seen, stage(early), last_answer),
         };
         if let Some(failure) = last_failure {
@@ -95,7 +99,7 @@ pub(super) async fn run(exchange: &mut Exchange, early: &AtomicBool) -> Attempte
         exchange.record.dispatched(&dispatched);
         let mut ticket = dispatched.ticket;
         let backend = ticket.backend().id;
-        let mut watch = ticket.watch(now);
+        let mut watch = ticket.watch(exchange.shared.clock.now());
         let (failure, answer) = match attempt(exchange, &mut ticket, &mut watch, &mut seen).await {
             Ok((head, body, form)) => return Attempted::Committed(Committed { ticket, watch, head, body, form }),
             Err(Uncommitted::Theirs(answer)) => {

@@ -2,8 +2,8 @@
 //! and never the simulator, the benchmark or the planner.
 //!
 //! The way of a request: `route` (allow-list) → `auth` → `intake` (body, within limits) → `work` (what it is, and what is sent
-//! on) → `exchange` (its task) → `attempt` and `hold` (until the engine is proved at work; `front` is the client's side of that, `late`
-//! what ends it where the head went out early) → `relay` over `wire` → `record`.
+//! on) → `exchange` (its task) → `attempt`, `wait` and `hold` (until the engine is proved at work; `front` is the client's side of that,
+//! `late` what ends it where the head went out early) → `relay` over `wire` → `record`.
 
 mod attempt;
 mod auth;
@@ -24,6 +24,7 @@ mod responses;
 mod route;
 pub mod splice;
 mod tell;
+mod wait;
 mod weight;
 mod wire;
 mod work;

@@ -44,6 +44,12 @@ pub(super) struct Record {
     pub(super) body_read: Option<Time>,
     pub(super) sent: Option<Time>,
     first_sent: Option<Time>,
+    /// Since when it waits for a backend with room, if it does.
+    waits_since: Option<Time>,
+    /// How long it has waited for one.
+    wait: Duration,
+    /// How much of that was before the first attempt.
+    wait_before_sent: Duration,
     pub(super) got_head: bool,
     first_token: Option<Time>,
     pub(super) end: Option<Time>,
@@ -74,6 +80,9 @@ impl Record {
             body_read: None,
             sent: None,
             first_sent: None,
+            waits_since: None,
+            wait: Duration::ZERO,
+            wait_before_sent: Duration::ZERO,
             got_head: false,
             first_token: None,
             end: None,
@@ -93,6 +102,19 @@ impl Record {
     /// The request has its pool and its arm.
     pub(super) fn assign(&mut self, pool: &Arc<Pool>, arm: ArmIndex) {
         self.assigned = Some((Arc::clone(pool), arm));
+    }
+
+    /// It waits from now on for a backend with room.
+    pub(super) fn waits(&mut self, now: Time) {
+        self.waits_since = Some(now);
+    }
+
+    /// Its wait is over.
+    pub(super) fn waited(&mut self, now: Time) {
+        self.wait += self.waits_since.take().map_or(Duration::ZERO, |since| now.since(since));
+        if self.first_sent.is_none() {
+            self.wait_before_sent = self.wait;
+        }
     }
 
     /// An attempt has its backend.
@@ -242,6 +264,7 @@ impl Record {
     fn abort_phase(&self) -> AbortPhase {
         match () {
             () if self.body_read.is_none() => AbortPhase::Body,
+            () if self.waits_since.is_some() => AbortPhase::Waiting,
             () if !self.got_head => AbortPhase::BeforeHead,
             () if self.first_token.is_some() => AbortPhase::MidStream,
             () if self.streamed => AbortPhase::BeforeFirstToken,
@@ -283,6 +306,7 @@ impl Record {
             outcome,
             attempts: self.attempts,
             stream: self.streamed,
+            wait: (!self.wait.is_zero()).then_some(self.wait),
             ttft: timings.ttft(),
             tpot: tokens.and_then(|(_, tokens)| timings.tpot(tokens)),
             e2e: timings.e2e().unwrap_or_default(),
@@ -291,11 +315,14 @@ impl Record {
         }
     }
 
-    fn count(&self, outcome: Outcome, timings: &Timings) {
+    fn count(&self, outcome: Outcome, phase: AbortPhase, timings: &Timings) {
         let metrics = self.metrics();
         metrics.request(outcome);
         if outcome == Outcome::Failed(Failure::ClientLeft) {
-            metrics.abort(self.abort_phase());
+            metrics.abort(phase);
+        }
+        if !self.wait.is_zero() {
+            metrics.wait.record(self.wait.as_secs_f64());
         }
         if let Some(usage) = self.usage {
             metrics.prompt_tokens.increment(usage.prompt_tokens);
@@ -305,7 +332,7 @@ impl Record {
             metrics.output_tokens(source, tokens);
         }
         if let Some(first_sent) = self.first_sent {
-            let ours = first_sent.since(self.body_read.unwrap_or(self.arrival));
+            let ours = first_sent.since(self.body_read.unwrap_or(self.arrival)).saturating_sub(self.wait_before_sent);
             self.shared.telemetry.process.overhead.record(ours.as_secs_f64());
         }
         if let Some(read) = timings.body() {
@@ -340,8 +367,10 @@ impl Drop for Record {
         if outcome == Outcome::Failed(Failure::ClientLeft) {
             self.status = Failure::ClientLeft.status();
         }
+        let phase = self.abort_phase();
+        self.waited(end);
         let timings = self.timings(end);
-        self.count(outcome, &timings);
+        self.count(outcome, phase, &timings);
         if self.shared.access_log.is_on() {
             self.shared.access_log.write(self.access_record(outcome, &timings));
         }

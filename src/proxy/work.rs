@@ -23,6 +23,7 @@ use crate::fleet::Backend;
 use crate::fleet::{Pool, Snapshot};
 use crate::routing::affinity::Marks;
 use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
+use crate::routing::wait_room::LaneKey;
 use crate::stream::Api;
 use crate::units::BackendId;
 use crate::upstream::{self, Pieces};
@@ -36,6 +37,10 @@ const MEDIA_TOKENS: u32 = 1000;
 pub(super) struct Work {
     pub(super) pool: Arc<Pool>,
     pub(super) facts: RequestFacts,
+    /// What the client calls its session.
+    pub(super) session: Option<Arc<str>>,
+    /// With whom it takes turns where requests must wait.
+    pub(super) lane: LaneKey,
     pub(super) api: Api,
     /// The client asked for a stream.
     pub(super) streamed: bool,
@@ -157,6 +162,8 @@ pub(super) async fn prepare(
     headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, &parsed) },
+        lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
+        session: session.map(Arc::from),
         pool,
         api: endpoint.api,
         streamed,

@@ -12,3 +12,4 @@ pub mod facts;
 pub mod policy;
 pub mod retry;
 pub mod split;
+pub mod wait_room;

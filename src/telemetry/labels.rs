@@ -29,6 +29,8 @@ label_enum! {
     AbortPhase {
         /// Its body was being read.
         Body = "body",
+        /// It waited for a backend with room.
+        Waiting = "waiting",
         /// No backend had answered yet.
         BeforeHead = "before_head",
         /// The backend had sent its head, but no token.
@@ -194,8 +196,18 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
         Refusal::Encoded(none()),
         Refusal::BodiesFull,
         Refusal::NoBackend(none()),
+        Refusal::WaitRoomFull(none()),
+        Refusal::WaitTimeout(none()),
         Refusal::Internal,
     ];
+    all.iter().map(Refusal::kind).collect()
+}
+
+/// Those that it can end with after an attempt on a backend, which then has them.
+pub(super) fn later_refusal_labels() -> Vec<&'static str> {
+    let none = String::new;
+    let all =
+        [Refusal::NoBackend(none()), Refusal::WaitRoomFull(none()), Refusal::WaitTimeout(none()), Refusal::Internal];
     all.iter().map(Refusal::kind).collect()
 }
 
@@ -215,7 +227,7 @@ mod tests {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized | Refusal::PathNotAllowed { .. } => {}
             Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) | Refusal::BodyTimeout(_) => {}
             Refusal::TooLarge(_) | Refusal::Encoded(_) | Refusal::BodiesFull | Refusal::NoBackend(_) => {}
-            Refusal::Exhausted { .. } | Refusal::Internal => {}
+            Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } | Refusal::Internal => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::metrics::{
     ARM_CROSSED, ARM_GPUS, ARM_SHARE, BackendState, IN_FLIGHT, KV_USAGE, PREDICTED_TTFT, QUEUE_DEPTH, RUNNING,
-    SCRAPE_AGE, STATE,
+    SCRAPE_AGE, STATE, WAITING,
 };
 use super::recorder::Text;
 
@@ -49,6 +49,8 @@ pub struct ArmRow {
     pub share: f64,
     /// Requests assigned to it that another arm served, since the start of the process.
     pub crossed: u64,
+    /// Requests assigned to it that wait for a backend with room.
+    pub waiting: u32,
 }
 
 /// Writes every gauge of the rows.
@@ -78,6 +80,7 @@ pub(crate) fn render(text: &mut Text, backends: &[BackendRow], arms: &[ArmRow]) 
         let labels = [("pool", row.pool.as_str()), ("arm", row.arm.as_str())];
         text.integer(&ARM_GPUS, &labels, u64::from(row.gpus));
         text.number(&ARM_SHARE, &labels, row.share);
+        text.integer(&WAITING, &labels, u64::from(row.waiting));
         text.integer(&ARM_CROSSED, &labels, row.crossed);
     }
 }

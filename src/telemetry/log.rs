@@ -75,6 +75,8 @@ pub struct AccessRecord {
     pub attempts: u32,
     /// A stream was asked for.
     pub stream: bool,
+    /// Time in the wait room, if it was there.
+    pub wait: Option<Duration>,
     /// Arrival to first token.
     pub ttft: Option<Duration>,
     /// Time per output token after the first.
@@ -148,7 +150,9 @@ impl AccessRecord {
         }
         visit("attempts", Value::Number(u64::from(self.attempts)));
         visit("stream", Value::Flag(self.stream));
-        for (key, time) in [("ttft_ms", self.ttft), ("tpot_ms", self.tpot), ("e2e_ms", Some(self.e2e))] {
+        let times =
+            [("wait_ms", self.wait), ("ttft_ms", self.ttft), ("tpot_ms", self.tpot), ("e2e_ms", Some(self.e2e))];
+        for (key, time) in times {
             if let Some(time) = time {
                 visit(key, Value::Millis(time));
             }
@@ -361,6 +365,7 @@ mod tests {
             outcome: Outcome::Success,
             attempts: 1,
             stream: true,
+            wait: Some(Duration::from_millis(30)),
             ttft: Some(Duration::from_micros(41_250)),
             tpot: None,
             e2e: Duration::from_secs(2),
@@ -393,7 +398,7 @@ mod tests {
             record("m").to_text_line(at),
             "1970-01-01T00:00:01.500Z status=200 outcome=success method=POST path=/v1/chat/completions \
              client=127.0.0.1:5000 model=m pool=m arm=tp2 assigned_arm=tp1x2 backend=127.0.0.1:8001 attempts=1 stream=true \
-             ttft_ms=41.250 e2e_ms=2000.000 prompt_tokens=7 output_tokens=16 token_source=usage request_id=r-1\n"
+             wait_ms=30.000 ttft_ms=41.250 e2e_ms=2000.000 prompt_tokens=7 output_tokens=16 token_source=usage request_id=r-1\n"
         );
         let json: serde_json::Value = serde_json::from_str(&record("m").to_json_line(at)).unwrap();
         assert_eq!(json["ttft_ms"], 41.25);

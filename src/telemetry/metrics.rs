@@ -10,9 +10,9 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 pub use super::labels::{AbortPhase, BackendState, Ejection, Outcome, ProbeFailure, Reload, TokenSource};
-use super::labels::{failure_labels, labels_of, refusal_labels};
+use super::labels::{failure_labels, labels_of, later_refusal_labels, refusal_labels};
 use super::recorder::{Def, Kind, Registry};
-use crate::error::{Failure, Refusal};
+use crate::error::Failure;
 
 /// The label value where no pool, arm or backend was chosen.
 pub const NONE: &str = "none";
@@ -35,6 +35,8 @@ const OVERHEAD_EDGES: &[f64] =
     &[0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0];
 const BODY_EDGES: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const WAIT_EDGES: &[f64] =
+    &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0];
 const ERROR_EDGES: &[f64] = &[0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0];
 
 macro_rules! defs {
@@ -70,6 +72,8 @@ defs! {
     EJECTIONS = "forebay_ejections_total", Kind::Counter, "Times the backend was put out of routing, by reason.";
     ARM_GPUS = "forebay_arm_gpus", Kind::Gauge, "GPUs of the arm, as configured.";
     ARM_SHARE = "forebay_arm_share", Kind::Gauge, "Share of its pool's sessions assigned to the arm, 0 to 1.";
+    WAIT = "forebay_wait_seconds", Kind::Histogram(WAIT_EDGES), "Time in the wait room, of requests that waited there; a part of TTFT.";
+    WAITING = "forebay_waiting", Kind::Gauge, "Requests in the wait room, by the arm that they are assigned to.";
     ARM_CROSSED = "forebay_arm_crossed_total", Kind::Counter, "Requests assigned to the arm and served by another.";
     OVERHEAD = "forebay_overhead_seconds", Kind::Histogram(OVERHEAD_EDGES), "Time of a request spent in the proxy itself, before the attempt that answered was sent.";
     BODY_READ = "forebay_body_read_seconds", Kind::Histogram(BODY_EDGES), "Request head parsed to request body read; a part of TTFT.";
@@ -113,6 +117,8 @@ pub struct BackendMetrics {
     pub itl: Histogram,
     /// Seconds from arrival to end.
     pub e2e: Histogram,
+    /// Seconds in the wait room, where a request waited there.
+    pub wait: Histogram,
     /// |predicted − measured TTFT| / measured.
     pub prediction_error: Histogram,
     /// Prompt tokens, from usage.
@@ -147,17 +153,14 @@ impl BackendMetrics {
         let of_backend = |def, label, values| if real { counters(def, label, values) } else { ByLabel(Vec::new()) };
         let mut outcomes = vec![Outcome::Success.label(), Outcome::ClientError.label()];
         outcomes.extend(failure_labels());
-        if real {
-            outcomes.push(Refusal::Internal.kind());
-        } else {
-            outcomes.extend(refusal_labels());
-        }
+        outcomes.extend(if real { later_refusal_labels() } else { refusal_labels() });
         BackendMetrics {
             ttft: histogram(&TTFT),
             backend_ttft: histogram(&BACKEND_TTFT),
             tpot: histogram(&TPOT),
             itl: histogram(&ITL),
             e2e: registry.histogram(&E2E, &labels),
+            wait: registry.histogram(&WAIT, &labels),
             prediction_error: histogram(&PREDICTION_ERROR),
             prompt_tokens: if real { registry.counter(&PROMPT_TOKENS, &labels) } else { Counter::noop() },
             expected_cached_tokens: if real { registry.counter(&EXPECTED_CACHED, &labels) } else { Counter::noop() },

@@ -26,7 +26,7 @@ fn backend_row(backend: &str) -> BackendRow {
 }
 
 fn arm_row() -> ArmRow {
-    ArmRow { pool: "m".into(), arm: "tp2".into(), gpus: 2, share: 0.5, crossed: 1 }
+    ArmRow { pool: "m".into(), arm: "tp2".into(), gpus: 2, share: 0.5, crossed: 1, waiting: 3 }
 }
 
 /// A text in which every metric has a sample.

@@ -19,3 +19,4 @@ mod prometheus;
 mod reload;
 mod requests;
 mod streams;
+mod wait_room;

@@ -1,0 +1,83 @@
+//! A place on a backend for one attempt, and the wait for it where every backend is full: until one has room, the request's
+//! time for waiting is over, or the client leaves, which drops the future and so leaves the wait room.
+//!
+//! Hot path: nothing beyond the dispatch while there is room.
+
+use std::time::Duration;
+
+use super::exchange::Exchange;
+use crate::clock::Time;
+use crate::error::Refusal;
+use crate::fleet::{Admission, Ask, Dispatched, Placed, Waiting};
+use crate::units::BackendId;
+
+/// A back-off that ends by time alone is noticed by who waits for it, within this.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long one request waits, over all its attempts.
+#[derive(Default)]
+pub(super) struct Patience {
+    until: Option<Time>,
+}
+
+/// A place on a backend that is not among `tried`.
+///
+/// # Errors
+/// There is no backend that may have the request, or none had room in time, or too many wait already.
+pub(super) async fn place(
+    exchange: &mut Exchange,
+    tried: &mut Vec<BackendId>,
+    patience: &mut Patience,
+    rng: &mut fastrand::Rng,
+) -> Result<Dispatched, Refusal> {
+    loop {
+        let admission = {
+            let work = &exchange.work;
+            let ask = Ask {
+                facts: &work.facts,
+                tried,
+                session: work.session.as_ref(),
+                lane: work.lane,
+                again: patience.until.is_some(),
+                clock: &exchange.shared.clock,
+            };
+            work.pool.dispatch_or_wait(ask, rng)?
+        };
+        let Placed { dispatched, pool } = match admission {
+            Admission::Placed(placed) => placed,
+            Admission::Waiting(waiting) => {
+                let now = exchange.shared.clock.now();
+                let timeout = exchange.work.pool.wait_room.timeout;
+                let until = *patience.until.get_or_insert(now + timeout);
+                exchange.record.waits(now);
+                let placed = wait(exchange, waiting, until).await;
+                exchange.record.waited(exchange.shared.clock.now());
+                placed?
+            }
+        };
+        let Some(pool) = pool else { return Ok(dispatched) };
+        // The configuration changed since the request came: it goes on in the pool as it is now.
+        exchange.work.facts.arm = dispatched.decision.assigned;
+        exchange.record.assign(&pool, dispatched.decision.assigned);
+        exchange.work.pool = pool;
+        let not_serving = exchange.work.not_serving();
+        if !not_serving.contains(&dispatched.decision.backend) {
+            return Ok(dispatched);
+        }
+        tried.extend(not_serving);
+    }
+}
+
+async fn wait(exchange: &Exchange, mut waiting: Waiting, until: Time) -> Result<Placed, Refusal> {
+    let clock = &exchange.shared.clock;
+    loop {
+        let left = until.since(clock.now());
+        if left.is_zero() {
+            return Err(Refusal::WaitTimeout(exchange.work.pool.model.clone()));
+        }
+        match tokio::time::timeout(left.min(LOOK), waiting.placed()).await {
+            Ok(placed) => return placed,
+            Err(_) => waiting.look(clock.now()),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The order in which requests wait for a backend with room: lanes (a session, else a client) in turn, first come first
+//! served within a lane. Bounded: a full room gives up the last of its longest lane to one that has less, so that a noisy
+//! session can neither starve the others nor keep them out. Knows nothing of backends: whether a waiter can be served is its
+//! caller's to say.
+//!
+//! Hot path: none. Nothing here runs while no request waits.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Whether a backend with `in_flight` sequences may have `sequences` more. What never reaches the engine always may; what is
+/// larger than the limit may if it has the backend for itself, or it would wait for ever.
+#[must_use]
+pub fn fits(in_flight: u32, sequences: u32, limit: u32) -> bool {
+    sequences == 0 || in_flight == 0 || in_flight.saturating_add(sequences) <= limit
+}
+
+/// Whose requests take turns with the others'. Two that collide share their turns, no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LaneKey(u64);
+
+impl LaneKey {
+    /// The lane of a session, else of a client's key; requests with neither share one.
+    #[must_use]
+    pub fn of(session: Option<&str>, client: Option<&str>) -> LaneKey {
+        let mut hasher = DefaultHasher::new();
+        match session {
+            Some(session) => (0_u8, session).hash(&mut hasher),
+            None => (1_u8, client).hash(&mut hasher),
+        }
+        LaneKey(hasher.finish())
+    }
+}
+
+/// Where a waiter stands, for when it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    lane: LaneKey,
+    number: i64,
+}
+
+/// What is done with one waiter on a round through the room.
+#[derive(Debug)]
+pub enum Step<R> {
+    /// It is served, and leaves with this.
+    Serve(R),
+    /// It stays, and the next is looked at.
+    Pass,
+    /// There is nothing for any of those behind it.
+    Stop,
+}
+
+/// Where a newcomer stands.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Entered<T> {
+    /// It waits; one of a longer lane may have had to leave for it.
+    At(Place, Option<T>),
+    /// The room is full, and no lane is longer than its own.
+    Full(T),
+}
+
+/// The waiters.
+#[derive(Debug)]
+pub struct WaitRoom<T> {
+    lanes: HashMap<LaneKey, Lane<T>>,
+    /// The lanes by turn: the first is served next.
+    turns: BTreeMap<u64, LaneKey>,
+    next_turn: u64,
+    /// Numbers rise within a lane: those that wait again get falling ones, and so stand in front.
+    next_back: i64,
+    next_front: i64,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Lane<T> {
+    turn: u64,
+    line: VecDeque<(i64, T)>,
+}
+
+impl<T> Default for WaitRoom<T> {
+    fn default() -> WaitRoom<T> {
+        WaitRoom { lanes: HashMap::new(), turns: BTreeMap::new(), next_turn: 0, next_back: 0, next_front: -1, len: 0 }
+    }
+}
+
+impl<T> WaitRoom<T> {
+    /// Nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Lanes with a waiter in them.
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// The waiters, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.values().flat_map(|lane| lane.line.iter().map(|(_, waiter)| waiter))
+    }
+
+    /// The same, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.lanes.values_mut().flat_map(|lane| lane.line.iter_mut().map(|(_, waiter)| waiter))
+    }
+
+    /// A newcomer joins the end of its lane in a room of `size`; one that waited before (`again`) its front.
+    pub fn enter(&mut self, lane: LaneKey, waiter: T, again: bool, size: usize) -> Entered<T> {
+        let mut displaced = None;
+        if size == 0 {
+            return Entered::Full(waiter);
+        }
+        if self.len >= size {
+            let own = self.lanes.get(&lane).map_or(0, |lane| lane.line.len());
+            match self.last_of_a_longer_lane(own) {
+                Some(place) => displaced = self.leave(place),
+                None => return Entered::Full(waiter),
+            }
+        }
+        let entry = self.lanes.entry(lane).or_insert_with(|| {
+            let turn = self.next_turn;
+            self.next_turn += 1;
+            self.turns.insert(turn, lane);
+            Lane { turn, line: VecDeque::new() }
+        });
+        let number = if again {
+            self.next_front -= 1;
+            entry.line.push_front((self.next_front, waiter));
+            self.next_front
+        } else {
+            self.next_back += 1;
+            entry.line.push_back((self.next_back, waiter));
+            self.next_back
+        };
+        self.len += 1;
+        Entered::At(Place { lane, number }, displaced)
+    }
+
+    /// The last place of the longest lane, if that has over one waiter more than `own`: what the newcomer's lane gains, no
+    /// other must then have less than.
+    fn last_of_a_longer_lane(&self, own: usize) -> Option<Place> {
+        let (key, longest) = self.lanes.iter().max_by_key(|(_, lane)| (lane.line.len(), lane.turn))?;
+        let (number, _) = longest.line.back().filter(|_| longest.line.len() > own + 1)?;
+        Some(Place { lane: *key, number: *number })
+    }
+
+    /// A waiter leaves unserved; `None` if it is not there any more.
+    pub fn leave(&mut self, place: Place) -> Option<T> {
+        let lane = self.lanes.get_mut(&place.lane)?;
+        let at = lane.line.binary_search_by_key(&place.number, |(number, _)| *number).ok()?;
+        let (_, waiter) = lane.line.remove(at)?;
+        self.len -= 1;
+        if lane.line.is_empty() {
+            self.turns.remove(&lane.turn);
+            self.lanes.remove(&place.lane);
+        }
+        Some(waiter)
+    }
+
+    /// Goes through the waiters in the order in which they are to be served, until `look` says stop or all were passed. A lane
+    /// that was served goes behind all others. Those served come back with what they were served with.
+    pub fn serve<R>(&mut self, mut look: impl FnMut(&mut T) -> Step<R>) -> Vec<(T, R)> {
+        let mut served = Vec::new();
+        let mut from = 0;
+        while let Some((&turn, &key)) = self.turns.range(from..).next() {
+            from = turn + 1;
+            let lane = self.lanes.get_mut(&key).expect("a turn is removed with its lane");
+            let mut found = None;
+            for (at, (_, waiter)) in lane.line.iter_mut().enumerate() {
+                match look(waiter) {
+                    Step::Serve(with) => {
+                        found = Some((at, with));
+                        break;
+                    }
+                    Step::Pass => {}
+                    Step::Stop => return served,
+                }
+            }
+            let Some((at, with)) = found else { continue };
+            let (_, waiter) = lane.line.remove(at).expect("it was just looked at");
+            served.push((waiter, with));
+            self.len -= 1;
+            self.turns.remove(&turn);
+            if lane.line.is_empty() {
+                self.lanes.remove(&key);
+            } else {
+                lane.turn = self.next_turn;
+                self.turns.insert(self.next_turn, key);
+                self.next_turn += 1;
+            }
+        }
+        served
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lane(session: &str) -> LaneKey {
+        LaneKey::of(Some(session), None)
+    }
+
+    fn room(waiters: &[(&str, u32)]) -> WaitRoom<u32> {
+        let mut room = WaitRoom::default();
+        for &(session, id) in waiters {
+            assert!(matches!(room.enter(lane(session), id, false, usize::MAX), Entered::At(_, None)));
+        }
+        room
+    }
+
+    fn serve(room: &mut WaitRoom<u32>, count: usize) -> Vec<u32> {
+        let mut left = count;
+        let served = room.serve(|_| {
+            if left == 0 {
+                return Step::Stop;
+            }
+            left -= 1;
+            Step::Serve(())
+        });
+        served.into_iter().map(|(id, ())| id).collect()
+    }
+
+    #[test]
+    fn lanes_take_turns_and_within_one_the_first_is_first() {
+        let mut room = room(&[("noisy", 1), ("noisy", 2), ("noisy", 3), ("quiet", 10), ("calm", 20), ("quiet", 11)]);
+        assert_eq!(serve(&mut room, 1), [1]);
+        assert_eq!(serve(&mut room, 4), [10, 20, 2, 11], "also from one round to the next");
+        assert_eq!((room.len(), room.lanes()), (1, 1));
+        assert_eq!(serve(&mut room, 9), [3]);
+        assert!(room.is_empty() && room.turns.is_empty());
+    }
+
+    #[test]
+    fn who_cannot_be_served_holds_up_nobody_and_keeps_its_turn() {
+        let mut room = room(&[("a", 1), ("a", 2), ("b", 10)]);
+        let mut budget = 1;
+        let served = room.serve(|id| {
+            if *id == 1 || budget == 0 {
+                return Step::Pass;
+            }
+            budget -= 1;
+            Step::Serve(())
+        });
+        assert_eq!(served, [(2, ())]);
+        assert_eq!(serve(&mut room, 2), [10, 1]);
+    }
+
+    #[test]
+    fn who_waits_again_stands_in_front_of_its_lane() {
+        let mut room = room(&[("a", 1), ("a", 2), ("b", 10)]);
+        for id in [5, 6] {
+            assert!(matches!(room.enter(lane("a"), id, true, 99), Entered::At(_, None)));
+        }
+        assert_eq!(serve(&mut room, 9), [6, 10, 5, 1, 2]);
+    }
+
+    #[test]
+    fn a_full_room_makes_place_for_a_lane_that_has_less() {
+        let mut room = room(&[("noisy", 1), ("noisy", 2), ("noisy", 3)]);
+        assert_eq!(room.enter(lane("noisy"), 4, false, 3), Entered::Full(4));
+        let Entered::At(_, displaced) = room.enter(lane("quiet"), 10, false, 3) else { panic!("no place") };
+        assert_eq!(displaced, Some(3), "the last of the longest lane");
+        assert_eq!(room.enter(lane("quiet"), 11, false, 3), Entered::Full(11), "two to one is as even as it gets");
+        assert_eq!(room.enter(lane("calm"), 20, false, 0), Entered::Full(20), "unless there is no room at all");
+        assert_eq!(serve(&mut room, 9), [1, 10, 2]);
+    }
+
+    #[test]
+    fn a_place_is_left_once() {
+        let mut room = WaitRoom::default();
+        let Entered::At(place, _) = room.enter(lane("a"), 1, false, 9) else { panic!("no place") };
+        assert_eq!((room.leave(place), room.leave(place)), (Some(1), None));
+        assert!(room.lanes.is_empty() && room.turns.is_empty());
+    }
+
+    #[test]
+    fn a_limit_lets_no_more_in_but_one_that_is_larger_alone() {
+        assert!(fits(3, 1, 4) && !fits(4, 1, 4) && !fits(3, 2, 4));
+        assert!(fits(0, 9, 4) && !fits(1, 9, 4));
+        assert!(fits(u32::MAX, 0, 1) && !fits(u32::MAX, 2, 1));
+    }
+
+    #[test]
+    fn a_session_and_a_key_of_one_name_are_two_lanes() {
+        assert_ne!(LaneKey::of(Some("x"), None), LaneKey::of(None, Some("x")));
+        assert_eq!(LaneKey::of(Some("x"), Some("a")), LaneKey::of(Some("x"), Some("b")));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_lost_and_nobody_is_served_twice(
+            steps in prop::collection::vec((0_u8..4, 0_u8..5, any::<prop::sample::Index>()), 0..200),
+        ) {
+            let mut room = WaitRoom::default();
+            let mut there: Vec<(u32, Place)> = Vec::new();
+            for (id, (step, session, which)) in (0_u32..).zip(steps) {
+                match step {
+                    0 | 1 => match room.enter(lane(&session.to_string()), id, step == 1, 12) {
+                        Entered::At(place, displaced) => {
+                            there.retain(|(id, _)| Some(*id) != displaced);
+                            there.push((id, place));
+                        }
+                        Entered::Full(back) => prop_assert_eq!((back, there.len()), (id, 12)),
+                    },
+                    2 if !there.is_empty() => {
+                        let (id, place) = there.swap_remove(which.index(there.len()));
+                        prop_assert_eq!(room.leave(place), Some(id));
+                    }
+                    _ => {
+                        let served = room.serve(|id| if *id % 3 == 0 { Step::Serve(()) } else { Step::Pass });
+                        for (id, ()) in served {
+                            let at = there.iter().position(|(known, _)| *known == id);
+                            prop_assert!(at.is_some());
+                            there.swap_remove(at.unwrap());
+                        }
+                        prop_assert!(there.iter().all(|(id, _)| id % 3 != 0));
+                    }
+                }
+                prop_assert_eq!(room.len(), there.len());
+                prop_assert_eq!(room.iter().count(), there.len());
+                prop_assert_eq!(room.turns.len(), room.lanes());
+            }
+        }
+
+        #[test]
+        fn every_lane_waits_for_at_most_one_of_each_other(counts in prop::collection::vec(1_usize..30, 2..6)) {
+            let mut room = WaitRoom::default();
+            for (session, count) in counts.iter().enumerate() {
+                for _ in 0..*count {
+                    let id = u32::try_from(session).unwrap();
+                    _ = room.enter(lane(&session.to_string()), id, false, usize::MAX);
+                }
+            }
+            let order = serve(&mut room, usize::MAX);
+            let (rounds, lanes) = (*counts.iter().min().unwrap(), counts.len());
+            for round in order[..rounds * lanes].chunks(lanes) {
+                let mut seen = round.to_vec();
+                seen.sort_unstable();
+                seen.dedup();
+                prop_assert_eq!(seen.len(), lanes, "each lane once a round");
+            }
+        }
+    }
+}
