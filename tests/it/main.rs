@@ -13,6 +13,7 @@ mod affinity;
 mod bodies;
 mod chaos;
 mod failover;
+mod faults;
 mod fidelity;
 mod lifecycle;
 mod prometheus;

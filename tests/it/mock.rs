@@ -1,11 +1,12 @@
 //! A backend on a raw socket that plays a script for each request and remembers the request's bytes. It answers probes
 //! (`/health`, `/v1/models`, `/metrics`) like a vLLM at rest, apart from the scripts.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -78,6 +79,8 @@ pub(crate) enum Step {
     Send(Vec<u8>),
     /// Bytes in writes of one byte each.
     Trickle(Vec<u8>),
+    /// Takes this long: the backend's own pace.
+    Pause(Duration),
     /// Waits for the test.
     Wait(Gate),
     /// Tells the test.
@@ -179,10 +182,17 @@ struct Shared {
     seen: Mutex<Vec<Arc<Seen>>>,
     closes: Mutex<Vec<Instant>>,
     connections: AtomicUsize,
+    /// Connections are closed as soon as they are made.
+    hangs_up: AtomicBool,
+    /// The open ones, to be closed when the listener goes.
+    open: Mutex<HashMap<usize, TcpStream>>,
 }
 
 /// A backend.
-pub(crate) struct Mock(Arc<Shared>);
+pub(crate) struct Mock {
+    shared: Arc<Shared>,
+    listening: Mutex<Option<JoinHandle<()>>>,
+}
 
 impl Mock {
     /// One that serves `tiny` as [`like_vllm`].
@@ -197,10 +207,11 @@ impl Mock {
             seen: Mutex::default(),
             closes: Mutex::default(),
             connections: AtomicUsize::new(0),
+            hangs_up: AtomicBool::new(false),
+            open: Mutex::default(),
         });
-        let accepting = Arc::clone(&shared);
-        std::thread::spawn(move || accept(&listener, &accepting));
-        Mock(shared)
+        let listening = listen(&shared, listener);
+        Mock { shared, listening: Mutex::new(Some(listening)) }
     }
 
     /// One that answers every request like this.
@@ -217,33 +228,64 @@ impl Mock {
 
     /// Another model, for its list.
     pub(crate) fn serving(self, model: &str) -> Mock {
-        model.clone_into(&mut self.0.model.lock().unwrap());
+        model.clone_into(&mut self.shared.model.lock().unwrap());
         self
     }
 
     /// Answers requests like this from now on.
     pub(crate) fn reply(&self, handler: impl Fn(&Seen) -> Script + Send + Sync + 'static) {
-        *self.0.handler.lock().unwrap() = Arc::new(handler);
+        *self.shared.handler.lock().unwrap() = Arc::new(handler);
     }
 
     /// Plays this for the next request that has no script yet.
     pub(crate) fn next(&self, script: Script) {
-        self.0.scripts.lock().unwrap().push_back(script);
+        self.shared.scripts.lock().unwrap().push_back(script);
+    }
+
+    /// As a server whose process was killed: connections are refused, and those that are open end.
+    pub(crate) fn refuse(&self) {
+        self.stop_listening();
+        for (_, stream) in self.shared.open.lock().unwrap().drain() {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+
+    /// As one that was told to end at once: connections are refused, and those that are open stay open and silent.
+    pub(crate) fn stop_listening(&self) {
+        let Some(listening) = self.listening.lock().unwrap().take() else { return };
+        self.shared.stopped.store(true, Ordering::Release);
+        drop(TcpStream::connect(self.shared.address));
+        drop(listening.join());
+    }
+
+    /// Listens again, on the same address.
+    pub(crate) fn listen_again(&self) {
+        self.shared.stopped.store(false, Ordering::Release);
+        let listener = eventually("the address is free", || TcpListener::bind(self.shared.address).ok());
+        *self.listening.lock().unwrap() = Some(listen(&self.shared, listener));
+    }
+
+    /// Closes each connection as soon as it is made, and those that are open.
+    pub(crate) fn hang_up(&self) {
+        self.shared.hangs_up.store(true, Ordering::Release);
+        for (_, stream) in self.shared.open.lock().unwrap().drain() {
+            drop(stream.shutdown(Shutdown::Both));
+        }
     }
 
     /// `http://…`
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.0.address)
+        format!("http://{}", self.shared.address)
     }
 
     /// Host and port, as in `x-forebay-backend`.
     pub(crate) fn authority(&self) -> String {
-        self.0.address.to_string()
+        self.shared.address.to_string()
     }
 
     /// Its requests so far, probes left out.
     pub(crate) fn seen(&self) -> Vec<Arc<Seen>> {
-        self.0.seen.lock().unwrap().clone()
+        self.shared.seen.lock().unwrap().clone()
     }
 
     /// Its only request so far.
@@ -260,7 +302,7 @@ impl Mock {
 
     /// When peers closed while a script waited for that, or was still sending.
     pub(crate) fn closes(&self) -> Vec<Instant> {
-        self.0.closes.lock().unwrap().clone()
+        self.shared.closes.lock().unwrap().clone()
     }
 
     /// Waits for so many closes in all, and says when the last one was.
@@ -276,9 +318,13 @@ impl Mock {
 
 impl Drop for Mock {
     fn drop(&mut self) {
-        self.0.stopped.store(true, Ordering::Release);
-        drop(TcpStream::connect(self.0.address));
+        self.stop_listening();
     }
+}
+
+fn listen(shared: &Arc<Shared>, listener: TcpListener) -> JoinHandle<()> {
+    let shared = Arc::clone(shared);
+    std::thread::spawn(move || accept(&listener, &shared))
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
@@ -286,17 +332,28 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         if shared.stopped.load(Ordering::Acquire) {
             return;
         }
+        if shared.hangs_up.load(Ordering::Acquire) {
+            continue;
+        }
         let shared = Arc::clone(shared);
         let number = shared.connections.fetch_add(1, Ordering::Relaxed);
         std::thread::Builder::new()
             .stack_size(256 << 10)
-            .spawn(move || drop(serve(&shared, stream, number)))
+            .spawn(move || {
+                if let Ok(handle) = stream.try_clone() {
+                    shared.open.lock().unwrap().insert(number, handle);
+                }
+                let served = serve(&shared, &stream, number);
+                // Before the last handle goes: a reset is due with it.
+                shared.open.lock().unwrap().remove(&number);
+                drop((served, stream));
+            })
             .expect("the machine has a thread for a connection");
     }
 }
 
 /// Serves one connection until the peer or a script ends it.
-fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) -> std::io::Result<()> {
+fn serve(shared: &Shared, mut stream: &TcpStream, connection: usize) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::new();
     let mut before = 0;
@@ -308,7 +365,7 @@ fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) -> std::io::
             None => script_for(shared, seen),
         };
         for step in script {
-            if !play(shared, &mut stream, step)? {
+            if !play(shared, stream, step)? {
                 return Ok(());
             }
         }
@@ -350,10 +407,14 @@ fn probe(shared: &Shared, seen: &Seen) -> Option<Script> {
 }
 
 /// Plays a step; false where the connection is over.
-fn play(shared: &Shared, stream: &mut TcpStream, step: Step) -> std::io::Result<bool> {
+fn play(shared: &Shared, mut stream: &TcpStream, step: Step) -> std::io::Result<bool> {
     let sent = match step {
         Step::Send(bytes) => stream.write_all(&bytes),
         Step::Trickle(bytes) => bytes.chunks(1).try_for_each(|byte| stream.write_all(byte)),
+        Step::Pause(time) => {
+            std::thread::sleep(time);
+            return Ok(true);
+        }
         Step::Wait(gate) => return Ok(gate.wait()),
         Step::Tell(gate) => {
             gate.open();
@@ -361,7 +422,7 @@ fn play(shared: &Shared, stream: &mut TcpStream, step: Step) -> std::io::Result<
         }
         Step::Close => return Ok(false),
         Step::Reset => {
-            SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?;
+            SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
             return Ok(false);
         }
         Step::AwaitClose => Err(std::io::ErrorKind::Other.into()),
@@ -386,7 +447,7 @@ fn play(shared: &Shared, stream: &mut TcpStream, step: Step) -> std::io::Result<
     Ok(false)
 }
 
-fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<Option<Seen>> {
+fn read_request(stream: &mut &TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<Option<Seen>> {
     let head_end = loop {
         if let Some(at) = memchr::memmem::find(buffer, b"\r\n\r\n") {
             break at;
@@ -419,7 +480,7 @@ fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result
     Ok(Some(Seen { method, target, headers, body, connection: 0, before: 0 }))
 }
 
-fn fill(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<bool> {
+fn fill(stream: &mut &TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<bool> {
     let mut piece = [0; 64 << 10];
     let read = stream.read(&mut piece)?;
     buffer.extend_from_slice(&piece[..read]);
