@@ -1,0 +1,39 @@
+// The JavaScript half of check.py: asks for what PLAYS lists and prints, a line of JSON each, how that ended for the caller.
+import { createRequire } from "node:module";
+
+const require = createRequire(process.env.MODULES + "/");
+const OpenAI = require("openai").default;
+const Anthropic = require("@anthropic-ai/sdk").default;
+const options = { apiKey: "none", maxRetries: 0, timeout: 20_000 };
+const chat = new OpenAI({ baseURL: process.env.BASE + "/v1", ...options });
+const claude = new Anthropic({ baseURL: process.env.BASE, ...options });
+const user = [{ role: "user", content: "hello" }];
+
+function ask(api, stream, headers) {
+  const request = { model: "tiny", stream };
+  switch (api) {
+    case "chat":
+      return chat.chat.completions.create({ ...request, messages: user }, { headers });
+    case "completion":
+      return chat.completions.create({ ...request, prompt: "hello" }, { headers });
+    case "responses":
+      return chat.responses.create({ ...request, input: "hello" }, { headers });
+    default:
+      return claude.messages.create({ ...request, max_tokens: 8, messages: user }, { headers });
+  }
+}
+
+for (const [api, play, stream] of JSON.parse(process.env.PLAYS)) {
+  const result = { sdk: api === "messages" ? "anthropic" : "openai", language: "node", api, play };
+  try {
+    const answer = await ask(api, stream, { "x-play": play });
+    result.ended = 1;
+    if (stream) {
+      result.ended = 0;
+      for await (const _ of answer) result.ended += 1;
+    }
+  } catch (error) {
+    result.raised = `${error.constructor.name}: ${String(error.message).slice(0, 60)}`;
+  }
+  console.log(JSON.stringify(result));
+}
