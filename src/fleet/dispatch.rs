@@ -20,6 +20,7 @@ use crate::routing::cost;
 use crate::routing::decision::{Choice, Decision, Scope, Trace};
 use crate::routing::eligible;
 use crate::routing::facts::{Kind, RequestFacts};
+use crate::routing::policy::Policy;
 use crate::routing::wait_room::fits;
 use crate::units::BackendId;
 
@@ -58,6 +59,15 @@ fn keep_with_room(gate: &mut Gate, facts: &RequestFacts, limit: u32) -> Option<B
     emptiest.filter(|_| sequences > 1)
 }
 
+/// What is shown the rows before they are compared, and may change them.
+type See<'a> = dyn FnMut(&mut [Candidate]) + 'a;
+
+/// How a decision is made.
+pub(super) struct Way<'a> {
+    policy: &'a dyn Policy,
+    see: Option<&'a mut See<'a>>,
+}
+
 impl Pool {
     /// Chooses a backend that is not among `tried` and takes a place on it, or says at once that there is none. With `tried`
     /// empty it is a request's first attempt, which pays into the retry budget.
@@ -72,7 +82,7 @@ impl Pool {
         now: Time,
         rng: &mut fastrand::Rng,
     ) -> Result<Dispatched, Refusal> {
-        self.dispatch_with(facts, tried, now, rng, None)
+        self.dispatch_with(facts, tried, now, rng, self.its_way())
     }
 
     /// The same, and takes the rows that were considered down in `trace`.
@@ -87,7 +97,30 @@ impl Pool {
         rng: &mut fastrand::Rng,
         trace: &mut Trace,
     ) -> Result<Dispatched, Refusal> {
-        self.dispatch_with(facts, tried, now, rng, Some(trace))
+        let mut see = |rows: &mut [Candidate]| trace.record(rows, facts, now);
+        self.dispatch_with(facts, tried, now, rng, Way { see: Some(&mut see), ..self.its_way() })
+    }
+
+    /// The same under another policy, and with rows that `alter` changed before it saw them: the way to ask what a policy or
+    /// a term of the prediction is worth. What is decided and remembered rests on the altered rows throughout.
+    ///
+    /// # Errors
+    /// As `dispatch`.
+    pub fn dispatch_trial(
+        &self,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        rng: &mut fastrand::Rng,
+        policy: &dyn Policy,
+        mut alter: impl FnMut(&mut [Candidate]),
+    ) -> Result<Dispatched, Refusal> {
+        self.dispatch_with(facts, tried, now, rng, Way { policy, see: Some(&mut alter) })
+    }
+
+    /// How this pool decides.
+    pub(super) fn its_way(&self) -> Way<'static> {
+        Way { policy: self.policy(), see: None }
     }
 
     fn dispatch_with(
@@ -96,11 +129,11 @@ impl Pool {
         tried: &[BackendId],
         now: Time,
         rng: &mut fastrand::Rng,
-        trace: Option<&mut Trace>,
+        way: Way<'_>,
     ) -> Result<Dispatched, Refusal> {
         let mut gate = locked(&self.gate);
         self.arrive(&mut gate, tried);
-        match self.seek(&mut gate, facts, tried, now, rng, trace) {
+        match self.seek(&mut gate, facts, tried, now, rng, way) {
             Sought::Placed(dispatched) => Ok(dispatched),
             Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
             Sought::Full(_) => Err(Refusal::WaitRoomFull(self.model.clone())),
@@ -122,9 +155,9 @@ impl Pool {
         tried: &[BackendId],
         now: Time,
         rng: &mut fastrand::Rng,
-        trace: Option<&mut Trace>,
+        way: Way<'_>,
     ) -> Sought {
-        let Some((scope, all_backing_off)) = self.candidates(gate, facts, tried, now, trace) else {
+        let Some((scope, all_backing_off)) = self.candidates(gate, facts, tried, now, way.see) else {
             return Sought::Nowhere;
         };
         if let Some(limit) = self.max_in_flight {
@@ -133,7 +166,7 @@ impl Pool {
                 return Sought::Full(Full { emptiest, look_at: self.next_look(gate, facts, now) });
             }
         }
-        let Some(choice) = self.policy().pick(&gate.rows, facts, now, rng) else { return Sought::Nowhere };
+        let Some(choice) = way.policy.pick(&gate.rows, facts, now, rng) else { return Sought::Nowhere };
         let decision = self.decide(&gate.rows, choice, scope, facts, now, all_backing_off);
         let row = gate.rows[choice.index];
         gate.turn += 1;
@@ -186,7 +219,7 @@ impl Pool {
         facts: &RequestFacts,
         tried: &[BackendId],
         now: Time,
-        trace: Option<&mut Trace>,
+        see: Option<&mut See<'_>>,
     ) -> Option<(Scope, bool)> {
         let scope = eligible::admit(&self.seats, facts, tried, self.cross_arm, &mut gate.admitted)?;
         let mean_prompt = gate.mean_prompt(now);
@@ -201,8 +234,8 @@ impl Pool {
         }
         affinity.claim(facts, rows, |slot| row_of.get(slot as usize).map_or(usize::MAX, |&row| usize::from(row)));
         PoolRatios::of(&gate.rows).fill(&mut gate.rows);
-        if let Some(trace) = trace {
-            trace.record(&gate.rows, facts, now);
+        if let Some(see) = see {
+            see(&mut gate.rows);
         }
         let all_backing_off = eligible::skip_backing_off(&mut gate.rows);
         Some((scope, all_backing_off))

@@ -234,7 +234,7 @@ impl Round {
         let now = waiter.clock.now();
         // A policy that panics costs one request its place, and not those behind it, nor, in a drop, the process.
         let sought = catch_unwind(AssertUnwindSafe(|| {
-            pool.seek(gate, &waiter.facts, &waiter.tried, now, &mut waiter.rng, None)
+            pool.seek(gate, &waiter.facts, &waiter.tried, now, &mut waiter.rng, pool.its_way())
         }));
         let answer = match sought {
             Ok(Sought::Placed(dispatched)) => Ok(Placed { dispatched, pool: Some(Arc::clone(pool)) }),
@@ -302,7 +302,7 @@ impl Pool {
             gate = locked(&self.gate);
         }
         self.arrive(&mut gate, ask.tried);
-        match self.seek(&mut gate, ask.facts, ask.tried, now, rng, None) {
+        match self.seek(&mut gate, ask.facts, ask.tried, now, rng, self.its_way()) {
             Sought::Placed(dispatched) => Ok(Admission::Placed(Placed { dispatched, pool: None })),
             Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
             Sought::Full(full) => self.wait(gate, ask, full, rng.fork(), now).map(Admission::Waiting),

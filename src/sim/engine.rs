@@ -216,6 +216,11 @@ impl Engine {
         &self.config
     }
 
+    /// Steps cost so much from the next one on: a GPU that throttles, or recovers.
+    pub fn set_cost(&mut self, cost: StepCost) {
+        self.config.cost = cost;
+    }
+
     fn blocks_for(&self, tokens: u32) -> u32 {
         tokens.div_ceil(self.config.block_size)
     }
