@@ -1,0 +1,63 @@
+//! One workload under several policies, seed by seed, on the same arrivals.
+
+use forebay::clock::Time;
+use forebay::config::model::PolicyName;
+use forebay::routing::candidate::Candidate;
+use forebay::routing::decision::{Choice, Reason};
+use forebay::routing::facts::RequestFacts;
+use forebay::routing::policy::Policy;
+
+use crate::figures::{Figures, Row, Table};
+use crate::traffic::at;
+use crate::workloads::Workload;
+use crate::world::{self, Chooser};
+
+/// A backend drawn evenly: what no balancing at all comes to.
+pub(crate) struct Random;
+
+impl Policy for Random {
+    fn pick(&self, rows: &[Candidate], _: &RequestFacts, _: Time, rng: &mut fastrand::Rng) -> Option<Choice> {
+        (!rows.is_empty()).then(|| Choice { index: rng.usize(..rows.len()), reason: Reason::Drawn })
+    }
+}
+
+/// Takes nothing away.
+pub(crate) fn whole(_: &mut [Candidate]) {}
+
+const ALL: &[(&str, Chooser<'static>)] = &[
+    ("predicted_ttft", Chooser::Named(PolicyName::PredictedTtft)),
+    ("round_robin", Chooser::Named(PolicyName::RoundRobin)),
+    ("least_inflight", Chooser::Named(PolicyName::LeastInflight)),
+    ("least_tokens", Chooser::Named(PolicyName::LeastTokens)),
+    ("p2c", Chooser::Named(PolicyName::P2c)),
+    ("random", Chooser::Trial(&Random, whole)),
+];
+
+/// The policies that each table shows: all of them, or the default and one more where nothing is optimised.
+pub(crate) const POLICIES: &[(&str, Chooser<'static>)] = if cfg!(debug_assertions) { ALL.split_at(2).0 } else { ALL };
+
+/// The seeds: five, or one where nothing is optimised.
+pub(crate) fn seeds() -> std::ops::Range<u64> {
+    if cfg!(debug_assertions) { 301..302 } else { 301..306 }
+}
+
+/// Runs every chooser and the oracle on each seed, and prints the table.
+pub(crate) fn compare(workload: &Workload, choosers: &[(&'static str, Chooser<'_>)]) -> Table {
+    let mut oracle = Row { name: "oracle", seeds: Vec::new() };
+    let mut rows: Vec<Row> = choosers.iter().map(|&(name, _)| Row { name, seeds: Vec::new() }).collect();
+    for seed in seeds() {
+        let requests = workload.requests(seed);
+        let figures = |chooser| {
+            let run = world::run(&workload.fleet, &requests, chooser, seed);
+            assert_eq!(run.starved, 0, "{}: requests that were never served", workload.name);
+            Figures::of(run, at(workload.warm_up), &workload.fleet.engines)
+        };
+        oracle.seeds.push(figures(Chooser::Oracle));
+        for (row, &(_, chooser)) in rows.iter_mut().zip(choosers) {
+            row.seeds.push(figures(chooser));
+        }
+    }
+    let table = Table { workload: workload.name, oracle, rows };
+    println!("{}", table.text());
+    table
+}

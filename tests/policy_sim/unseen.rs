@@ -1,0 +1,24 @@
+//! Three workloads that the policy was not tuned on: tides of load, a throttle that goes round, documents beside long chats.
+//! They and their bounds were written down before the policy was run on them.
+
+use crate::bounds::Bounds;
+use crate::trials::{POLICIES, compare};
+use crate::workloads;
+
+#[test]
+fn tides_of_load() {
+    let table = compare(&workloads::tides(), POLICIES);
+    Bounds::of(&table).p99(1.25).mean(1.15).hold();
+}
+
+#[test]
+fn a_throttle_that_goes_round() {
+    let table = compare(&workloads::throttle(), POLICIES);
+    Bounds::of(&table).p99(1.33).mean(1.15).tpot99(1.3).hold();
+}
+
+#[test]
+fn documents_beside_long_chats() {
+    let table = compare(&workloads::documents(), POLICIES);
+    Bounds::of(&table).p99(1.35).mean(1.25).hold();
+}
