@@ -9,7 +9,15 @@ use crate::traffic::Mix;
 const fn engine(cost: [f64; 4], max_num_seqs: u32, kv_tokens: u32) -> EngineConfig {
     let [base_us, decode_us, prefill_us, kv_us] = cost;
     EngineConfig {
-        cost: StepCost { base_us, decode_us, prefill_us, kv_us, jitter: 0.0 },
+        cost: StepCost {
+            base_us,
+            decode_us,
+            prefill_us,
+            kv_us,
+            all_reduce_us: 0.0,
+            all_reduce_token_us: 0.0,
+            jitter: 0.0,
+        },
         max_num_seqs,
         max_num_batched_tokens: 2048,
         block_size: 16,
@@ -35,7 +43,7 @@ pub(crate) fn slowed(cost: StepCost, factor: f64) -> StepCost {
         decode_us: cost.decode_us * factor,
         prefill_us: cost.prefill_us * factor,
         kv_us: cost.kv_us * factor,
-        jitter: cost.jitter,
+        ..cost
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::clock::Time;
+use forebay::routing::affinity::Marks;
 use forebay::routing::facts::Kind;
 
 /// Lengths of prompts and answers.
@@ -103,6 +104,8 @@ pub(crate) struct Request {
     pub(crate) estimate: u32,
     /// A hash for each block of prompt and answer; empty where nothing is shared.
     pub(crate) hashes: Arc<[u64]>,
+    /// By what the proxy recognises its session.
+    pub(crate) marks: Marks,
 }
 
 impl Request {
@@ -125,6 +128,7 @@ impl Request {
             output,
             estimate: lognormal(rng, f64::from(prompt), sigma, 1, u32::MAX),
             hashes: Arc::from([]),
+            marks: Marks::NONE,
         }
     }
 }
@@ -163,6 +167,7 @@ pub(crate) fn session(id: u64, begins: f64, rng: &mut fastrand::Rng, requests: &
             output,
             estimate: (f64::from(prompt) * error).round() as u32,
             hashes: (0..blocks).map(|block| (id << 20) | block).collect(),
+            marks: Marks::session(id.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
         });
         prompt += output + ADDED;
     }

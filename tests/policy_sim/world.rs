@@ -267,6 +267,7 @@ impl<'a> World<'a> {
             kind: request.kind,
             arm: ArmIndex(0),
             pinned: None,
+            marks: request.marks,
         };
         let mut tried = Vec::new();
         loop {
@@ -397,6 +398,7 @@ fn sample(engine: &Engine) -> Sample {
         waiting: Some(engine.waiting() as f64),
         kv_usage: Some(engine.kv_usage()),
         kv_capacity_tokens: Some(u64::from(config.num_blocks * config.block_size)),
+        kv_block_tokens: Some(config.block_size),
         prefix_queries: Some(counters.prefix_queries as f64),
         prefix_hits: Some(counters.prefix_hits as f64),
         preemptions: Some(counters.preemptions as f64),
