@@ -1,11 +1,12 @@
 //! `forebay sim`: one simulated vLLM server on a port, until a signal ends it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::sim::http::{SimOptions, listen, serve};
+use crate::sim::http::{Sim, SimOptions, listen, serve_faults, serve_sim};
 use crate::sim::profile::{BUILT_IN, Profile};
 
 /// Run a simulated vLLM server: no GPU, no model, but vLLM's scheduling, timing, framing and metrics.
@@ -23,6 +24,10 @@ pub struct Args {
     /// The address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     pub host: IpAddr,
+    /// Take faults on this port as well, which no fault closes; 0 takes a free one and prints it. POST {"fault": NAME} to
+    /// /sim/fault, on either port, makes the server fail as real ones do; GET lists the names
+    #[arg(long, value_name = "PORT")]
+    pub fault_port: Option<u16>,
     /// Names of the model in the API, the first of which labels the metrics [default: the profile's]
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub served_model_name: Vec<String>,
@@ -96,6 +101,7 @@ fn options(args: Args) -> Result<SimOptions, String> {
 /// Serves until SIGINT or SIGTERM.
 pub fn run(args: Args) -> ExitCode {
     let (address, profile) = ((args.host, args.port), args.profile.clone());
+    let fault_address = args.fault_port.map(|port| (args.host, port));
     let options = match options(args) {
         Ok(options) => options,
         Err(error) => {
@@ -110,29 +116,45 @@ pub fn run(args: Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let served = runtime.block_on(async {
-        let listener = listen(address.into())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let (url, model) = (listener.local_addr()?, options.served_model_names.first());
-        let model = model.unwrap_or(&options.profile.model);
-        println!("simulating {profile} on http://{url}, model {model}, at {} times its speed", options.time_scale);
-        let shutdown = async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        };
-        serve(listener, options, shutdown).await;
-        Ok::<(), std::io::Error>(())
-    });
-    match served {
+    match runtime.block_on(simulate(&profile, options, address.into(), fault_address.map(SocketAddr::from))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("forebay sim: cannot listen on {}:{}: {error}", address.0, address.1);
+            eprintln!("forebay sim: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+async fn simulate(
+    profile: &str,
+    options: SimOptions,
+    address: SocketAddr,
+    fault_address: Option<SocketAddr>,
+) -> Result<(), String> {
+    let bind = |address: SocketAddr| {
+        let listener = listen(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        Ok::<_, String>((listener, address))
+    };
+    let caught = |kind| signal(kind).map_err(|error| format!("cannot catch signals: {error}"));
+    let (mut interrupt, mut terminate) = (caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?);
+    let (listener, address) = bind(address)?;
+    let model = options.served_model_names.first().unwrap_or(&options.profile.model);
+    println!("simulating {profile} on http://{address}, model {model}, at {} times its speed", options.time_scale);
+    let sim = Sim::new(options);
+    if let Some(address) = fault_address {
+        let (listener, address) = bind(address)?;
+        println!("its faults on http://{address}/sim/fault");
+        tokio::spawn(serve_faults(listener, Arc::clone(sim.faults())));
+    }
+    let shutdown = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    serve_sim(listener, sim, shutdown).await;
+    Ok(())
 }
 
 #[cfg(test)]

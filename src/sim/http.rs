@@ -11,24 +11,33 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tower::Service;
 
+use super::faults::answers;
+use super::faults::{Faults, Port, Signal};
 use super::framing::Framing;
 use super::pacer::{Aborting, Pacer, Work};
 use super::profile::Profile;
 use super::request::{self, Api, ApiError, Ask};
 use super::stream::{EventStream, Script};
 use super::text;
+use super::wire::{Verdict, Wire};
 
 /// What uvicorn keeps an idle connection for.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Before trying again to accept or to listen.
+const PAUSE: Duration = Duration::from_millis(10);
 /// What uvicorn listens with.
 const BACKLOG: u32 = 2048;
 
@@ -69,6 +78,7 @@ pub struct Sim {
     options: SimOptions,
     names: Vec<String>,
     pacer: Arc<Pacer>,
+    faults: Arc<Faults>,
     started: u64,
     ids: AtomicU64,
 }
@@ -85,14 +95,21 @@ impl Sim {
         if names.is_empty() {
             names.push(options.profile.model.clone());
         }
-        let pacer = Pacer::new(&options.profile, options.seed, options.time_scale);
-        Arc::new(Sim { options, names, pacer, started: unix_seconds(), ids: AtomicU64::new(0) })
+        let pacer = Pacer::new(&options.profile, &names[0], options.seed, options.time_scale);
+        let faults = Faults::new(Arc::clone(&pacer), options.seed);
+        Arc::new(Sim { options, names, pacer, faults, started: unix_seconds(), ids: AtomicU64::new(0) })
     }
 
     /// The engine in real time, for its figures.
     #[must_use]
     pub fn pacer(&self) -> &Arc<Pacer> {
         &self.pacer
+    }
+
+    /// What it does wrong.
+    #[must_use]
+    pub fn faults(&self) -> &Arc<Faults> {
+        &self.faults
     }
 
     fn script(&self, ask: &Ask) -> (Vec<Work>, Script) {
@@ -150,6 +167,9 @@ impl Sim {
             return Ok(response);
         }
         ticket.finished().await;
+        if ticket.dead() {
+            return Ok(answers::dead());
+        }
         let choices: Vec<(String, &'static str)> = (0..ticket.choices())
             .map(|choice| (script.text(choice, 0, ticket.standing(choice).tokens), script.finish[choice]))
             .collect();
@@ -200,7 +220,7 @@ fn answer(result: Result<Response, ApiError>) -> Response {
 
 async fn metrics(State(sim): State<Arc<Sim>>) -> Response {
     let kind = HeaderValue::from_static("text/plain; version=1.0.0; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], sim.pacer.metrics(&sim.names[0])).into_response()
+    ([(header::CONTENT_TYPE, kind)], sim.pacer.metrics()).into_response()
 }
 
 async fn load(State(sim): State<Arc<Sim>>) -> Response {
@@ -228,10 +248,12 @@ pub fn router(sim: Arc<Sim>) -> Router {
         .route("/load", get(load))
         .route("/version", get(async move || plain(StatusCode::OK, version)))
         .route("/metrics", get(metrics))
+        .route("/sim/fault", answers::route(&sim.faults))
         .fallback(async || plain(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.to_owned()))
         .method_not_allowed_fallback(async || {
             plain(StatusCode::METHOD_NOT_ALLOWED, r#"{"detail":"Method Not Allowed"}"#.to_owned())
         })
+        .layer(from_fn_with_state(Arc::clone(&sim.faults), answers::gate))
         .layer(DefaultBodyLimit::disable())
         .with_state(sim)
 }
@@ -248,37 +270,104 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves a new simulated server on `listener` until `shutdown` is ready; then all connections are cut.
-pub async fn serve(listener: TcpListener, options: SimOptions, shutdown: impl Future<Output = ()>) {
-    serve_sim(listener, Sim::new(options), shutdown).await;
-}
-
-/// As [`serve`], for a server whose figures the caller wants to read. To be called once for each [`Sim`].
+/// Serves on `listener` until `shutdown` is ready; then all connections are cut. To be called once for each [`Sim`]. A fault
+/// may close the listener; it is bound again to the same address when the fault is over.
 pub async fn serve_sim(listener: TcpListener, sim: Arc<Sim>, shutdown: impl Future<Output = ()>) {
     let pacing = Aborting(tokio::spawn(Arc::clone(sim.pacer()).run()));
-    let service = TowerToHyperService::new(router(sim));
+    let faults = Arc::clone(&sim.faults);
+    let router = router(sim);
+    let address = listener.local_addr();
+    let mut listener = Some(listener);
     let mut connections = JoinSet::new();
+    let mut signals = faults.signals();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
+        let port = faults.port();
+        match (&listener, port, &address) {
+            (Some(_), Port::Closed, _) => {
+                listener = None;
+                if faults.process_ends() {
+                    faults.end_connections();
+                }
+            }
+            (None, Port::Open, Ok(address)) => listener = listen(*address).ok(),
+            _ => {}
+        }
+        let look_again = async {
+            match port {
+                Port::Closing(left) => tokio::time::sleep(left).await,
+                Port::Open if listener.is_none() => tokio::time::sleep(PAUSE).await,
+                Port::Open | Port::Closed => std::future::pending().await,
+            }
+        };
         let accepted = tokio::select! {
             () = &mut shutdown => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept(listener.as_ref()) => accepted,
             Some(_) = connections.join_next() => continue,
+            _ = signals.changed() => continue,
+            () = look_again => continue,
         };
-        let Ok((socket, _)) = accepted else {
+        let Ok(socket) = accepted else {
             // Out of descriptors, or a client that left at once: neither ends the server.
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let _ = socket.set_nodelay(true);
-        let mut server = hyper::server::conn::http1::Builder::new();
-        server.timer(TokioTimer::new()).header_read_timeout(KEEP_ALIVE);
-        let connection = server.serve_connection(TokioIo::new(socket), service.clone());
-        connections.spawn(async move {
-            let _ = connection.await;
-        });
+        if !faults.closes_connection() {
+            connections.spawn(connection(socket, router.clone(), faults.signals()));
+        }
     }
     drop(pacing);
+}
+
+/// Serves `/sim/fault` alone, on a listener that no fault closes, until it is dropped.
+pub async fn serve_faults(listener: TcpListener, faults: Arc<Faults>) {
+    let router = answers::router(&faults);
+    let signals = watch::Sender::new(Signal::Changed);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = accept(Some(&listener)) => match accepted {
+                Ok(socket) => {
+                    connections.spawn(connection(socket, router.clone(), signals.subscribe()));
+                }
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+    match listener {
+        Some(listener) => listener.accept().await.map(|(socket, _)| socket),
+        None => std::future::pending().await,
+    }
+}
+
+async fn connection(socket: TcpStream, router: Router, mut signals: watch::Receiver<Signal>) {
+    let _ = socket.set_nodelay(true);
+    let verdict = Verdict::default();
+    let wire = TokioIo::new(Wire::new(socket, verdict.clone()));
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (mut request, mut router) = (request.map(Body::new), router.clone());
+        request.extensions_mut().insert(verdict.clone());
+        async move { router.call(request).await }
+    });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(KEEP_ALIVE);
+    let mut serving = std::pin::pin!(server.serve_connection(wire, service));
+    loop {
+        tokio::select! {
+            // First of all: an end of the process is an end before whatever else is to be written.
+            biased;
+            Ok(()) = signals.changed() => match *signals.borrow_and_update() {
+                Signal::Changed => {}
+                Signal::EndIdle => serving.as_mut().graceful_shutdown(),
+                Signal::EndAll => return,
+            },
+            _ = &mut serving => return,
+        }
+    }
 }
 
 #[cfg(test)]

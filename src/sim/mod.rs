@@ -2,6 +2,7 @@
 //! so that the proxy, the benchmark and the policies can be tried without a GPU. Nothing that serves traffic imports it.
 
 pub mod engine;
+pub mod faults;
 pub mod framing;
 pub mod http;
 pub mod kv;
@@ -11,3 +12,5 @@ pub mod profile;
 pub mod request;
 pub mod stream;
 pub mod text;
+pub mod ticket;
+mod wire;

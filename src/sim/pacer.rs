@@ -4,12 +4,9 @@
 //! A token costs one atomic store and one wake-up; its bytes are made by the task that sends them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use hdrhistogram::Histogram;
 use tokio::sync::Notify;
 
@@ -18,27 +15,7 @@ use crate::clock::{Clock, Time};
 use super::engine::{Counters, Engine, Event, RequestId, Submission, SubmitError};
 use super::metrics::{self, Recorder};
 use super::profile::Profile;
-
-const FINISHED: u32 = 1 << 31;
-
-/// How far a request has come, shared between the engine's task and the one that answers.
-#[derive(Debug)]
-struct Progress {
-    waker: AtomicWaker,
-    /// Tokens of each choice, with [`FINISHED`] once there are no more.
-    choices: Box<[AtomicU32]>,
-    cached: AtomicU32,
-    each_token: bool,
-}
-
-/// How a choice stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Tokens made.
-    pub tokens: u32,
-    /// Whether there will be no more.
-    pub finished: bool,
-}
+use super::ticket::{Progress, Ticket};
 
 struct Sink {
     progress: Arc<Progress>,
@@ -57,6 +34,10 @@ struct Inner {
     recorder: Recorder,
     events: Vec<Event>,
     lateness: Histogram<u64>,
+    /// While the engine hangs: since when, in virtual time, and its metrics of then.
+    frozen: Option<(Time, String)>,
+    /// Virtual time that passed while it hung.
+    lost: Duration,
 }
 
 /// How late the machine let the simulation be, in wall-clock time.
@@ -74,6 +55,7 @@ pub struct Pacer {
     clock: Clock,
     time_scale: f64,
     wake: Notify,
+    model: String,
 }
 
 /// What one prompt of a request asks for.
@@ -90,9 +72,9 @@ pub struct Work {
 }
 
 impl Pacer {
-    /// An idle engine; `time_scale` 5 runs five times as fast as the profile says.
+    /// An idle engine, `model` in its metrics; `time_scale` 5 runs five times as fast as the profile says.
     #[must_use]
-    pub fn new(profile: &Profile, seed: u64, time_scale: f64) -> Arc<Pacer> {
+    pub fn new(profile: &Profile, model: &str, seed: u64, time_scale: f64) -> Arc<Pacer> {
         Arc::new(Pacer {
             inner: Mutex::new(Inner {
                 engine: Engine::new(profile.engine(seed)),
@@ -101,10 +83,13 @@ impl Pacer {
                 recorder: Recorder::default(),
                 events: Vec::new(),
                 lateness: Histogram::new(3).expect("three digits are allowed"),
+                frozen: None,
+                lost: Duration::ZERO,
             }),
             clock: Clock::system(),
             time_scale,
             wake: Notify::new(),
+            model: model.to_owned(),
         })
     }
 
@@ -112,8 +97,16 @@ impl Pacer {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn virtual_now(&self) -> Time {
-        Time::from_micros((self.clock.now().as_micros() as f64 * self.time_scale) as u64)
+    fn virtual_now(&self, inner: &Inner) -> Time {
+        match &inner.frozen {
+            Some((since, _)) => *since,
+            None => self.unfrozen_now(inner.lost),
+        }
+    }
+
+    fn unfrozen_now(&self, lost: Duration) -> Time {
+        let passed = Time::from_micros((self.clock.now().as_micros() as f64 * self.time_scale) as u64);
+        Time::ZERO + passed.since(Time::ZERO + lost)
     }
 
     fn wall(&self, span: Duration) -> Duration {
@@ -126,15 +119,9 @@ impl Pacer {
     /// # Errors
     /// A prompt with its answer is larger than the memory.
     pub fn submit(self: &Arc<Pacer>, work: &[Work], n: u32, each_token: bool) -> Result<Ticket, SubmitError> {
-        let progress = Arc::new(Progress {
-            waker: AtomicWaker::new(),
-            choices: (0..work.len() * n as usize).map(|_| AtomicU32::new(0)).collect(),
-            cached: AtomicU32::new(0),
-            each_token,
-        });
-        let mut ticket = Ticket { pacer: Arc::clone(self), progress, ids: Vec::with_capacity(work.len()) };
+        let mut ticket = Ticket::new(Arc::clone(self), work.len() * n as usize, each_token);
         let mut inner = self.lock();
-        let now = self.virtual_now();
+        let now = self.virtual_now(&inner);
         self.catch_up(&mut inner, now);
         let idle = inner.engine.next_step_at().is_none();
         for (index, part) in work.iter().enumerate() {
@@ -152,7 +139,7 @@ impl Pacer {
                 return Err(error);
             }
             let sink = Sink {
-                progress: Arc::clone(&ticket.progress),
+                progress: Arc::clone(ticket.progress()),
                 offset: index * n as usize,
                 prompt: part.prompt_tokens,
                 limited: part.limited,
@@ -161,7 +148,7 @@ impl Pacer {
                 open: n,
             };
             inner.sinks.insert(id, sink);
-            ticket.ids.push(id);
+            ticket.add(id);
         }
         drop(inner);
         if idle {
@@ -175,13 +162,15 @@ impl Pacer {
         loop {
             let next = {
                 let mut inner = self.lock();
-                let now = self.virtual_now();
-                if let Some(due) = inner.engine.next_step_at().filter(|due| *due <= now) {
+                let now = self.virtual_now(&inner);
+                let due = inner.engine.next_step_at().filter(|due| *due <= now && inner.frozen.is_none());
+                if let Some(due) = due {
                     let late = self.wall(now.since(due));
                     inner.lateness.saturating_record(u64::try_from(late.as_micros()).unwrap_or(u64::MAX));
                 }
                 self.catch_up(&mut inner, now);
-                inner.engine.next_step_at().map(|due| self.wall(due.since(now)))
+                let due = inner.engine.next_step_at().filter(|_| inner.frozen.is_none());
+                due.map(|due| self.wall(due.since(now)))
             };
             match next {
                 Some(wait) => tokio::time::sleep(wait).await,
@@ -191,6 +180,9 @@ impl Pacer {
     }
 
     fn catch_up(&self, inner: &mut Inner, now: Time) {
+        if inner.frozen.is_some() {
+            return;
+        }
         let mut events = std::mem::take(&mut inner.events);
         inner.engine.step(now, &mut events);
         for event in events.drain(..) {
@@ -212,9 +204,7 @@ impl Pacer {
         }
         *last = event.at;
         let progress = &sink.progress;
-        progress.cached.store(event.cached_tokens, Ordering::Relaxed);
-        let mark = if event.finished { event.tokens | FINISHED } else { event.tokens };
-        progress.choices[sink.offset + event.choice as usize].store(mark, Ordering::Release);
+        progress.advance(sink.offset + event.choice as usize, event);
         if event.finished {
             let decode = event.at.since(*first);
             let whole = event.at.since(sink.submitted);
@@ -231,20 +221,18 @@ impl Pacer {
             *(if sink.limited { &mut recorder.limited } else { &mut recorder.stopped }) += 1;
             sink.open -= 1;
         }
-        if progress.each_token || event.finished {
-            progress.waker.wake();
-        }
         if sink.open == 0 {
             sinks.remove(&event.id);
         }
     }
 
-    fn abort(&self, ids: &[RequestId]) {
+    /// Takes requests out of the engine, those that are still in it.
+    pub(super) fn abort(&self, ids: &[RequestId]) {
         let mut inner = self.lock();
         if !ids.iter().any(|id| inner.sinks.contains_key(id)) {
             return;
         }
-        let now = self.virtual_now();
+        let now = self.virtual_now(&inner);
         self.catch_up(&mut inner, now);
         for id in ids {
             if inner.sinks.remove(id).is_some() {
@@ -253,13 +241,55 @@ impl Pacer {
         }
     }
 
+    /// Stops the engine in the middle of what it does: no step ends, and its metrics stand still.
+    pub fn freeze(&self) {
+        let mut inner = self.lock();
+        if inner.frozen.is_some() {
+            return;
+        }
+        let now = self.virtual_now(&inner);
+        self.catch_up(&mut inner, now);
+        let text = metrics::render(&inner.engine, &inner.recorder, &self.model);
+        inner.frozen = Some((now, text));
+    }
+
+    /// Lets a stopped engine go on from where it was.
+    pub fn thaw(&self) {
+        let mut inner = self.lock();
+        if let Some((since, _)) = inner.frozen.take() {
+            let passed = self.unfrozen_now(inner.lost).since(since);
+            inner.lost += passed;
+        }
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// Makes steps take `factor` times as long from the next one on.
+    pub fn slow_down(&self, factor: f64) {
+        self.lock().engine.slow_down(factor);
+    }
+
+    /// A new engine in the place of this one, whose requests die with it.
+    pub fn restart(&self) {
+        self.thaw();
+        let mut inner = self.lock();
+        inner.engine = Engine::new(*inner.engine.config());
+        inner.recorder = Recorder::default();
+        for (_, sink) in inner.sinks.drain() {
+            sink.progress.die();
+        }
+    }
+
     /// The text of `/metrics`.
     #[must_use]
-    pub fn metrics(&self, model: &str) -> String {
+    pub fn metrics(&self) -> String {
         let mut inner = self.lock();
-        let now = self.virtual_now();
+        if let Some((_, text)) = &inner.frozen {
+            return text.clone();
+        }
+        let now = self.virtual_now(&inner);
         self.catch_up(&mut inner, now);
-        metrics::render(&inner.engine, &inner.recorder, model)
+        metrics::render(&inner.engine, &inner.recorder, &self.model)
     }
 
     /// Requests under way, waiting ones included.
@@ -289,56 +319,6 @@ impl Pacer {
             p99: Duration::from_micros(inner.lateness.value_at_quantile(0.99)),
             max: Duration::from_micros(inner.lateness.max()),
         }
-    }
-}
-
-/// A request in the engine.
-#[must_use = "dropping a Ticket aborts its request"]
-pub struct Ticket {
-    pacer: Arc<Pacer>,
-    progress: Arc<Progress>,
-    ids: Vec<RequestId>,
-}
-
-impl Ticket {
-    /// Choices, over all prompts.
-    #[must_use]
-    pub fn choices(&self) -> usize {
-        self.progress.choices.len()
-    }
-
-    /// Asks to be woken at the next change. Register first, then read: a change in between wakes.
-    pub fn register(&self, context: &Context<'_>) {
-        self.progress.waker.register(context.waker());
-    }
-
-    /// How a choice stands.
-    #[must_use]
-    pub fn standing(&self, choice: usize) -> Standing {
-        let mark = self.progress.choices[choice].load(Ordering::Acquire);
-        Standing { tokens: mark & !FINISHED, finished: mark & FINISHED != 0 }
-    }
-
-    /// Tokens of the prompt that were in the prefix cache.
-    #[must_use]
-    pub fn cached_tokens(&self) -> u32 {
-        self.progress.cached.load(Ordering::Relaxed)
-    }
-
-    /// Waits for the end of all choices.
-    pub async fn finished(&self) {
-        std::future::poll_fn(|context| {
-            self.register(context);
-            let open = (0..self.choices()).any(|choice| !self.standing(choice).finished);
-            if open { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await;
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.pacer.abort(&self.ids);
     }
 }
 

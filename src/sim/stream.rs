@@ -9,10 +9,11 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame};
 
+use super::faults::answers::DEATH;
 use super::framing::{DONE, Framing, Piece, Usage};
-use super::pacer::Ticket;
 use super::request::Api;
 use super::text;
+use super::ticket::Ticket;
 
 /// What an answer says and how it ends, beside its ticket.
 #[derive(Clone, Debug)]
@@ -111,6 +112,10 @@ impl Body for EventStream {
         if this.queue.is_empty() && !this.ended {
             this.ticket.register(context);
             this.collect();
+            if this.ticket.dead() && !this.ended {
+                this.queue.extend([DEATH, DONE]);
+                this.ended = true;
+            }
         }
         match this.queue.pop_front() {
             Some(event) => Poll::Ready(Some(Ok(Frame::data(event)))),

@@ -19,5 +19,6 @@ mod lifecycle;
 mod prometheus;
 mod reload;
 mod requests;
+mod sim_faults;
 mod streams;
 mod wait_room;
