@@ -128,6 +128,8 @@ fn every_key_with_its_documented_default_gives_the_defaults() {
         interval = "2s"
         timeout = "1s"
         failures = 3
+        ejection = { base = "5s", max = "60s" }
+        stall_timeout = "20s"
         [scrape]
         interval = "1s"
         timeout = "800ms"
@@ -158,6 +160,7 @@ fn every_limit_that_can_be_off_can_be_off() {
     let text = r#"
         listen = { max_connections = "off", header_timeout = "off", body_timeout = "off", keep_alive = "off", threads = 3 }
         limits = { write_stall = "off" }
+        health = { stall_timeout = "off" }
         stream = { first_token_timeout = "5s", idle_timeout = "off", total_timeout = "off", usage = "as_sent" }
         [[pools]]
         model = "m"
@@ -172,6 +175,7 @@ fn every_limit_that_can_be_off_can_be_off() {
         (config.limits.write_stall, config.stream.idle_timeout, config.stream.total_timeout),
         (None, None, None)
     );
+    assert_eq!(config.health.stall_timeout, None);
     assert_eq!(config.stream.usage, UsageMode::AsSent);
     assert_eq!(config.pools[0].session, SessionKey::Body("user".to_owned()));
 }

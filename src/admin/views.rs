@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::clock::Time;
+use crate::fleet::Snapshot;
 use crate::fleet::view::ScrapeView;
 use crate::fleet::view::{ArmView, BackendView, FleetView, PoolView};
-use crate::fleet::{Snapshot, State};
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::BackendState;
 use crate::telemetry::live::{ArmRow, BackendRow};
@@ -73,10 +73,5 @@ fn backend_row(
 
 fn state(snapshot: &Snapshot, id: BackendId) -> Option<BackendState> {
     let mut members = snapshot.pools.iter().flat_map(|pool| pool.members());
-    members.find(|member| member.backend.id == id).map(|member| match member.state {
-        State::Healthy => BackendState::Healthy,
-        State::Ejected(_) => BackendState::Ejected,
-        State::Misconfigured(_) => BackendState::Misconfigured,
-        State::Drained => BackendState::Drained,
-    })
+    members.find(|member| member.backend.id == id).map(|member| member.state.kind())
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::model::{
-    Admin, Budget, Drain, Health, Limits, Listen, Retry, Scrape, Slo, Stream, UsageMode, WaitRoom, loopback,
+    Admin, Budget, Drain, Ejection, Health, Limits, Listen, Retry, Scrape, Slo, Stream, UsageMode, WaitRoom, loopback,
 };
 
 impl Default for Listen {
@@ -71,7 +71,19 @@ impl Default for Budget {
 
 impl Default for Health {
     fn default() -> Health {
-        Health { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), failures: 3 }
+        Health {
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+            ejection: Ejection::default(),
+            stall_timeout: Some(Duration::from_secs(20)),
+        }
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Ejection {
+        Ejection { base: Duration::from_secs(5), max: Duration::from_secs(60) }
     }
 }
 

@@ -70,6 +70,8 @@ const AT_ONCE: &[Key] = keys![
     "health.interval": health.interval,
     "health.timeout": health.timeout,
     "health.failures": health.failures,
+    "health.ejection": health.ejection,
+    "health.stall_timeout": health.stall_timeout,
     "scrape.interval": scrape.interval,
     "scrape.timeout": scrape.timeout,
     "scrape.stale_after": scrape.stale_after,

@@ -2,6 +2,8 @@
 //! Plain data, compared as a whole by a reload. Never shows a secret: `Debug` and `Serialize` print `[redacted]`, so that
 //! the serialised form is what `/api/config` may answer.
 
+mod watched;
+
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use super::written;
 pub use super::policy::{Affinity, PolicyName};
 pub use super::secret::Secret;
 pub use super::url::{BackendUrl, UrlError};
+pub use watched::{Ejection, Health, Scrape};
 
 /// Everything that can be configured. The default has the values of the documentation and no pools.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -166,33 +169,6 @@ pub struct Budget {
     pub ratio: f64,
     /// What each second adds; at least 0.
     pub per_second: f64,
-}
-
-/// How backends are probed.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Health {
-    /// Between two probes of a backend.
-    #[serde(serialize_with = "written::duration")]
-    pub interval: Duration,
-    /// For one probe; at most `interval`.
-    #[serde(serialize_with = "written::duration")]
-    pub timeout: Duration,
-    /// Failures in a row that take a backend out; at least 1.
-    pub failures: u32,
-}
-
-/// How backends' own figures are read.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Scrape {
-    /// Between two scrapes of a backend.
-    #[serde(serialize_with = "written::duration")]
-    pub interval: Duration,
-    /// For one scrape; at most `interval`.
-    #[serde(serialize_with = "written::duration")]
-    pub timeout: Duration,
-    /// The age from which a figure is no longer believed; at least `interval`.
-    #[serde(serialize_with = "written::duration")]
-    pub stale_after: Duration,
 }
 
 /// What counts as good service: a request that met all of these.

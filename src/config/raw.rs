@@ -97,8 +97,11 @@ impl<'a> Table<'a> {
             if section.keys.contains(&name) {
                 continue;
             }
-            let message = if section.later.contains(&name) {
-                let full = if section.name.is_empty() { name.to_owned() } else { format!("{}.{name}", section.name) };
+            let full = if section.name.is_empty() { name.to_owned() } else { format!("{}.{name}", section.name) };
+            let message = if let Some(why) = schema::needless(section, name) {
+                Diagnostic::at(key.span(), format!("{full}: there is no such key, as nothing needs it: {why}"))
+                    .hint("leave it out")
+            } else if section.later.contains(&name) {
                 Diagnostic::at(key.span(), format!("{full}: this key is not in this version yet")).hint("leave it out")
             } else {
                 let place = if section.name.is_empty() { String::new() } else { format!(" in {}", section.head) };

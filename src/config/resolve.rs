@@ -8,7 +8,7 @@ use super::diagnostic::{Diagnostic, Notes};
 use super::files::Outside;
 use super::kinds;
 use super::model::{
-    Admin, Budget, Clients, Config, Drain, Health, Limits, Listen, Retry, Scrape, Slo, Stream, UsageMode,
+    Admin, Budget, Clients, Config, Drain, Ejection, Health, Limits, Listen, Retry, Scrape, Slo, Stream, UsageMode,
 };
 use super::pools;
 use super::raw::{Got, Table, Value, Wrong};
@@ -160,7 +160,25 @@ fn health(table: &Table<'_>) -> Health {
         interval: interval.value,
         timeout: timeout.value,
         failures: table.or("failures", default.failures, kinds::whole(1..=1000)),
+        ejection: ejection(&table.table("ejection", &schema::EJECTION)),
+        stall_timeout: table.or("stall_timeout", default.stall_timeout, kinds::or_off(kinds::limit)),
     }
+}
+
+fn ejection(table: &Table<'_>) -> Ejection {
+    let default = Ejection::default();
+    let base = table.get("base", default.base, kinds::interval);
+    let max = table.get("max", default.max, kinds::interval);
+    if !base.wrong && !max.wrong && base.value > max.value {
+        let message = format!(
+            "health.ejection: base {} is longer than max {}",
+            shown(&base, duration_text(base.value)),
+            shown(&max, duration_text(max.value))
+        );
+        let hint = "the first time out is the shortest: base is doubled up to max";
+        both(table.notes(), message, hint, (&base.span, &max.span), "the longest time out");
+    }
+    Ejection { base: base.value, max: max.value }
 }
 
 fn scrape(table: &Table<'_>) -> Scrape {

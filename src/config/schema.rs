@@ -93,8 +93,16 @@ pub(super) const HEALTH: Section = Section {
     name: "health",
     head: "[health]",
     form: "[health] and its keys below",
-    keys: &["interval", "timeout", "failures"],
-    later: &["ejection", "slow_start", "stall_timeout"],
+    keys: &["interval", "timeout", "failures", "ejection", "stall_timeout"],
+    later: &[],
+};
+/// `ejection` in `[health]`.
+pub(super) const EJECTION: Section = Section {
+    name: "health.ejection",
+    head: "health.ejection",
+    form: "ejection = { base = \"5s\", max = \"60s\" }",
+    keys: &["base", "max"],
+    later: &[],
 };
 /// `[scrape]`.
 pub(super) const SCRAPE: Section = Section {
@@ -160,14 +168,24 @@ pub(super) const BACKEND: Section = Section {
     later: &[],
 };
 
-const ALL: [&Section; 17] = [
-    &ROOT, &LISTEN, &DRAIN, &ADMIN, &CLIENTS, &LIMITS, &STREAM, &RETRY, &BUDGET, &HEALTH, &SCRAPE, &SLO, &POOL,
-    &SESSION, &WAIT_ROOM, &ARM, &BACKEND,
+const ALL: [&Section; 18] = [
+    &ROOT, &LISTEN, &DRAIN, &ADMIN, &CLIENTS, &LIMITS, &STREAM, &RETRY, &BUDGET, &HEALTH, &EJECTION, &SCRAPE, &SLO,
+    &POOL, &SESSION, &WAIT_ROOM, &ARM, &BACKEND,
 ];
 
 /// Whether `key` is known, or will be, in some section.
 pub(super) fn is_key(key: &str) -> bool {
     ALL.iter().any(|section| section.keys.contains(&key) || section.later.contains(&key))
+}
+
+/// Why a key that other proxies have, or that was once designed, is not here: there is no use in it.
+pub(super) fn needless(section: &Section, key: &str) -> Option<&'static str> {
+    match (section.name, key) {
+        ("health", "slow_start") => Some(
+            "every policy counts what it has just sent, so a backend that comes back gets its share and no more, without a ramp",
+        ),
+        _ => None,
+    }
 }
 
 /// What was probably meant by the unknown `key` in `section`, as a hint.

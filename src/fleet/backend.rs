@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::alarm::Alarm;
 use super::load::Load;
+use super::reports::Reports;
 use crate::config::model::{BackendUrl, Secret};
 use crate::telemetry::metrics::BackendMetrics;
 use crate::units::BackendId;
@@ -26,14 +27,14 @@ pub struct Backend {
     pub speed: f64,
     /// The key to send it.
     pub key: Option<Secret>,
-    /// Whether it finishes what it has and gets nothing new.
-    pub drain: bool,
     /// What it has to do. Kept for as long as the backend is configured.
     pub load: Arc<Load>,
     /// What ends the attempts on it from outside. Kept as the load is.
     pub alarm: Arc<Alarm>,
     /// What its `/v1/models` lists, as it said it; empty until it was asked.
     pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
+    /// Whom its attempts tell how it does.
+    pub(super) reports: Reports,
     /// Its metric handles.
     pub metrics: Arc<BackendMetrics>,
 }

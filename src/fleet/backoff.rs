@@ -1,5 +1,6 @@
-//! For how long a backend is left alone after a failure, and when it may be tried again. Passive: fed by attempts, takes no
-//! backend out of its pool (that is health's), and a backend that is merely full is never left alone for longer each time.
+//! For how long a backend is left alone after a failure, and when it may be tried again; and how many failures there were in
+//! a row. Passive: fed by attempts, takes no backend out of its pool (that is health's, which asks for the row), and a backend
+//! that is merely full is never left alone for longer each time.
 //!
 //! Hot path: a few comparisons.
 
@@ -23,6 +24,10 @@ pub(super) struct Backoff {
     mark: u64,
     /// Those of them that are still out: half-open lets one be.
     probes: u32,
+    /// Failures since the end of an attempt that was dispatched after the last one and succeeded.
+    row: u32,
+    /// It was out, and the next success shows that it is back.
+    on_trial: bool,
 }
 
 impl Backoff {
@@ -50,12 +55,39 @@ impl Backoff {
         self.busy_until = self.busy_until.max(now + pause.min(LONGEST));
     }
 
-    /// The success of this attempt: counts if it was dispatched after the last failure. Streams that began before it end well on
-    /// a server that drains.
-    pub(super) fn success(&mut self, attempt: u64) {
-        if attempt >= self.mark {
-            self.fails = 0;
+    /// A failure counts: how many that makes in a row.
+    pub(super) fn count(&mut self) -> u32 {
+        self.row = self.row.saturating_add(1);
+        self.row
+    }
+
+    /// The success of this attempt, so far: counts if it was dispatched after the last failure. Streams that began before it end
+    /// well on a server that drains. Whether it ends a trial.
+    pub(super) fn success(&mut self, attempt: u64) -> bool {
+        if attempt < self.mark {
+            return false;
         }
+        self.fails = 0;
+        std::mem::take(&mut self.on_trial)
+    }
+
+    /// The same at its end: the row is broken only now, as a first token is no whole answer. Whether it ends a trial.
+    pub(super) fn finished(&mut self, attempt: u64) -> bool {
+        if attempt >= self.mark {
+            self.row = 0;
+        }
+        self.success(attempt)
+    }
+
+    /// It is back after an ejection: nothing is held against it.
+    pub(super) fn forgive(&mut self) {
+        (self.fails, self.row, self.on_trial) = (0, 0, false);
+    }
+
+    /// It may be back: one attempt, from number `next` on, is let through to show it.
+    pub(super) fn try_out(&mut self, next: u64) {
+        (self.fails, self.failed_until) = (self.fails.max(1), Time::ZERO);
+        (self.mark, self.probes, self.on_trial) = (next, 0, true);
     }
 
     /// An attempt goes out.
@@ -149,6 +181,32 @@ mod tests {
         assert_eq!(backoff.fails(), 1);
         backoff.success(7);
         assert_eq!((backoff.fails(), backoff.open_for(at(1))), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_row_is_broken_by_the_end_of_a_later_attempt_and_not_by_its_first_token() {
+        let mut backoff = Backoff::default();
+        for (ms, row) in [(0, 1), (1, 2)] {
+            backoff.failure(at(ms), 7);
+            assert_eq!(backoff.count(), row);
+        }
+        assert!(!backoff.finished(6) && !backoff.success(7));
+        assert_eq!(backoff.count(), 3, "neither an old attempt nor a first token");
+        backoff.finished(8);
+        assert_eq!(backoff.count(), 1);
+    }
+
+    #[test]
+    fn a_trial_is_one_attempt_and_ends_with_its_success() {
+        let mut backoff = Backoff::default();
+        backoff.failure(at(0), 4);
+        backoff.try_out(9);
+        assert_eq!((backoff.open_for(at(0)), backoff.probing()), (Duration::ZERO, false));
+        backoff.enter();
+        assert!(backoff.probing());
+        assert!(!backoff.success(8), "one from before says nothing");
+        assert!(backoff.success(9));
+        assert!(!backoff.success(9), "told once");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! The single writer of the snapshot: takes configurations and probe verdicts, keeps the identity of every backend, publishes
-//! a new snapshot when membership, health or configuration changed. Never on the request path; may be called from any thread.
+//! The single writer of the snapshot: takes configurations and what shows a backend's health, keeps the identity of every
+//! backend, publishes a new snapshot when membership, health or configuration changed. Not on the way of a request that goes
+//! well; may be called from any thread, but not under a pool's gate, which it takes itself.
 //!
 //! A backend is the same as before if pool model, arm name and URL are: it keeps its id, its load and its listed models. One
 //! that was removed and comes back is another: its old tickets count on the old load until they end.
@@ -12,10 +13,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::backend::Backend;
+use super::entry::{Change, Entry};
 use super::gate::Gate;
-use super::health::{Health, State};
+use super::health::{Effect, Probed, Rules};
 use super::load::Load;
 use super::locked;
+use super::reports::Reports;
 use super::snapshot::{Arm, Fleet, Member, Pool, Snapshot};
 use super::waiting;
 use crate::clock::Time;
@@ -25,7 +28,6 @@ use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
 use crate::routing::split::Split;
 use crate::telemetry::Telemetry;
-use crate::telemetry::labels::Ejection;
 use crate::telemetry::metrics::NONE;
 use crate::units::BackendId;
 
@@ -34,8 +36,8 @@ use crate::units::BackendId;
 pub struct Settings {
     /// The age from which a scraped figure counts as absent.
     pub stale_after: Duration,
-    /// Bad probes in a row that take a backend out; at least 1.
-    pub failures: u32,
+    /// What takes a backend out, and for how long.
+    pub rules: Rules,
     /// The retry budget of each pool.
     pub budget: Budget,
 }
@@ -44,7 +46,11 @@ impl From<&Config> for Settings {
     fn from(config: &Config) -> Settings {
         Settings {
             stale_after: config.scrape.stale_after,
-            failures: config.health.failures,
+            rules: Rules {
+                failures: config.health.failures,
+                base: config.health.ejection.base,
+                max: config.health.ejection.max,
+            },
             budget: config.retry.budget,
         }
     }
@@ -52,7 +58,11 @@ impl From<&Config> for Settings {
 
 /// The writer.
 #[derive(Debug)]
-pub struct Controller {
+pub struct Controller(Arc<Core>);
+
+/// What the writer and those who report to it share.
+#[derive(Debug)]
+pub(super) struct Core {
     fleet: Fleet,
     inner: Mutex<Inner>,
 }
@@ -67,6 +77,8 @@ struct Inner {
     crossed: HashMap<(String, String), Arc<AtomicU64>>,
     next_id: u32,
     generation: u64,
+    /// Spreads ejections.
+    rng: fastrand::Rng,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,68 +88,40 @@ struct Key {
     url: String,
 }
 
-/// One backend over the time that it is configured.
-#[derive(Debug)]
-struct Entry {
-    config: model::Backend,
-    backend: Arc<Backend>,
-    health: Health,
-    state: State,
-    since: Time,
-}
-
-impl Entry {
-    /// Takes over what health and config say now; whether that changed the state.
-    fn settle(&mut self, now: Time) -> bool {
-        let state = self.health.state(self.config.drain);
-        let changed = state.label() != self.state.label();
-        if changed {
-            self.since = now;
-        }
-        let differs = state != self.state;
-        self.state = state;
-        if changed {
-            let (id, url, state, reason) =
-                (self.backend.id, &self.backend.url, self.state.label(), self.state.reason());
-            tracing::info!(backend = %id, %url, state, reason, "backend changed state");
-            match &self.state {
-                State::Ejected(_) => self.backend.metrics.ejected(Ejection::Health),
-                State::Misconfigured(_) => self.backend.metrics.ejected(Ejection::Misconfigured),
-                State::Healthy | State::Drained => {}
-            }
-        }
-        differs
-    }
-}
-
 impl Controller {
     /// A controller of no pools; backends get their metric handles from `telemetry`.
     #[must_use]
     pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Controller {
-        Controller {
-            fleet: Fleet::default(),
-            inner: Mutex::new(Inner {
-                settings,
-                telemetry,
-                pools: Vec::new(),
-                entries: HashMap::new(),
-                gates: HashMap::new(),
-                crossed: HashMap::new(),
-                next_id: 0,
-                generation: 0,
-            }),
-        }
+        let inner = Inner {
+            settings,
+            telemetry,
+            pools: Vec::new(),
+            entries: HashMap::new(),
+            gates: HashMap::new(),
+            crossed: HashMap::new(),
+            next_id: 0,
+            generation: 0,
+            rng: fastrand::Rng::new(),
+        };
+        Controller(Arc::new(Core { fleet: Fleet::default(), inner: Mutex::new(inner) }))
+    }
+
+    /// The same with chance that repeats itself, for virtual time.
+    #[must_use]
+    pub fn seeded(self, seed: u64) -> Controller {
+        locked(&self.0.inner).rng = fastrand::Rng::with_seed(seed);
+        self
     }
 
     /// The handle that readers get.
     #[must_use]
     pub fn fleet(&self) -> &Fleet {
-        &self.fleet
+        &self.0.fleet
     }
 
     /// Takes over changed settings. A changed retry budget starts full.
     pub fn configure(&self, settings: Settings, now: Time) {
-        let mut inner = locked(&self.inner);
+        let mut inner = locked(&self.0.inner);
         let budget_changed = inner.settings.budget != settings.budget;
         inner.settings = settings;
         if budget_changed {
@@ -152,14 +136,15 @@ impl Controller {
 
     /// Takes over these pools in place of all there were.
     pub fn apply(&self, pools: &[model::Pool], now: Time) {
-        let mut inner = locked(&self.inner);
+        let mut inner = locked(&self.0.inner);
         inner.pools = pools.to_vec();
         let mut kept = HashMap::new();
         for pool in pools {
             for arm in &pool.arms {
                 for config in &arm.backends {
                     let key = Key::of(pool, arm, config);
-                    let entry = inner.entry(&key, config, now);
+                    let reports = Reports::to(Arc::downgrade(&self.0));
+                    let entry = inner.entry(&key, config, reports, now);
                     kept.insert(key, entry);
                 }
             }
@@ -167,34 +152,67 @@ impl Controller {
         inner.entries = kept;
         let is_kept = |model: &String| pools.iter().any(|pool| pool.model == *model);
         let gone: Vec<_> = inner.gates.extract_if(|model, _| !is_kept(model)).collect();
-        self.publish(&mut inner, now);
+        self.0.publish(&mut inner, now);
         for (model, gate) in gone {
             waiting::close(&gate, &model);
         }
     }
 
-    /// One probe's verdict. An unknown id is ignored: the backend was removed meanwhile.
-    pub fn probe(&self, id: BackendId, verdict: Result<(), String>, now: Time) {
-        self.change(id, now, |health, settings| health.probe(verdict, settings.failures));
+    /// An answer of the backend's `/health`. Here and below: an unknown id is ignored, the backend was removed meanwhile.
+    pub fn health(&self, id: BackendId, verdict: Result<(), String>, now: Time) {
+        self.0.change(id, now, |change| change.health.answered(verdict, change.rules, now, change.rng));
+    }
+
+    /// The backend's port refuses connections: nobody is there.
+    pub fn gone(&self, id: BackendId, now: Time) {
+        let reason = "its port refuses connections".to_owned();
+        self.0.change(id, now, |change| change.health.died(reason, change.rules, now, change.rng));
+    }
+
+    /// The watchdog found that the backend makes no progress.
+    pub fn hung(&self, id: BackendId, reason: impl Into<String>, now: Time) {
+        let reason = reason.into();
+        self.0.change(id, now, |change| change.health.hung(reason, change.rules, now, change.rng));
+    }
+
+    /// Whether a probe with a request shall go to the backend now. Its result is told by [`Controller::probed`].
+    #[must_use]
+    pub fn wants_probe(&self, id: BackendId, now: Time) -> bool {
+        let mut due = false;
+        self.0.change(id, now, |change| {
+            due = change.health.probe(now);
+            Effect::None
+        });
+        due
+    }
+
+    /// What a probe with a request showed.
+    pub fn probed(&self, id: BackendId, probed: Probed, now: Time) {
+        self.0.change(id, now, |change| change.health.probed(probed, change.rules, now, change.rng));
     }
 
     /// The backend refused what the config says it serves, or our key: out until `configured`, or until its config changes.
     pub fn misconfigured(&self, id: BackendId, reason: impl Into<String>, now: Time) {
         let reason = reason.into();
-        self.change(id, now, |health, _| health.misconfigured(Some(reason)));
+        self.0.change(id, now, |change| change.health.misconfigured(reason, now));
     }
 
     /// The backend serves what the config says again (its `/v1/models` lists the model and takes our key).
     pub fn configured(&self, id: BackendId, now: Time) {
-        self.change(id, now, |health, _| health.misconfigured(None));
+        self.0.change(id, now, |change| {
+            change.health.configured();
+            Effect::None
+        });
     }
+}
 
-    fn change(&self, id: BackendId, now: Time, change: impl FnOnce(&mut Health, &Settings)) {
+impl Core {
+    /// Changes the health of one backend and publishes what that changed.
+    pub(super) fn change(&self, id: BackendId, now: Time, act: impl FnOnce(Change<'_>) -> Effect) {
         let mut inner = locked(&self.inner);
-        let settings = inner.settings;
-        let Some(entry) = inner.entries.values_mut().find(|entry| entry.backend.id == id) else { return };
-        change(&mut entry.health, &settings);
-        if entry.settle(now) {
+        let Inner { settings, entries, rng, .. } = &mut *inner;
+        let Some(entry) = entries.values_mut().find(|entry| entry.backend.id == id) else { return };
+        if entry.change(&settings.rules, rng, now, act) {
             self.publish(&mut inner, now);
         }
     }
@@ -218,7 +236,7 @@ impl Key {
 
 impl Inner {
     /// The entry of this backend: the one there is, brought up to date, or a new one.
-    fn entry(&mut self, key: &Key, config: &model::Backend, now: Time) -> Entry {
+    fn entry(&mut self, key: &Key, config: &model::Backend, reports: Reports, now: Time) -> Entry {
         if let Some(mut entry) = self.entries.remove(key) {
             if entry.config != *config {
                 entry.backend = Arc::new(Backend {
@@ -228,15 +246,15 @@ impl Inner {
                     arm: Arc::clone(&entry.backend.arm),
                     speed: config.speed,
                     key: config.key.clone(),
-                    drain: config.drain,
                     load: Arc::clone(&entry.backend.load),
                     alarm: Arc::clone(&entry.backend.alarm),
                     models: Arc::clone(&entry.backend.models),
+                    reports,
                     metrics: Arc::clone(&entry.backend.metrics),
                 });
                 entry.backend.load.retune(config.speed, self.settings.stale_after);
                 if entry.config.key != config.key {
-                    entry.health.misconfigured(None);
+                    entry.health.configured();
                 }
                 entry.config = config.clone();
             }
@@ -253,15 +271,13 @@ impl Inner {
             arm: key.arm.as_str().into(),
             speed: config.speed,
             key: config.key.clone(),
-            drain: config.drain,
             load: Arc::new(Load::new(&gate, config.speed, self.settings.stale_after)),
             alarm: Arc::default(),
             models: Arc::new(ArcSwap::default()),
+            reports,
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
         };
-        let health = Health::default();
-        let state = health.state(config.drain);
-        Entry { config: config.clone(), backend: Arc::new(backend), health, state, since: now }
+        Entry::new(config.clone(), Arc::new(backend), now)
     }
 
     fn pool(&mut self, config: &model::Pool, now: Time) -> Pool {
@@ -278,11 +294,7 @@ impl Inner {
         let members = self.members(config);
         let seats: Vec<Seat> = members
             .iter()
-            .map(|member| Seat {
-                id: member.backend.id,
-                arm: member.arm,
-                standing: member.state.standing(member.since),
-            })
+            .map(|member| Seat { id: member.backend.id, arm: member.arm, standing: member.standing })
             .collect();
         let gate = self.gate(&config.model, now);
         locked(&gate).reserve(members.len(), config.affinity);
@@ -324,6 +336,7 @@ impl Inner {
                     backend: Arc::clone(&entry.backend),
                     arm: ArmIndex(index),
                     state: entry.state.clone(),
+                    standing: entry.health.standing(entry.drain().is_some()),
                     since: entry.since,
                 });
             }

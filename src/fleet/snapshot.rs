@@ -15,7 +15,7 @@ use super::health::State;
 use super::locked;
 use crate::clock::Time;
 use crate::config::model::{Affinity, PolicyName, SessionKey, WaitRoom};
-use crate::routing::eligible::Seat;
+use crate::routing::eligible::{Seat, Standing};
 use crate::routing::facts::ArmIndex;
 use crate::routing::policy::{LeastInflight, LeastTokens, P2c, Policy, PredictedTtft, RoundRobin};
 use crate::routing::split::Split;
@@ -112,6 +112,8 @@ pub struct Member {
     pub state: State,
     /// Since when.
     pub since: Time,
+    /// What routing makes of that.
+    pub(super) standing: Standing,
 }
 
 /// The backends that serve one model.

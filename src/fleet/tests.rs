@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 mod affinity;
+mod ejection;
 mod leases;
 mod wait_room;
 
@@ -185,18 +186,20 @@ fn a_black_hole_gets_one_probe_at_a_time_and_its_share_back_after_a_success() {
 }
 
 #[test]
-fn an_ejected_backend_gets_no_requests_until_its_first_good_probe() {
+fn a_backend_whose_health_is_bad_is_out_and_says_why() {
     let controller = controller(pool(vec![arm("default", &[1, 2])]));
     let out = id(&controller, 1);
     for _ in 0..3 {
-        controller.probe(out, Err("timed out".to_owned()), at(10));
+        controller.health(out, Err("timed out".to_owned()), at(10));
     }
     assert!((0..50).all(|ms| dispatch(&controller, &[], at(20 + ms)).unwrap().decision.backend != out));
     let view = FleetView::new(&controller.fleet().snapshot(), at(2010));
     let shown = &view.pools[0].arms[0].backends[0];
     assert_eq!((shown.state, shown.reason.as_deref(), shown.state_for_seconds), ("ejected", Some("timed out"), 2.0));
-    controller.probe(out, Ok(()), at(100));
-    assert!((0..50).any(|ms| dispatch(&controller, &[], at(200 + ms)).unwrap().decision.backend == out));
+    controller.health(out, Ok(()), at(9000));
+    assert!(controller.wants_probe(out, at(9000)));
+    controller.probed(out, Probed::Passed, at(9000));
+    assert!((0..50).any(|ms| dispatch(&controller, &[], at(9100 + ms)).unwrap().decision.backend == out));
 }
 
 #[test]
@@ -204,7 +207,7 @@ fn a_pool_that_is_all_out_is_tried_rather_than_failed_unseen() {
     let controller = controller(pool(vec![arm("default", &[1, 2])]));
     for (port, ms) in [(2, 0), (1, 60_000)] {
         for _ in 0..3 {
-            controller.probe(id(&controller, port), Err("refused".to_owned()), at(ms));
+            controller.health(id(&controller, port), Err("refused".to_owned()), at(ms));
         }
     }
     let first = dispatch(&controller, &[], at(70_000)).unwrap().decision;
@@ -228,7 +231,7 @@ fn a_misconfigured_backend_is_out_until_it_is_configured_or_its_key_changes() {
     let goes_there =
         |ms: u64| (0..50).any(|more| dispatch(&controller, &[], at(ms + more)).unwrap().decision.backend == wrong);
     controller.misconfigured(wrong, "404 for `m`", at(0));
-    controller.probe(wrong, Ok(()), at(1));
+    controller.health(wrong, Ok(()), at(1));
     assert!(!goes_there(100));
     controller.configured(wrong, at(200));
     assert!(goes_there(300));

@@ -10,7 +10,7 @@ use super::alarm::Watch;
 use super::backend::Backend;
 use super::lease::Lease;
 use crate::clock::Time;
-use crate::error::Failure;
+use crate::error::{Blame, Failure};
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,9 @@ impl Ticket {
     /// The engine has proved that it works on the request: prefill is over. A second call, and one for an attempt that is no
     /// stream, does nothing.
     pub fn first_token(&mut self, now: Time) {
-        self.backend.load.first_token(&mut self.lease, now);
+        if self.backend.load.first_token(&mut self.lease, now) {
+            self.backend.reports.served(self.backend.id, now);
+        }
     }
 
     /// A later event of the stream. `client_blocked`: a write to the client was waiting at some time since the last event, so
@@ -70,11 +72,13 @@ impl Ticket {
     /// The end. Without it, a drop is an attempt abandoned, blamed on nobody.
     pub fn finish(self, outcome: Outcome, now: Time) {
         match outcome {
-            Outcome::Success => self.backend.load.succeed(&self.lease, now),
-            Outcome::Neutral => {}
-            Outcome::Failed(failure) => {
-                self.backend.load.fail(failure, now);
+            Outcome::Success => {
+                if self.backend.load.succeed(&self.lease, now) {
+                    self.backend.reports.served(self.backend.id, now);
+                }
             }
+            Outcome::Neutral => {}
+            Outcome::Failed(failure) => drop(self.suspect(failure, now)),
         }
     }
 
@@ -82,7 +86,13 @@ impl Ticket {
     /// to all who come while the request is tried elsewhere; [`Suspicion::withdraw`] takes that back.
     pub fn suspect(self, failure: Failure, now: Time) -> Suspicion {
         let pauses = self.backend.load.fail(failure, now);
-        Suspicion { backend: Arc::clone(&self.backend), pauses }
+        Suspicion {
+            backend: Arc::clone(&self.backend),
+            failure,
+            at: now,
+            pauses,
+            stands: failure.blame() == Blame::Backend,
+        }
     }
 }
 
@@ -90,15 +100,28 @@ impl Ticket {
 #[derive(Debug)]
 pub struct Suspicion {
     backend: Arc<Backend>,
+    failure: Failure,
+    at: Time,
     /// It began a pause.
     pauses: bool,
+    stands: bool,
 }
 
 impl Suspicion {
     /// Another backend failed in the same way: it is the request.
-    pub fn withdraw(self) {
+    pub fn withdraw(mut self) {
+        self.stands = false;
         if self.pauses {
             self.backend.load.withdraw();
+        }
+    }
+}
+
+impl Drop for Suspicion {
+    fn drop(&mut self) {
+        if self.stands {
+            let row = self.backend.load.count_failure();
+            self.backend.reports.failed(self.backend.id, row, self.failure, self.at);
         }
     }
 }

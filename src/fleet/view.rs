@@ -101,7 +101,7 @@ pub struct BackendView {
     pub speed: f64,
     /// The models that it lists.
     pub models: Vec<String>,
-    /// `healthy`, `ejected`, `misconfigured` or `drained`.
+    /// `healthy`, `ejected`, `probing`, `misconfigured` or `drained`.
     pub state: &'static str,
     /// Why, where there is something to say.
     pub reason: Option<String>,

@@ -88,7 +88,13 @@ pub(super) async fn run(exchange: &mut Exchange, early: &AtomicBool) -> Attempte
             Err(refusal) if last_answer.is_none() && refusal.is_for_want_of_room() => {
                 return Attempted::Refused(refusal);
             }
-            Err(_) => return over(exchange, &seen, stage(early), last_answer),
+            Err(_) => {
+                // Nobody else could be asked whose doing it is. To lose the last backend that is in would help no one.
+                if seen.failed() == 1 {
+                    suspicion.take().into_iter().for_each(Suspicion::withdraw);
+                }
+                return over(exchange, &seen, stage(early), last_answer);
+            }
         };
         if let Some(failure) = last_failure {
             if !exchange.may_retry() {

@@ -14,12 +14,12 @@ use tokio::task::JoinSet;
 use super::Source;
 use super::assemble::Common;
 use crate::config::diff::in_force;
-use crate::config::model::{Backend, Config, Pool};
+use crate::config::model::{Backend, Config, Health, Pool};
 use crate::fleet::controller::Settings;
 use crate::tasks::Pace;
 use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;
-use crate::tasks::prober::Prober;
+use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
 
 /// The tasks, as one service of pingora's.
@@ -39,6 +39,15 @@ impl Tasks {
         Arc::new(move || {
             let (interval, timeout) = of(&settings.load());
             Pace { interval, timeout }
+        })
+    }
+
+    /// `health.stall_timeout`; its default where it is off, since a probe must end.
+    fn patience(&self) -> Patience {
+        let settings = Arc::clone(&self.common.settings);
+        Arc::new(move || {
+            let configured = settings.load().health.stall_timeout;
+            configured.or(Health::default().stall_timeout).unwrap_or(Duration::MAX)
         })
     }
 
@@ -97,7 +106,8 @@ impl BackgroundService for Tasks {
         let pace = self.pace(|config| (config.scrape.interval, config.scrape.timeout));
         tasks.spawn(Scraper { fleet, clock: clock.clone(), pace }.run());
         let pace = self.pace(|config| (config.health.interval, config.health.timeout));
-        tasks.spawn(Prober { controller: Arc::clone(&self.common.controller), clock, pace }.run());
+        let (controller, patience) = (Arc::clone(&self.common.controller), self.patience());
+        tasks.spawn(Prober { controller, clock, pace, patience }.run());
         self.spawn_source(&mut tasks, hup);
         // An error means that the server is gone, which is as good a reason to stop.
         drop(shutdown.wait_for(|stop| *stop).await);

@@ -6,6 +6,7 @@ pub mod discover;
 mod models;
 pub mod prober;
 pub mod scraper;
+mod trial;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -1,22 +1,31 @@
-//! Asks every backend's `/health`, each in a task of its own, and now and then its `/v1/models`. What a verdict means is the
-//! controller's to say. It must never judge a backend by its model list: a server that needs its clients' keys has none to show.
+//! Asks every backend's `/health`, each in a task of its own, and now and then its `/v1/models`; a backend that is out gets a
+//! request when its time is over. What a verdict means is the controller's to say. It must never judge a backend by its model
+//! list: a server that needs its clients' keys has none to show.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tracing::{debug, info};
 
-use super::{PaceSource, at, for_each_backend, models, until_next};
+use super::{PaceSource, at, for_each_backend, models, trial, until_next};
 use crate::clock::{Clock, Time};
 use crate::fleet::Backend;
+use crate::fleet::alarm::REFUSALS_APART;
 use crate::fleet::controller::Controller;
+use crate::telemetry::labels::ProbeFailure;
 use crate::units::BackendId;
-use crate::upstream::probe::ProbeClient;
+use crate::upstream::probe::{ProbeClient, ProbeError};
 
 /// vLLM's answer has no body at all.
 const MAX_HEALTH: usize = 64 << 10;
 /// Adapters come and go, and a server that came back may be another one (then it is asked at once).
 const MODELS_EVERY: Duration = Duration::from_secs(10);
+/// A port that refused a connection is tried again after this: twice refused, nobody is there.
+const REFUSED_AGAIN: Duration = REFUSALS_APART.saturating_add(Duration::from_millis(10));
+
+/// How long something may take; read anew each time, so that a reload changes it.
+pub type Patience = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What the prober needs.
 #[derive(Clone)]
@@ -27,6 +36,19 @@ pub struct Prober {
     pub clock: Clock,
     /// `health.interval` and `health.timeout`.
     pub pace: PaceSource,
+    /// How long a backend that is out may take for one token: as long as one that is in may show no progress.
+    pub patience: Patience,
+}
+
+/// What came of asking `/health`.
+#[derive(Debug, PartialEq, Eq)]
+enum Health {
+    Good,
+    Bad(String),
+    /// No answer in time, but tokens flow: one event loop serves both, and it is busy.
+    Late,
+    /// Nobody is there.
+    Gone,
 }
 
 impl Prober {
@@ -43,20 +65,55 @@ impl Prober {
             let started = self.clock.now();
             let pace = (self.pace)();
             let Some(backend) = self.controller.fleet().snapshot().backend(id).cloned() else { return };
-            let key = backend.key.as_ref().map(|key| key.expose());
-            let verdict = client.get_ok(at(&backend.url, "/health"), key, pace.timeout, MAX_HEALTH).await;
-            let came_back = verdict.is_ok() && !healthy;
-            healthy = verdict.is_ok();
-            if let Err(error) = &verdict {
-                debug!(backend = %id, url = %backend.url, %error, "health probe failed");
+            let health = self.ask_health(&backend, &client, pace.timeout).await;
+            let came_back = health == Health::Good && !healthy;
+            healthy = health == Health::Good;
+            match health {
+                Health::Good => self.controller.health(id, Ok(()), self.clock.now()),
+                Health::Bad(reason) => self.controller.health(id, Err(reason), self.clock.now()),
+                Health::Gone => self.controller.gone(id, self.clock.now()),
+                Health::Late => {}
             }
-            self.controller.probe(id, verdict.map(drop).map_err(|error| error.detail), self.clock.now());
+            if self.controller.wants_probe(id, self.clock.now()) {
+                let probed = trial::ask(&client, &backend, (self.patience)()).await;
+                debug!(backend = %id, url = %backend.url, ?probed, "asked whether it is back");
+                self.controller.probed(id, probed, self.clock.now());
+            }
             if healthy && (came_back || self.clock.now() >= models_due) {
                 self.refresh_models(&backend, &client, pace.timeout).await;
                 models_due = self.clock.now() + MODELS_EVERY;
             }
             until_next(pace.interval, started, &self.clock).await;
         }
+    }
+
+    async fn ask_health(&self, backend: &Backend, client: &ProbeClient, timeout: Duration) -> Health {
+        let key = backend.key.as_ref().map(|key| key.expose());
+        let ask = || client.get_ok(at(&backend.url, "/health"), key, timeout, MAX_HEALTH);
+        let progress = backend.load.progress();
+        let mut answer = ask().await;
+        if self.tell_alarm(backend, &answer) {
+            tokio::time::sleep(REFUSED_AGAIN).await;
+            answer = ask().await;
+            self.tell_alarm(backend, &answer);
+        }
+        let Err(error) = answer else { return Health::Good };
+        debug!(backend = %backend.id, url = %backend.url, %error, "health probe failed");
+        match error.failure {
+            _ if error.refused => Health::Gone,
+            ProbeFailure::Timeout if backend.load.progress() != progress => Health::Late,
+            _ => Health::Bad(error.detail),
+        }
+    }
+
+    /// Tells those who wait for the backend whether somebody listens there. Whether the connection was refused.
+    fn tell_alarm(&self, backend: &Backend, answer: &Result<Bytes, ProbeError>) -> bool {
+        match answer {
+            Err(error) if error.refused => backend.alarm.refused(self.clock.now()),
+            Err(ProbeError { failure: ProbeFailure::Connect | ProbeFailure::Timeout, .. }) => {}
+            Ok(_) | Err(_) => backend.alarm.answered(),
+        }
+        answer.as_ref().is_err_and(|error| error.refused)
     }
 
     async fn refresh_models(&self, backend: &Backend, client: &ProbeClient, timeout: Duration) {

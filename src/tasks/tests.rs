@@ -103,7 +103,12 @@ impl World {
     }
 
     fn prober(&self) -> Prober {
-        Prober { controller: Arc::clone(&self.controller), clock: self.clock.clone(), pace: World::pace() }
+        Prober {
+            controller: Arc::clone(&self.controller),
+            clock: self.clock.clone(),
+            pace: World::pace(),
+            patience: Arc::new(|| Duration::from_millis(200)),
+        }
     }
 
     fn queue_depth(&self, at: usize) -> Option<f64> {

@@ -51,8 +51,6 @@ label_enum! {
         Ejected = "ejected",
         /// Being tried after an ejection.
         Probing = "probing",
-        /// Back, with a growing share.
-        SlowStart = "slow_start",
         /// Taken out by the operator.
         Drained = "drained",
         /// Not what the config says it is.

@@ -1,13 +1,13 @@
-//! A bounded GET for what is asked of backends beside requests: `/metrics`, `/health`, `/v1/models`. A client of its own,
-//! apart from the data plane's (a connection lives on the runtime that opened it, and probes run on another one). It must never
+//! A bounded exchange for what is asked of backends beside clients' requests: a GET of `/metrics`, `/health`, `/v1/models`, a
+//! POST of a request that shows whether a backend is back. A client of its own, apart from the data plane's (a connection lives on the runtime that opened it, and probes run on another one). It must never
 //! wait past its deadline nor hold more than its limit, whatever the server does.
 
 use std::future::Future;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -18,7 +18,7 @@ use crate::telemetry::labels::ProbeFailure;
 /// vLLM closes an idle connection after 5 s.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// How a GET failed.
+/// How an exchange failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct ProbeError {
@@ -26,19 +26,21 @@ pub struct ProbeError {
     pub failure: ProbeFailure,
     /// For the log.
     pub detail: String,
+    /// The port refused the connection: nobody listens there.
+    pub refused: bool,
 }
 
 impl ProbeError {
     /// An error of this kind, in these words.
     #[must_use]
     pub fn new(failure: ProbeFailure, detail: impl Into<String>) -> ProbeError {
-        ProbeError { failure, detail: detail.into() }
+        ProbeError { failure, detail: detail.into(), refused: false }
     }
 }
 
 /// The client. Clones share its connections.
 #[derive(Clone, Debug)]
-pub struct ProbeClient(Client<HttpConnector, Empty<Bytes>>);
+pub struct ProbeClient(Client<HttpConnector, Full<Bytes>>);
 
 impl ProbeClient {
     /// A client that gives up connecting after so long.
@@ -66,8 +68,29 @@ impl ProbeClient {
         deadline: Duration,
         max_bytes: usize,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
-        let answer = self.exchange(uri, key, max_bytes);
+        let answer = self.exchange(request(uri, key), max_bytes);
         within(deadline, answer).await
+    }
+
+    /// The status and the body of the answer to a JSON document, whole. Any status is an answer.
+    ///
+    /// # Errors
+    /// As [`ProbeClient::get`].
+    pub async fn post(
+        &self,
+        uri: Uri,
+        key: Option<&str>,
+        json: String,
+        deadline: Duration,
+        max_bytes: usize,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let request = request(uri, key).map(|mut request| {
+            *request.method_mut() = Method::POST;
+            request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *request.body_mut() = Full::from(json);
+            request
+        });
+        within(deadline, self.exchange(request, max_bytes)).await
     }
 
     /// As [`ProbeClient::get`], but only a 2xx is an answer.
@@ -88,10 +111,14 @@ impl ProbeClient {
         Err(ProbeError::new(ProbeFailure::Status, format!("status {}", status.as_u16())))
     }
 
-    async fn exchange(&self, uri: Uri, key: Option<&str>, max: usize) -> Result<(StatusCode, Bytes), ProbeError> {
-        let response = self.0.request(request(uri, key)?).await.map_err(|error| {
+    async fn exchange(
+        &self,
+        request: Result<Request<Full<Bytes>>, ProbeError>,
+        max: usize,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let response = self.0.request(request?).await.map_err(|error| {
             let failure = if error.is_connect() { ProbeFailure::Connect } else { ProbeFailure::Broken };
-            ProbeError::new(failure, chain(&error))
+            ProbeError { failure, detail: chain(&error), refused: error.is_connect() && is_refusal(&error) }
         })?;
         let status = response.status();
         Ok((status, body(response, max).await?))
@@ -103,11 +130,11 @@ async fn within<T>(deadline: Duration, answer: impl Future<Output = Result<T, Pr
     tokio::time::timeout(deadline, answer).await.map_err(late)?
 }
 
-fn request(uri: Uri, key: Option<&str>) -> Result<Request<Empty<Bytes>>, ProbeError> {
+fn request(uri: Uri, key: Option<&str>) -> Result<Request<Full<Bytes>>, ProbeError> {
     let unusable = |error: http::Error| ProbeError::new(ProbeFailure::Unreadable, error.to_string());
     let mut request = Request::get(uri)
         .header(header::USER_AGENT, concat!("forebay/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::new())
+        .body(Full::default())
         .map_err(unusable)?;
     if let Some(key) = key {
         // Not said what is wrong with it: it is a secret.
@@ -135,6 +162,18 @@ async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeEr
         whole.extend_from_slice(&data);
     }
     Ok(whole.freeze())
+}
+
+/// Whether a refused connection is among the causes.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// An error with its causes: hyper's own text alone says "client error (Connect)".
@@ -198,6 +237,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_document_is_posted_as_json() {
+        let (uri, task) = server(b"HTTP/1.1 404 No\r\ncontent-length: 2\r\n\r\nno", false).await;
+        let answer = client().post(uri, None, "{}".to_owned(), LONG, 5).await.unwrap();
+        assert_eq!(answer, (StatusCode::NOT_FOUND, Bytes::from_static(b"no")));
+        let head = task.await.unwrap();
+        assert!(head.starts_with("POST ") && head.contains("content-type: application/json\r\n"), "{head}");
+        assert!(head.contains("content-length: 2\r\n"), "{head}");
+    }
+
+    #[tokio::test]
     async fn a_server_that_says_nothing_is_left_at_the_deadline() {
         assert_eq!(failure(b"", true, Duration::from_millis(50), 100).await, ProbeFailure::Timeout);
         let half = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe";
@@ -225,7 +274,7 @@ mod tests {
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let error = client().get_ok(format!("http://{closed}/").parse().unwrap(), None, LONG, 9).await.unwrap_err();
         assert_eq!(error.failure, ProbeFailure::Connect);
-        assert!(error.detail.contains("refused"), "{error}");
+        assert!(error.detail.contains("refused") && error.refused, "{error}");
     }
 
     #[tokio::test]

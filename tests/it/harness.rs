@@ -259,6 +259,20 @@ impl Forebay {
         series.fold(0.0, |sum, value| sum + value)
     }
 
+    /// What `/api/fleet` says of this backend.
+    pub(crate) fn backend(&self, mock: &Mock) -> Value {
+        let answer = Conn::open(self.admin).ask(b"GET /api/fleet HTTP/1.1\r\nhost: admin\r\n\r\n");
+        let fleet: Value = serde_json::from_str(&answer.text()).unwrap();
+        let arms = fleet["pools"].as_array().unwrap().iter().flat_map(|pool| pool["arms"].as_array().unwrap());
+        let mut backends = arms.flat_map(|arm| arm["backends"].as_array().unwrap());
+        backends.find(|backend| backend["url"] == mock.url()).unwrap_or_else(|| panic!("{fleet}")).clone()
+    }
+
+    /// Waits until this backend is in this state.
+    pub(crate) fn await_state(&self, mock: &Mock, state: &str) {
+        eventually(&format!("{} is {state}", mock.url()), || (self.backend(mock)["state"] == state).then_some(()));
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

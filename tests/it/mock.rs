@@ -186,7 +186,11 @@ struct Shared {
     hangs_up: AtomicBool,
     /// The open ones, to be closed when the listener goes.
     open: Mutex<HashMap<usize, TcpStream>>,
+    trials: Mutex<Vec<Arc<Seen>>>,
+    probes: Mutex<Option<Arc<Probes>>>,
 }
+
+type Probes = dyn Fn(&str) -> Option<Script> + Send + Sync;
 
 /// A backend.
 pub(crate) struct Mock {
@@ -209,6 +213,8 @@ impl Mock {
             connections: AtomicUsize::new(0),
             hangs_up: AtomicBool::new(false),
             open: Mutex::default(),
+            trials: Mutex::default(),
+            probes: Mutex::default(),
         });
         let listening = listen(&shared, listener);
         Mock { shared, listening: Mutex::new(Some(listening)) }
@@ -271,6 +277,16 @@ impl Mock {
         for (_, stream) in self.shared.open.lock().unwrap().drain() {
             drop(stream.shutdown(Shutdown::Both));
         }
+    }
+
+    /// Answers probes (`/health`, `/metrics`, `/v1/models`) like this from now on; `None`: like a vLLM at rest.
+    pub(crate) fn probes(&self, answer: impl Fn(&str) -> Option<Script> + Send + Sync + 'static) {
+        *self.shared.probes.lock().unwrap() = Some(Arc::new(answer));
+    }
+
+    /// The requests of Forebay's own so far, by which it finds out whether this backend is back.
+    pub(crate) fn trials(&self) -> Vec<Arc<Seen>> {
+        self.shared.trials.lock().unwrap().clone()
     }
 
     /// `http://…`
@@ -374,6 +390,13 @@ fn serve(shared: &Shared, mut stream: &TcpStream, connection: usize) -> std::io:
 }
 
 fn script_for(shared: &Shared, seen: Seen) -> Script {
+    // Forebay's own request, which shows whether a backend is back: played as any other, and no request of the test's.
+    if seen.header("user-agent").is_some_and(|agent| agent.starts_with("forebay/")) {
+        let handler = Arc::clone(&shared.handler.lock().unwrap());
+        let script = handler(&seen);
+        shared.trials.lock().unwrap().push(Arc::new(seen));
+        return script;
+    }
     let seen = Arc::new(seen);
     shared.seen.lock().unwrap().push(Arc::clone(&seen));
     let scripted = shared.scripts.lock().unwrap().pop_front();
@@ -384,6 +407,10 @@ fn script_for(shared: &Shared, seen: Seen) -> Script {
 fn probe(shared: &Shared, seen: &Seen) -> Option<Script> {
     if seen.method != "GET" {
         return None;
+    }
+    let scripted = shared.probes.lock().unwrap().clone();
+    if let Some(script) = scripted.and_then(|answer| answer(&seen.target)) {
+        return Some(script);
     }
     let model = shared.model.lock().unwrap().clone();
     match seen.target.as_str() {

@@ -11,7 +11,7 @@ use forebay::clock::Time;
 use forebay::config::model::{Arm, Backend, Config, PolicyName, Pool};
 use forebay::error::Failure;
 use forebay::fleet::controller::{Controller, Settings};
-use forebay::fleet::{Outcome, Sample, Ticket};
+use forebay::fleet::{Outcome, Probed, Sample, Ticket};
 use forebay::routing::candidate::Candidate;
 use forebay::routing::facts::{ArmIndex, RequestFacts};
 use forebay::routing::policy::Policy;
@@ -142,7 +142,7 @@ impl<'a> World<'a> {
             .map(|number| {
                 let rng = fastrand::Rng::with_seed(seed.wrapping_mul(1000).wrapping_add(number as u64));
                 let settings = Settings::from(&Config::default());
-                let controller = Controller::new(settings, Arc::new(Telemetry::new()));
+                let controller = Controller::new(settings, Arc::new(Telemetry::new())).seeded(rng.clone().u64(..));
                 let mut proxy = Proxy { controller, places: Vec::new(), rng };
                 proxy.apply(fleet, &up, policy, Time::ZERO);
                 proxy
@@ -227,10 +227,11 @@ impl<'a> World<'a> {
                 self.up[place] = !out;
                 for proxy in &self.proxies {
                     let id = proxy.id(place);
-                    for _ in 0..3 {
-                        let verdict = if out { Err("it does not answer".to_owned()) } else { Ok(()) };
-                        proxy.controller.probe(id, verdict, now);
+                    if out {
+                        proxy.controller.gone(id, now);
+                        continue;
                     }
+                    proxy.controller.health(id, Ok(()), now);
                 }
             }
         }
@@ -337,8 +338,13 @@ impl<'a> World<'a> {
             let sample = sample(&self.engines[place]);
             for proxy in &self.proxies {
                 let snapshot = proxy.controller.fleet().snapshot();
-                if let Some(backend) = snapshot.backend(proxy.id(place)) {
-                    backend.load.set_sample(sample, now);
+                let Some(backend) = snapshot.backend(proxy.id(place)) else { continue };
+                backend.load.set_sample(sample, now);
+                // What is out is asked whether it is back when its time is over.
+                if proxy.controller.wants_probe(backend.id, now) {
+                    let failing = self.failing[place];
+                    let probed = if failing { Probed::Failed("status 500".to_owned()) } else { Probed::Passed };
+                    proxy.controller.probed(backend.id, probed, now);
                 }
             }
         }

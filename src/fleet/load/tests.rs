@@ -284,7 +284,9 @@ proptest! {
                     let sequences = if kind == Kind::Light { 0 } else { sequences };
                     open.push(load.enter(Entry { sequences, ..entry(kind, tokens) }, now));
                 }
-                Step::First(at) if count > 0 => load.first_token(&mut open[at.index(count)], now),
+                Step::First(at) if count > 0 => {
+                    load.first_token(&mut open[at.index(count)], now);
+                }
                 Step::Event(at, blocked) if count > 0 => load.event(&mut open[at.index(count)], now, blocked),
                 Step::Succeed(at) if count > 0 => {
                     let lease = open.swap_remove(at.index(count));

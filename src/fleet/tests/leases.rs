@@ -83,7 +83,7 @@ fn swapping_snapshots_under_concurrent_dispatch_never_loses_a_ticket() {
                 controller.apply(&[pool(vec![arm("a", &[1, 2]), arm("b", &[second])])], at(ms));
                 let first = id(&controller, 1);
                 let verdict = if ports.bool() { Ok(()) } else { Err("no".to_owned()) };
-                controller.probe(first, verdict, at(ms));
+                controller.health(first, verdict, at(ms));
                 locked(&loads)
                     .extend(controller.fleet().snapshot().backends().map(|backend| Arc::clone(&backend.load)));
                 std::thread::yield_now();

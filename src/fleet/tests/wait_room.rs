@@ -143,9 +143,9 @@ fn a_full_arm_keeps_its_requests_while_another_has_room() {
     let view = FleetView::new(&controller.fleet().snapshot(), at(0));
     assert_eq!((view.pools[0].arms[0].waiting, view.pools[0].arms[1].waiting), (1, 0));
     // An arm that can take nothing at all is another matter.
-    controller.probe(id(&controller, 1), Err("down".to_owned()), at(1));
+    controller.health(id(&controller, 1), Err("down".to_owned()), at(1));
     for _ in 0..2 {
-        controller.probe(id(&controller, 1), Err("down".to_owned()), at(1));
+        controller.health(id(&controller, 1), Err("down".to_owned()), at(1));
     }
     let crossed = poll(&mut waits).unwrap().unwrap().dispatched.decision;
     assert_eq!((crossed.scope, crossed.assigned, crossed.arm), (Scope::Crossed, ArmIndex(0), ArmIndex(1)));

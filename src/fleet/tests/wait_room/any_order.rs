@@ -91,7 +91,12 @@ impl World {
                 let found = snapshot.backends().find(|backend| backend.url == url(port)).map(|backend| backend.id);
                 for _ in 0..3 {
                     let verdict = if good { Ok(()) } else { Err("down".to_owned()) };
-                    found.into_iter().for_each(|id| self.controller.probe(id, verdict.clone(), now));
+                    found.into_iter().for_each(|id| self.controller.health(id, verdict.clone(), now));
+                }
+                // Its time out is over at once.
+                let later = now + Duration::from_secs(3600);
+                if let Some(id) = found.filter(|id| good && self.controller.wants_probe(*id, later)) {
+                    self.controller.probed(id, Probed::Passed, now);
                 }
             }
             Act::Reload { limit, shape } => {

@@ -1,0 +1,42 @@
+//! What a load shows of its backend's health, beside what routing weighs: progress, failures in a row, trials.
+
+use super::{Failure, Kind, Load, Time};
+
+impl Load {
+    /// The attempt failed. Never touches the latency estimators: an error is no fast answer. Whether that began a new pause.
+    pub(in crate::fleet) fn fail(&self, failure: Failure, now: Time) -> bool {
+        self.change(|numbers| numbers.fail(failure, now))
+    }
+
+    /// The failure that began a pause was not the backend's.
+    pub(in crate::fleet) fn withdraw(&self) {
+        self.change(|numbers| numbers.backoff.withdraw());
+    }
+
+    /// A failure is held against the backend: how many that makes in a row.
+    pub(in crate::fleet) fn count_failure(&self) -> u32 {
+        self.with(|numbers| numbers.backoff.count())
+    }
+
+    /// The backend is back in: its failures are forgotten.
+    pub(in crate::fleet) fn forgive(&self) {
+        self.change(|numbers| numbers.backoff.forgive());
+    }
+
+    /// The backend may be back: one attempt shall show it.
+    pub(in crate::fleet) fn try_out(&self) {
+        self.change(|numbers| numbers.backoff.try_out(numbers.next));
+    }
+
+    /// Counts what shows that the engine works: token events and whole answers.
+    #[must_use]
+    pub fn progress(&self) -> u64 {
+        self.with(|numbers| numbers.progress)
+    }
+
+    /// What kind of request it served last, of those that reach the engine.
+    #[must_use]
+    pub fn served(&self) -> Option<Kind> {
+        self.with(|numbers| numbers.served)
+    }
+}

@@ -1,0 +1,153 @@
+//! Ejection as callers see it: what attempts end with, and where the next ones go.
+
+use super::*;
+use crate::telemetry::labels::BackendState;
+
+fn state(controller: &Controller, port: u16) -> BackendState {
+    let snapshot = controller.fleet().snapshot();
+    let members = snapshot.pools.iter().flat_map(|pool| pool.members());
+    members.into_iter().find(|member| member.backend.url == url(port)).unwrap().state.kind()
+}
+
+/// An attempt on this backend, whatever the back-off says.
+fn attempt_on(controller: &Controller, port: u16, now: Time) -> Ticket {
+    let pinned = RequestFacts { pinned: Some(id(controller, port)), ..facts() };
+    the_pool(controller).dispatch(&pinned, &[], now, &mut fastrand::Rng::with_seed(1)).unwrap().ticket
+}
+
+fn fail(controller: &Controller, port: u16, failure: Failure, now: Time) {
+    attempt_on(controller, port, now).finish(Outcome::Failed(failure), now);
+}
+
+#[test]
+fn three_blamed_failures_in_a_row_eject_and_the_fourth_request_goes_elsewhere() {
+    let controller = controller(pool(vec![arm("default", &[1, 2])]));
+    for ms in 0..2 {
+        fail(&controller, 1, Failure::Died, at(ms));
+    }
+    assert_eq!(state(&controller, 1), BackendState::Healthy);
+    fail(&controller, 1, Failure::Truncated, at(2));
+    assert_eq!(state(&controller, 1), BackendState::Ejected);
+    let out = id(&controller, 1);
+    assert!((3..500).all(|ms| dispatch(&controller, &[], at(ms)).unwrap().decision.backend != out));
+    let view = FleetView::new(&controller.fleet().snapshot(), at(1002));
+    let shown = &view.pools[0].arms[0].backends[0];
+    assert_eq!(shown.reason.as_deref(), Some("3 failed in a row; the last: truncated"));
+    assert!((shown.state_for_seconds - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn what_is_not_the_backend_s_doing_ejects_nobody() {
+    let controller = controller(pool(vec![arm("default", &[1])]));
+    let busy = |status| Failure::Busy { status, retry_after: None };
+    for ms in 0..50 {
+        for failure in [busy(503), busy(429), Failure::ClientLeft, Failure::Deadline, Failure::Idle, Failure::Reused] {
+            fail(&controller, 1, failure, at(ms));
+        }
+        attempt_on(&controller, 1, at(ms)).finish(Outcome::Neutral, at(ms));
+        drop(attempt_on(&controller, 1, at(ms)));
+    }
+    assert_eq!(state(&controller, 1), BackendState::Healthy);
+}
+
+#[test]
+fn a_row_is_broken_only_by_the_success_of_an_attempt_sent_after_the_last_failure() {
+    let controller = controller(pool(vec![arm("default", &[1])]));
+    let old: Vec<Ticket> = (0..3).map(|ms| attempt_on(&controller, 1, at(ms))).collect();
+    for (ms, old) in (10..).zip(old) {
+        fail(&controller, 1, Failure::ServerError(500), at(ms));
+        old.finish(Outcome::Success, at(ms));
+    }
+    assert_eq!(state(&controller, 1), BackendState::Ejected, "old streams end well on a server that drains");
+
+    let controller = super::controller(pool(vec![arm("default", &[1])]));
+    for ms in 0..20 {
+        fail(&controller, 1, Failure::Died, at(10 * ms));
+        fail(&controller, 1, Failure::Died, at(10 * ms + 1));
+        attempt_on(&controller, 1, at(10 * ms + 2)).finish(Outcome::Success, at(10 * ms + 3));
+    }
+    assert_eq!(state(&controller, 1), BackendState::Healthy);
+}
+
+#[test]
+fn a_suspicion_holds_the_backend_off_at_once_and_counts_unless_it_is_withdrawn() {
+    let controller = controller(pool(vec![arm("default", &[1, 2])]));
+    let error = Failure::ServerError(500);
+    for ms in 0..10 {
+        let suspicion = attempt_on(&controller, 1, at(ms)).suspect(error, at(ms));
+        let elsewhere = dispatch(&controller, &[], at(ms)).unwrap().decision.backend;
+        assert_eq!(elsewhere, id(&controller, 2));
+        suspicion.withdraw();
+    }
+    assert_eq!(state(&controller, 1), BackendState::Healthy, "every backend answers this request with 500");
+    for ms in 20..23 {
+        drop(attempt_on(&controller, 1, at(ms)).suspect(error, at(ms)));
+    }
+    assert_eq!(state(&controller, 1), BackendState::Ejected);
+}
+
+#[test]
+fn an_ejected_backend_comes_back_by_a_probe_with_nothing_held_against_it() {
+    let controller = controller(pool(vec![arm("default", &[1, 2])])).seeded(1);
+    let out = id(&controller, 1);
+    for ms in 0..3 {
+        fail(&controller, 1, Failure::Died, at(ms));
+    }
+    assert!(!controller.wants_probe(out, at(4000)));
+    controller.health(out, Ok(()), at(5700));
+    assert_eq!(state(&controller, 1), BackendState::Ejected);
+    assert!(controller.wants_probe(out, at(5700)));
+    assert!(dispatch(&controller, &[id(&controller, 2)], at(5701)).is_err(), "while another is in, no client pays");
+    controller.probed(out, Probed::Passed, at(5800));
+    let chosen: Vec<_> = (0..20).map(|ms| dispatch(&controller, &[], at(5900 + ms)).unwrap()).collect();
+    let there = chosen.iter().filter(|dispatched| dispatched.decision.backend == out).count();
+    assert_eq!(there, 10, "not half-open");
+    fail(&controller, 1, Failure::Died, at(6000));
+    assert_eq!(state(&controller, 1), BackendState::Healthy, "a new row");
+}
+
+#[test]
+fn a_backend_that_cannot_be_probed_gets_one_client_s_request() {
+    let controller = controller(pool(vec![arm("default", &[1, 2])])).seeded(1);
+    let out = id(&controller, 1);
+    controller.hung(out, "no progress", at(0));
+    assert!(controller.wants_probe(out, at(5700)));
+    controller.probed(out, Probed::NoSuchRequest, at(5800));
+    let held: Vec<_> = (0..20).map(|ms| dispatch(&controller, &[], at(5900 + ms)).unwrap()).collect();
+    let (mut trial, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.decision.backend == out);
+    assert_eq!((trial.len(), others.len()), (1, 19));
+    assert_eq!(state(&controller, 1), BackendState::Probing);
+    trial.remove(0).ticket.finish(Outcome::Success, at(6000));
+    assert_eq!(state(&controller, 1), BackendState::Healthy);
+}
+
+#[test]
+fn a_first_token_ends_a_trial_well_and_a_failure_ends_it_badly() {
+    for well in [true, false] {
+        let controller = controller(pool(vec![arm("default", &[1])])).seeded(1);
+        let only = id(&controller, 1);
+        controller.hung(only, "no progress", at(0));
+        assert!(controller.wants_probe(only, at(5700)));
+        controller.probed(only, Probed::NoSuchRequest, at(5800));
+        let mut ticket = attempt_on(&controller, 1, at(5900));
+        if well {
+            ticket.first_token(at(6000));
+            assert_eq!(state(&controller, 1), BackendState::Healthy);
+        } else {
+            ticket.finish(Outcome::Failed(Failure::FirstToken), at(6000));
+            assert_eq!(state(&controller, 1), BackendState::Ejected);
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_keeps_a_backend_keeps_its_ejection_and_one_that_returns_starts_well() {
+    let both = || pool(vec![arm("default", &[1, 2])]);
+    let controller = controller(both());
+    controller.gone(id(&controller, 1), at(0));
+    controller.apply(&[both()], at(10));
+    assert_eq!(state(&controller, 1), BackendState::Ejected);
+    controller.apply(&[pool(vec![arm("default", &[2])])], at(20));
+    controller.apply(&[both()], at(30));
+    assert_eq!(state(&controller, 1), BackendState::Healthy, "re-added under its old name it is another backend");
+}
