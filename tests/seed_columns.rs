@@ -4,8 +4,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::sync::Arc;
-
 use forebay::bench::record::{Outcome, Record};
 use forebay::bench::summary::{Distribution, Summary};
 use forebay::bench::table::{aligned, number, seed_rows};
@@ -65,7 +63,8 @@ fn run(profile: &Profile, engines: u64, seed: u64) -> Summary {
             prompt_tokens: INPUT,
             output_tokens: profile.answer_tokens(drawn).min(LIMIT),
             sequences: 1,
-            block_hashes: Arc::from([]),
+            // No two begin alike, but a preempted one may find blocks of its own.
+            block_hashes: (0..u64::from((INPUT + LIMIT) / 16)).map(|block| (id as u64) << 32 | block).collect(),
         };
         fleet[id % engines as usize].submit(Time::ZERO, &request).unwrap();
     }

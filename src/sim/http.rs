@@ -135,10 +135,16 @@ impl Sim {
                 script.finish.push(if limited { "length" } else { "stop" });
                 script.prompt_tokens.push(prompt_tokens);
             }
+            let output_tokens = if limited { ask.max_tokens } else { natural };
+            let mut known = tokens.clone();
+            // Several answers differ from each other and share the prompt alone.
+            if let (1, Some(answer)) = (ask.n, script.answers.last()) {
+                known.extend(text::answer(*answer, output_tokens));
+            }
             work.push(Work {
                 prompt_tokens,
-                block_hashes: text::block_hashes(tokens, profile.kv.block_size).into(),
-                output_tokens: if limited { ask.max_tokens } else { natural },
+                block_hashes: text::block_hashes(&known, profile.kv.block_size).into(),
+                output_tokens,
                 limited,
             });
         }

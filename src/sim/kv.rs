@@ -3,19 +3,26 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::text;
+
 /// The blocks of one simulated GPU (or of the GPUs of one instance together).
 #[derive(Clone, Debug)]
 pub struct KvPool {
     capacity: u32,
     in_use: u32,
     caching: bool,
+    /// By key: the hash of its tokens, or for a second block with the same tokens a number of its own.
     cached: HashMap<u64, Cached>,
+    /// Keys of the further blocks with the same tokens, by hash, in the order in which they were computed.
+    twins: HashMap<u64, Vec<u64>>,
+    /// Keys of the cached blocks that nobody holds, in the order in which they will be evicted.
     idle: BTreeMap<u64, u64>,
     ticks: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Cached {
+    hash: u64,
     holders: u32,
     tick: u64,
 }
@@ -40,7 +47,27 @@ impl KvPool {
     /// An empty memory of so many blocks.
     #[must_use]
     pub fn new(capacity: u32, caching: bool) -> KvPool {
-        KvPool { capacity, in_use: 0, caching, cached: HashMap::new(), idle: BTreeMap::new(), ticks: 0 }
+        KvPool {
+            capacity,
+            in_use: 0,
+            caching,
+            cached: HashMap::new(),
+            twins: HashMap::new(),
+            idle: BTreeMap::new(),
+            ticks: 0,
+        }
+    }
+
+    /// The first block with these tokens.
+    fn find(&self, hash: u64) -> Option<u64> {
+        if self.cached.contains_key(&hash) {
+            return Some(hash);
+        }
+        if self.twins.is_empty() { None } else { self.twins.get(&hash)?.first().copied() }
+    }
+
+    fn is_idle(&self, hash: u64) -> bool {
+        self.find(hash).and_then(|key| self.cached.get(&key)).is_some_and(|entry| entry.holders == 0)
     }
 
     /// Blocks in all.
@@ -61,13 +88,13 @@ impl KvPool {
         if !self.caching {
             return 0;
         }
-        hashes.iter().take(limit as usize).take_while(|hash| self.cached.contains_key(hash)).count() as u32
+        hashes.iter().take(limit as usize).take_while(|hash| self.find(**hash).is_some()).count() as u32
     }
 
     /// Whether there is room for a new sequence of `blocks` that begins with these cached ones.
     #[must_use]
     pub fn fits(&self, hits: &[u64], blocks: u32) -> bool {
-        let woken = hits.iter().filter(|hash| self.cached.get(hash).is_some_and(|entry| entry.holders == 0)).count();
+        let woken = hits.iter().filter(|hash| self.is_idle(**hash)).count();
         let fresh = blocks.saturating_sub(hits.len() as u32);
         self.in_use + woken as u32 + fresh <= self.capacity
     }
@@ -77,16 +104,17 @@ impl KvPool {
         if !self.fits(hits, blocks) {
             return None;
         }
+        let mut hold = Hold { private: 0, shared: Vec::with_capacity(hits.len()) };
         for hash in hits {
-            if let Some(entry) = self.cached.get_mut(hash) {
-                if entry.holders == 0 {
-                    self.idle.remove(&entry.tick);
-                    self.in_use += 1;
-                }
-                entry.holders += 1;
+            let Some(key) = self.find(*hash) else { break };
+            let Some(entry) = self.cached.get_mut(&key) else { break };
+            if entry.holders == 0 {
+                self.idle.remove(&entry.tick);
+                self.in_use += 1;
             }
+            entry.holders += 1;
+            hold.shared.push(key);
         }
-        let mut hold = Hold { private: 0, shared: hits.to_vec() };
         let grown = self.grow(&mut hold, blocks);
         debug_assert!(grown, "the room was counted above");
         Some(hold)
@@ -101,33 +129,55 @@ impl KvPool {
         self.in_use += fresh;
         hold.private += fresh;
         while self.in_use + self.idle.len() as u32 > self.capacity {
-            let Some((_, hash)) = self.idle.pop_first() else { break };
-            self.cached.remove(&hash);
+            let Some((_, key)) = self.idle.pop_first() else { break };
+            self.evict(key);
         }
         true
     }
 
-    /// Makes one computed block of a hold findable by its hash. A block that another sequence computed at the same time
-    /// stays private, as in vLLM.
-    pub fn publish(&mut self, hold: &mut Hold, hash: u64) {
-        if !self.caching || hold.private == 0 || self.cached.contains_key(&hash) {
+    fn evict(&mut self, key: u64) {
+        let Some(Cached { hash, .. }) = self.cached.remove(&key) else { return };
+        if key == hash {
             return;
         }
-        self.cached.insert(hash, Cached { holders: 1, tick: 0 });
+        if let Some(keys) = self.twins.get_mut(&hash) {
+            keys.retain(|twin| *twin != key);
+            if keys.is_empty() {
+                self.twins.remove(&hash);
+            }
+        }
+    }
+
+    /// Makes one computed block of a hold findable by its hash. A block that another sequence computed as well is kept
+    /// beside the other's, as in vLLM: it is found when the first is gone.
+    pub fn publish(&mut self, hold: &mut Hold, hash: u64) {
+        if !self.caching || hold.private == 0 {
+            return;
+        }
+        let key = match self.find(hash) {
+            None => hash,
+            Some(_) => {
+                self.ticks += 1;
+                let key = text::mix(hash, self.ticks);
+                self.twins.entry(hash).or_default().push(key);
+                key
+            }
+        };
+        self.cached.insert(key, Cached { hash, holders: 1, tick: 0 });
         hold.private -= 1;
-        hold.shared.push(hash);
+        hold.shared.push(key);
     }
 
     /// Takes all blocks back. The end of a sequence becomes the first to be evicted, its beginning the last.
     pub fn release(&mut self, hold: Hold) {
         self.in_use -= hold.private;
-        for hash in hold.shared.into_iter().rev() {
-            let Some(entry) = self.cached.get_mut(&hash) else { continue };
+        for key in hold.shared.into_iter().rev() {
+            let Some(entry) = self.cached.get_mut(&key) else { continue };
             entry.holders -= 1;
             if entry.holders == 0 {
                 self.ticks += 1;
                 entry.tick = self.ticks;
-                self.idle.insert(self.ticks, hash);
+                self.idle.insert(self.ticks, key);
                 self.in_use -= 1;
             }
         }
@@ -168,6 +218,24 @@ mod tests {
         pool.release(first);
         assert_eq!(pool.in_use(), 2);
         pool.release(second);
+        assert_eq!(pool.in_use(), 0);
+    }
+
+    #[test]
+    fn a_block_computed_twice_is_found_until_both_are_gone() {
+        let mut pool = KvPool::new(3, true);
+        let (mut first, mut second) = (pool.admit(&[], 1).unwrap(), pool.admit(&[], 1).unwrap());
+        pool.publish(&mut first, 7);
+        pool.publish(&mut second, 7);
+        pool.release(first);
+        let other = pool.admit(&[], 2).unwrap();
+        assert_eq!((pool.in_use(), pool.matched(&[7], 1)), (3, 1), "the first was evicted, the second is held");
+        pool.release(second);
+        assert_eq!(pool.matched(&[7], 1), 1);
+        let third = pool.admit(&[], 1).unwrap();
+        assert_eq!(pool.matched(&[7], 1), 0);
+        pool.release(other);
+        pool.release(third);
         assert_eq!(pool.in_use(), 0);
     }
 

@@ -1,6 +1,8 @@
 //! The simulated tokenizer and the simulated model's words: a token is up to six letters or digits with the space before
 //! them, or any other single character. Pure and seeded: the same prompt gives the same answer.
 
+use std::sync::LazyLock;
+
 /// Tokens that the chat template puts around each message.
 const PER_MESSAGE: usize = 5;
 /// Tokens that it puts at the end, to make the model answer.
@@ -92,7 +94,17 @@ pub fn block_hashes(tokens: &[u32], block_size: u32) -> Vec<u64> {
 /// The word at a place of an answer; `answer` is a hash of all that makes the answer what it is.
 #[must_use]
 pub fn word(answer: u64, index: u32) -> &'static str {
-    WORDS[(mix(answer, u64::from(index)) % WORDS.len() as u64) as usize]
+    WORDS[place(answer, index)]
+}
+
+fn place(answer: u64, index: u32) -> usize {
+    (mix(answer, u64::from(index)) % WORDS.len() as u64) as usize
+}
+
+/// The tokens of an answer's first `length` words.
+pub fn answer(answer: u64, length: u32) -> impl Iterator<Item = u32> {
+    static NUMBERS: LazyLock<Vec<u32>> = LazyLock::new(|| WORDS.iter().flat_map(|word| tokenize(word)).collect());
+    (0..length).map(move |index| NUMBERS[place(answer, index)])
 }
 
 #[cfg(test)]
@@ -115,7 +127,7 @@ mod tests {
             assert_eq!(tokenize(word).len(), 1, "{word}");
         }
         let text: String = (0..100).map(|index| word(7, index)).collect();
-        assert_eq!(tokenize(&text).len(), 100);
+        assert_eq!(tokenize(&text), answer(7, 100).collect::<Vec<_>>());
         assert_ne!(text, (0..100).map(|index| word(8, index)).collect::<String>());
     }
 

@@ -206,6 +206,69 @@ fn one_late_call_gives_what_many_punctual_ones_do() {
     assert_eq!(run(&mut punctual), events);
 }
 
+/// The hashes of a sequence of the recording: the family's tokens, then its own.
+fn chained(number: u64, family: u64, shared: u64, tokens: u64) -> Arc<[u64]> {
+    let token = |at: u64| if at < shared { 1000 * (family + 1) + at } else { 100_000 + 1000 * number + at };
+    let tokens: Vec<u32> = (0..tokens).map(|at| token(at) as u32).collect();
+    crate::sim::text::block_hashes(&tokens, 16).into()
+}
+
+/// `tests/real_vllm/schedule.py` drove vLLM's own scheduler, without a model. The engine schedules the same sequences in each
+/// step; the time of a step says how many decoded and how many tokens of prompts were computed.
+#[test]
+fn each_step_holds_what_vllm_s_scheduler_put_into_it() {
+    let text = include_str!("../../../tests/fixtures/vllm-0.32.0/scheduler.json");
+    let scenarios: Vec<serde_json::Value> = serde_json::from_str(text).unwrap();
+    for scenario in &scenarios {
+        let number = |value: &serde_json::Value| value.as_u64().unwrap();
+        let limit = |key: &str| number(&scenario[key]) as u32;
+        let mut engine = Engine::new(EngineConfig {
+            cost: StepCost { decode_us: 1000.0, prefill_us: 1.0, ..StepCost::default() },
+            max_num_seqs: limit("max_num_seqs"),
+            max_num_batched_tokens: limit("max_num_batched_tokens"),
+            prefix_caching: scenario["prefix_caching"] == true,
+            ..config(limit("num_blocks"))
+        });
+        let requests = scenario["requests"].as_array().unwrap();
+        let mut asked = 0;
+        let (mut now, mut events) = (Time::ZERO, Vec::new());
+        for (index, step) in scenario["steps"].as_array().unwrap().iter().enumerate() {
+            while asked < requests.len() && number(&requests[asked]["step"]) <= index as u64 {
+                let part = |key: &str| number(&requests[asked][key]);
+                let (prompt, output) = (part("prompt"), part("output"));
+                let block_hashes = chained(asked as u64, part("family"), part("shared"), prompt + output);
+                let request = Submission { block_hashes, ..ask(asked as u64, prompt as u32, output as u32) };
+                engine.submit(now, &request).unwrap();
+                asked += 1;
+            }
+            engine.step(now, &mut events);
+            let ends = engine.next_step_at().unwrap();
+            let length = ends.since(now).as_micros() as u64;
+            let in_use = u64::from(engine.kv_blocks_in_use());
+            let found = [
+                length / 1000,
+                length % 1000,
+                engine.running() as u64,
+                engine.waiting() as u64,
+                in_use,
+                engine.counters().preemptions,
+            ];
+            let recorded: Vec<u64> = step.as_array().unwrap().iter().map(number).collect();
+            assert_eq!(found[..], recorded[..], "{}, step {index}", scenario["name"]);
+            now = ends;
+        }
+        engine.step(now, &mut events);
+        assert_eq!((engine.next_step_at(), engine.kv_blocks_in_use()), (None, 0));
+        let counters = engine.counters();
+        assert_eq!(
+            (counters.prefix_queries, counters.prefix_hits),
+            (number(&scenario["prefix_queries"]), number(&scenario["prefix_hits"])),
+            "{}",
+            scenario["name"]
+        );
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Call {
     Submit { prompt: u32, output: u32, sequences: u32, family: u64 },

@@ -109,6 +109,20 @@ async fn two_prompts_with_two_answers_are_four_choices() {
 }
 
 #[tokio::test]
+async fn an_answer_is_found_in_the_prefix_cache_too() {
+    let (address, _) = start(SimOptions { prompt_tokens_details: true, ..fast() }).await;
+    let ask = async |prompt: &str| {
+        let body = json!({"prompt": prompt, "max_tokens": 40, "ignore_eos": true}).to_string();
+        serde_json::from_str::<Value>(&send(address, "/v1/completions", &body).await.1).unwrap()
+    };
+    let prompt = "Hello, how are you today?";
+    let answer = ask(prompt).await["choices"][0]["text"].as_str().unwrap().to_owned();
+    let again = ask(&format!("{prompt}{answer} Yes")).await;
+    // 7 and 40 tokens fill two blocks; the last token of an answer is never computed.
+    assert_eq!(again["usage"]["prompt_tokens_details"]["cached_tokens"], 32);
+}
+
+#[tokio::test]
 async fn errors_are_plain_bodies_with_a_true_status_also_for_streams() {
     let (address, _) = start(fast()).await;
     let unknown = CHAT.replace("tiny", "nope");
