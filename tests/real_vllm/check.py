@@ -1,8 +1,9 @@
 """Forebay before real vLLM servers: what a client sees, and what the metrics and the engines say meanwhile.
 
-    tests/real_vllm/run.sh REAL_VLLM_DIR VENV [FOREBAY]    starts everything, runs both parts, stops everything
+    tests/real_vllm/run.sh REAL_VLLM_DIR VENV [FOREBAY]    starts everything, runs all parts, stops everything
     check.py main      two vLLM servers behind Forebay
     check.py queue     one vLLM server with --max-num-seqs 1 behind Forebay
+    check.py affinity  two vLLM servers with --max-num-seqs 1 behind Forebay
 
 Environment: FOREBAY_URL, FOREBAY_ADMIN_URL, FOREBAY_VLLM_URLS (comma separated, asked directly), FOREBAY_MODEL (tiny),
 FOREBAY_SIZE (ci or full). FOREBAY_DIRECT=1 leaves out what only a Forebay can answer, so that the checks themselves can be
@@ -39,7 +40,7 @@ SETTLE = 10.0  # seconds in which counters must reach what they come to
 LONG = 1900  # tokens: seconds of work, so that an abort is seen before the end
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
-CHECKS = {"main": [], "queue": []}
+CHECKS = {"main": [], "queue": [], "affinity": []}
 
 
 def check(part="main", forebay=False):
@@ -609,6 +610,64 @@ def clients_that_leave_while_queued_leave_vllms_queue():
             if not DIRECT:
                 eventually("forebay_in_flight", lambda: ((n := metric("forebay_in_flight")) == 0, f"{n:g}"), SETTLE)
     return f"2 × {ABORTS} left, out of vLLM's queue {took:.2f} s later"
+
+
+# ---- prefix caches -------------------------------------------------------------------------------------------------
+
+
+def of_backend(authority):
+    """A backend as /api/fleet shows it."""
+    fleet = json.loads(get(ADMIN, "/api/fleet"))
+    return next(b for p in fleet["pools"] for a in p["arms"] for b in a["backends"] if authority in b["url"])
+
+
+def shared_prefix():
+    """A text that is at least 2,000 tokens to the engine."""
+    text, tokens = "", 0
+    while tokens < 2000:
+        text += "The river authority opens its gates when the water stands above the third mark of the gauge. " * 20
+        tokens = json.loads(post(VLLM[0], "/tokenize", {"model": MODEL, "prompt": text})[1])["count"]
+    return text, tokens
+
+
+def ask_after(text, number, tokens=4):
+    """Streams a prompt that begins with `text`; where it was served."""
+    answer, _ = stream(URL, CHAT, chat_body(f"{text} Question {number}: {prompt(number)}", tokens, stream=True))
+    return answer.header("x-forebay-backend")
+
+
+@check("affinity", forebay=True)
+def a_shared_prefix_goes_back_to_the_backend_that_has_it_and_leaves_it_when_loaded():
+    def hits(url):
+        return total(get(url, "/metrics"), "vllm:prefix_cache_hits_total")
+
+    text, tokens = shared_prefix()
+    home = ask_after(text, 0)
+    (home_url,), others = ([url for url in VLLM if (home in url) == own] for own in (True, False))
+    before, elsewhere = hits(home_url), sum(map(hits, others))
+    equal({ask_after(text, number) for number in range(1, 7)}, {home}, "backends of the prefix")
+    found = hits(home_url) - before
+    assert found >= 6 * (tokens - 64), f"{found:g} tokens found in the cache, of 6 times {tokens}"
+    equal(sum(map(hits, others)), elsewhere, "hits elsewhere")
+    assert metric("forebay_expected_cached_tokens_total", backend=home) > 0, "nothing was expected in the cache"
+
+    # Others' requests, straight to its engine: one runs, the rest wait.
+    load = [Answer(home_url, CHAT, long_body(number, stream=True)) for number in range(HOLDERS)]
+    try:
+        next(load[0].events())
+
+        def queue_is_seen():
+            seen = of_backend(home)["load"]["foreign_waiting"]
+            return seen >= HOLDERS - 1, f"{seen:g} waiting"
+
+        eventually("the home's queue in /api/fleet", queue_is_seen, SETTLE)
+        away = ask_after(text, 7)
+        assert away != home, "it went into the queue"
+    finally:
+        for answer in load:
+            answer.leave()
+    eventually("engines idle", idle, 60)
+    return f"{tokens} tokens, {found:g} of {6 * tokens} found again; loaded, it went to {away}"
 
 
 def main(part):

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Forebay before real vLLM servers, on loopback: starts them, runs both parts of check.py, stops everything by its pid.
+# Forebay before real vLLM servers, on loopback: starts them, runs the three parts of check.py, stops everything by its pid.
 #
 #   run.sh REAL_VLLM_DIR VENV [FOREBAY]
 #
 # REAL_VLLM_DIR  has setup.sh (made VENV) and serve.sh.   FOREBAY  the binary (default target/release/forebay).
 # FOREBAY_SIZE   ci (default) or full.   FOREBAY_DIRECT=1  no Forebay at all: tries the checks themselves.
-# Exit 1 if a check failed or something did not start. The last line sums both parts up: `N passed, N failed`.
+# Exit 1 if a check failed or something did not start. The last line sums the parts up: `N passed, N failed`.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -107,7 +107,7 @@ run_checks() { # PART
 }
 
 starting=()
-read -r a b c < <(free_ports 3)
+read -r a b c d < <(free_ports 4)
 
 echo "== two vLLM servers behind Forebay"
 start_engine "$a"
@@ -119,11 +119,17 @@ stop_forebay
 stop_engines
 
 echo "== one vLLM server with --max-num-seqs 1 behind Forebay"
-start_engine "$c" --max-num-seqs 1
+MAX_LEN=8192 start_engine "$c" --max-num-seqs 1
+MAX_LEN=8192 start_engine "$d" --max-num-seqs 1
 wait_engines
 start_forebay "http://127.0.0.1:$c"
 run_checks queue
 stop_forebay
 
-tail -qn 1 "$tmp/main.out" "$tmp/queue.out" | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
+echo "== two vLLM servers with --max-num-seqs 1 behind Forebay"
+start_forebay "http://127.0.0.1:$c" "http://127.0.0.1:$d"
+run_checks affinity
+stop_forebay
+
+tail -qn 1 "$tmp/main.out" "$tmp/queue.out" "$tmp/affinity.out" | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
 exit "$failed"
