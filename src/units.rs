@@ -60,7 +60,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// The identity of a backend for the life of the process: never reused, also when the same URL is removed and added again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct BackendId(pub u32);
 
 impl fmt::Display for BackendId {

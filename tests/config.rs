@@ -110,6 +110,7 @@ fn every_key_with_its_documented_default_gives_the_defaults() {
         [admin]
         address = "127.0.0.1:9090"
         [clients]
+        explain = "loopback"
         [limits]
         body = "64MiB"
         bodies_in_memory = "2GiB"

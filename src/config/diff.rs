@@ -59,6 +59,7 @@ const AT_START: &[Key] = keys![
 /// What is read anew by each request or round.
 const AT_ONCE: &[Key] = keys![
     "clients.keys_file": clients.keys,
+    "clients.explain": clients.explain,
     "limits.body": limits.body,
     "stream.head_after": stream.head_after,
     "stream.first_token_timeout": stream.first_token_timeout,

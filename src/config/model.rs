@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::written;
 
@@ -90,6 +90,37 @@ pub struct Admin {
 pub struct Clients {
     /// The keys that are let in; none: every client is, and its authorization is passed on to the backend.
     pub keys: Option<Vec<ClientKey>>,
+    /// Who may ask why its request went where it went.
+    pub explain: Explain,
+}
+
+/// Who gets an explanation by the header `x-forebay-explain: 1`: it shows how many backends there are, and their load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Explain {
+    /// Nobody.
+    Off,
+    /// Connections from this machine; behind another proxy on it, everyone.
+    #[default]
+    Loopback,
+    /// Everyone.
+    All,
+}
+
+impl Explain {
+    /// As written in the configuration.
+    pub const ALL: [(&str, Explain); 3] =
+        [("off", Explain::Off), ("loopback", Explain::Loopback), ("all", Explain::All)];
+
+    /// Whether a client at this address may ask.
+    #[must_use]
+    pub fn allows(self, client: Option<SocketAddr>) -> bool {
+        match self {
+            Explain::Off => false,
+            Explain::Loopback => client.is_some_and(|client| client.ip().to_canonical().is_loopback()),
+            Explain::All => true,
+        }
+    }
 }
 
 /// A client's key, kept as its hash.
@@ -287,7 +318,7 @@ impl Backend {
 }
 
 /// What makes requests a session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionKey {
     /// The value of this request header, in lower case.
@@ -305,4 +336,25 @@ impl fmt::Debug for ClientKey {
 /// An address on this machine only.
 pub(super) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_loopback_in_every_form_of_address() {
+        let client = |text: &str| Some(format!("{text}:9").parse().unwrap());
+        for (address, may) in [
+            ("127.0.0.1", true),
+            ("127.9.0.1", true),
+            ("[::1]", true),
+            ("[::ffff:127.0.0.1]", true),
+            ("10.0.0.1", false),
+        ] {
+            assert_eq!(Explain::Loopback.allows(client(address)), may, "{address}");
+            assert!(Explain::All.allows(client(address)) && !Explain::Off.allows(client(address)));
+        }
+        assert!(!Explain::Loopback.allows(None));
+    }
 }

@@ -8,7 +8,8 @@ use super::diagnostic::{Diagnostic, Notes};
 use super::files::Outside;
 use super::kinds;
 use super::model::{
-    Admin, Budget, Clients, Config, Drain, Ejection, Health, Limits, Listen, Retry, Scrape, Slo, Stream, UsageMode,
+    Admin, Budget, Clients, Config, Drain, Ejection, Explain, Health, Limits, Listen, Retry, Scrape, Slo, Stream,
+    UsageMode,
 };
 use super::pools;
 use super::raw::{Got, Table, Value, Wrong};
@@ -93,10 +94,11 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 
 fn clients(table: &Table<'_>, outside: &mut Outside<'_>) -> Clients {
     let keys_file = table.get("keys_file", String::new(), kinds::line(4096));
-    match keys_file.span {
-        Some(span) if !keys_file.wrong => Clients { keys: outside.client_keys(&keys_file.value, span, table.notes()) },
-        _ => Clients::default(),
-    }
+    let keys = match keys_file.span {
+        Some(span) if !keys_file.wrong => outside.client_keys(&keys_file.value, span, table.notes()),
+        _ => None,
+    };
+    Clients { keys, explain: table.or("explain", Clients::default().explain, kinds::choice(&Explain::ALL)) }
 }
 
 fn limits(table: &Table<'_>) -> Limits {

@@ -53,8 +53,8 @@ pub(super) const CLIENTS: Section = Section {
     name: "clients",
     head: "[clients]",
     form: "[clients] and its keys below",
-    keys: &["keys_file"],
-    later: &["explain"],
+    keys: &["keys_file", "explain"],
+    later: &[],
 };
 /// `[limits]`.
 pub(super) const LIMITS: Section = Section {

@@ -17,7 +17,7 @@ use crate::clock::Time;
 use crate::error::Refusal;
 use crate::routing::candidate::{Candidate, PoolRatios};
 use crate::routing::cost;
-use crate::routing::decision::{Choice, Decision, Scope, Trace};
+use crate::routing::decision::{Decision, Scope, Trace};
 use crate::routing::eligible;
 use crate::routing::facts::{Kind, RequestFacts};
 use crate::routing::policy::Policy;
@@ -32,6 +32,8 @@ pub struct Dispatched {
     pub ticket: Ticket,
     /// Why.
     pub decision: Decision,
+    /// The rows that were considered, where somebody asked for them.
+    pub trace: Option<Box<Trace>>,
 }
 
 /// What came of a look for a backend.
@@ -59,13 +61,14 @@ fn keep_with_room(gate: &mut Gate, facts: &RequestFacts, limit: u32) -> Option<B
     emptiest.filter(|_| sequences > 1)
 }
 
-/// What is shown the rows before they are compared, and may change them.
-type See<'a> = dyn FnMut(&mut [Candidate]) + 'a;
+/// What may change the rows before they are compared.
+type Alter<'a> = dyn FnMut(&mut [Candidate]) + 'a;
 
 /// How a decision is made.
 pub(super) struct Way<'a> {
     policy: &'a dyn Policy,
-    see: Option<&'a mut See<'a>>,
+    alter: Option<&'a mut Alter<'a>>,
+    trace: Option<&'a mut Trace>,
 }
 
 impl Pool {
@@ -97,8 +100,7 @@ impl Pool {
         rng: &mut fastrand::Rng,
         trace: &mut Trace,
     ) -> Result<Dispatched, Refusal> {
-        let mut see = |rows: &mut [Candidate]| trace.record(rows, facts, now);
-        self.dispatch_with(facts, tried, now, rng, Way { see: Some(&mut see), ..self.its_way() })
+        self.dispatch_with(facts, tried, now, rng, Way { trace: Some(trace), ..self.its_way() })
     }
 
     /// The same under another policy, and with rows that `alter` changed before it saw them: the way to ask what a policy or
@@ -115,12 +117,12 @@ impl Pool {
         policy: &dyn Policy,
         mut alter: impl FnMut(&mut [Candidate]),
     ) -> Result<Dispatched, Refusal> {
-        self.dispatch_with(facts, tried, now, rng, Way { policy, see: Some(&mut alter) })
+        self.dispatch_with(facts, tried, now, rng, Way { policy, alter: Some(&mut alter), trace: None })
     }
 
     /// How this pool decides.
-    pub(super) fn its_way(&self) -> Way<'static> {
-        Way { policy: self.policy(), see: None }
+    fn its_way<'a>(&self) -> Way<'a> {
+        Way { policy: self.policy(), alter: None, trace: None }
     }
 
     fn dispatch_with(
@@ -155,20 +157,24 @@ impl Pool {
         tried: &[BackendId],
         now: Time,
         rng: &mut fastrand::Rng,
-        way: Way<'_>,
+        mut way: Way<'_>,
     ) -> Sought {
-        let Some((scope, all_backing_off)) = self.candidates(gate, facts, tried, now, way.see) else {
+        let Some((scope, all_backing_off)) = self.candidates(gate, facts, tried, now, &mut way) else {
             return Sought::Nowhere;
         };
         if let Some(limit) = self.max_in_flight {
             let emptiest = keep_with_room(gate, facts, limit);
+            if let Some(trace) = way.trace {
+                trace.keep_with_room(&gate.rows);
+            }
             if gate.rows.is_empty() {
                 return Sought::Full(Full { emptiest, look_at: self.next_look(gate, facts, now) });
             }
         }
         let Some(choice) = way.policy.pick(&gate.rows, facts, now, rng) else { return Sought::Nowhere };
-        let decision = self.decide(&gate.rows, choice, scope, facts, now, all_backing_off);
         let row = gate.rows[choice.index];
+        let by = (scope, self.members[usize::from(row.member)].arm, self.policy.as_str());
+        let decision = Decision::new(&gate.rows, choice, by, facts, now, all_backing_off);
         gate.turn += 1;
         if facts.kind != Kind::Light && tried.is_empty() {
             gate.observe_prompt(facts.est_tokens, now);
@@ -195,7 +201,25 @@ impl Pool {
         self.count_crossing(&decision, tried);
         let predicted = (facts.kind == Kind::Stream)
             .then(|| Duration::try_from_secs_f64(decision.terms.ttft()).unwrap_or(Duration::MAX));
-        Sought::Placed(Dispatched { ticket: Ticket::new(Arc::clone(backend), lease, predicted), decision })
+        Sought::Placed(Dispatched { ticket: Ticket::new(Arc::clone(backend), lease, predicted), decision, trace: None })
+    }
+
+    /// The same, with the rows that were considered where they are wanted.
+    pub(super) fn seek_traced(
+        &self,
+        gate: &mut Gate,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        rng: &mut fastrand::Rng,
+        explain: bool,
+    ) -> Sought {
+        let mut trace = explain.then(Box::<Trace>::default);
+        let way = Way { trace: trace.as_deref_mut(), ..self.its_way() };
+        match self.seek(gate, facts, tried, now, rng, way) {
+            Sought::Placed(dispatched) => Sought::Placed(Dispatched { trace, ..dispatched }),
+            other => other,
+        }
     }
 
     /// Whether this member may have so many sequences more.
@@ -219,7 +243,7 @@ impl Pool {
         facts: &RequestFacts,
         tried: &[BackendId],
         now: Time,
-        see: Option<&mut See<'_>>,
+        way: &mut Way<'_>,
     ) -> Option<(Scope, bool)> {
         let scope = eligible::admit(&self.seats, facts, tried, self.cross_arm, &mut gate.admitted)?;
         let mean_prompt = gate.mean_prompt(now);
@@ -234,35 +258,14 @@ impl Pool {
         }
         affinity.claim(facts, rows, |slot| row_of.get(slot as usize).map_or(usize::MAX, |&row| usize::from(row)));
         PoolRatios::of(&gate.rows).fill(&mut gate.rows);
-        if let Some(see) = see {
-            see(&mut gate.rows);
+        if let Some(alter) = &mut way.alter {
+            alter(&mut gate.rows);
+        }
+        if let Some(trace) = &mut way.trace {
+            trace.record(&gate.rows, facts, now);
         }
         let all_backing_off = eligible::skip_backing_off(&mut gate.rows);
         Some((scope, all_backing_off))
-    }
-
-    fn decide(
-        &self,
-        rows: &[Candidate],
-        choice: Choice,
-        scope: Scope,
-        facts: &RequestFacts,
-        now: Time,
-        all_backing_off: bool,
-    ) -> Decision {
-        let row = &rows[choice.index];
-        Decision {
-            backend: row.id,
-            arm: self.members[usize::from(row.member)].arm,
-            assigned: facts.arm,
-            scope,
-            policy: self.policy.as_str(),
-            reason: choice.reason,
-            considered: u16::try_from(rows.len()).unwrap_or(u16::MAX),
-            all_backing_off,
-            measured: rows.iter().any(|row| row.ttft.expected > 0.0),
-            terms: cost::terms(row, facts, now),
-        }
     }
 
     /// A request that leaves its arm counts once, however many backends it tries there.

@@ -32,6 +32,8 @@ pub struct Ask<'a> {
     pub session: Option<&'a Arc<str>>,
     /// With whom it takes turns.
     pub lane: LaneKey,
+    /// Somebody wants to know which rows were considered.
+    pub explain: bool,
     /// It has waited before, and so stands in front of its lane.
     pub again: bool,
     /// Where its time comes from: whoever makes room may have none.
@@ -103,6 +105,7 @@ struct Waiter {
     facts: RequestFacts,
     tried: Vec<BackendId>,
     session: Option<Arc<str>>,
+    explain: bool,
     /// The name of its arm: places change with the configuration.
     arm: Arc<str>,
     since: Time,
@@ -234,7 +237,7 @@ impl Round {
         let now = waiter.clock.now();
         // A policy that panics costs one request its place, and not those behind it, nor, in a drop, the process.
         let sought = catch_unwind(AssertUnwindSafe(|| {
-            pool.seek(gate, &waiter.facts, &waiter.tried, now, &mut waiter.rng, pool.its_way())
+            pool.seek_traced(gate, &waiter.facts, &waiter.tried, now, &mut waiter.rng, waiter.explain)
         }));
         let answer = match sought {
             Ok(Sought::Placed(dispatched)) => Ok(Placed { dispatched, pool: Some(Arc::clone(pool)) }),
@@ -302,7 +305,7 @@ impl Pool {
             gate = locked(&self.gate);
         }
         self.arrive(&mut gate, ask.tried);
-        match self.seek(&mut gate, ask.facts, ask.tried, now, rng, self.its_way()) {
+        match self.seek_traced(&mut gate, ask.facts, ask.tried, now, rng, ask.explain) {
             Sought::Placed(dispatched) => Ok(Admission::Placed(Placed { dispatched, pool: None })),
             Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
             Sought::Full(full) => self.wait(gate, ask, full, rng.fork(), now).map(Admission::Waiting),
@@ -327,6 +330,7 @@ impl Pool {
             facts: *ask.facts,
             tried: ask.tried.to_vec(),
             session: ask.session.cloned(),
+            explain: ask.explain,
             arm: self.arm_name(ask.facts.arm),
             since: now,
             clock: ask.clock.clone(),

@@ -9,6 +9,8 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(super) const BACKEND: HeaderName = HeaderName::from_static("x-forebay-backend");
 pub(super) const ARM: HeaderName = HeaderName::from_static("x-forebay-arm");
 pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attempts");
+/// In a request with the value `1`: tell me why. In its answer: why.
+pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
 /// Where Anthropic's clients put their key.
 pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -40,7 +42,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 pub(super) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, streamed: bool, keep_authorization: bool) {
     remove_hop_by_hop(headers);
     // Host and length are the client library's, from the target and the body; `Expect` was answered here.
-    for name in [HOST, CONTENT_LENGTH, EXPECT] {
+    for name in [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN] {
         headers.remove(name);
     }
     if streamed {
@@ -104,7 +106,7 @@ mod tests {
     #[test]
     fn what_a_backend_must_not_see_is_taken_off() {
         let mut headers = HeaderMap::new();
-        for name in [HOST, CONTENT_LENGTH, EXPECT, ACCEPT_ENCODING, AUTHORIZATION, API_KEY] {
+        for name in [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN, ACCEPT_ENCODING, AUTHORIZATION, API_KEY] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
         for_backend(&mut headers, &HeaderValue::from_static("id"), true, false);

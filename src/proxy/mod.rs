@@ -26,6 +26,7 @@ pub mod splice;
 mod tell;
 mod wait;
 mod weight;
+mod why;
 mod wire;
 mod work;
 

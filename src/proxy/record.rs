@@ -14,6 +14,7 @@ use super::Shared;
 use super::body::AnswerBody;
 use super::headers;
 use super::route::error_shape;
+use super::why::Why;
 use crate::clock::Time;
 use crate::config::model::Config;
 use crate::error::{Failure, Refusal, error_json};
@@ -58,14 +59,15 @@ pub(super) struct Record {
     outcome: Option<Outcome>,
     pub(super) usage: Option<Usage>,
     pub(super) token_events: u64,
+    pub(super) why: Why,
 }
 
 impl Record {
     /// A request whose head has just been parsed.
     pub(super) fn new(shared: &Arc<Shared>, client: Option<SocketAddr>, head: &http::request::Parts) -> Record {
+        let settings = shared.settings.load_full();
         Record {
             shared: Arc::clone(shared),
-            settings: shared.settings.load_full(),
             arrival: shared.clock.now(),
             request_id: headers::request_id(&head.headers),
             client,
@@ -91,6 +93,8 @@ impl Record {
             outcome: None,
             usage: None,
             token_events: 0,
+            why: Why::new(settings.clients.explain, client, &head.headers),
+            settings,
         }
     }
 
@@ -119,7 +123,7 @@ impl Record {
 
     /// An attempt has its backend.
     pub(super) fn dispatched(&mut self, dispatched: &Dispatched) {
-        tracing::debug!(decision = %dispatched.decision, "dispatched");
+        self.why.decided(dispatched, &self.request_id);
         self.attempts += 1;
         self.predicted = dispatched.ticket.predicted_ttft();
         self.backend = Some(Arc::clone(dispatched.ticket.backend()));
@@ -250,6 +254,7 @@ impl Record {
             answer.insert(headers::BACKEND, value(backend.url.authority()));
             answer.insert(headers::ARM, value(&backend.arm));
             answer.insert(headers::ATTEMPTS, HeaderValue::from(self.attempts));
+            self.why.mark(answer);
         }
     }
 

@@ -38,6 +38,7 @@ pub(super) async fn place(
                 tried,
                 session: work.session.as_ref(),
                 lane: work.lane,
+                explain: exchange.record.why.is_asked(),
                 again: patience.until.is_some(),
                 clock: &exchange.shared.clock,
             };

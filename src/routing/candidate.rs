@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::affinity;
 use super::cost::Shape;
 use super::estimate::{self, Evidence};
@@ -12,7 +14,7 @@ use crate::clock::Time;
 use crate::units::BackendId;
 
 /// Load that others put on the backend: what vLLM reports beyond what this proxy sent. All zero where no fresh scrape says so.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Foreign {
     /// Sequences running (`fr`).
     pub running: f64,
@@ -25,7 +27,7 @@ pub struct Foreign {
 }
 
 /// The oldest request here without a first token: the one that the engine is prefilling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Head {
     /// When the engine can have begun on it: its dispatch, or the last first token of this backend if that was later.
     pub since: Time,
@@ -34,7 +36,7 @@ pub struct Head {
 }
 
 /// One backend's row.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Candidate {
     /// The backend.
     pub id: BackendId,

@@ -3,7 +3,7 @@
 //!
 //! Hot path: about twenty floating point operations, no `exp`, no allocation.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::candidate::Candidate;
 use super::facts::{Kind, RequestFacts};
@@ -30,7 +30,7 @@ pub const KV_FULL: f64 = 0.97;
 pub const MIN_DONE_RATE: f64 = 0.3;
 
 /// Expected times of an engine. Only its *shape* matters: a common factor ends in k and v, which are ratios to it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Shape {
     /// Seconds of a step with nothing in it.
     pub step_base: f64,
@@ -109,6 +109,16 @@ impl Terms {
     }
 }
 
+/// Prompt tokens ahead of a new request, in tokens: own and others', less what is taken as done of the head's.
+#[must_use]
+#[inline]
+pub fn ahead(row: &Candidate, now: Time) -> f64 {
+    let per_token = row.k * row.shape.token;
+    let progress =
+        row.head.map_or(0.0, |head| (now.secs_since(head.since) / per_token).min(HEAD_CREDIT * f64::from(head.tokens)));
+    (row.queued_tokens as f64 + row.foreign.prompt_tokens - progress).max(0.0)
+}
+
 /// Predicts the time to the first token of this request on this backend.
 #[must_use]
 #[inline]
@@ -117,9 +127,7 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
     let own = f64::from(uncached(facts, row.matched));
     let sequences = f64::from(row.decoding) + row.foreign.running;
     let per_token = k * shape.token;
-    let progress =
-        row.head.map_or(0.0, |head| (now.secs_since(head.since) / per_token).min(HEAD_CREDIT * f64::from(head.tokens)));
-    let ahead = (row.queued_tokens as f64 + row.foreign.prompt_tokens - progress).max(0.0);
+    let ahead = ahead(row, now);
     let step = STEPS * v * shape.step(sequences);
     let kv_wait = match row.kv_capacity {
         Some(room)

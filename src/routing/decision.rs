@@ -106,6 +106,32 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// The choice among `rows`, by a rule, in an arm, under a policy's name.
+    #[must_use]
+    #[inline]
+    pub fn new(
+        rows: &[Candidate],
+        choice: Choice,
+        (scope, arm, policy): (Scope, ArmIndex, &'static str),
+        facts: &RequestFacts,
+        now: Time,
+        all_backing_off: bool,
+    ) -> Decision {
+        let row = &rows[choice.index];
+        Decision {
+            backend: row.id,
+            arm,
+            assigned: facts.arm,
+            scope,
+            policy,
+            reason: choice.reason,
+            considered: u16::try_from(rows.len()).unwrap_or(u16::MAX),
+            all_backing_off,
+            measured: rows.iter().any(|row| row.ttft.expected > 0.0),
+            terms: cost::terms(row, facts, now),
+        }
+    }
+
     /// Whether another arm than the assigned one serves the request.
     #[must_use]
     pub fn crossed(&self) -> bool {
@@ -154,10 +180,18 @@ pub struct Considered {
     pub decoding: u32,
     /// Own outstanding uncached prompt tokens.
     pub queued_tokens: u64,
+    /// Prompt tokens ahead of the request, others' included and what is done taken off.
+    pub ahead_tokens: f64,
+    /// Sequences decoding, own and others'.
+    pub running: f64,
     /// Tokens of the request's prompt that are expected in its prefix cache.
     pub matched: u32,
+    /// Tokens of it that it would compute.
+    pub uncached: u32,
     /// Skipped because it backs off.
     pub skipped: bool,
+    /// Skipped because it is at its limit.
+    pub full: bool,
     /// How long it still backs off, in seconds.
     pub open_for: f64,
     /// The prediction.
@@ -177,21 +211,32 @@ impl Trace {
         let all_off = rows.iter().all(Candidate::backing_off);
         self.rows.clear();
         self.rows.extend(rows.iter().map(|row| Considered {
+            terms: cost::terms(row, facts, now),
+            ahead_tokens: cost::ahead(row, now),
+            running: f64::from(row.decoding) + row.foreign.running,
+            uncached: cost::uncached(facts, row.matched),
             backend: row.id,
             prefilling: row.prefilling,
             decoding: row.decoding,
             queued_tokens: row.queued_tokens,
             matched: row.matched,
             skipped: row.backing_off() && !all_off,
+            full: false,
             open_for: row.open_for.max(Duration::ZERO).as_secs_f64(),
-            terms: cost::terms(row, facts, now),
         }));
     }
 
-    /// The decision and its rows as one line of visible ASCII, at most `limit` bytes: rows that do not fit are counted.
+    /// Takes down which of the rows that do not back off are not among those `left`: they have no room.
+    pub fn keep_with_room(&mut self, left: &[Candidate]) {
+        for row in self.rows.iter_mut().filter(|row| !row.skipped) {
+            row.full = !left.iter().any(|other| other.id == row.backend);
+        }
+    }
+
+    /// Why, the decision and its rows as one line of visible ASCII, at most `limit` bytes: rows that do not fit are counted.
     #[must_use]
     pub fn line(&self, decision: &Decision, limit: usize) -> String {
-        let mut line = decision.to_string();
+        let mut line = format!("{} | {decision}", self.why(decision));
         line.truncate(limit);
         for (at, row) in self.rows.iter().enumerate() {
             let part = format!(
@@ -203,7 +248,13 @@ impl Trace {
                 row.decoding,
                 row.queued_tokens,
                 row.matched,
-                if row.skipped { " skipped" } else { "" }
+                if row.skipped {
+                    " skipped"
+                } else if row.full {
+                    " full"
+                } else {
+                    ""
+                }
             );
             let rest = format!("; {} more", self.rows.len() - at);
             if line.len() + part.len() + rest.len() > limit {

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::candidate::Candidate;
 use super::decision::Scope;
 use super::facts::{ArmIndex, RequestFacts};
@@ -16,7 +18,8 @@ use crate::units::BackendId;
 pub const PANIC_SPREAD: Duration = Duration::from_secs(5);
 
 /// Whether a backend takes requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// It does.
     In,

@@ -4,6 +4,8 @@
 //!
 //! Hot path: a few multiplications, one division; no `exp`, no allocation.
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::Time;
 
 /// Seconds over which measured TTFT is forgotten (tau_k). Half or double moves p99 by at most 5 %.
@@ -40,7 +42,7 @@ pub fn decay(elapsed: f64, tau: f64) -> f64 {
 }
 
 /// What was measured beside what was expected, both in the same unit and both decayed alike.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Evidence {
     /// Sum of what was measured.
     pub measured: f64,

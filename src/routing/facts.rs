@@ -6,7 +6,7 @@ use super::affinity::Marks;
 use crate::units::BackendId;
 
 /// The place of an arm in its pool's list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Deserialize, serde::Serialize)]
 pub struct ArmIndex(pub u16);
 
 /// How a request shows its progress, and so what can be measured of it.

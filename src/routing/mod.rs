@@ -8,6 +8,7 @@ pub mod cost;
 pub mod decision;
 pub mod eligible;
 pub mod estimate;
+pub mod explain;
 pub mod facts;
 pub mod policy;
 pub mod retry;

@@ -12,6 +12,7 @@ mod aborts;
 mod affinity;
 mod bodies;
 mod chaos;
+mod explain;
 mod failover;
 mod faults;
 mod fidelity;

@@ -10,7 +10,7 @@ fn request(est_tokens: u32, session: u64) -> RequestFacts {
 fn served(controller: &Controller, facts: &RequestFacts, now: Time) -> (BackendId, u32) {
     let mut trace = Trace::default();
     let mut rng = fastrand::Rng::with_seed(now.as_micros());
-    let Dispatched { mut ticket, decision } =
+    let Dispatched { mut ticket, decision, .. } =
         the_pool(controller).dispatch_traced(facts, &[], now, &mut rng, &mut trace).unwrap();
     let row = trace.rows.iter().find(|row| row.backend == decision.backend).unwrap();
     // As long as was predicted, so that nothing looks fast or slow.

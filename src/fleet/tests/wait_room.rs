@@ -25,6 +25,7 @@ fn ask_as(controller: &Controller, session: &str, facts: &RequestFacts, clock: &
         tried: &[],
         session: Some(&session),
         lane: LaneKey::of(Some(&session), None),
+        explain: false,
         again: false,
         clock,
     };
@@ -193,7 +194,7 @@ fn who_has_nothing_left_to_wait_for_is_told() {
     controller.apply(&[], at(3));
     assert_eq!(poll(&mut waits).unwrap().err(), refused, "the pool is gone");
     let (lane, facts, mut rng) = (LaneKey::of(None, None), facts(), fastrand::Rng::with_seed(1));
-    let ask = Ask { facts: &facts, tried: &[], session: None, lane, again: false, clock: &clock };
+    let ask = Ask { facts: &facts, tried: &[], session: None, lane, explain: false, again: false, clock: &clock };
     assert_eq!(old.dispatch_or_wait(ask, &mut rng).err(), refused, "also for who comes late");
     drop(held);
 }
@@ -205,7 +206,7 @@ fn a_request_that_comes_with_an_old_snapshot_is_decided_by_the_pool_as_it_is() {
     let old = the_pool(&controller);
     controller.apply(&[limited(1, vec![arm("b", &[2]), arm("a", &[3])])], at(1));
     let (lane, facts, mut rng) = (LaneKey::of(None, None), facts(), fastrand::Rng::with_seed(1));
-    let ask = Ask { facts: &facts, tried: &[], session: None, lane, again: false, clock: &clock };
+    let ask = Ask { facts: &facts, tried: &[], session: None, lane, explain: false, again: false, clock: &clock };
     let Admission::Placed(placed) = old.dispatch_or_wait(ask, &mut rng).unwrap() else { panic!("it waits") };
     assert_eq!(placed.dispatched.ticket.backend().url, url(3));
     assert_eq!(placed.dispatched.decision.assigned, ArmIndex(1));
