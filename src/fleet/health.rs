@@ -70,7 +70,7 @@ impl State {
 pub struct Rules {
     /// Failures in a row, of clients' attempts or of `/health`, that eject; at least 1.
     pub failures: u32,
-    /// The first ejection lasts so long; each that follows closely twice as long.
+    /// The first ejection lasts so long; each that follows closely on a return twice as long.
     pub base: Duration,
     /// No ejection lasts longer; a backend that was in for so long starts over.
     pub max: Duration,
@@ -186,8 +186,7 @@ impl Health {
             Phase::Probing | Phase::OnTrial => self.out.0 = reason,
         }
         let length = rules.base.saturating_mul(1 << self.doubled.min(16)).min(rules.max);
-        let spread = 1.0 - JITTER + 2.0 * JITTER * rng.f64();
-        self.phase = Phase::Out { until: now + length.mul_f64(spread) };
+        self.phase = Phase::Out { until: now + spread(length, rng) };
         self.doubled = self.doubled.saturating_add(1);
         Effect::Ejected(why)
     }
@@ -211,9 +210,11 @@ impl Health {
         }
         match probed {
             Probed::Passed => self.back(now),
-            // That it is out is known: it was counted when it went out.
+            // That it is out is known: it was counted when it went out. No client paid for the probe, so that the next one need not
+            // wait for longer: what recovers is back soon.
             Probed::Failed(reason) => {
-                self.eject(Ejection::Failures, format!("its probe failed: {reason}"), rules, now, rng);
+                self.out.0 = format!("its probe failed: {reason}");
+                self.phase = Phase::Out { until: now + spread(rules.base, rng) };
                 Effect::None
             }
             Probed::Busy => Effect::None,
@@ -268,6 +269,10 @@ impl Health {
             (false, None, Phase::Out { .. } | Phase::Probing) => Standing::Out { since: self.out.1 },
         }
     }
+}
+
+fn spread(length: Duration, rng: &mut fastrand::Rng) -> Duration {
+    length.mul_f64(1.0 - JITTER + 2.0 * JITTER * rng.f64())
 }
 
 #[cfg(test)]

@@ -59,6 +59,9 @@ pub(super) struct Numbers {
     worth: Worth,
     served: Option<Kind>,
     progress: u64,
+    /// Attempts on the engine, and those of them whose clients do not read.
+    engaged: u32,
+    paused: u32,
     /// The number of the next attempt.
     next: u64,
     turn: u64,
@@ -167,6 +170,8 @@ impl Numbers {
             worth: Worth::default(),
             served: None,
             progress: 0,
+            engaged: 0,
+            paused: 0,
             next: 0,
             turn: 0,
             scrape: None,
@@ -238,6 +243,7 @@ impl Numbers {
         let engine = entry.sequences > 0;
         let mut queued = u64::MAX;
         if engine {
+            self.engaged += 1;
             self.prefilling += entry.sequences;
             self.queued_tokens += u64::from(entry.tokens);
             self.kv_tokens += u64::from(entry.prompt);
@@ -319,6 +325,7 @@ impl Numbers {
         }
         self.kv_tokens -= lease.kv_tokens;
         self.open -= 1;
+        self.engaged -= u32::from(lease.kind != Kind::Light);
         self.backoff.leave(lease.attempt);
     }
 

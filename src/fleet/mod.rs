@@ -22,6 +22,7 @@ mod ticket;
 pub mod view;
 pub mod vllm_metrics;
 mod waiting;
+pub mod watchdog;
 
 pub use backend::Backend;
 pub use dispatch::Dispatched;
@@ -29,7 +30,7 @@ pub use health::{Probed, Rules, State};
 pub use load::Load;
 pub use sample::Sample;
 pub use snapshot::{Arm, Fleet, Member, Pool, Snapshot};
-pub use ticket::{Outcome, Suspicion, Ticket};
+pub use ticket::{Outcome, Pauses, Suspicion, Ticket};
 pub use waiting::{Admission, Ask, Placed, Waiting};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -9,8 +9,10 @@ use std::time::Duration;
 use super::alarm::Watch;
 use super::backend::Backend;
 use super::lease::Lease;
+use super::load::Load;
 use crate::clock::Time;
 use crate::error::{Blame, Failure};
+use crate::routing::facts::Kind;
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,12 @@ impl Ticket {
         self.backend.alarm.watch(self.lease.kind, now)
     }
 
+    /// Where the relay notes that its client does not read.
+    #[must_use]
+    pub fn pauses(&self) -> Pauses {
+        Pauses((self.lease.kind != Kind::Light).then(|| Arc::clone(&self.backend.load)))
+    }
+
     /// The engine has proved that it works on the request: prefill is over. A second call, and one for an attempt that is no
     /// stream, does nothing.
     pub fn first_token(&mut self, now: Time) {
@@ -92,6 +100,33 @@ impl Ticket {
             at: now,
             pauses,
             stands: failure.blame() == Blame::Backend,
+        }
+    }
+}
+
+/// The load of an attempt that the watchdog waits for; none for what needs no engine.
+#[derive(Clone, Debug)]
+pub struct Pauses(Option<Arc<Load>>);
+
+impl Pauses {
+    /// Until this is dropped the attempt's client does not read, so that its backend's silence says nothing.
+    pub fn begin(&self) -> Pause {
+        if let Some(load) = &self.0 {
+            load.pause(true);
+        }
+        Pause(self.0.clone())
+    }
+}
+
+/// A client that does not read.
+#[derive(Debug)]
+#[must_use = "dropping a Pause ends it"]
+pub struct Pause(Option<Arc<Load>>);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        if let Some(load) = &self.0 {
+            load.pause(false);
         }
     }
 }

@@ -166,7 +166,7 @@ impl Exchange {
             write_stall: self.settings.limits.write_stall,
         };
         let clock = self.shared.clock.clone();
-        let wire = Wire::new(body, watch, tx, clock.clone(), deadlines);
+        let wire = Wire::new(body, (watch, ticket.pauses()), tx, clock.clone(), deadlines);
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
             Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,

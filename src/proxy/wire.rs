@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 use super::body::Message;
 use crate::clock::{Clock, Time};
 use crate::error::Failure;
+use crate::fleet::Pauses;
 use crate::fleet::alarm::{Heard, Watch};
 use crate::upstream::AnswerBody;
 
@@ -40,6 +41,7 @@ pub(super) struct Wire {
     /// The client left, or the backend is given up from outside.
     over: Pin<Box<dyn Future<Output = Failure> + Send>>,
     heard: Heard,
+    pauses: Pauses,
     timer: Pin<Box<Sleep>>,
     clock: Clock,
     deadlines: Deadlines,
@@ -51,7 +53,7 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(
         body: AnswerBody,
-        mut watch: Watch,
+        (mut watch, pauses): (Watch, Pauses),
         tx: Sender<Message>,
         clock: Clock,
         deadlines: Deadlines,
@@ -70,6 +72,7 @@ impl Wire {
             tx,
             over: Box::pin(over),
             heard,
+            pauses,
             timer: Box::pin(tokio::time::sleep(FAR)),
             clock,
             deadlines,
@@ -143,6 +146,7 @@ impl Wire {
 
     async fn send_blocked(&mut self, message: Message) -> Result<(), Failure> {
         self.blocked = true;
+        let _pause = self.pauses.begin();
         let now = self.clock.now();
         let stall = self.deadlines.write_stall.unwrap_or(FAR * 24 * 365);
         let left = self.deadlines.total.map_or(FAR * 24 * 365, |at| at.since(now));

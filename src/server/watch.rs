@@ -1,5 +1,5 @@
 //! The background tasks of the process on pingora's runtime for them: scrapes, probes, the watch over the configuration,
-//! SIGHUP. They end with the shutdown; requests under way do not need them.
+//! SIGHUP. They go on while the process drains: a request under way may yet meet an engine that hangs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;
 use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
+use crate::tasks::watchdog::{Limit, Watch};
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {
@@ -49,6 +50,11 @@ impl Tasks {
             let configured = settings.load().health.stall_timeout;
             configured.or(Health::default().stall_timeout).unwrap_or(Duration::MAX)
         })
+    }
+
+    fn stall_limit(&self) -> Limit {
+        let settings = Arc::clone(&self.common.settings);
+        Arc::new(move || settings.load().health.stall_timeout)
     }
 
     fn spawn_source(&self, tasks: &mut JoinSet<()>, hup: Arc<Notify>) {
@@ -106,10 +112,15 @@ impl BackgroundService for Tasks {
         let pace = self.pace(|config| (config.scrape.interval, config.scrape.timeout));
         tasks.spawn(Scraper { fleet, clock: clock.clone(), pace }.run());
         let pace = self.pace(|config| (config.health.interval, config.health.timeout));
+        let (controller, limit) = (Arc::clone(&self.common.controller), self.stall_limit());
+        tasks.spawn(Watch { controller, clock: clock.clone(), limit }.run());
         let (controller, patience) = (Arc::clone(&self.common.controller), self.patience());
         tasks.spawn(Prober { controller, clock, pace, patience }.run());
         self.spawn_source(&mut tasks, hup);
-        // An error means that the server is gone, which is as good a reason to stop.
-        drop(shutdown.wait_for(|stop| *stop).await);
+        // A drain ends with the process's own exit, and a fast end with the runtime's.
+        let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && self.signals;
+        if drains {
+            std::future::pending::<()>().await;
+        }
     }
 }

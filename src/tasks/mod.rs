@@ -1,5 +1,6 @@
-//! What runs beside the requests: scrapes, probes, the watch over the configuration, and the question to a `--backend` what it
-//! serves. Each is a future that runs until it is dropped, and with it everything that it started. It must never touch a request.
+//! What runs beside the requests: scrapes, probes, the watchdog, the watch over the configuration, and the question to a
+//! `--backend` what it serves. Each is a future that runs until it is dropped, and with it everything that it started. It must
+//! never touch a request.
 
 pub mod config_watcher;
 pub mod discover;
@@ -7,6 +8,7 @@ mod models;
 pub mod prober;
 pub mod scraper;
 mod trial;
+pub mod watchdog;
 
 use std::collections::HashMap;
 use std::future::Future;

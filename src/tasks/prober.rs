@@ -54,7 +54,7 @@ enum Health {
 impl Prober {
     /// Probes until it is dropped.
     pub async fn run(self) {
-        let client = ProbeClient::new(Duration::from_secs(2));
+        let client = ProbeClient::knocking(Duration::from_secs(2));
         for_each_backend(self.controller.fleet(), |id| self.clone().probe_one(id, client.clone())).await;
     }
 

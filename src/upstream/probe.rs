@@ -46,13 +46,23 @@ impl ProbeClient {
     /// A client that gives up connecting after so long.
     #[must_use]
     pub fn new(connect_timeout: Duration) -> ProbeClient {
+        ProbeClient::keeping(connect_timeout, 2)
+    }
+
+    /// The same with a connection of its own for each exchange, which so shows whether anybody listens.
+    #[must_use]
+    pub fn knocking(connect_timeout: Duration) -> ProbeClient {
+        ProbeClient::keeping(connect_timeout, 0)
+    }
+
+    fn keeping(connect_timeout: Duration, idle: usize) -> ProbeClient {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(connect_timeout));
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(2)
+            .pool_max_idle_per_host(idle)
             .build(connector);
         ProbeClient(client)
     }

@@ -105,7 +105,8 @@ fn counters_that_go_backwards_and_gauges_that_jump_harm_nothing() {
              vllm:num_requests_waiting 0\nvllm:prefix_cache_hits_total {steps}\n"
         ))
     });
-    let forebay = Harness::new().config(PACE).pool("tiny", &[&mock, &Mock::start()]).start();
+    let well = Mock::start();
+    let forebay = Harness::new().config(PACE).pool("tiny", &[&mock, &well]).start();
     eventually("a figure", || shows(&forebay, "forebay_backend_running{").then_some(()));
     for _ in 0..5 {
         served(&forebay);

@@ -25,3 +25,4 @@ mod requests;
 mod sim_faults;
 mod streams;
 mod wait_room;
+mod watchdog;

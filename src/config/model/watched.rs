@@ -27,7 +27,7 @@ pub struct Health {
 /// For how long a backend that is out is left alone.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ejection {
-    /// The first time; each that follows closely is twice as long.
+    /// The first time; each that follows closely on a return is twice as long.
     #[serde(serialize_with = "written::duration")]
     pub base: Duration,
     /// The longest time; at least `base`.

@@ -89,22 +89,32 @@ fn health_alone_brings_nothing_back() {
 #[test]
 fn ejections_double_to_their_limit_and_begin_anew_after_a_long_health() {
     let mut world = World::new();
-    world.hung();
-    let lengths = [5.0, 10.0, 20.0, 40.0, 60.0, 60.0];
-    for length in lengths {
+    for length in [5.0, 10.0, 20.0, 40.0, 60.0, 60.0] {
+        world.hung();
         assert!(about(world.until_probe(), length), "{length}");
-        assert_eq!(world.probed(Probed::Failed("status 500".to_owned())), Effect::None, "counted once");
-        assert_eq!(world.health.standing(false), Standing::Out { since: at(100_000) }, "out since the first time");
+        world.probed(Probed::Passed);
+        world.now = world.now + Duration::from_secs(30);
     }
-    world.until_probe();
-    world.probed(Probed::Passed);
-    world.now = world.now + Duration::from_secs(30);
+    world.now = world.now + Duration::from_secs(31);
     world.hung();
-    assert!(about(world.until_probe(), 60.0), "it follows closely");
-    world.probed(Probed::Passed);
-    world.now = world.now + Duration::from_secs(61);
+    assert!(about(world.until_probe(), 5.0), "it was in for longer than the longest ejection");
+}
+
+#[test]
+fn a_probe_that_fails_is_made_again_soon_and_a_trial_that_fails_later() {
+    let mut world = World::new();
+    let since = world.now;
     world.hung();
-    assert!(about(world.until_probe(), 5.0));
+    for _ in 0..20 {
+        assert!(about(world.until_probe(), 5.0));
+        assert_eq!(world.probed(Probed::Failed("status 500".to_owned())), Effect::None, "counted once");
+        assert_eq!(world.health.standing(false), Standing::Out { since }, "out since the first time");
+    }
+    for length in [5.0, 10.0, 20.0] {
+        assert!(about(world.until_probe(), length));
+        world.probed(Probed::NoSuchRequest);
+        assert_eq!(world.failed(1), Effect::Ejected(Ejection::Failures), "a client paid");
+    }
 }
 
 #[test]

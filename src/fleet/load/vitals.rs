@@ -1,6 +1,7 @@
 //! What a load shows of its backend's health, beside what routing weighs: progress, failures in a row, trials.
 
 use super::{Failure, Kind, Load, Time};
+use crate::fleet::watchdog::Sight;
 
 impl Load {
     /// The attempt failed. Never touches the latency estimators: an error is no fast answer. Whether that began a new pause.
@@ -32,6 +33,27 @@ impl Load {
     #[must_use]
     pub fn progress(&self) -> u64 {
         self.with(|numbers| numbers.progress)
+    }
+
+    /// An attempt's client reads (`false`) or does not.
+    pub(in crate::fleet) fn pause(&self, paused: bool) {
+        self.with(|numbers| {
+            if paused {
+                numbers.paused += 1;
+            } else {
+                numbers.paused -= 1;
+            }
+        });
+    }
+
+    /// What the watchdog sees.
+    #[must_use]
+    pub fn sight(&self, now: Time) -> Sight {
+        self.with(|numbers| Sight {
+            waiting: numbers.engaged.saturating_sub(numbers.paused),
+            progress: numbers.progress,
+            sample: numbers.fresh(now).map(|scrape| scrape.sample),
+        })
     }
 
     /// What kind of request it served last, of those that reach the engine.
