@@ -81,6 +81,7 @@ impl Load {
     }
 
     /// The same for what may make room, or change who may have it: whoever waits for that is served before the gate opens.
+    /// An attempt's success needs none of it, since its end follows.
     fn change<T>(&self, act: impl FnOnce(&mut Numbers) -> T) -> T {
         let mut gate = locked(&self.gate);
         let value = act(gate.slots.get_mut(self.slot));
@@ -119,7 +120,7 @@ impl Load {
 
     /// The attempt succeeded. Whether the backend was on trial and has passed.
     pub(super) fn succeed(&self, lease: &Lease, now: Time) -> bool {
-        self.change(|numbers| numbers.succeed(lease, now))
+        self.with(|numbers| numbers.succeed(lease, now))
     }
 
     /// Gives back what the attempt took. Needs no time, so that a drop can do it.

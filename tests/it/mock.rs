@@ -63,12 +63,12 @@ impl Gate {
 
     /// Waits until it is open; panics after the deadline.
     pub(crate) fn pass(&self) {
-        assert!(self.wait(), "a gate stayed shut for {DEADLINE:?}");
+        assert!(self.wait(DEADLINE), "a gate stayed shut for {DEADLINE:?}");
     }
 
-    fn wait(&self) -> bool {
+    fn wait(&self, limit: Duration) -> bool {
         let shut = self.0.0.lock().unwrap();
-        *self.0.1.wait_timeout_while(shut, DEADLINE, |open| !*open).unwrap().0
+        *self.0.1.wait_timeout_while(shut, limit, |open| !*open).unwrap().0
     }
 }
 
@@ -83,6 +83,8 @@ pub(crate) enum Step {
     Pause(Duration),
     /// Waits for the test.
     Wait(Gate),
+    /// Waits for the test, for as long as one that does many things takes.
+    Hold(Gate),
     /// Tells the test.
     Tell(Gate),
     /// Closes with FIN.
@@ -442,7 +444,8 @@ fn play(shared: &Shared, mut stream: &TcpStream, step: Step) -> std::io::Result<
             std::thread::sleep(time);
             return Ok(true);
         }
-        Step::Wait(gate) => return Ok(gate.wait()),
+        Step::Wait(gate) => return Ok(gate.wait(DEADLINE)),
+        Step::Hold(gate) => return Ok(gate.wait(DEADLINE * 8)),
         Step::Tell(gate) => {
             gate.open();
             return Ok(true);

@@ -1,11 +1,13 @@
 //! A configuration that changes while requests are under way: nothing is lost, what left the file finishes and then leaves
 //! `/metrics`, and a file with mistakes changes nothing.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::client::{End, post};
+use crate::client::{Conn, End, post};
 use crate::harness::{Forebay, Harness, eventually, ms};
-use crate::mock::{DONE, Gate, Mock, Step, chunk, last_chunk, stream_head, token};
+use crate::mock::{DONE, Gate, Mock, Step, chunk, last_chunk, like_vllm, stream_head, token};
 
 const STREAM: &str = r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
 const CHAT_PATH: &str = "/v1/chat/completions";
@@ -182,4 +184,114 @@ fn a_key_that_waits_for_a_restart_is_named_and_the_rest_is_in_force() {
     assert_eq!(idle.ask(&post(CHAT_PATH, &[], STREAM.as_bytes())).status, 200);
     assert!(idle.is_quiet_for(ms(3500)), "closed by a key that is not in force");
     assert_eq!(idle.ask(&post(CHAT_PATH, &[], STREAM.as_bytes())).status, 200);
+}
+
+/// Streams that run over all reloads.
+const HELD: usize = 200;
+/// Sessions of the requests that come and go meanwhile.
+const SESSIONS: usize = 400;
+
+fn rounds() -> u32 {
+    if std::env::var("FOREBAY_SIZE").is_ok_and(|size| size == "full") { 15 } else { 4 }
+}
+
+/// A request of a session, and the arm that served it.
+fn ask_as(conn: &mut Conn, session: &str) -> String {
+    let answer = conn.ask(&post(CHAT_PATH, &[("x-session-id", session)], STREAM.as_bytes()));
+    assert_eq!((answer.status, answer.end), (200, End::Whole), "{}", answer.text());
+    answer.header("x-forebay-arm").unwrap().to_owned()
+}
+
+/// Sessions in turn until told to stop; each stays in its arm.
+fn keep_arms(forebay: &Forebay, stop: &AtomicBool, arms: &Mutex<HashMap<usize, String>>, answered: &AtomicUsize) {
+    let mut conn = forebay.open();
+    while !stop.load(Ordering::Relaxed) {
+        let session = answered.fetch_add(1, Ordering::Relaxed) % SESSIONS;
+        let arm = ask_as(&mut conn, &format!("s-{session}"));
+        let mut arms = arms.lock().unwrap();
+        let known = arms.entry(session).or_insert_with(|| arm.clone());
+        assert_eq!(*known, arm, "session {session} left its arm");
+    }
+}
+
+#[test]
+fn arms_keep_their_sessions_and_counts_while_backends_go_and_come_back_under_200_streams() {
+    let (gate, mocks) = (Gate::new(), [(); 3].map(|()| Mock::start()));
+    for mock in &mocks {
+        let gate = gate.clone();
+        mock.reply(move |seen| {
+            let end = [chunk(DONE), last_chunk()];
+            let held = [stream_head(), chunk(token("one")), Step::Hold(gate.clone())].into_iter().chain(end).collect();
+            if seen.text().contains("held") { held } else { like_vllm(seen) }
+        });
+    }
+    let [a, b, other] = &mocks;
+    let all = pools(&[("one", 75, &[a, b]), ("two", 25, &[other])]);
+    let forebay = Harness::new().pools(&all).start();
+    let on = |mock: &Mock| forebay.metric("forebay_in_flight", &[&format!("backend=\"{}\"", mock.authority())]);
+    let mut held: Vec<Conn> = (0..HELD)
+        .map(|session| {
+            let mut conn = forebay.open();
+            let body = STREAM.replace("hello", "held");
+            conn.send(&post(CHAT_PATH, &[("x-session-id", &format!("held-{session}"))], body.as_bytes()));
+            conn.until("one");
+            conn
+        })
+        .collect();
+    let before = mocks.each_ref().map(on);
+    assert_eq!(before.iter().sum::<f64>(), HELD as f64);
+    let (stop, answered, arms) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::default());
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(|| keep_arms(&forebay, &stop, &arms, &answered))).collect();
+        for round in 0..rounds() {
+            write(&forebay, &pools(&[("two", 25, &[other]), ("one", 75, &[a])]));
+            hup_until(&forebay, APPLIED, f64::from(2 * round + 1));
+            eventually("the backend is gone", || (!has_series(&forebay, b)).then_some(()));
+            answers(&answered, 20);
+            write(&forebay, &all);
+            hup_until(&forebay, APPLIED, f64::from(2 * round + 2));
+            eventually("it is back", || has_series(&forebay, b).then_some(()));
+            answers(&answered, 20);
+        }
+        answers(&answered, SESSIONS);
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| client.join().expect("every session kept its arm"));
+    });
+    // What came back is another: the streams of the first count on the first.
+    eventually("only the held are in flight", || {
+        ([on(a), on(b), on(other)] == [before[0], 0.0, before[2]]).then_some(())
+    });
+    let arms = arms.into_inner().unwrap();
+    let share = arms.values().filter(|arm| *arm == "one").count() as f64 / arms.len() as f64;
+    assert!(arms.len() == SESSIONS && (share - 0.75).abs() < 0.05, "{share} of {} sessions", arms.len());
+    crossing(&forebay, &all, &mocks, &arms);
+    assert_eq!(on(other), before[2], "a drained backend keeps what it has");
+    gate.open();
+    for conn in &mut held {
+        conn.until("0\r\n\r\n");
+        assert!(conn.received().contains("[DONE]"));
+    }
+    eventually("nothing is in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
+    assert!(!forebay.log().contains("panicked"));
+}
+
+/// An arm whose only backend is drained: its sessions are served by the other, counted as crossed, and stay assigned to it.
+fn crossing(forebay: &Forebay, all: &str, [.., other]: &[Mock; 3], arms: &HashMap<usize, String>) {
+    let drained = format!("{{ url = \"{}\", drain = true }}", other.url());
+    let applied = reloads(forebay, APPLIED);
+    write(forebay, &all.replace(&format!("{{ url = \"{}\" }}", other.url()), &drained));
+    hup_until(forebay, APPLIED, applied + 1.0);
+    let of_two: Vec<_> = arms.iter().filter(|(_, arm)| *arm == "two").map(|(session, _)| *session).take(20).collect();
+    let mut conn = forebay.open();
+    for session in &of_two {
+        let (name, id) = (format!("s-{session}"), format!("crossed-{session}"));
+        let headers = [("x-session-id", name.as_str()), ("x-request-id", id.as_str())];
+        let answer = conn.ask(&post(CHAT_PATH, &headers, STREAM.as_bytes()));
+        assert_eq!(answer.header("x-forebay-arm"), Some("one"));
+        let record = forebay.record(&id);
+        assert_eq!((record["arm"].as_str(), record["assigned_arm"].as_str()), (Some("one"), Some("two")), "{record}");
+    }
+    assert_eq!(forebay.metric("forebay_arm_crossed_total", &["arm=\"two\""]), of_two.len() as f64);
+    assert_eq!(forebay.metric("forebay_arm_crossed_total", &["arm=\"one\""]), 0.0);
 }

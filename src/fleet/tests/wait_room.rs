@@ -281,3 +281,15 @@ fn a_request_larger_than_the_limit_is_served_alone_and_is_not_overtaken_for_ever
     assert_eq!(other, 4, "the other backend was kept busy meanwhile");
     drop((placed, open));
 }
+
+#[test]
+fn who_was_held_up_for_a_larger_request_goes_on_when_that_leaves() {
+    let clock = ManualClock::default().clock();
+    let controller = controller(limited(3, vec![arm("a", &[1])]));
+    let held = ticket(ask(&controller, &sequences(2), &clock));
+    let large = waiting(ask(&controller, &sequences(2), &clock));
+    let mut small = waiting(ask(&controller, &facts(), &clock));
+    assert!(poll(&mut small).is_none(), "there is room for one, kept for the larger");
+    drop(large);
+    drop((served(&mut small), held));
+}
