@@ -1,8 +1,10 @@
-//! The admin API, on its own listener: `/metrics`, `/health`, `/ready`, `/api/fleet`, `/api/config`. Only reads; what it shows
-//! comes from closures, so that it knows neither server nor proxy. With a token configured, everything but the two probes
-//! asks for it. It must never show a secret: what it is given is redacted already.
+//! The admin API, on its own listener: `/metrics`, `/health`, `/ready`, `/api/fleet`, `/api/config`, and, to change something,
+//! the drain of a backend. What it shows and does comes as closures, so that it knows neither server nor proxy. With a token
+//! configured, everything but the two probes asks for it. It must never show a secret: what it is given is redacted already;
+//! nor change anything for a page in an operator's browser.
 
 mod auth;
+mod changes;
 mod routes;
 pub mod views;
 
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::model::Secret;
+use crate::units::BackendId;
 
 /// The API as a tower service; cheap to clone.
 pub type Router = axum::Router;
@@ -31,7 +34,12 @@ pub struct Admin {
     pub fleet: Arc<dyn Fn() -> Value + Send + Sync>,
     /// What `/api/config` answers: the configuration in force, redacted.
     pub config: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// Drains the backends of this name for who says so (`Some`), or no longer (`None`); the ids of those that there are.
+    pub drain: Drain,
 }
+
+/// What drains backends.
+pub type Drain = Arc<dyn Fn(&str, Option<&str>) -> Vec<BackendId> + Send + Sync>;
 
 /// The API. With a `token`, all but `/health` and `/ready` answer only to `authorization: Bearer TOKEN`.
 pub fn router(admin: Admin, token: Option<&Secret>) -> Router {

@@ -1,15 +1,16 @@
-//! Paths and answers of the admin API. Answers are small and made anew each time; none may be cached. It must never take a
-//! request's body or change anything.
+//! Paths and answers of the admin API. Answers are small and made anew each time; none may be cached. Whatever changes
+//! something is in `changes.rs`.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use http::{HeaderValue, StatusCode, Uri, header};
 use serde_json::Value;
 
 use super::auth::{Token, require};
+use super::changes::{drain, no_page, undrain};
 use super::{Admin, Router};
 use crate::error::{ErrorShape, error_json};
 
@@ -19,14 +20,24 @@ const INDEX: &str = "forebay: admin API
 /ready        200 while requests should be sent here, else 503 and why
 /api/fleet    the backends with every number that routing sees (JSON)
 /api/config   the configuration in force, without its secrets (JSON)
+POST /api/backends/{b0 or host:port}/drain    it finishes what it has and takes no more; /undrain ends that
+     with content-type: application/json and, if you like, {\"by\": \"who\", \"reason\": \"why\"}
 ";
+/// Who and why fit into this.
+const MAX_BODY: usize = 4096;
 
 pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
+    let changes = axum::Router::new()
+        .route("/api/backends/{backend}/drain", post(drain))
+        .route("/api/backends/{backend}/undrain", post(undrain))
+        .route_layer(from_fn_with_state(token.is_some(), no_page))
+        .layer(DefaultBodyLimit::max(MAX_BODY));
     let mut guarded = axum::Router::new()
         .route("/", get(INDEX))
         .route("/metrics", get(metrics))
         .route("/api/fleet", get(fleet))
         .route("/api/config", get(config))
+        .merge(changes)
         .fallback(not_found);
     if let Some(token) = token {
         guarded = guarded.layer(from_fn_with_state(token, require));
@@ -64,7 +75,7 @@ async fn not_found(uri: Uri) -> Response {
 }
 
 async fn method_not_allowed() -> Response {
-    error(StatusCode::METHOD_NOT_ALLOWED, "forebay_method_not_allowed", "the admin API is only read: use GET")
+    error(StatusCode::METHOD_NOT_ALLOWED, "forebay_method_not_allowed", "this path takes another method; / lists them")
 }
 
 /// An error in the shape of the data plane's.

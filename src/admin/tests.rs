@@ -13,6 +13,7 @@ use crate::fleet::Sample;
 use crate::fleet::controller::{Controller, Settings};
 use crate::telemetry::Telemetry;
 use crate::telemetry::labels::Outcome;
+use crate::units::BackendId;
 
 fn admin(ready: Result<(), String>) -> Admin {
     Admin {
@@ -20,6 +21,7 @@ fn admin(ready: Result<(), String>) -> Admin {
         ready: Arc::new(move || ready.clone()),
         fleet: Arc::new(|| json!({"pools": []})),
         config: Arc::new(|| serde_json::to_value(Config::default()).unwrap()),
+        drain: Arc::new(|name, _| if name == "b7" || name == "[::1]:8001" { vec![BackendId(7)] } else { Vec::new() }),
     }
 }
 
@@ -49,7 +51,8 @@ async fn ask(router: Router, method: &str, path: &str, authorization: Option<&st
 async fn every_path_of_the_index_answers() {
     let router = router(admin(Ok(())), None);
     let index = ask(router.clone(), "GET", "/", None).await;
-    let paths: Vec<&str> = index.text.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
+    let reads = index.text.lines().filter(|line| line.starts_with('/'));
+    let paths: Vec<&str> = reads.filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(paths, ["/metrics", "/health", "/ready", "/api/fleet", "/api/config"]);
     for path in paths {
         assert_eq!(ask(router.clone(), "GET", path, None).await.status, 200, "{path}");
@@ -94,6 +97,61 @@ async fn with_a_token_only_the_probes_are_open() {
     }
     assert_eq!(ask(router.clone(), "GET", "/metrics", Some("Bearer open sesame")).await.status, 200);
     assert_eq!(ask(router, "GET", "/metrics", Some("bearer open sesame")).await.status, 200);
+}
+
+/// The status of a POST with these headers.
+async fn change(router: &Router, path: &str, headers: &[(&str, &str)], body: &str) -> u16 {
+    let mut request = Request::builder().method("POST").uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap().status().as_u16()
+}
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const HOST: (&str, &str) = ("host", "127.0.0.1:9090");
+
+#[tokio::test]
+async fn a_backend_is_drained_by_id_or_address() {
+    let open = router(admin(Ok(())), None);
+    for (path, body, status) in [
+        ("/api/backends/b7/drain", "", 200),
+        ("/api/backends/b7/undrain", "", 200),
+        ("/api/backends/b7/drain", r#"{"by": "alice", "reason": "new kernel"}"#, 200),
+        ("/api/backends/%5B::1%5D:8001/drain", "", 200),
+        ("/api/backends/b8/drain", "", 404),
+        ("/api/backends/b7/drain", r#"{"why": 1}"#, 400),
+        ("/api/backends/b7/drain", &"x".repeat(5000), 413),
+    ] {
+        assert_eq!(change(&open, path, &[HOST, JSON], body).await, status, "{path} {body:.20}");
+    }
+    assert_eq!(ask(open, "GET", "/api/backends/b7/drain", None).await.status, 405);
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_changes_nothing() {
+    let open = router(admin(Ok(())), None);
+    let guarded = router(admin(Ok(())), Some(&Secret::new("open sesame")));
+    let path = "/api/backends/b7/drain";
+    let token = ("authorization", "Bearer open sesame");
+    for (headers, status) in [
+        (vec![HOST], 415),
+        (vec![HOST, ("content-type", "text/plain")], 415),
+        (vec![HOST, ("content-type", "application/x-www-form-urlencoded")], 415),
+        (vec![HOST, JSON, ("origin", "https://evil.example")], 403),
+        (vec![HOST, JSON, ("origin", "null")], 403),
+        (vec![HOST, JSON, ("origin", "http://127.0.0.1:9090")], 200),
+        (vec![("host", "[::1]:9090"), JSON], 200),
+        (vec![("host", "localhost:9090"), JSON], 200),
+        (vec![("host", "evil.example:9090"), JSON, ("origin", "http://evil.example:9090")], 403),
+        (vec![JSON], 403),
+    ] {
+        assert_eq!(change(&open, path, &headers, "").await, status, "{headers:?}");
+        assert_eq!(change(&guarded, path, &headers, "").await, 401, "the token comes first: {headers:?}");
+    }
+    assert_eq!(change(&guarded, path, &[("host", "forebay.internal"), JSON, token], "").await, 200);
+    let origin = ("origin", "https://evil.example");
+    assert_eq!(change(&guarded, path, &[("host", "forebay.internal"), JSON, token, origin], "").await, 403);
 }
 
 #[tokio::test]

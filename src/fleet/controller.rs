@@ -64,15 +64,15 @@ pub struct Controller(Arc<Core>);
 #[derive(Debug)]
 pub(super) struct Core {
     fleet: Fleet,
-    inner: Mutex<Inner>,
+    pub(super) inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     settings: Settings,
     telemetry: Arc<Telemetry>,
     pools: Vec<model::Pool>,
-    entries: HashMap<Key, Entry>,
+    pub(super) entries: HashMap<Key, Entry>,
     gates: HashMap<String, Arc<Mutex<Gate>>>,
     crossed: HashMap<(String, String), Arc<AtomicU64>>,
     next_id: u32,
@@ -82,7 +82,7 @@ struct Inner {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     pool: String,
     arm: String,
     url: String,
@@ -111,6 +111,10 @@ impl Controller {
     pub fn seeded(self, seed: u64) -> Controller {
         locked(&self.0.inner).rng = fastrand::Rng::with_seed(seed);
         self
+    }
+
+    pub(super) fn core(&self) -> &Core {
+        &self.0
     }
 
     /// The handle that readers get.
@@ -217,7 +221,7 @@ impl Core {
         }
     }
 
-    fn publish(&self, inner: &mut Inner, now: Time) {
+    pub(super) fn publish(&self, inner: &mut Inner, now: Time) {
         inner.generation += 1;
         let configs = std::mem::take(&mut inner.pools);
         let pools: Vec<Arc<Pool>> = configs.iter().map(|config| Arc::new(inner.pool(config, now))).collect();

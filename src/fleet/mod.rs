@@ -8,6 +8,7 @@ mod backend;
 mod backoff;
 pub mod controller;
 mod dispatch;
+mod drains;
 mod entry;
 mod gate;
 mod health;

@@ -99,12 +99,17 @@ impl Common {
         let (telemetry, clock) = (Arc::clone(&self.telemetry), self.clock.clone());
         let (fleet, shown) = (self.controller.fleet().clone(), self.controller.fleet().clone());
         let (settings, now) = (Arc::clone(&self.settings), self.clock.clone());
+        let (controller, drained_at) = (Arc::clone(&self.controller), self.clock.clone());
         Admin {
             metrics: Arc::new(move || admin::views::metrics(&telemetry, &fleet.snapshot(), clock.now())),
             ready: self.readiness(),
             fleet: Arc::new(move || admin::views::fleet(&shown.snapshot(), now.now())),
             config: Arc::new(move || {
                 serde_json::to_value(&**settings.load()).expect("a configuration has string keys and plain values")
+            }),
+            drain: Arc::new(move |name, who| match who {
+                Some(who) => controller.drain(name, who, drained_at.now()),
+                None => controller.undrain(name, drained_at.now()),
             }),
         }
     }

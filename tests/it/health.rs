@@ -1,8 +1,10 @@
 //! Which backends get requests: ejection by what clients' requests end with, and the way back.
 
-use crate::client::post;
+use crate::client::{Conn, post};
 use crate::harness::{Forebay, Harness, eventually};
-use crate::mock::{CHAT, Mock, Script, Seen, Step, answer, like_vllm};
+use crate::mock::{
+    CHAT, DONE, Gate, Mock, Script, Seen, Step, answer, chunk, last_chunk, like_vllm, stream_head, token,
+};
 
 const PATH: &str = "/v1/chat/completions";
 const STREAM: &str = r#"{"model":"tiny","stream":true,"messages":[]}"#;
@@ -161,4 +163,39 @@ fn a_closed_port_is_out_at_once() {
     eventually("the ejection", || (out() == 1.0).then_some(()));
     assert_eq!(forebay.metric("forebay_ejections_total", &["reason=\"health\""]), 1.0);
     assert!(forebay.log().contains("its port refuses connections"), "{}", forebay.log());
+}
+
+#[test]
+fn a_backend_is_drained_by_hand_and_finishes_what_it_has() {
+    let gate = Gate::new();
+    let end = gate.clone();
+    let (one, two) = (Mock::start(), Mock::start());
+    one.next(vec![stream_head(), chunk(token("Hi")), Step::Wait(end), chunk(DONE), last_chunk()]);
+    let forebay = Harness::new().config(QUICK).pool("tiny", &[&one, &two]).start();
+    let mut client = forebay.open();
+    client.send(&post(PATH, &[], STREAM.as_bytes()));
+    client.until("Hi");
+    let change = |what: &str| {
+        let path = format!("/api/backends/{}/{what}", one.authority());
+        let words = br#"{"by": "alice", "reason": "new kernel"}"#;
+        let host = format!("127.0.0.1:{}", forebay.admin.port());
+        let request =
+            String::from_utf8(post(&path, &[], words)).unwrap().replace("host: forebay", &format!("host: {host}"));
+        Conn::open(forebay.admin).ask(request.as_bytes()).status
+    };
+    assert_eq!(change("drain"), 200);
+    let reason = "drained through the admin API by alice: new kernel";
+    assert_eq!(forebay.backend(&one)["reason"], reason);
+    for _ in 0..10 {
+        assert_eq!(forebay.post(PATH, UNARY).header("x-forebay-backend"), Some(&*two.authority()));
+    }
+    gate.open();
+    client.until("[DONE]");
+    forebay.signal("HUP");
+    eventually("the reload", || (forebay.logged("configuration read again") > 0).then_some(()));
+    assert_eq!(forebay.backend(&one)["state"], "drained", "a reload keeps it");
+    assert_eq!(forebay.metric("forebay_backend_state", &["state=\"drained\""]), 1.0);
+    assert_eq!(change("undrain"), 200);
+    assert_eq!(forebay.backend(&one)["state"], "healthy");
+    assert_eq!(one.seen().len(), 1);
 }

@@ -151,3 +151,28 @@ fn a_reload_that_keeps_a_backend_keeps_its_ejection_and_one_that_returns_starts_
     controller.apply(&[both()], at(30));
     assert_eq!(state(&controller, 1), BackendState::Healthy, "re-added under its old name it is another backend");
 }
+
+#[test]
+fn a_drain_by_hand_lasts_over_reloads_that_keep_the_backend_and_hides_no_other_trouble() {
+    let both = || pool(vec![arm("default", &[1, 2])]);
+    let controller = controller(both());
+    let first = id(&controller, 1);
+    assert_eq!(controller.drain("10.0.0.1:1", "drained by alice:\n new kernel", at(0)), [first]);
+    assert!((0..50).all(|ms| dispatch(&controller, &[], at(ms)).unwrap().decision.backend != first));
+    controller.apply(&[both()], at(100));
+    let view = FleetView::new(&controller.fleet().snapshot(), at(2000));
+    let shown = &view.pools[0].arms[0].backends[0];
+    assert_eq!((shown.state, shown.reason.as_deref()), ("drained", Some("drained by alice: new kernel")));
+    assert!((shown.state_for_seconds - 2.0).abs() < 1e-9);
+    controller.gone(first, at(2000));
+    assert_eq!(state(&controller, 1), BackendState::Drained);
+    assert_eq!(controller.undrain(&first.to_string(), at(3000)), [first]);
+    assert_eq!(state(&controller, 1), BackendState::Ejected, "what happened meanwhile counts");
+    assert!(controller.drain("b99", "x", at(3000)).is_empty());
+
+    let mut by_file = both();
+    by_file.arms[0].backends[1].drain = true;
+    controller.apply(&[by_file], at(4000));
+    controller.undrain("b1", at(4001));
+    assert_eq!(state(&controller, 2), BackendState::Drained, "the file's word is the file's");
+}
