@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::{Clock, Time};
 
@@ -56,10 +55,16 @@ impl ConnState {
         Active(Arc::clone(self))
     }
 
-    fn on_bytes(&self) {
+    /// Bytes came.
+    pub(super) fn on_bytes(&self) {
         if self.active.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0 {
             self.head_since.store(self.clock.now().as_micros().max(1), Ordering::Relaxed);
         }
+    }
+
+    /// Whether a request of HTTP/1.1 is under way.
+    pub(super) fn is_busy_h1(&self) -> bool {
+        self.active.load(Ordering::Relaxed) > 0 && !self.h2.load(Ordering::Relaxed)
     }
 
     /// Whether any request came on it.
@@ -93,55 +98,6 @@ impl Drop for Active {
         self.0.head_since.store(0, Ordering::Relaxed);
         self.0.idle_since.store(self.0.clock.now().as_micros(), Ordering::Relaxed);
         self.0.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// I/O that tells [`ConnState`] when bytes come.
-pub(super) struct Watched<S> {
-    io: S,
-    state: Arc<ConnState>,
-}
-
-impl<S> Watched<S> {
-    pub(super) fn new(io: S, state: Arc<ConnState>) -> Watched<S> {
-        Watched { io, state }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if polled.is_ready() && buf.filled().len() > before {
-            self.state.on_bytes();
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

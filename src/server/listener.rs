@@ -21,7 +21,8 @@ use pingora::server::ShutdownWatch;
 use tokio::io::AsyncWriteExt;
 use tower::Service;
 
-use super::conn::{ConnState, Counted, IdleLimits, Watched};
+use super::conn::{ConnState, Counted, IdleLimits};
+use super::ear::watched;
 use crate::clock::Clock;
 use crate::config::model::Config;
 use crate::upstream::stall::WriteStall;
@@ -100,7 +101,7 @@ impl<F: ServiceFor> HyperApp<F> {
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
         let state = ConnState::new(self.clock.clone());
-        let io = TokioIo::new(Watched::new(WriteStall::new(stream, self.write_stall), Arc::clone(&state)));
+        let (io, ear) = watched(WriteStall::new(stream, self.write_stall), &state);
         let requests = Arc::clone(&state);
         let inner = self.services.service_for(client);
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
@@ -110,19 +111,22 @@ impl<F: ServiceFor> HyperApp<F> {
             let answer = inner.clone().call(request);
             async move { Ok::<_, Infallible>(answer.await?.map(|body| Counted::new(body, active))) }
         });
-        let connection = self.builder.serve_connection(io, service);
+        let connection = self.builder.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
         let mut shutdown = shutdown.clone();
         let mut ending = false;
         loop {
             let wait = state.left(self.idle).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
             tokio::select! {
+                biased;
                 result = connection.as_mut() => {
                     if let Err(error) = result {
                         tracing::debug!(error = &*error, "client connection ended");
                     }
                     return;
                 }
+                // Dropping the connection drops its request, too.
+                () = ear.gone() => return,
                 _ = shutdown.wait_for(|stop| *stop), if !ending => {
                     ending = true;
                     connection.as_mut().graceful_shutdown();

@@ -3,6 +3,7 @@
 
 mod assemble;
 mod conn;
+mod ear;
 mod lifecycle;
 mod listener;
 mod watch;

@@ -1,6 +1,8 @@
 //! A client that leaves stops the backend's work, in every phase of a request and however it leaves; and everything that
 //! its request held is given back. Delays are printed, not judged: only a close that does not come at all is a failure.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
@@ -147,11 +149,11 @@ impl Counts {
     }
 }
 
-fn report(how: &str, phase: Phase, mut delays: Vec<Duration>) {
+fn report(how: &str, phase: &str, mut delays: Vec<Duration>) {
     delays.sort_unstable();
     let at = |part: f64| delays[((delays.len() - 1) as f64 * part).round() as usize];
     println!(
-        "client leaves by {how}, {phase:?}: {} of {} closes reached the backend; delay p50 {:.1?} p99 {:.1?}",
+        "client leaves by {how}, {phase}: {} of {} closes reached the backend; delay p50 {:.1?} p99 {:.1?}",
         delays.len(),
         delays.len(),
         at(0.5),
@@ -159,13 +161,13 @@ fn report(how: &str, phase: Phase, mut delays: Vec<Duration>) {
     );
 }
 
-/// All clients of a phase wait at once; then they leave one by one.
-fn leave_by(how: &str, leave: impl Fn(Conn)) {
+/// All clients of a phase wait at once, with `behind` sent after their requests; then they leave one by one.
+fn leave_by(how: &str, behind: &[u8], leave: impl Fn(Conn)) {
     let stage = Stage::new();
     let (mut requests, mut heads, mut closes, mut counted) = (0, 0, 0, Counts::default());
     for phase in Phase::ALL {
         stage.mock.reply(move |_| phase.script());
-        let request = post(CHAT_PATH, &[], phase.body().as_bytes());
+        let request = [&post(CHAT_PATH, &[], phase.body().as_bytes()), behind].concat();
         let mut waiting = Vec::new();
         for _ in 0..leavers() {
             let mut conn = stage.forebay.open();
@@ -190,22 +192,75 @@ fn leave_by(how: &str, leave: impl Fn(Conn)) {
             closes += 1;
             delays.push(stage.mock.await_closes(closes).saturating_duration_since(left));
         }
-        report(how, phase, delays);
+        report(how, &format!("{phase:?}"), delays);
         stage.check(phase, &mut counted, leavers());
     }
 }
 
 #[test]
 fn a_client_that_leaves_by_fin_stops_the_backend_in_every_phase() {
-    leave_by("FIN", |conn| {
-        conn.half_close();
-        drop(conn);
-    });
+    leave_by("FIN", b"", drop);
 }
 
 #[test]
 fn a_client_that_leaves_by_reset_stops_the_backend_in_every_phase() {
-    leave_by("RST", Conn::reset);
+    leave_by("RST", b"", Conn::reset);
+}
+
+#[test]
+fn a_client_that_closes_its_half_stops_the_backend_in_every_phase() {
+    leave_by("half-close", b"", |mut conn| {
+        conn.half_close();
+        let _ = conn.closed();
+    });
+}
+
+/// hyper stops looking for the end of a connection once bytes are there that follow the request.
+#[test]
+fn a_client_that_leaves_with_bytes_behind_its_request_stops_the_backend_in_every_phase() {
+    leave_by("FIN behind a stray line end", b"\r\n", drop);
+    let next = post(CHAT_PATH, &[], b"never served");
+    leave_by("FIN behind the next request", &next, drop);
+    leave_by("RST behind the next request", &next, Conn::reset);
+}
+
+/// The first attempt has failed, the second is under way: what a client that leaves then had before is not in its way.
+#[test]
+fn a_client_that_leaves_after_a_failed_attempt_stops_the_second_one() {
+    let known = Arc::new(Mutex::new(HashSet::new()));
+    let mocks = [0, 1].map(|_| {
+        let known = Arc::clone(&known);
+        Mock::replying(move |seen| {
+            let first = known.lock().unwrap().insert(seen.header("x-request-id").unwrap().to_owned());
+            vec![if first { Step::Close } else { Step::AwaitClose }]
+        })
+    });
+    let config = "[retry]\nbudget = { burst = 1000, ratio = 1, per_second = 1000 }\n[health]\nfailures = 1000";
+    let forebay = Harness::new().config(config).pool("tiny", &[&mocks[0], &mocks[1]]).start();
+    let (mut requests, mut closes) = (0, 0);
+    let sum = |of: fn(&Mock) -> usize| mocks.iter().map(of).sum::<usize>();
+    for (how, body, leave) in [
+        ("FIN", STREAM, drop as fn(Conn)),
+        ("RST", STREAM, Conn::reset),
+        ("FIN", UNARY, drop),
+        ("RST", UNARY, Conn::reset),
+    ] {
+        let mut delays = Vec::new();
+        for _ in 0..leavers() {
+            let mut conn = forebay.open();
+            conn.send(&post(CHAT_PATH, &[], body.as_bytes()));
+            (requests, closes) = (requests + 2, closes + 1);
+            eventually("both attempts were made", || (sum(|mock| mock.seen().len()) >= requests).then_some(()));
+            let left = Instant::now();
+            leave(conn);
+            eventually("the second one is closed", || (sum(|mock| mock.closes().len()) >= closes).then_some(()));
+            delays.push(left.elapsed());
+        }
+        report(how, &format!("in the second attempt, {}", if body == STREAM { "stream" } else { "unary" }), delays);
+    }
+    eventually("nothing is in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
+    let counted = forebay.metric("forebay_requests_total", &["outcome=\"client_left\""]);
+    assert_eq!(counted, (4 * leavers()) as f64);
 }
 
 #[test]
@@ -230,7 +285,7 @@ fn an_h2_stream_that_is_reset_stops_the_backend_in_every_phase_and_leaves_its_co
             assert_eq!(answer.status(), 400);
             delays
         });
-        report("RST_STREAM", phase, delays);
+        report("RST_STREAM", &format!("{phase:?}"), delays);
         stage.check(phase, &mut counted, leavers());
     }
 }

@@ -9,9 +9,13 @@ use serde_json::Value;
 
 use crate::client::{Answer, Conn, End, post};
 use crate::harness::{Forebay, Harness, eventually, eventually_within, ms};
-use crate::mock::{DONE, Gate, Mock, Script, Seen, Step, answer, chunk, last_chunk, like_vllm, stream_head, token};
+use crate::mock::{
+    DONE, Gate, Mock, Script, Seen, Step, answer, chunk, last_chunk, like_vllm, stream, stream_head, token,
+};
 
 const SEED: u64 = 7;
+/// How much more memory may be resident at the end than after a fifth of the requests.
+const RSS_GROWTH: f64 = 1.1;
 /// Clients at once.
 const CLIENTS: u64 = 64;
 /// What a backend does, and on which of the backends, stands in this header: all three, or one of them.
@@ -34,7 +38,7 @@ enum Expected {
 }
 
 /// Ways in which a backend fails, and what comes of each where every backend does it.
-const FAILURES: [(&str, Expected); 8] = [
+const FAILURES: [(&str, Expected); 13] = [
     ("500", Expected::Status(500)),
     ("503", Expected::Status(503)),
     ("429", Expected::Status(429)),
@@ -43,9 +47,14 @@ const FAILURES: [(&str, Expected); 8] = [
     ("head-then-close", Expected::Status(502)),
     ("comment-then-reset", Expected::Status(502)),
     ("error-event", Expected::Status(500)),
+    ("502", Expected::Status(502)),
+    ("504", Expected::Status(504)),
+    ("draining", Expected::Status(500)),
+    ("garbage", Expected::Status(502)),
+    ("engine-dead", Expected::Status(502)),
 ];
 /// The same for what happens after a token.
-const CUTS: [&str; 3] = ["token-then-reset", "token-then-close", "token-then-end"];
+const CUTS: [&str; 4] = ["token-then-reset", "token-then-close", "token-then-end", "token-then-silence"];
 
 /// What a backend plays. `index` says which of them it is.
 fn play(index: usize, seen: &Seen) -> Script {
@@ -59,6 +68,12 @@ fn play(index: usize, seen: &Seen) -> Script {
         "500" => answer(500, &[], r#"{"error":{"message":"no","type":"InternalServerError","param":null,"code":500}}"#),
         "503" => answer(503, &[], "{}"),
         "429" => answer(429, &[("retry-after", "1")], "{}"),
+        "502" | "504" => answer(what.parse().unwrap(), &[], "{}"),
+        "draining" => answer(500, &[], &error("cannot schedule new futures after shutdown")),
+        "garbage" => vec![Step::Send(b"HTTP/9 what\r\n\r\n".to_vec()), Step::Close],
+        "engine-dead" => stream(&[format!("data: {}\n\n", error("EngineCore encountered an issue.")), DONE.to_owned()]),
+        "never-a-token" => vec![stream_head(), Step::AwaitClose],
+        "400" => answer(400, &[], "{}"),
         "close" => vec![Step::Close],
         "reset" => vec![Step::Reset],
         "head-then-close" => vec![stream_head(), Step::Close],
@@ -74,9 +89,13 @@ fn play(index: usize, seen: &Seen) -> Script {
         "token-then-end" => begun(vec![last_chunk()]),
         "slow" => slowly(like_vllm(seen)),
         "hang" => vec![Step::AwaitClose],
-        "token-then-hang" => begun(vec![Step::AwaitClose]),
+        "token-then-hang" | "token-then-silence" => begun(vec![Step::AwaitClose]),
         _ => like_vllm(seen),
     }
+}
+
+fn error(message: &str) -> String {
+    format!(r#"{{"error":{{"message":"{message}","type":"InternalServerError","param":null,"code":500}}}}"#)
 }
 
 /// The same script with a pause before each step.
@@ -99,6 +118,10 @@ enum Leaves {
     Never,
     /// With FIN as soon as all is sent.
     AfterSending,
+    /// With a reset as soon as all is sent.
+    ByReset,
+    /// With FIN behind a byte that follows the request.
+    WithMoreInThePipe,
     /// With a reset once the first token is there.
     AfterToken,
     /// With FIN in the middle of its own body.
@@ -127,7 +150,11 @@ impl Plan {
             keeps: true,
         };
         match rng.u32(..100) {
-            0..35 => plan("well", Expected::Whole),
+            0..34 => plan("well", Expected::Whole),
+            34 if rng.u32(..4) == 0 => {
+                Plan { streamed: true, ..plan(&format!("never-a-token@{}", rng.u32(..3)), Expected::Whole) }
+            }
+            34 => plan("400", Expected::Status(400)),
             35..45 => plan("slow", Expected::Whole),
             45..60 => {
                 let (what, _) = FAILURES[rng.usize(..FAILURES.len())];
@@ -138,7 +165,9 @@ impl Plan {
                 plan(what, expected)
             }
             70..78 => Plan { streamed: true, ..plan(CUTS[rng.usize(..CUTS.len())], Expected::Cut) },
-            78..85 => Plan { leaves: Leaves::AfterSending, ..plan("hang", Expected::Whole) },
+            78..80 => Plan { leaves: Leaves::AfterSending, ..plan("hang", Expected::Whole) },
+            80..82 => Plan { leaves: Leaves::ByReset, ..plan("hang", Expected::Whole) },
+            82..85 => Plan { leaves: Leaves::WithMoreInThePipe, ..plan("hang", Expected::Whole) },
             85..92 => Plan { leaves: Leaves::AfterToken, streamed: true, ..plan("token-then-hang", Expected::Whole) },
             92..96 => Plan { leaves: Leaves::WhileSending, ..plan("well", Expected::Whole) },
             _ => Plan { keeps: false, ..plan("well", Expected::Whole) },
@@ -182,12 +211,12 @@ struct Tally {
 }
 
 /// One client: a request after another, most on one connection.
-fn client(forebay: &Forebay, number: u64, next: &AtomicU64) -> Tally {
-    let mut rng = fastrand::Rng::with_seed(SEED.wrapping_mul(1000) + number);
+fn client(forebay: &Forebay, seed: u64, number: u64, next: &AtomicU64, requests: u64) -> Tally {
+    let mut rng = fastrand::Rng::with_seed(SEED.wrapping_mul(1000) + seed * CLIENTS + number);
     let (mut tally, mut kept) = (Tally::default(), None);
-    while next.fetch_add(1, Ordering::Relaxed) < requests() {
+    while next.fetch_add(1, Ordering::Relaxed) < requests {
         let plan = Plan::draw(&mut rng);
-        let id = format!("c{number}-{}", tally.answered + tally.cut + tally.left);
+        let id = format!("s{seed}c{number}-{}", tally.answered + tally.cut + tally.left);
         let mut conn: Conn = kept.take().unwrap_or_else(|| forebay.open());
         let request = plan.request(&id);
         tally.sent.push((id.clone(), plan.clone()));
@@ -202,6 +231,16 @@ fn client(forebay: &Forebay, number: u64, next: &AtomicU64) -> Tally {
                 conn.send(&request);
                 conn.half_close();
                 let _ = conn.closed();
+                tally.left += 1;
+            }
+            Leaves::ByReset => {
+                conn.send(&request);
+                conn.reset();
+                tally.left += 1;
+            }
+            Leaves::WithMoreInThePipe => {
+                conn.send(&[&request, b"\r\n".as_slice()].concat());
+                drop(conn);
                 tally.left += 1;
             }
             Leaves::AfterToken => {
@@ -244,49 +283,77 @@ fn held(load: &Value) -> BTreeMap<&'static str, f64> {
         .collect()
 }
 
+/// What a Forebay holds when nothing is under way.
+#[derive(Debug)]
+struct AtRest {
+    descriptors: usize,
+    threads: usize,
+    rss_kib: u64,
+}
+
+/// Waits until nothing is held, and says what is left.
+fn at_rest(forebay: &Forebay) -> AtRest {
+    eventually("nothing is in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
+    for load in loads(forebay) {
+        assert!(held(&load).values().all(|value| *value == 0.0), "held at the end: {load}");
+    }
+    // Those that are kept alive are let go after 4 s.
+    let mut before = usize::MAX;
+    let descriptors = eventually_within(Duration::from_secs(20), "descriptors stay as they are", || {
+        let now = descriptors(forebay);
+        let same = now == std::mem::replace(&mut before, now);
+        std::thread::sleep(ms(if same { 0 } else { 4500 }));
+        same.then_some(now)
+    });
+    let threads = std::fs::read_dir(format!("/proc/{}/task", forebay.pid())).unwrap().count();
+    AtRest { descriptors, threads, rss_kib: forebay.rss_kib() }
+}
+
+/// So many requests of all clients.
+fn storm(forebay: &Forebay, seed: u64, requests: u64) -> Vec<Tally> {
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| (number, &next))
+            .map(|(number, next)| scope.spawn(move || client(forebay, seed, number, next, requests)))
+            .collect();
+        clients.into_iter().map(|client| client.join().expect("a client found what it expected")).collect()
+    })
+}
+
 #[test]
 fn after_a_storm_of_failures_and_leaving_clients_nothing_is_held_and_all_is_counted_once() {
     let mocks = [0, 1, 2].map(|index| Mock::replying(move |seen| play(index, seen)));
     let forebay = Harness::new()
         .config("[retry]\nbudget = { burst = 1000000, ratio = 1, per_second = 1000000 }")
+        .config("[health]\nfailures = 1000")
+        .config("[stream]\nfirst_token_timeout = \"4s\"\nhead_after = \"3s\"\nidle_timeout = \"1500ms\"")
         .pool("tiny", &[&mocks[0], &mocks[1], &mocks[2]])
         .start();
     eventually("probes of every backend", || {
         loads(&forebay).iter().all(|load| load["scrape"].is_object()).then_some(())
     });
-    let (descriptors_before, rss_before) = (descriptors(&forebay), forebay.rss_kib());
-
-    let (started, next) = (Instant::now(), AtomicU64::new(0));
-    let tallies: Vec<Tally> = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|number| (number, &forebay, &next))
-            .map(|(number, forebay, next)| scope.spawn(move || client(forebay, number, next)))
-            .collect();
-        clients.into_iter().map(|client| client.join().expect("a client found what it expected")).collect()
-    });
+    let started = Instant::now();
+    // The first fifth fills pools, buffers and caches; memory is compared from there on.
+    let mut tallies = storm(&forebay, 0, requests() / 5);
+    let warm = at_rest(&forebay);
+    tallies.extend(storm(&forebay, 1, requests() - requests() / 5));
     let took = started.elapsed();
+    let end = at_rest(&forebay);
 
-    eventually("nothing is in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
-    for load in loads(&forebay) {
-        assert!(held(&load).values().all(|value| *value == 0.0), "held at the end: {load}");
-    }
     counted_once(&forebay, &tallies);
-    let descriptors_after = eventually_within(Duration::from_secs(20), "descriptors are as before", || {
-        let now = descriptors(&forebay);
-        (now <= descriptors_before + 4).then_some(now)
-    });
     let log = forebay.log();
     assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     println!(
-        "{} requests of {CLIENTS} clients in {took:.1?}: {} answered, {} cut, {} left; descriptors {descriptors_before} before, \
-         {descriptors_after} after; resident {rss_before} KiB before, {} KiB after",
+        "{} requests of {CLIENTS} clients in {took:.1?}: {} answered, {} cut, {} left; after a fifth of them {warm:?}, at the end {end:?}",
         requests(),
         sum(|tally| tally.answered),
         sum(|tally| tally.cut),
         sum(|tally| tally.left),
-        forebay.rss_kib(),
     );
+    assert!(end.descriptors <= warm.descriptors + 4 && end.threads <= warm.threads, "{warm:?}, then {end:?}");
+    assert!(end.rss_kib as f64 <= warm.rss_kib as f64 * RSS_GROWTH, "{warm:?}, then {end:?}");
 }
 
 /// The metrics, the access log and the clients agree on every request, and none is there twice.

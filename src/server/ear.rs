@@ -1,0 +1,170 @@
+//! A client's connection, read by two: by hyper and, while hyper does not read, by an ear for its end. hyper looks for a client
+//! that leaves only while its buffer is empty, so a byte that follows a request (the next one in the pipe, a stray CRLF) would hide
+//! it for as long as the request takes. What the ear reads is kept, within a bound, and is hyper's next.
+//!
+//! Hot path: one uncontended lock a read or a write; the ear reads only while a request is under way and hyper does not.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::conn::ConnState;
+
+/// The ear keeps no more than this; behind it, the end of a connection is not heard.
+const AHEAD_MAX: usize = 64 << 10;
+
+struct Half<S> {
+    io: S,
+    /// Read by the ear, not yet by hyper.
+    ahead: BytesMut,
+    /// hyper waits for bytes, and so for the end.
+    awaited: bool,
+}
+
+impl<S: AsyncRead + Unpin> Half<S> {
+    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+            self.awaited = polled.is_pending();
+            return polled;
+        }
+        let bytes = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..bytes]);
+        self.ahead.advance(bytes);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when the client has left.
+    fn listen(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.awaited && self.ahead.len() < AHEAD_MAX {
+            let mut piece = [0; 4096];
+            let mut buf = ReadBuf::new(&mut piece);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => self.ahead.extend_from_slice(buf.filled()),
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// hyper's side of a connection. Tells [`ConnState`] when bytes come.
+pub(super) struct Watched<S> {
+    half: Arc<Mutex<Half<S>>>,
+    state: Arc<ConnState>,
+}
+
+/// The ear's side.
+pub(super) struct Ear<S> {
+    half: Arc<Mutex<Half<S>>>,
+    state: Arc<ConnState>,
+}
+
+/// Both sides of a connection, to be polled by the same task.
+pub(super) fn watched<S>(io: S, state: &Arc<ConnState>) -> (Watched<S>, Ear<S>) {
+    let half = Arc::new(Mutex::new(Half { io, ahead: BytesMut::new(), awaited: false }));
+    (Watched { half: Arc::clone(&half), state: Arc::clone(state) }, Ear { half, state: Arc::clone(state) })
+}
+
+fn locked<S>(half: &Mutex<Half<S>>) -> MutexGuard<'_, Half<S>> {
+    half.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: AsyncRead + Unpin> Ear<S> {
+    /// Waits until the client has left with a request under way. Must be polled after hyper's connection, in each round of
+    /// the task: only then is it known whether hyper reads.
+    pub(super) async fn gone(&self) {
+        std::future::poll_fn(|cx| if self.state.is_busy_h1() { locked(&self.half).listen(cx) } else { Poll::Pending })
+            .await;
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = locked(&self.half).read(cx, buf);
+        if polled.is_ready() && buf.filled().len() > before {
+            self.state.on_bytes();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut locked(&self.half).io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut locked(&self.half).io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        locked(&self.half).io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut locked(&self.half).io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut locked(&self.half).io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::clock::Clock;
+
+    #[tokio::test]
+    async fn what_the_ear_reads_is_hypers_next_and_the_end_is_heard_behind_it() {
+        let (mut client, ours) = tokio::io::duplex(1 << 10);
+        let state = ConnState::new(Clock::system());
+        let (mut watched, ear) = watched(ours, &state);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut gone = std::pin::pin!(ear.gone());
+
+        client.write_all(b"one").await.unwrap();
+        assert!(gone.as_mut().poll(&mut cx).is_pending(), "no request: nothing is read");
+        assert!(locked(&ear.half).ahead.is_empty());
+
+        let request = state.begin(false);
+        assert!(gone.as_mut().poll(&mut cx).is_pending());
+        client.write_all(b"two").await.unwrap();
+        assert!(gone.as_mut().poll(&mut cx).is_pending());
+        let mut bytes = [0; 6];
+        watched.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"onetwo");
+
+        drop(client);
+        assert!(gone.as_mut().poll(&mut cx).is_ready());
+        drop(request);
+    }
+
+    #[tokio::test]
+    async fn the_ear_keeps_within_its_bound() {
+        let (mut client, ours) = tokio::io::duplex(AHEAD_MAX * 2);
+        let state = ConnState::new(Clock::system());
+        let (_watched, ear) = watched(ours, &state);
+        let _request = state.begin(false);
+        client.write_all(&vec![0; AHEAD_MAX * 2]).await.unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(std::pin::pin!(ear.gone()).poll(&mut cx).is_pending());
+        assert_eq!(locked(&ear.half).ahead.len(), AHEAD_MAX);
+    }
+}
