@@ -218,6 +218,20 @@ fn a_body_that_stops_coming_is_408_in_time() {
 }
 
 #[test]
+fn a_body_that_trickles_is_408_in_time() {
+    let mock = Mock::start();
+    let forebay = Harness::new().config("[listen]\nbody_timeout = \"300ms\"").pool("tiny", &[&mock]).start();
+    let mut client = forebay.open();
+    client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: f\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n");
+    // Each piece is in time, the whole is not.
+    while client.is_quiet_for(ms(20)) {
+        assert!(client.try_send(b" "));
+    }
+    assert_eq!(client.answer().status, 408);
+    assert!(mock.seen().is_empty());
+}
+
+#[test]
 fn when_the_memory_for_bodies_is_full_a_new_one_is_refused_and_the_oldest_goes_on() {
     let mock = Mock::start();
     let limits = "[limits]\nbody = \"1MiB\"\nbodies_in_memory = \"1MiB\"";

@@ -24,5 +24,6 @@ mod reload;
 mod requests;
 mod sim_faults;
 mod streams;
+mod stuck;
 mod wait_room;
 mod watchdog;
