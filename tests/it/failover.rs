@@ -195,11 +195,20 @@ fn assert_ours(api: &Api, name: &str, text: &str, status: u16) {
     assert_eq!(kind_of(api, text), kind, "{} {name}: {text}", api.path);
 }
 
+/// Side by side: most of the time is waited for what does not come.
+fn for_each_api(test: impl Fn(&Api) + Sync) {
+    std::thread::scope(|scope| {
+        for api in &APIS {
+            scope.spawn(|| test(api));
+        }
+    });
+}
+
 #[test]
 fn with_nothing_sent_each_failure_goes_to_the_next_backend_and_ends_as_the_table_says() {
-    for api in &APIS {
+    for_each_api(|api| {
         let pair = Pair::new(stream(&[api.token, api.end]));
-        let forebay = pair.start(&format!("{SETTINGS}first_token_timeout = \"150ms\""));
+        let forebay = pair.start(&format!("{SETTINGS}first_token_timeout = \"1s\""));
         for row in rows(api) {
             let context = format!("{} {}", api.path, row.name);
             if row.attempts == 2 && !row.name.contains("404") {
@@ -228,7 +237,7 @@ fn with_nothing_sent_each_failure_goes_to_the_next_backend_and_ends_as_the_table
                 }
             }
         }
-    }
+    });
 }
 
 /// The same script, once the client has the head that went out early.
@@ -261,9 +270,9 @@ fn behind_comments(answer: &Answer) -> String {
 
 #[test]
 fn behind_an_early_head_each_failure_goes_to_the_next_backend_and_ends_as_the_table_says() {
-    for api in &APIS {
+    for_each_api(|api| {
         let pair = Pair::new(stream(&[api.token, api.end]));
-        let forebay = pair.start(&format!("{SETTINGS}first_token_timeout = \"150ms\"\nhead_after = \"10ms\""));
+        let forebay = pair.start(&format!("{SETTINGS}first_token_timeout = \"1s\"\nhead_after = \"10ms\""));
         for row in rows(api) {
             let context = format!("{} {}", api.path, row.name);
             if row.attempts == 2 && !row.name.contains("404") {
@@ -289,7 +298,7 @@ fn behind_an_early_head_each_failure_goes_to_the_next_backend_and_ends_as_the_ta
                 }
             }
         }
-    }
+    });
 }
 
 #[test]
