@@ -1,9 +1,11 @@
 //! The budget of one routing decision: at most 0.5 µs at 16 backends, from facts to a ticket (the gate, a row for every
 //! backend, the pick, the dispatch and the ticket's end). `pick` is the policy alone, on rows that are there.
 
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 use forebay::clock::Time;
@@ -12,10 +14,12 @@ use forebay::fleet::controller::{Controller, Settings};
 use forebay::fleet::{Outcome, Pool as FleetPool, Sample};
 use forebay::routing::affinity::{HOLDERS, Mark, Marks, Table};
 use forebay::routing::candidate::{Candidate, PoolRatios};
+use forebay::routing::estimate::{DecayedRatio, TTFT_TAU};
 use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay::routing::policy::{LeastTokens, Policy, PredictedTtft};
 use forebay::telemetry::Telemetry;
 use forebay::units::BackendId;
+use hdrhistogram::Histogram;
 
 const SIZES: [u16; 4] = [2, 16, 128, 512];
 const FACTS: RequestFacts = RequestFacts {
@@ -198,11 +202,75 @@ fn event(c: &mut Criterion) {
     });
 }
 
+/// Eight threads that do nothing but dispatch on one pool of 16: criterion's time is that of one decision (its inverse: decisions
+/// a second of them all); the line before it says how long one takes with its wait for the pool's mutex in it.
+fn contention(c: &mut Criterion) {
+    for threads in [1_u64, 8] {
+        let (_controller, pool) = busy_pool(16, PolicyName::PredictedTtft);
+        let mut waits = Histogram::<u64>::new(3).expect("three digits are valid");
+        c.bench_function(&format!("contention/{threads}_threads"), |b| {
+            b.iter_custom(|decisions| {
+                let started = Instant::now();
+                let each: Vec<Histogram<u64>> = std::thread::scope(|scope| {
+                    let running: Vec<_> = (0..threads)
+                        .map(|seed| {
+                            scope.spawn({
+                                let pool = &pool;
+                                move || decide(pool, seed, decisions.div_ceil(threads))
+                            })
+                        })
+                        .collect();
+                    running.into_iter().map(|thread| thread.join().expect("no decision panics")).collect()
+                });
+                let took = started.elapsed();
+                each.iter().for_each(|one| waits.add(one).expect("made alike"));
+                took
+            });
+        });
+        let us = |quantile: f64| waits.value_at_quantile(quantile) as f64 / 1e3;
+        println!(
+            "one decision among {threads} threads: P50 {:.2} us, P99 {:.2} us, longest {:.0} us",
+            us(0.5),
+            us(0.99),
+            us(1.0)
+        );
+    }
+}
+
+/// So many decisions, each with its end; how long each took, in nanoseconds.
+fn decide(pool: &FleetPool, seed: u64, decisions: u64) -> Histogram<u64> {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let now = Time::from_micros(900_000);
+    let mut times = Histogram::new(3).expect("three digits are valid");
+    for _ in 0..decisions {
+        let started = Instant::now();
+        let dispatched = pool.dispatch(&FACTS, &[], now, &mut rng).expect("nothing is out");
+        times.record(started.elapsed().as_nanos() as u64).expect("it grows by itself");
+        dispatched.ticket.finish(Outcome::Neutral, now);
+    }
+    times
+}
+
+/// One observation of an estimator, and its value as of a moment.
+fn estimator(c: &mut Criterion) {
+    let mut ratio = DecayedRatio::default();
+    let mut now = Time::ZERO;
+    c.bench_function("estimator/observe", |b| {
+        b.iter(|| {
+            now = now + Duration::from_millis(1);
+            ratio.observe(black_box(0.2), 0.1, now, TTFT_TAU);
+        });
+    });
+    c.bench_function("estimator/read", |b| b.iter(|| black_box(&ratio).read(now, TTFT_TAU).ratio(1.0, 1.0)));
+}
+
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     dispatch(&mut criterion);
     affinity(&mut criterion);
     pick(&mut criterion);
     event(&mut criterion);
+    estimator(&mut criterion);
+    contention(&mut criterion);
     criterion.final_summary();
 }

@@ -301,7 +301,7 @@ impl Inner {
             .map(|member| Seat { id: member.backend.id, arm: member.arm, standing: member.standing })
             .collect();
         let gate = self.gate(&config.model, now);
-        locked(&gate).reserve(members.len(), config.affinity);
+        locked(&gate).reserve(members.len(), arms.len(), config.affinity);
         Pool {
             model: config.model.clone(),
             aliases: config.aliases.clone(),
@@ -317,6 +317,7 @@ impl Inner {
             members,
             seats,
             gate,
+            generation: self.generation,
         }
     }
 

@@ -4,12 +4,13 @@
 //! Hot path: held for one decision (0.4 µs at 16 backends) or one event (0.02 µs), never across anything that waits.
 
 use super::load::Numbers;
+use super::rows::Rows;
 use super::waiting::Room;
 use crate::clock::Time;
 use crate::config::model::Affinity;
 use crate::routing::affinity::Table;
-use crate::routing::candidate::Candidate;
 use crate::routing::estimate::{DecayedRatio, PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT, PROMPT_TAU};
+use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
 
 /// A pool's gate.
@@ -17,12 +18,10 @@ use crate::routing::retry::Bucket;
 pub(super) struct Gate {
     /// The numbers of its backends, and of removed ones that still have tickets.
     pub(super) slots: Slots,
-    /// Buffer of a decision: the rows.
-    pub(super) rows: Vec<Candidate>,
     /// Buffer of a decision: the admitted members.
     pub(super) admitted: Vec<u16>,
-    /// Buffer of a decision: the place among the rows of each slot's backend.
-    pub(super) row_of: Vec<u16>,
+    /// The rows of the last decision for each arm.
+    rows: Vec<Rows>,
     /// Which backend was sent what.
     pub(super) affinity: Table,
     /// Dispatches so far.
@@ -38,9 +37,8 @@ impl Gate {
     pub(super) fn new(budget: Bucket) -> Gate {
         Gate {
             slots: Slots::default(),
-            rows: Vec::new(),
             admitted: Vec::new(),
-            row_of: Vec::new(),
+            rows: Vec::new(),
             affinity: Table::default(),
             turn: 0,
             budget,
@@ -49,15 +47,29 @@ impl Gate {
         }
     }
 
-    /// Makes room for a pool of so many members, so that no dispatch has to; for affinity as well, if it has any.
-    pub(super) fn reserve(&mut self, members: usize, affinity: Affinity) {
-        self.rows.clear();
-        self.rows.reserve(members);
+    /// Makes room for a pool of so many members in so many arms, so that no dispatch has to; for affinity as well, if it has any.
+    pub(super) fn reserve(&mut self, members: usize, arms: usize, affinity: Affinity) {
         self.admitted.clear();
         self.admitted.reserve(members);
-        self.row_of.resize(self.slots.numbers.len(), 0);
+        self.rows.resize_with(arms.max(1), Rows::default);
+        for rows in &mut self.rows {
+            rows.reserve(members, self.slots.numbers.len());
+        }
+        self.slots.changed.reserve(CHANGES);
         if affinity != Affinity::Off {
             self.affinity.reserve(members);
+        }
+    }
+
+    /// Lends the rows of this arm's decisions; they are to come back by `put_back`.
+    pub(super) fn take_rows(&mut self, arm: ArmIndex) -> Rows {
+        self.rows.get_mut(usize::from(arm.0)).map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Keeps the rows for the next decision.
+    pub(super) fn put_back(&mut self, arm: ArmIndex, rows: Rows) {
+        if let Some(place) = self.rows.get_mut(usize::from(arm.0)) {
+            *place = rows;
         }
     }
 
@@ -72,18 +84,25 @@ impl Gate {
     }
 }
 
+/// Changes that are remembered for rows that were made before them.
+const CHANGES: usize = 1024;
+
 /// Numbers by slot. A slot keeps its place from `take` to `give_back`, and then serves another.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     numbers: Vec<Numbers>,
     free: Vec<usize>,
+    /// The slots that were changed of late, in order.
+    changed: Vec<usize>,
+    /// Changes before those.
+    forgotten: u64,
 }
 
 impl Slots {
     pub(super) fn take(&mut self, numbers: Numbers) -> usize {
         match self.free.pop() {
             Some(slot) => {
-                self.numbers[slot] = numbers;
+                *self.get_mut(slot) = numbers;
                 slot
             }
             None => {
@@ -101,7 +120,24 @@ impl Slots {
         &self.numbers[slot]
     }
 
+    /// For a change.
     pub(super) fn get_mut(&mut self, slot: usize) -> &mut Numbers {
+        if self.changed.len() == CHANGES {
+            self.forgotten += CHANGES as u64;
+            self.changed.clear();
+        }
+        self.changed.push(slot);
         &mut self.numbers[slot]
+    }
+
+    /// The number of the change that comes next.
+    pub(super) fn next_change(&self) -> u64 {
+        self.forgotten + self.changed.len() as u64
+    }
+
+    /// The slots changed from this change on; `None` if that is too long ago.
+    pub(super) fn changed_since(&self, change: u64) -> Option<&[usize]> {
+        let from = usize::try_from(change.checked_sub(self.forgotten)?).ok()?;
+        self.changed.get(from..)
     }
 }

@@ -16,6 +16,7 @@ mod lease;
 mod load;
 mod prefill;
 mod reports;
+mod rows;
 mod sample;
 mod scrape;
 mod snapshot;

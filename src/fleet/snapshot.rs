@@ -143,6 +143,8 @@ pub struct Pool {
     pub(super) split: Split,
     /// Outlives the snapshot: old and new dispatch through the same gate.
     pub(super) gate: Arc<Mutex<Gate>>,
+    /// Of its snapshot.
+    pub(super) generation: u64,
 }
 
 impl Pool {

@@ -171,11 +171,12 @@ impl Table {
     }
 
     /// Writes to `claimed` and `matched` of each row how much of the request's prompt its backend should have. `row_of` finds
-    /// a holder's row by its slot; a row of another backend there, or none, is a holder that may not have the request.
+    /// a holder's row by its slot; a row of another backend there, or none, is a holder that may not have the request. Whether any row
+    /// was written to.
     #[inline]
-    pub fn claim(&self, facts: &RequestFacts, rows: &mut [Candidate], row_of: impl Fn(u32) -> usize) {
+    pub fn claim(&self, facts: &RequestFacts, rows: &mut [Candidate], row_of: impl Fn(u32) -> usize) -> bool {
         if facts.marks.is_empty() || self.sets.is_empty() {
-            return;
+            return false;
         }
         let mut found = false;
         let mut everywhere = 0;
@@ -196,6 +197,7 @@ impl Table {
                 row.matched = row.priced(row.claimed.max(row.whole_blocks(everywhere)));
             }
         }
+        found
     }
 
     /// Takes down that the request was sent to this backend, whose KV cache has taken in `sent` tokens with it.
@@ -343,6 +345,9 @@ impl Worth {
     #[must_use]
     #[inline]
     pub fn factor(&self, now: Time) -> f64 {
+        if self.claimed == 0.0 {
+            return 1.0;
+        }
         let kept = decay(now.secs_since(self.at), WORTH_TAU);
         ((self.hits * kept + WORTH_PRIOR) / (self.claimed * kept + WORTH_PRIOR)).min(1.0)
     }

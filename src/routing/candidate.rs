@@ -137,7 +137,7 @@ impl Candidate {
 }
 
 /// What a backend of the pool is taken for where nothing of its own says otherwise.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PoolRatios {
     /// TTFT ratio of the pool.
     pub k: f64,
@@ -145,16 +145,35 @@ pub struct PoolRatios {
     pub v: f64,
 }
 
+/// The decayed evidence of several backends together.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PoolEvidence {
+    ttft: Evidence,
+    gap: Evidence,
+}
+
+impl PoolEvidence {
+    /// Adds what one backend has shown.
+    #[inline]
+    pub fn add(&mut self, row: &Candidate) {
+        self.ttft = self.ttft.plus(row.ttft);
+        self.gap = self.gap.plus(row.gap_slow);
+    }
+
+    /// What a backend without samples is taken for.
+    #[must_use]
+    pub fn ratios(self) -> PoolRatios {
+        PoolRatios { k: estimate::pool_ttft_ratio(self.ttft), v: estimate::pool_gap_ratio(self.gap) }
+    }
+}
+
 impl PoolRatios {
-    /// From the decayed evidence of these rows together: give it eligible backends.
+    /// From the evidence of these rows: give it eligible backends.
     #[must_use]
     pub fn of<'a>(rows: impl IntoIterator<Item = &'a Candidate>) -> PoolRatios {
-        let (mut ttft, mut gap) = (Evidence::default(), Evidence::default());
-        for row in rows {
-            ttft = ttft.plus(row.ttft);
-            gap = gap.plus(row.gap_slow);
-        }
-        PoolRatios { k: estimate::pool_ttft_ratio(ttft), v: estimate::pool_gap_ratio(gap) }
+        let mut evidence = PoolEvidence::default();
+        rows.into_iter().for_each(|row| evidence.add(row));
+        evidence.ratios()
     }
 
     /// Fills `k` and `v` of every row: its own evidence, leaning on the pool's.

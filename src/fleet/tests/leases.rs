@@ -101,3 +101,43 @@ fn swapping_snapshots_under_concurrent_dispatch_never_loses_a_ticket() {
         assert_eq!((view.open_attempts, view.prefilling, view.decoding, view.queued_prompt_tokens), (0, 0, 0, 0));
     }
 }
+
+proptest! {
+    /// Rows are kept from one decision to the next; whatever happens between, they must say what the loads say.
+    #[test]
+    fn a_decision_sees_the_loads_as_they_are_now(
+        steps in prop::collection::vec((0_u8..6, any::<u8>(), any::<prop::sample::Index>(), 0_u64..4), 1..200),
+    ) {
+        let config = pool(vec![arm("a", &[1, 2, 3]), arm("b", &[4, 5])]);
+        let controller = controller(config.clone());
+        let (mut open, mut now) = (Vec::new(), at(0));
+        for (step, life, which, ms) in steps {
+            now = now + Duration::from_millis(ms);
+            match step {
+                0 if !open.is_empty() => live(open.swap_remove(which.index(open.len())), life, now),
+                1 => controller.apply(std::slice::from_ref(&config), now),
+                _ => {
+                    let marks = Marks::session(u64::from(life % 4));
+                    let facts = RequestFacts { arm: ArmIndex(u16::from(life & 1)), marks, ..facts() };
+                    let snapshot = controller.fleet().snapshot();
+                    let shown = |id| {
+                        let view = snapshot.backend(id).unwrap().load.view(now);
+                        (view.prefilling, view.decoding, view.queued_prompt_tokens, view.open_for_seconds)
+                    };
+                    let before: Vec<_> = snapshot.backends().map(|backend| (backend.id, shown(backend.id))).collect();
+                    let mut trace = Trace::default();
+                    let mut rng = fastrand::Rng::with_seed(u64::from(life));
+                    let mut ticket = the_pool(&controller).dispatch_traced(&facts, &[], now, &mut rng, &mut trace).unwrap().ticket;
+                    for row in &trace.rows {
+                        let wanted = before.iter().find(|(id, _)| *id == row.backend).unwrap().1;
+                        prop_assert_eq!((row.prefilling, row.decoding, row.queued_tokens, row.open_for), wanted);
+                    }
+                    if life & 4 != 0 {
+                        ticket.first_token(now);
+                    }
+                    open.push(ticket);
+                }
+            }
+        }
+    }
+}

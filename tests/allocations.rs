@@ -1,0 +1,110 @@
+//! The way of a request through routing takes no memory from the allocator: decision, ticket, first token, later tokens and
+//! end, with affinity, at several sizes of pool. A counting allocator says so; it counts this test's thread alone.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay::clock::Time;
+use forebay::config::load_text;
+use forebay::fleet::controller::{Controller, Settings};
+use forebay::fleet::{Outcome, Pool, Sample};
+use forebay::routing::affinity::{Mark, Marks};
+use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay::telemetry::Telemetry;
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator as it came; the counter is a plain cell without a destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A pool as the config makes it, every backend scraped.
+fn pool(policy: &str, size: u16) -> (Controller, Arc<Pool>) {
+    let backends: Vec<String> = (0..size).map(|at| format!("{{ url = \"http://10.0.0.1:{}\" }}", 1000 + at)).collect();
+    let file = format!("[[pools]]\nmodel = \"m\"\npolicy = \"{policy}\"\nbackends = [{}]\n", backends.join(", "));
+    let config = load_text(Path::new("pool.toml"), &file, &|_| None).expect("a valid file").config;
+    let controller = Controller::new(Settings::from(&config), Arc::new(Telemetry::new()));
+    controller.apply(&config.pools, Time::ZERO);
+    let snapshot = controller.fleet().snapshot();
+    for backend in snapshot.backends() {
+        let sample = Sample {
+            running: Some(4.0),
+            waiting: Some(1.0),
+            kv_usage: Some(0.3),
+            kv_capacity_tokens: Some(100_000),
+            prefix_queries: Some(10.0),
+            prefix_hits: Some(5.0),
+            ..Sample::default()
+        };
+        backend.load.set_sample(sample, Time::ZERO);
+    }
+    let pool = Arc::clone(snapshot.pool("m").expect("just applied"));
+    (controller, pool)
+}
+
+fn request(number: u64) -> RequestFacts {
+    let mut marks = Marks::session(number % 50);
+    for tokens in [256, 512, 1024] {
+        marks.push(Mark { key: number % 7 + u64::from(tokens), tokens });
+    }
+    let kind = if number.is_multiple_of(5) { Kind::Unary } else { Kind::Stream };
+    RequestFacts { est_tokens: 1200, sequences: 1, kind, arm: ArmIndex(0), pinned: None, marks }
+}
+
+/// The whole way of requests that overlap; `tried` on every ninth, as after a failure.
+fn serve(pool: &Pool, numbers: std::ops::Range<u64>) {
+    let mut rng = fastrand::Rng::with_seed(numbers.start);
+    let mut open = [const { None }; 16];
+    for number in numbers {
+        let now = Time::from_micros(number * 700);
+        let first = [pool.members()[0].backend.id];
+        let tried: &[_] = if number.is_multiple_of(9) && pool.members().len() > 1 { &first } else { &[] };
+        let mut ticket = pool.dispatch(&request(number), tried, now, &mut rng).expect("nothing is out").ticket;
+        ticket.first_token(now + Duration::from_millis(3));
+        ticket.event(now + Duration::from_millis(5), false);
+        if let Some(older) = open[(number % 16) as usize].replace(ticket) {
+            older.finish(Outcome::Success, now);
+        }
+    }
+}
+
+#[test]
+fn no_request_takes_memory_on_its_way_through_routing() {
+    for policy in ["predicted_ttft", "least_tokens", "least_inflight", "p2c", "round_robin"] {
+        for size in [1, 16, 512] {
+            let (_controller, pool) = pool(policy, size);
+            serve(&pool, 0..500); // queues grow to their longest once
+            let before = ALLOCATIONS.get();
+            assert!(before > 0, "the pool itself took some: the counter counts");
+            serve(&pool, 500..1_500);
+            let taken = ALLOCATIONS.get() - before;
+            assert_eq!(taken, 0, "{policy} at {size} backends: {taken} allocations in 1,000 requests");
+        }
+    }
+}
