@@ -4,6 +4,7 @@
 pub mod check;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
+pub mod explain;
 pub mod serve;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -27,6 +28,8 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Check a config file and say everything that is wrong with it.
     Check(check::Args),
+    /// Say where a request would go, and why.
+    Explain(explain::Args),
     /// Run a simulated vLLM server.
     #[cfg(feature = "sim")]
     Sim(sim::Args),
@@ -41,6 +44,7 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(*args),
         Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(args),
         #[cfg(feature = "sim")]
         Command::Sim(args) => sim::run(args),
         #[cfg(all(feature = "sim", feature = "bench"))]

@@ -308,6 +308,7 @@ impl Inner {
             policy: config.policy,
             session: config.session.clone(),
             affinity: config.affinity,
+            split_salt: config.split_salt.clone(),
             cross_arm: config.cross_arm,
             max_in_flight: config.backend_max_in_flight,
             wait_room: config.wait_room,

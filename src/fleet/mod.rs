@@ -15,6 +15,7 @@ mod health;
 mod lease;
 mod load;
 mod prefill;
+pub mod recorded;
 mod reports;
 mod rows;
 mod sample;

@@ -127,6 +127,8 @@ pub struct Pool {
     pub policy: PolicyName,
     /// What makes requests a session.
     pub session: SessionKey,
+    /// Another salt, another split of the same sessions.
+    pub split_salt: String,
     /// What requests are recognised by, to send them where their prompt's beginning is cached.
     pub affinity: Affinity,
     /// Whether a request may leave its arm.
@@ -179,12 +181,17 @@ impl Pool {
     }
 
     pub(super) fn policy(&self) -> &'static dyn Policy {
-        match self.policy {
-            PolicyName::PredictedTtft => &PredictedTtft,
-            PolicyName::LeastTokens => &LeastTokens,
-            PolicyName::LeastInflight => &LeastInflight,
-            PolicyName::P2c => &P2c,
-            PolicyName::RoundRobin => &RoundRobin,
-        }
+        policy(self.policy)
+    }
+}
+
+/// The policy of this name.
+pub(super) fn policy(name: PolicyName) -> &'static dyn Policy {
+    match name {
+        PolicyName::PredictedTtft => &PredictedTtft,
+        PolicyName::LeastTokens => &LeastTokens,
+        PolicyName::LeastInflight => &LeastInflight,
+        PolicyName::P2c => &P2c,
+        PolicyName::RoundRobin => &RoundRobin,
     }
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 mod affinity;
 mod ejection;
 mod leases;
+mod recorded;
 mod wait_room;
 
 const MODEL: &str = "m";

@@ -10,10 +10,11 @@ use super::locked;
 use super::sample::Sample;
 use super::snapshot::{Member, Pool, Snapshot};
 use crate::clock::Time;
-use crate::config::model::{Affinity, PolicyName};
+use crate::config::model::{Affinity, PolicyName, SessionKey};
 use crate::routing::affinity::Marks;
 use crate::routing::candidate::{Candidate, PoolRatios};
 use crate::routing::cost::{self, Terms};
+use crate::routing::eligible::Standing;
 use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
 use crate::units::BackendId;
 
@@ -25,6 +26,8 @@ pub const SAMPLE_PROMPT: u32 = 500;
 pub struct FleetView {
     /// Counts the snapshots of this process.
     pub generation: u64,
+    /// Now, in microseconds of the process's own clock: what the times in `row` and `standing` are measured by.
+    pub now: Time,
     /// The pools, in the order of the config.
     pub pools: Vec<PoolView>,
 }
@@ -40,6 +43,10 @@ pub struct PoolView {
     pub policy: PolicyName,
     /// What requests are recognised by, to send them where their prompt's beginning is cached.
     pub affinity: Affinity,
+    /// What makes requests a session.
+    pub session: SessionKey,
+    /// Another salt, another split of the same sessions.
+    pub split_salt: String,
     /// Whether a request may leave its arm.
     pub cross_arm: bool,
     /// TTFT ratio of the pool: what a backend without samples is taken for.
@@ -52,6 +59,8 @@ pub struct PoolView {
     pub retry_budget: f64,
     /// Sequences that one backend may have in flight; none: no limit.
     pub backend_max_in_flight: Option<u32>,
+    /// Backends that are kept free for a request that waits.
+    pub held: Vec<BackendId>,
     /// The wait room.
     pub wait_room: WaitRoomView,
     /// The arms.
@@ -121,6 +130,10 @@ pub struct BackendView {
     pub terms: Terms,
     /// Its load.
     pub load: LoadView,
+    /// What eligibility makes of its state.
+    pub standing: Standing,
+    /// What a policy sees of it, as `forebay explain` decides by it; times in microseconds, as `now`.
+    pub row: Candidate,
 }
 
 impl FleetView {
@@ -129,6 +142,7 @@ impl FleetView {
     pub fn new(snapshot: &Snapshot, now: Time) -> FleetView {
         FleetView {
             generation: snapshot.generation,
+            now,
             pools: snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect(),
         }
     }
@@ -159,9 +173,10 @@ impl PoolView {
             backends: pool
                 .members
                 .iter()
+                .zip(&pool.seats)
                 .zip(&rows)
-                .filter(|(member, _)| member.arm == ArmIndex(index))
-                .map(|(member, row)| BackendView::new(member, row, now))
+                .filter(|((member, _), _)| member.arm == ArmIndex(index))
+                .map(|((member, seat), row)| BackendView::new(member, seat.standing, row, now))
                 .collect(),
         });
         PoolView {
@@ -169,12 +184,15 @@ impl PoolView {
             aliases: pool.aliases.clone(),
             policy: pool.policy,
             affinity: pool.affinity,
+            session: pool.session.clone(),
+            split_salt: pool.split_salt.clone(),
             cross_arm: pool.cross_arm,
             k: ratios.k,
             v: ratios.v,
             mean_prompt_tokens: mean_prompt,
             retry_budget,
             backend_max_in_flight: pool.max_in_flight,
+            held: room.held.clone(),
             wait_room: WaitRoomView {
                 waiting: room.waiting(),
                 size: pool.wait_room.size,
@@ -188,7 +206,7 @@ impl PoolView {
 }
 
 impl BackendView {
-    fn new(member: &Member, row: &Candidate, now: Time) -> BackendView {
+    fn new(member: &Member, standing: Standing, row: &Candidate, now: Time) -> BackendView {
         let facts = RequestFacts {
             est_tokens: SAMPLE_PROMPT,
             sequences: 1,
@@ -214,6 +232,8 @@ impl BackendView {
             predicted_ttft_seconds: terms.ttft(),
             terms,
             load: backend.load.view(now),
+            standing,
+            row: *row,
         }
     }
 }

@@ -132,6 +132,8 @@ pub(super) struct RoomView {
     by_arm: Vec<(ArmIndex, u32)>,
     pub(super) lanes: usize,
     pub(super) longest: Option<Duration>,
+    /// Backends kept free for one that waits.
+    pub(super) held: Vec<BackendId>,
 }
 
 impl RoomView {
@@ -162,7 +164,7 @@ impl Room {
     }
 
     pub(super) fn view(&self, now: Time) -> RoomView {
-        let mut view = RoomView { lanes: self.queue.lanes(), ..RoomView::default() };
+        let mut view = RoomView { lanes: self.queue.lanes(), held: self.held.clone(), ..RoomView::default() };
         for waiter in self.queue.iter() {
             let waits = now.since(waiter.since);
             view.longest = Some(view.longest.map_or(waits, |longest| longest.max(waits)));

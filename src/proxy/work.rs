@@ -161,7 +161,7 @@ pub(super) async fn prepare(
     let mut headers = head.headers.clone();
     headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
     Ok(Work {
-        facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, &parsed) },
+        facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, parsed.peek.as_ref()) },
         lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
         session: session.map(Arc::from),
         pool,
@@ -282,15 +282,16 @@ fn marks(shared: &Shared, pool: &Pool, session: Option<&str>, parsed: &Parsed) -
     }
 }
 
-fn weigh(endpoint: Endpoint, parsed: &Parsed) -> RequestFacts {
-    let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
+/// What routing weighs a request by; its arm and what it is recognised by are filled in by who knows them.
+pub(super) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
+    let streamed = peek.is_some_and(|peek| peek.stream);
     let kind = match endpoint.effort {
         Effort::None => Kind::Light,
         Effort::Prefill => Kind::NoDecode,
         Effort::Generate if streamed => Kind::Stream,
         Effort::Generate => Kind::Unary,
     };
-    let (est_tokens, sequences) = match &parsed.peek {
+    let (est_tokens, sequences) = match peek {
         _ if kind == Kind::Light => (0, 0),
         Some(peek) => (peek.est_tokens(), peek.sequences),
         None => (MEDIA_TOKENS, 1),

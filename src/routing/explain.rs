@@ -223,12 +223,14 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
 }
 
 /// `0.18 s`; milliseconds where seconds would say nothing.
-fn seconds(seconds: f64) -> String {
+#[must_use]
+pub fn seconds(seconds: f64) -> String {
     if seconds < 0.1 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.2} s") }
 }
 
 /// `3,200`.
-fn grouped(number: f64) -> String {
+#[must_use]
+pub fn grouped(number: f64) -> String {
     let digits = format!("{:.0}", number.max(0.0));
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {

@@ -1,0 +1,43 @@
+//! What the command takes and what it says where that makes no sense.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
+}
+
+fn args(line: &str) -> Result<Args, String> {
+    let words = std::iter::once("explain").chain(line.split_whitespace());
+    Cli::try_parse_from(words).map(|cli| cli.args).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_supposed_hit_names_a_backend_and_tokens() {
+    assert_eq!(supposed("b2=1500"), Ok((BackendId(2), 1500)));
+    assert_eq!(supposed("2=0"), Ok((BackendId(2), 0)));
+    for wrong in ["b2", "b2=many", "x=1", "b2=-1", ""] {
+        assert!(supposed(wrong).unwrap_err().contains("such as b2=1500"), "{wrong}");
+    }
+}
+
+#[test]
+fn a_fleet_is_running_or_written_down_and_not_both() {
+    assert!(args("r.json --state f.json --url http://127.0.0.1:9090").unwrap_err().contains("cannot be used with"));
+    assert!(args("r.json --arm a --session s").unwrap_err().contains("cannot be used with"));
+    assert!(args("").unwrap_err().contains("REQUEST.json"));
+    let both = args("- --state -").unwrap();
+    assert!(matches!(explain(&both), Err(Failed::Question(words)) if words.contains("not both")));
+}
+
+#[test]
+fn a_proxy_s_address_that_is_none_is_told_apart_from_one_that_does_not_answer() {
+    let of = |url: &str| Source::Proxy { url, token_file: None }.fleet().unwrap_err();
+    assert!(of("localhost:9090").contains("write it as http://127.0.0.1:9090"));
+    assert!(of("http://127.0.0.1:1").contains("is this the admin address of a running proxy?"));
+    let missing = Source::File(Path::new("/nonexistent/fleet.json")).fleet().unwrap_err();
+    assert!(missing.contains("cannot read /nonexistent/fleet.json"), "{missing}");
+}
