@@ -75,6 +75,11 @@ const HOMES: &[Home] = &[
         homes: &["telemetry/metrics.rs"],
         advice: "declare the metric in telemetry/metrics.rs and hold its handle",
     },
+    Home {
+        words: &["SystemTime"],
+        homes: &["telemetry/log.rs", "sim/http.rs"],
+        advice: "the wall clock jumps: logs and simulated answers show it, and nothing is decided by it",
+    },
     Home { words: &["Instant::now"], homes: &["clock.rs"], advice: "take `now` as an argument, or ask a `Clock`" },
 ];
 

@@ -18,6 +18,7 @@ tmp=$(mktemp -d)
 export RUN_DIR=$tmp PYTHONDONTWRITEBYTECODE=1
 engines=()
 proxy=
+health= # a [health] section: with one Forebay gets a file
 
 stop_forebay() {
     [ -n "$proxy" ] || return 0
@@ -78,8 +79,14 @@ start_forebay() { # BACKEND-URL...
         FOREBAY_URL=$1
         return
     fi
-    local args=()
-    for url in "$@"; do args+=(--backend "$url"); done
+    local args=() backends
+    if [ -n "$health" ]; then
+        backends=$(printf '{ url = "%s" }, ' "$@")
+        printf '%s\n[[pools]]\nmodel = "tiny"\nbackends = [%s]\n' "$health" "$backends" >"$tmp/forebay.toml"
+        args=(--config "$tmp/forebay.toml")
+    else
+        for url in "$@"; do args+=(--backend "$url"); done
+    fi
     "$forebay" serve "${args[@]}" --listen "127.0.0.1:$listen" --admin "127.0.0.1:$admin" >"$tmp/forebay.log" 2>&1 &
     proxy=$!
     for _ in $(seq 300); do
@@ -96,8 +103,8 @@ start_forebay() { # BACKEND-URL...
 }
 
 failed=0
-run_checks() { # PART
-    if ! "$venv/bin/python" "$here/check.py" "$1" | tee "$tmp/$1.out"; then
+run_checks() { # SCRIPT PART
+    if ! "$venv/bin/python" "$here/$1" "$2" | tee "$tmp/$2.out"; then
         failed=1
         if [ -s "$tmp/forebay.log" ]; then
             echo "the end of forebay's log:"
@@ -107,14 +114,14 @@ run_checks() { # PART
 }
 
 starting=()
-read -r a b c d < <(free_ports 4)
+read -r a b c d e f g h < <(free_ports 8)
 
 echo "== two vLLM servers behind Forebay"
 start_engine "$a"
 start_engine "$b"
 wait_engines
 start_forebay "http://127.0.0.1:$a" "http://127.0.0.1:$b"
-run_checks main
+run_checks check.py main
 stop_forebay
 stop_engines
 
@@ -123,13 +130,42 @@ MAX_LEN=8192 start_engine "$c" --max-num-seqs 1
 MAX_LEN=8192 start_engine "$d" --max-num-seqs 1
 wait_engines
 start_forebay "http://127.0.0.1:$c"
-run_checks queue
+run_checks check.py queue
 stop_forebay
 
 echo "== two vLLM servers with --max-num-seqs 1 behind Forebay"
 start_forebay "http://127.0.0.1:$c" "http://127.0.0.1:$d"
-run_checks affinity
+run_checks check.py affinity
 stop_forebay
+stop_engines
 
-tail -qn 1 "$tmp/main.out" "$tmp/queue.out" "$tmp/affinity.out" | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
+if [ "$direct" != 1 ]; then
+    health='[health]
+interval = "500ms"
+timeout = "500ms"
+stall_timeout = "2s"
+ejection = { base = "2s", max = "4s" }'
+
+    echo "== two that shed load and prefill in small chunks, the second with --shutdown-timeout"
+    export MAX_LEN=32000
+    full=(--max-num-seqs 4 --max-num-queued-reqs 4 --max-num-batched-tokens 64)
+    start_engine "$e" "${full[@]}"
+    start_engine "$f" "${full[@]}" --shutdown-timeout 30
+    wait_engines
+    unset MAX_LEN
+    start_forebay "http://127.0.0.1:$e" "http://127.0.0.1:$f"
+    run_checks failures.py full
+    stop_forebay
+    stop_engines
+
+    echo "== two that die"
+    start_engine "$g" --max-num-seqs 8
+    start_engine "$h" --max-num-seqs 8
+    wait_engines
+    start_forebay "http://127.0.0.1:$g" "http://127.0.0.1:$h"
+    run_checks failures.py deaths
+    stop_forebay
+fi
+
+tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
 exit "$failed"
