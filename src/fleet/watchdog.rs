@@ -21,47 +21,56 @@ pub struct Sight {
     pub waiting: u32,
     /// Counts token events and whole answers.
     pub progress: u64,
-    /// What it showed last, if that is not too old.
-    pub sample: Option<Sample>,
+    /// What it showed last and when, if that is not too old.
+    pub sample: Option<(Sample, Time)>,
 }
 
 /// The memory of one backend's watchdog.
 #[derive(Clone, Debug, Default)]
 pub struct Watchdog {
     last: Option<(Sight, Time)>,
-    /// What it showed last, however old.
-    sample: Option<Sample>,
+    /// What it showed last and when, however old.
+    sample: Option<(Sample, Time)>,
     silent: Duration,
+    /// For how long its figures were *seen* to stand still: one that could not be read meanwhile may have moved.
+    stood: Duration,
 }
 
 impl Watchdog {
-    /// Takes a look. Once the backend has been silent for `limit` (three times as long where no fresh figures say that it has
-    /// work and that nothing moves), says for how long, and begins anew.
+    /// Takes a look. Once the backend has been silent for `limit` (three times as long where its figures do not say that it has
+    /// work, or were not seen to stand still for all that time), says for how long, and begins anew.
     ///
     /// Clients that give up do not end the silence, and time in which nobody waits neither adds to it nor ends it.
     pub fn look(&mut self, sight: Sight, limit: Duration, now: Time) -> Option<Duration> {
-        let moved = self.moved(&sight);
+        let (moved, stood) = self.compare(&sight);
         let last = self.last.replace((sight, now));
         if moved {
-            self.silent = Duration::ZERO;
+            (self.silent, self.stood) = (Duration::ZERO, Duration::ZERO);
             return None;
         }
         let (before, at) = last?;
         if before.waiting > 0 && sight.waiting > 0 {
             self.silent += now.since(at).min(LONGEST_STEP);
+            self.stood += stood;
         }
-        let limit = if sight.sample.is_some_and(shows_work) { limit } else { limit.saturating_mul(BLIND) };
-        (sight.waiting > 0 && self.silent >= limit).then(|| std::mem::take(&mut self.silent))
+        let seen = sight.sample.is_some_and(|(sample, _)| shows_work(sample)) && self.stood >= limit;
+        let limit = if seen { limit } else { limit.saturating_mul(BLIND) };
+        if sight.waiting == 0 || self.silent < limit {
+            return None;
+        }
+        self.stood = Duration::ZERO;
+        Some(std::mem::take(&mut self.silent))
     }
 
-    /// Whether anything shows progress since the last look.
-    fn moved(&mut self, sight: &Sight) -> bool {
-        let shown = match (self.sample, sight.sample) {
-            (Some(old), Some(new)) => differs(&old, &new),
-            _ => false,
-        };
+    /// Whether anything shows progress since the last look, and for how long a new sample shows that nothing moved.
+    fn compare(&mut self, sight: &Sight) -> (bool, Duration) {
+        let (mut moved, mut stood) = (false, Duration::ZERO);
+        if let (Some((old, before)), Some((new, at))) = (self.sample, sight.sample) {
+            moved = differs(&old, &new);
+            stood = at.since(before);
+        }
         self.sample = sight.sample.or(self.sample);
-        shown || self.last.is_some_and(|(last, _)| last.progress != sight.progress)
+        (moved || self.last.is_some_and(|(last, _)| last.progress != sight.progress), stood)
     }
 }
 
@@ -98,8 +107,13 @@ mod tests {
         }
     }
 
+    /// As of now; `found_after` and the others fill in the time.
     fn waits(sample: Option<Sample>) -> Sight {
-        Sight { waiting: 1, progress: 0, sample }
+        Sight { waiting: 1, progress: 0, sample: sample.map(|sample| (sample, Time::ZERO)) }
+    }
+
+    fn taken(sight: Sight, at: Time) -> Sight {
+        Sight { sample: sight.sample.map(|(sample, _)| (sample, at)), ..sight }
     }
 
     /// The seconds after which it is found to hang, if it is within ten minutes.
@@ -107,7 +121,7 @@ mod tests {
         let (mut dog, mut now) = (Watchdog::default(), Time::from_micros(1));
         for tick in 0..1200_u32 {
             let seconds = f64::from(tick) * TICK.as_secs_f64();
-            if dog.look(sight(seconds), LIMIT, now).is_some() {
+            if dog.look(taken(sight(seconds), now), LIMIT, now).is_some() {
                 return Some(seconds);
             }
             now = now + TICK;
@@ -163,11 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn figures_that_could_not_be_read_meanwhile_may_have_moved() {
+        // One scrape, believed for a while, and then no other: a server too busy to answer.
+        let (mut dog, mut now, scraped) = (Watchdog::default(), Time::ZERO, Time::ZERO);
+        let mut found = None;
+        while found.is_none() {
+            now = now + TICK;
+            let sight = taken(waits(Some(sample(7.0, 0.5))), scraped);
+            found = dog.look(sight, LIMIT, now);
+        }
+        assert_eq!(found, Some(LIMIT * BLIND));
+    }
+
+    #[test]
     fn a_process_that_stood_still_does_not_blame_the_backends() {
         let mut dog = Watchdog::default();
         let sight = waits(Some(sample(7.0, 0.5)));
         for seconds in [0, 300, 600, 900] {
-            assert_eq!(dog.look(sight, LIMIT, Time::from_micros(seconds * 1_000_000)), None);
+            let now = Time::from_micros(seconds * 1_000_000);
+            assert_eq!(dog.look(taken(sight, now), LIMIT, now), None);
         }
     }
 
@@ -190,7 +218,7 @@ mod tests {
                     waited += step;
                 }
                 before = waiting;
-                let sight = Sight { waiting, progress, sample: fresh.then(|| sample(7.0, 0.5)) };
+                let sight = Sight { waiting, progress, sample: fresh.then(|| (sample(7.0, 0.5), now)) };
                 prop_assert_eq!(lively.look(sight, LIMIT, now), None);
                 found |= quiet.look(Sight { progress: 0, ..sight }, LIMIT, now).is_some();
                 prop_assert!(waited < LIMIT * BLIND || waiting == 0 || found);

@@ -52,7 +52,7 @@ impl Load {
         self.with(|numbers| Sight {
             waiting: numbers.engaged.saturating_sub(numbers.paused),
             progress: numbers.progress,
-            sample: numbers.fresh(now).map(|scrape| scrape.sample),
+            sample: numbers.fresh(now).map(|scrape| (scrape.sample, scrape.at)),
         })
     }
 
