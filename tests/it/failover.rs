@@ -473,7 +473,7 @@ fn a_request_that_every_backend_answers_with_500_is_blamed_on_none() {
     }
 }
 
-/// A backend that answers well, but dies of this request; on a kept-alive connection too, and then it is gone.
+/// A backend that answers well, but dies of this request, on a kept-alive connection too.
 fn dies_of_poison() -> Mock {
     Mock::replying(|seen| if seen.text().contains("poison") { vec![Step::Reset] } else { answer(200, &[], CHAT) })
 }
@@ -497,4 +497,33 @@ fn a_request_that_kills_whom_it_meets_is_given_to_two() {
         assert_eq!(met, 2, "reused connections: {reused}");
     }
     assert!(mocks.iter().any(poisoned));
+}
+
+/// The same of one that hangs: it has the request and shows no progress, until the watchdog ends that.
+#[test]
+fn a_request_that_hangs_whom_it_meets_is_given_to_two() {
+    let mocks = [0, 1, 2].map(|_| {
+        let mock = Mock::replying(|seen| {
+            if seen.text().contains("poison") { vec![Step::AwaitClose] } else { answer(200, &[], CHAT) }
+        });
+        let figures = "vllm:num_requests_running 1\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0.5\n";
+        mock.probes(move |target| (target == "/metrics").then(|| answer(200, &[], figures)));
+        mock
+    });
+    let config = "[scrape]\ninterval = \"50ms\"\ntimeout = \"50ms\"\nstale_after = \"2s\"\n\
+                  [health]\ninterval = \"250ms\"\ntimeout = \"250ms\"\nstall_timeout = \"600ms\"";
+    for stream in [false, true] {
+        let forebay = Harness::new().config(config).pool("tiny", &[&mocks[0], &mocks[1], &mocks[2]]).start();
+        let mut client = forebay.open();
+        for _ in 0..3 {
+            assert_eq!(client.ask(&post(CHAT_PATH, &[], UNARY.as_bytes())).status, 200);
+        }
+        let poison =
+            format!(r#"{{"model":"tiny","stream":{stream},"messages":[{{"role":"user","content":"poison"}}]}}"#);
+        let got = client.ask(&post(CHAT_PATH, &[], poison.as_bytes()));
+        assert_eq!(got.status, 502, "{}", got.text());
+        let met = mocks.iter().filter(|mock| mock.seen().last().unwrap().text().contains("poison")).count();
+        assert_eq!(met, 2, "stream: {stream}");
+        assert_eq!(forebay.metric("forebay_ejections_total", &["reason=\"watchdog\""]), 2.0);
+    }
 }

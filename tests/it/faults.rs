@@ -32,6 +32,24 @@ fn well(_: &Seen) -> Script {
 }
 
 const NO_TOKEN: &str = "[stream]\nfirst_token_timeout = \"1s\"";
+const WATCHDOG: &str = "[health]\nstall_timeout = \"2s\"";
+
+/// Scrapes say that the engine has requests, and that none of its figures moves.
+fn stands_still(mock: &Mock) {
+    mock.probes(|target| {
+        let figures = "vllm:num_requests_running 15\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0.5\n\
+                       vllm:iteration_tokens_total_count 7\n";
+        (target == "/metrics").then(|| answer(200, &[], figures))
+    });
+}
+
+fn late_head(seen: &Seen) -> Script {
+    [vec![Step::Pause(Duration::from_secs(10))], well(seen)].concat()
+}
+
+fn no_token(_: &Seen) -> Script {
+    vec![stream_head(), Step::AwaitClose]
+}
 
 fn rows() -> Vec<Row> {
     fn always(mock: &Mock, script: Script) {
@@ -57,21 +75,27 @@ fn rows() -> Vec<Row> {
             always(mock, answer(500, &[], &error("cannot schedule new futures after shutdown")));
         }),
         row("malformed head", |mock| always(mock, vec![Step::Send(b"HTTP/9 what\r\n\r\n".to_vec()), Step::Close])),
+        Row { config: NO_TOKEN, ..row("head after 10 s", |mock| mock.reply(late_head)) },
+        Row { config: NO_TOKEN, ..row("200, never a token", |mock| mock.reply(no_token)) },
         Row {
-            config: NO_TOKEN,
-            ..row("head after 10 s", |mock| {
-                mock.reply(|seen| [vec![Step::Pause(Duration::from_secs(10))], well(seen)].concat());
+            config: WATCHDOG,
+            ..row("head after 10 s, watchdog", |mock| {
+                stands_still(mock);
+                mock.reply(late_head);
             })
         },
         Row {
-            config: NO_TOKEN,
-            ..row("200, never a token", |mock| always(mock, vec![stream_head(), Step::AwaitClose]))
+            config: WATCHDOG,
+            ..row("never a token, watchdog", |mock| {
+                stands_still(mock);
+                mock.reply(no_token);
+            })
         },
     ]
 }
 
 /// How a row went.
-struct Seized {
+struct Played {
     failures: Vec<String>,
     /// Attempts on the bad one among the last third of the requests.
     late: usize,
@@ -111,7 +135,7 @@ fn load(forebay: &Forebay, streams: usize) -> Vec<Answer> {
     all.into_iter().map(|(_, answer)| answer).collect()
 }
 
-fn play(row: &Row) -> Seized {
+fn play(row: &Row) -> Played {
     let (good, bad) = (Mock::replying(well), Mock::replying(well));
     let policy = "policy = \"predicted_ttft\"";
     let forebay = Harness::new().config(row.config).pool_with("tiny", policy, &[&good, &bad]).start();
@@ -134,7 +158,7 @@ fn play(row: &Row) -> Seized {
         true => (moved(&answers[STREAMS * 2 / 3..]), moved(&answers)),
         false => (0, 0),
     };
-    Seized { failures, late, attempts, took }
+    Played { failures, late, attempts, took }
 }
 
 #[test]
@@ -149,19 +173,19 @@ fn no_client_notices_a_bad_backend_and_it_is_left_alone() {
     }
     println!("{STREAMS} streams, {AT_ONCE} at once, two backends, one of them bad:");
     println!(
-        "  {:24} {:>8} {:>22} {:>18} {:>7}",
+        "  {:26} {:>8} {:>22} {:>18} {:>7}",
         "the bad one", "failures", "attempts on it in all", "in the last third", "time"
     );
-    for (row, Seized { failures, late, attempts, took }) in &table {
+    for (row, Played { failures, late, attempts, took }) in &table {
         let share = *late as f64 / (STREAMS / 3) as f64 * 100.0;
         println!(
-            "  {:24} {:>8} {attempts:>22} {share:>16.0} % {:>5.1} s",
+            "  {:26} {:>8} {attempts:>22} {share:>16.0} % {:>5.1} s",
             row.name,
             failures.len(),
             took.as_secs_f64()
         );
     }
-    for (row, Seized { failures, late, .. }) in &table {
+    for (row, Played { failures, late, .. }) in &table {
         assert!(failures.is_empty(), "{}: {} failures, the first: {}", row.name, failures.len(), failures[0]);
         assert!((*late as f64) < row.share * (STREAMS / 3) as f64, "{}: {late} of the last third", row.name);
     }
