@@ -45,6 +45,8 @@ pub enum Failure {
     Truncated,
     /// `total_timeout` is over.
     Deadline,
+    /// The process ends, and waits no longer for the request.
+    Shutdown,
     /// The client left first.
     ClientLeft,
 }
@@ -77,7 +79,9 @@ impl Failure {
             | Failure::Truncated => Blame::Backend,
             Failure::Busy { retry_after, .. } => Blame::Backpressure(retry_after.unwrap_or(Duration::from_secs(1))),
             Failure::Misconfigured(_) => Blame::Misconfigured,
-            Failure::Reused | Failure::Idle | Failure::Deadline | Failure::ClientLeft => Blame::Nobody,
+            Failure::Reused | Failure::Idle | Failure::Deadline | Failure::Shutdown | Failure::ClientLeft => {
+                Blame::Nobody
+            }
         }
     }
 
@@ -107,6 +111,7 @@ impl Failure {
             Failure::Idle => "idle_timeout",
             Failure::Truncated => "truncated",
             Failure::Deadline => "total_timeout",
+            Failure::Shutdown => "shutdown",
             Failure::ClientLeft => "client_left",
         }
     }
@@ -118,6 +123,7 @@ impl Failure {
             Failure::FirstToken | Failure::Stalled | Failure::Deadline => 504,
             Failure::ErrorEvent { .. } => 500,
             Failure::Busy { status, .. } => status,
+            Failure::Shutdown => 503,
             Failure::ClientLeft => 499,
             _ => 502,
         }
@@ -188,6 +194,9 @@ pub enum Refusal {
         /// How the last one failed.
         failure: Failure,
     },
+    /// The process ends.
+    #[error("this proxy is shutting down and waits no longer for an answer; try again shortly")]
+    ShuttingDown,
     /// Our own bug.
     #[error("an internal error; the log has more under this request id")]
     Internal,
@@ -205,6 +214,7 @@ impl Refusal {
             Refusal::TooLarge(_) => 413,
             Refusal::Encoded(_) => 415,
             Refusal::BodiesFull | Refusal::NoBackend(_) | Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) => 503,
+            Refusal::ShuttingDown => 503,
             Refusal::Exhausted { failure, .. } => failure.status(),
             Refusal::Internal => 500,
         }
@@ -231,6 +241,7 @@ impl Refusal {
                 "forebay_timeout"
             }
             Refusal::Exhausted { .. } => "forebay_upstream_failed",
+            Refusal::ShuttingDown => "forebay_shutting_down",
             Refusal::Internal => "forebay_internal",
         }
     }

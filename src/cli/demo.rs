@@ -69,7 +69,8 @@ struct Running {
 
 /// Starts the proxy on threads of its own, to be called outside of any runtime. It serves until the process ends.
 fn start_proxy(config: Config) -> Result<Vec<Target>, String> {
-    let options = Options { config, source: Source::Fixed, access_log: AccessLogFormat::Off, signals: false };
+    let access_log = AccessLogFormat::Off;
+    let options = Options { config, source: Source::Fixed, access_log, signals: false, upgrade: false };
     let handle = server::start(options).map_err(|error| error.to_string())?;
     Ok(vec![Target::of(format!("http://{}", handle.data))])
 }

@@ -15,10 +15,12 @@ use crate::telemetry::trace;
 #[command(
     after_help = "Without a file, --backend is enough: the servers are asked what they serve, and those that serve the same \
     model become one pool. Clients use the same paths as with vLLM; metrics are on the admin address under /metrics. \
-    SIGTERM drains (in-flight requests finish), ctrl-c ends at once.\n\n\
+    SIGTERM drains (in-flight requests finish), ctrl-c ends at once. A new binary takes the ports over without a refused \
+    connection: start it with --upgrade, then send SIGQUIT to the old process, which drains.\n\n\
     Examples:\n  \
     forebay serve --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002\n  \
     forebay serve --config forebay.toml\n  \
+    forebay serve --config forebay.toml --upgrade & kill -QUIT OLD_PID\n  \
     forebay check forebay.toml"
 )]
 pub struct Args {
@@ -37,6 +39,10 @@ pub struct Args {
     /// Threads that serve requests [default: one a core, or the file's listen.threads].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Take the listening sockets over from the process that has them, if one does: it hands them over on SIGQUIT, within five
+    /// seconds.
+    #[arg(long)]
+    upgrade: bool,
     /// One line a request on standard output.
     #[arg(long, value_enum, default_value_t = AccessLogFormat::Off)]
     access_log: AccessLogFormat,
@@ -69,7 +75,8 @@ pub fn run(args: Args) -> ExitCode {
     config.listen.address = args.listen.unwrap_or(config.listen.address);
     config.admin.address = args.admin.unwrap_or(config.admin.address);
     config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
-    match server::start(Options { config, source, access_log: args.access_log, signals: true }) {
+    let Args { access_log, upgrade, .. } = args;
+    match server::start(Options { config, source, access_log, signals: true, upgrade }) {
         Ok(handle) => {
             tracing::info!(requests = %handle.data, admin = %handle.admin, "forebay is listening");
             handle.wait();

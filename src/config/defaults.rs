@@ -16,6 +16,7 @@ impl Default for Listen {
             body_timeout: Some(Duration::from_secs(30)),
             keep_alive: Some(Duration::from_secs(75)),
             drain: Drain::default(),
+            upgrade_socket: None,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         }
     }

@@ -47,6 +47,7 @@ const AT_START: &[Key] = keys![
     "listen.body_timeout": listen.body_timeout,
     "listen.keep_alive": listen.keep_alive,
     "listen.drain": listen.drain,
+    "listen.upgrade_socket": listen.upgrade_socket,
     "listen.threads": listen.threads,
     "admin.address": admin.address,
     "admin.token_file": admin.token,

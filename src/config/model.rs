@@ -6,6 +6,7 @@ mod watched;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,8 @@ pub struct Listen {
     pub keep_alive: Option<Duration>,
     /// What happens between SIGTERM and the end of the process.
     pub drain: Drain,
+    /// Where a new process waits for the listening sockets; none: a place that follows from user and address.
+    pub upgrade_socket: Option<PathBuf>,
     /// Worker threads of the data listener, at least 1.
     pub threads: usize,
 }

@@ -2,6 +2,7 @@
 //! only shows when two values are set side by side. Every mistake is noted; what comes back is only good if none was.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::diagnostic::{Diagnostic, Notes};
@@ -53,9 +54,17 @@ fn listen(table: &Table<'_>) -> (Listen, Got<SocketAddr>) {
             ready_delay: drain_table.or("ready_delay", default.drain.ready_delay, kinds::delay),
             limit: drain_table.or("limit", default.drain.limit, kinds::limit),
         },
+        upgrade_socket: table.or("upgrade_socket", default.upgrade_socket, |value| socket(value).map(Some)),
         threads: table.or("threads", default.threads, |value| threads(value, default.threads)),
     };
     (listen, address)
+}
+
+/// A path that a Unix socket can have.
+fn socket(value: &Value<'_>) -> Result<PathBuf, Wrong> {
+    const HINT: &str = "write a whole path in a folder that only the user of the process can enter";
+    let path = PathBuf::from(kinds::line(107)(value).map_err(|wrong| wrong.hint(HINT))?);
+    if path.is_absolute() { Ok(path) } else { Err(Wrong::because("the path is not absolute").hint(HINT)) }
 }
 
 fn threads(value: &Value<'_>, auto: usize) -> Result<usize, Wrong> {

@@ -29,7 +29,16 @@ pub(super) const LISTEN: Section = Section {
     name: "listen",
     head: "[listen]",
     form: "[listen] and its keys below",
-    keys: &["address", "max_connections", "header_timeout", "body_timeout", "keep_alive", "drain", "threads"],
+    keys: &[
+        "address",
+        "max_connections",
+        "header_timeout",
+        "body_timeout",
+        "keep_alive",
+        "drain",
+        "threads",
+        "upgrade_socket",
+    ],
     later: &["tls"],
 };
 /// `drain` in `[listen]`.

@@ -68,7 +68,7 @@ impl Exchange {
         let now = self.shared.clock.now();
         let (left, request_id) = (deadline.map(|at| at.since(now)), self.record.request_id.clone());
         let mut signs = Signs::new(self.head_after(now));
-        let early = AtomicBool::new(false);
+        let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
         let attempts = attempt::run(self, &early);
         let mut attempts = std::pin::pin!(async {
             match left {
@@ -76,11 +76,13 @@ impl Exchange {
                 Some(left) => tokio::time::timeout(left, attempts).await.ok(),
             }
         });
+        let mut ends = std::pin::pin!(shutdown.begun());
         loop {
             tokio::select! {
                 biased;
                 () = front.left() => return None,
                 attempted = &mut attempts => return Some((front, attempted)),
+                () = &mut ends => return Some((front, Some(Attempted::Refused(Refusal::ShuttingDown)))),
                 () = signs.due() => {
                     early.store(true, Ordering::Relaxed);
                     front = front.sign(&request_id);
@@ -166,7 +168,8 @@ impl Exchange {
             write_stall: self.settings.limits.write_stall,
         };
         let clock = self.shared.clock.clone();
-        let wire = Wire::new(body, (watch, ticket.pauses()), tx, clock.clone(), deadlines);
+        let shutdown = self.shared.shutdown.clone();
+        let wire = Wire::new(body, (watch, ticket.pauses(), shutdown), tx, clock.clone(), deadlines);
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
             Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,
@@ -182,12 +185,13 @@ impl Exchange {
     ) {
         let Committed { ticket, mut watch, mut head, body, .. } = committed;
         self.finish(&mut head);
-        let clock = self.shared.clock.clone();
+        let (clock, shutdown) = (self.shared.clock.clone(), self.shared.shutdown.clone());
         let left = total.map_or(Duration::MAX, |at| at.since(clock.now()));
         let collected = tokio::select! {
             biased;
             () = reply.closed() => return,
             failure = watch.ended(&clock) => Err(failure),
+            () = shutdown.begun() => Err(Failure::Shutdown),
             collected = tokio::time::timeout(left, body.collect()) => match collected {
                 Ok(collected) => collected.map_err(|_| Failure::Died),
                 Err(_) => Err(Failure::Deadline),
@@ -232,6 +236,9 @@ impl Exchange {
 
     /// Our answer where attempts ended without a backend's.
     pub(super) fn exhausted(&self, attempts: u32, failure: Failure) -> Refusal {
+        if failure == Failure::Shutdown {
+            return Refusal::ShuttingDown;
+        }
         Refusal::Exhausted { model: self.work.pool.model.clone(), attempts, failure }
     }
 }

@@ -23,6 +23,7 @@ mod record;
 mod relay;
 mod responses;
 mod route;
+mod shutdown;
 pub mod splice;
 mod tell;
 mod wait;
@@ -52,6 +53,7 @@ use self::intake::{BodyLimits, BodyMemory};
 use self::record::Record;
 use self::responses::ResponseHomes;
 use self::route::{BodyForm, Route};
+pub use self::shutdown::Shutdown;
 use self::work::Work;
 use crate::clock::Clock;
 use crate::config::model::Config;
@@ -83,6 +85,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Whether to take traffic.
     pub ready: Readiness,
+    /// Ends what is still under way when the process does.
+    pub shutdown: Shutdown,
 }
 
 struct Shared {
@@ -94,6 +98,7 @@ struct Shared {
     access_log: AccessLog,
     clock: Clock,
     ready: Readiness,
+    shutdown: Shutdown,
     bodies: Arc<BodyMemory>,
     responses: ResponseHomes,
     /// Keys of this process's hashes of sessions and prompts.
@@ -108,7 +113,7 @@ impl Proxy {
     /// Puts a proxy together.
     #[must_use]
     pub fn new(parts: Parts) -> Proxy {
-        let Parts { settings, fleet, controller, upstream, telemetry, access_log, clock, ready } = parts;
+        let Parts { settings, fleet, controller, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
         let (bodies, responses) = (BodyMemory::new(), ResponseHomes::default());
         Proxy(Arc::new(Shared {
             settings,
@@ -119,6 +124,7 @@ impl Proxy {
             access_log,
             clock,
             ready,
+            shutdown,
             bodies,
             responses,
             hashing: RandomState::new(),

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Sleep;
 
 use super::body::Message;
+use super::shutdown::Shutdown;
 use crate::clock::{Clock, Time};
 use crate::error::Failure;
 use crate::fleet::Pauses;
@@ -38,7 +39,7 @@ pub(super) struct Deadlines {
 pub(super) struct Wire {
     body: AnswerBody,
     tx: Sender<Message>,
-    /// The client left, or the backend is given up from outside.
+    /// The client left, the backend is given up from outside, or the process ends.
     over: Pin<Box<dyn Future<Output = Failure> + Send>>,
     heard: Heard,
     pauses: Pauses,
@@ -53,7 +54,7 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(
         body: AnswerBody,
-        (mut watch, pauses): (Watch, Pauses),
+        (mut watch, pauses, shutdown): (Watch, Pauses, Shutdown),
         tx: Sender<Message>,
         clock: Clock,
         deadlines: Deadlines,
@@ -64,6 +65,7 @@ impl Wire {
                 biased;
                 () = client.closed() => Failure::ClientLeft,
                 failure = watch.ended(&watch_clock) => failure,
+                () = shutdown.begun() => Failure::Shutdown,
             }
         };
         let now = clock.now();
@@ -100,7 +102,7 @@ impl Wire {
     /// The next piece from the backend and when it came; `None` at the end of its answer.
     ///
     /// # Errors
-    /// The client left, a deadline passed, the backend's answer was cut, or the backend was given up.
+    /// The client left, a deadline passed, the backend's answer was cut or given up from outside, or the process ends.
     pub(super) async fn next(&mut self) -> Result<Option<(Bytes, Time)>, Failure> {
         loop {
             tokio::select! {

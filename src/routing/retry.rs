@@ -153,6 +153,7 @@ pub fn is_answer(failure: Failure) -> bool {
         | Failure::Idle
         | Failure::Truncated
         | Failure::Deadline
+        | Failure::Shutdown
         | Failure::ClientLeft => false,
     }
 }
@@ -162,7 +163,9 @@ pub fn is_answer(failure: Failure) -> bool {
 #[must_use]
 pub fn verdict(failure: Failure, stage: Stage, seen: &Attempts) -> Verdict {
     match (failure, stage) {
-        (Failure::ClientLeft | Failure::Deadline | Failure::Idle | Failure::Truncated, _) => Verdict::GiveUp,
+        (Failure::ClientLeft | Failure::Shutdown | Failure::Deadline | Failure::Idle | Failure::Truncated, _) => {
+            Verdict::GiveUp
+        }
         (Failure::ErrorEvent { .. }, Stage::AfterToken) => Verdict::PassThrough,
         (_, Stage::AfterToken) => Verdict::GiveUp,
         (Failure::ErrorEvent { code, engine_dead: false }, _) if code < 500 => Verdict::PassThrough,

@@ -3,8 +3,8 @@
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,20 +12,21 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::server::configuration::ServerConf;
+use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
 use super::lifecycle::{DrainEnd, Signals};
 use super::listener::{Connections, HyperApp, ServiceFor};
+use super::upgrade::{Meeting, reserve};
 use super::watch::Tasks;
-use super::{AccessLogFormat, Handle, Options, Source, StartError, reserve};
+use super::{AccessLogFormat, Handle, Options, Source, StartError};
 use crate::admin::{self, Admin};
 use crate::clock::Clock;
 use crate::config::model::Config;
 use crate::fleet::controller::{Controller, Settings};
-use crate::proxy::{Parts, Proxy, Readiness};
+use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
 use crate::telemetry::Telemetry;
 use crate::telemetry::log::{AccessLog, Format};
 use crate::upstream::{Limits, Upstream};
@@ -57,6 +58,7 @@ pub(super) struct Common {
     pub(super) access_log: AccessLog,
     pub(super) clock: Clock,
     pub(super) draining: Arc<AtomicBool>,
+    shutdown: Shutdown,
     listening: Arc<AtomicBool>,
 }
 
@@ -75,6 +77,7 @@ impl Common {
             telemetry,
             clock,
             draining: Arc::new(AtomicBool::new(false)),
+            shutdown: Shutdown::default(),
             listening: Arc::new(AtomicBool::new(false)),
         })
     }
@@ -124,6 +127,7 @@ impl Common {
             access_log: self.access_log.clone(),
             clock: self.clock.clone(),
             ready: self.readiness(),
+            shutdown: self.shutdown.clone(),
         })
     }
 }
@@ -143,14 +147,24 @@ fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog,
 /// # Errors
 /// An address cannot be listened on, or a listener does not come up in time.
 pub fn start(options: Options) -> Result<Handle, StartError> {
-    let Options { mut config, source, access_log, signals } = options;
-    config.listen.address = reserve(config.listen.address, "listen.address")?;
-    config.admin.address = reserve(config.admin.address, "admin.address")?;
+    let Options { mut config, source, access_log, signals, upgrade } = options;
+    let (requests_in_use, admin_in_use);
+    (config.listen.address, requests_in_use) = reserve(config.listen.address, "listen.address", upgrade)?;
+    (config.admin.address, admin_in_use) = reserve(config.admin.address, "admin.address", upgrade)?;
+    let inherits = requests_in_use || admin_in_use;
+    let meeting = Meeting::new(config.listen.upgrade_socket.as_deref(), config.listen.address);
+    if inherits {
+        let socket = || meeting.socket().to_owned();
+        meeting.prepare().map_err(|error| StartError::Meeting { socket: socket(), error })?;
+    }
     let (data, admin) = (config.listen.address, config.admin.address);
     let common = Arc::new(Common::new(&config, access_log)?);
     let listening = Arc::clone(&common.listening);
-    let server = build(config, source, signals, common);
+    let (taken_over, handed_over) = mpsc::channel();
+    let way = Way { signals, meeting, inherits, taken_over };
+    let server = build(config, source, way, common);
     let thread = std::thread::Builder::new().name("server".into()).spawn(server).map_err(StartError::Thread)?;
+    handed_over.recv().map_err(|_| StartError::NotHandedOver)?;
     for address in [data, admin] {
         await_listener(address)?;
     }
@@ -158,16 +172,36 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
     Ok(Handle { data, admin, thread })
 }
 
+/// How a server starts and ends.
+struct Way {
+    signals: bool,
+    meeting: Meeting,
+    /// Its listening sockets are another process's, to be handed over.
+    inherits: bool,
+    /// Told once they are.
+    taken_over: mpsc::Sender<()>,
+}
+
 /// The work of the server's thread. pingora's services are made on it, since they are not all `Send` once built.
-fn build(config: Config, source: Source, signals: bool, common: Arc<Common>) -> impl FnOnce() + Send {
+fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl FnOnce() + Send {
     move || {
+        let Way { signals, meeting, inherits, taken_over } = way;
         let connections = Connections::default();
         let conf = ServerConf {
             grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
             graceful_shutdown_timeout_seconds: Some(0),
+            upgrade_sock: meeting.socket().display().to_string(),
             ..ServerConf::default()
         };
-        let mut server = Server::new_with_opt_and_conf(None, conf);
+        let mut server = Server::new_with_opt_and_conf(Opt { upgrade: inherits, ..Opt::default() }, conf);
+        if inherits {
+            let socket = meeting.socket().display();
+            tracing::info!(%socket, "waiting for the listening sockets: send SIGQUIT to the process that has them");
+            // Ends the process if nobody comes.
+            server.bootstrap();
+        }
+        // Who waits for it is there, or has given up.
+        _ = taken_over.send(());
         let proxy = common.proxy();
         let app = HyperApp::new(proxy, &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone());
@@ -179,13 +213,19 @@ fn build(config: Config, source: Source, signals: bool, common: Arc<Common>) -> 
         if signals {
             let log = common.access_log.clone();
             let before_exit = Box::new(move || flush(&log));
-            let end = DrainEnd { connections, drain: config.listen.drain.clone(), before_exit };
+            let end = DrainEnd {
+                connections,
+                limit: config.listen.drain.limit,
+                shutdown: common.shutdown.clone(),
+                before_exit,
+            };
             server.add_service(background_service("drain", end));
         }
         let shutdown_signal = Box::new(Signals {
             draining: Arc::clone(&common.draining),
             ready_delay: config.listen.drain.ready_delay,
             listen: signals,
+            meeting,
         });
         server.run(RunArgs { shutdown_signal });
         flush(&common.access_log);

@@ -1,5 +1,7 @@
-//! How the process ends. SIGTERM and SIGQUIT drain: not ready, then (after `ready_delay`) the listeners close, then the
-//! process exits when the last client connection ends and never later than the limit. SIGINT ends at once.
+//! How the process ends. SIGTERM drains: not ready, then (after `ready_delay`) the listeners close, then the
+//! process exits when the last client connection ends; at the limit what is left gets an error and is cut. SIGINT ends at once.
+//! SIGQUIT hands the listening sockets to a new process, accepts for another five seconds beside it, and then drains; without a
+//! new process it changes nothing.
 //!
 //! pingora would sleep its whole grace period even with nothing left to do, so the exit is ours.
 
@@ -13,10 +15,15 @@ use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::listener::Connections;
-use crate::config::model::Drain;
+use super::upgrade::Meeting;
+use crate::proxy::Shutdown;
 
 /// How often a drain looks whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long a new process may take until it waits for the listening sockets.
+const SUCCESSOR: Duration = Duration::from_secs(3);
+/// How long those past the limit have to read that they are cut.
+const TELLING: Duration = Duration::from_secs(1);
 
 /// Says when pingora shall stop.
 pub(super) struct Signals {
@@ -24,6 +31,20 @@ pub(super) struct Signals {
     pub(super) ready_delay: Duration,
     /// Off where the process is not ours alone (the demo).
     pub(super) listen: bool,
+    /// Where a new process waits for the listening sockets.
+    pub(super) meeting: Meeting,
+}
+
+impl Signals {
+    /// Whether a new process waits for the listening sockets; one that was started a moment ago gets its moment.
+    async fn is_succeeded(&self) -> bool {
+        let attended = async {
+            while !self.meeting.is_attended() {
+                tokio::time::sleep(LOOK * 5).await;
+            }
+        };
+        tokio::time::timeout(SUCCESSOR, attended).await.is_ok()
+    }
 }
 
 #[async_trait]
@@ -35,10 +56,23 @@ impl ShutdownSignalWatch for Signals {
         let handler = |kind| signal(kind).expect("a handler for a catchable signal can be installed");
         let (mut term, mut quit) = (handler(SignalKind::terminate()), handler(SignalKind::quit()));
         let mut interrupt = handler(SignalKind::interrupt());
-        tokio::select! {
-            _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
-            _ = term.recv() => {}
-            _ = quit.recv() => {}
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = term.recv() => break,
+                _ = quit.recv() => {}
+            }
+            let succeeded = tokio::select! {
+                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = term.recv() => break,
+                succeeded = self.is_succeeded() => succeeded,
+            };
+            let socket = self.meeting.socket().display();
+            if succeeded {
+                tracing::info!(%socket, "handing the listening sockets to the new process");
+                return ShutdownSignal::GracefulUpgrade;
+            }
+            tracing::error!(%socket, "SIGQUIT, but no process waits there: start it with --upgrade; serving on");
         }
         self.draining.store(true, Ordering::Release);
         tracing::info!(ready_delay = ?self.ready_delay, "draining: not ready any more");
@@ -52,9 +86,19 @@ impl ShutdownSignalWatch for Signals {
 /// Ends the process once a drain is over.
 pub(super) struct DrainEnd {
     pub(super) connections: Connections,
-    pub(super) drain: Drain,
+    pub(super) limit: Duration,
+    /// Tells those that are under way when the limit is over.
+    pub(super) shutdown: Shutdown,
     /// Run before the exit: what is buffered must reach the log.
     pub(super) before_exit: Box<dyn Fn() + Send + Sync>,
+}
+
+impl DrainEnd {
+    async fn all_ended(&self) {
+        while self.connections.load(Ordering::Acquire) > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
 }
 
 #[async_trait]
@@ -63,25 +107,24 @@ impl BackgroundService for DrainEnd {
         if shutdown.wait_for(|stop| *stop).await.is_err() {
             return;
         }
-        let over = async {
-            while self.connections.load(Ordering::Acquire) > 0 {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
         let mut interrupt = signal(SignalKind::interrupt()).expect("a handler for a catchable signal can be installed");
         let over = async {
             tokio::select! {
-                () = over => {}
+                () = self.all_ended() => {}
                 _ = interrupt.recv() => tracing::warn!("interrupted: the drain is cut short"),
             }
         };
-        match tokio::time::timeout(self.drain.limit, over).await {
+        match tokio::time::timeout(self.limit, over).await {
             Ok(()) if self.connections.load(Ordering::Acquire) > 0 => {}
             Ok(()) => tracing::info!("drained: every client connection has ended"),
-            Err(_) => tracing::warn!(
-                connections = self.connections.load(Ordering::Acquire),
-                "listen.drain.limit is over: what is left is cut"
-            ),
+            Err(_) => {
+                let connections = self.connections.load(Ordering::Acquire);
+                tracing::warn!(connections, "listen.drain.limit is over: what is left is told and cut");
+                self.shutdown.begin();
+                if tokio::time::timeout(TELLING, self.all_ended()).await.is_err() {
+                    tracing::warn!("some clients do not read what they are told");
+                }
+            }
         }
         (self.before_exit)();
         std::process::exit(0);

@@ -6,9 +6,10 @@ mod conn;
 mod ear;
 mod lifecycle;
 mod listener;
+mod upgrade;
 mod watch;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use self::assemble::start;
@@ -53,6 +54,8 @@ pub struct Options {
     pub access_log: AccessLogFormat,
     /// Whether SIGTERM, SIGQUIT, SIGINT and SIGHUP are the server's; a drain then ends the process.
     pub signals: bool,
+    /// Whether to take the listening sockets over from the process that has them, if one does.
+    pub upgrade: bool,
 }
 
 /// Why a server did not start.
@@ -68,6 +71,17 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// There is no safe place to take the listening sockets over.
+    #[error("cannot wait for the listening sockets at {}: {error}", socket.display())]
+    Meeting {
+        /// The socket's path.
+        socket: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The running process did not hand its listening sockets over.
+    #[error("the listening sockets were not handed over")]
+    NotHandedOver,
     /// A listener did not answer in time after the start.
     #[error("the listener on {0} did not come up in time")]
     Silent(SocketAddr),
@@ -94,11 +108,4 @@ impl Handle {
         // A panic of the server's thread was printed by its own hook.
         drop(self.thread.join());
     }
-}
-
-/// Makes sure that an address can be bound, as pingora would retry for 30 s and then live on without the listener; a port of
-/// 0 becomes a free one.
-fn reserve(address: SocketAddr, key: &'static str) -> Result<SocketAddr, StartError> {
-    let listener = TcpListener::bind(address).map_err(|error| StartError::Bind { address, key, error })?;
-    listener.local_addr().map_err(|error| StartError::Bind { address, key, error })
 }

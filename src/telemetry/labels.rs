@@ -174,6 +174,7 @@ pub(super) fn failure_labels() -> Vec<&'static str> {
         Failure::Idle,
         Failure::Truncated,
         Failure::Deadline,
+        Failure::Shutdown,
         Failure::ClientLeft,
     ];
     labels_of(&all, Failure::label)
@@ -196,6 +197,7 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
         Refusal::NoBackend(none()),
         Refusal::WaitRoomFull(none()),
         Refusal::WaitTimeout(none()),
+        Refusal::ShuttingDown,
         Refusal::Internal,
     ];
     all.iter().map(Refusal::kind).collect()
@@ -204,8 +206,13 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
 /// Those that it can end with after an attempt on a backend, which then has them.
 pub(super) fn later_refusal_labels() -> Vec<&'static str> {
     let none = String::new;
-    let all =
-        [Refusal::NoBackend(none()), Refusal::WaitRoomFull(none()), Refusal::WaitTimeout(none()), Refusal::Internal];
+    let all = [
+        Refusal::NoBackend(none()),
+        Refusal::WaitRoomFull(none()),
+        Refusal::WaitTimeout(none()),
+        Refusal::ShuttingDown,
+        Refusal::Internal,
+    ];
     all.iter().map(Refusal::kind).collect()
 }
 
@@ -218,14 +225,15 @@ mod tests {
         match failure {
             Failure::Connect | Failure::Reused | Failure::Died | Failure::ServerError(_) | Failure::Busy { .. } => {}
             Failure::Misconfigured(_) | Failure::ErrorEvent { .. } | Failure::FirstToken | Failure::Idle => {}
-            Failure::Truncated | Failure::Deadline | Failure::ClientLeft => {}
+            Failure::Truncated | Failure::Deadline | Failure::Shutdown | Failure::ClientLeft => {}
             Failure::Stalled | Failure::ListenerGone => {}
         }
         match refusal {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized | Refusal::PathNotAllowed { .. } => {}
             Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) | Refusal::BodyTimeout(_) => {}
             Refusal::TooLarge(_) | Refusal::Encoded(_) | Refusal::BodiesFull | Refusal::NoBackend(_) => {}
-            Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } | Refusal::Internal => {}
+            Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } => {}
+            Refusal::ShuttingDown | Refusal::Internal => {}
         }
     }
 

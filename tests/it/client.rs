@@ -183,6 +183,11 @@ impl Conn {
             && read.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 
+    /// Waits for the first byte of what comes next; false where that is the end.
+    pub(crate) fn has_something(&mut self) -> bool {
+        !self.buffer.is_empty() || self.fill()
+    }
+
     /// Reads to the end of the connection and says how long that took.
     pub(crate) fn closed(&mut self) -> Duration {
         let started = Instant::now();

@@ -134,7 +134,8 @@ impl Harness {
         args.extend(self.args);
         let dir = Arc::new(self.dir);
         for _ in 0..3 {
-            let mut forebay = Forebay::spawn(&args, &self.env, Arc::clone(&dir), config.clone());
+            let ports = [free_port(), free_port()];
+            let mut forebay = Forebay::spawn(args.clone(), &self.env, ports, Arc::clone(&dir), config.clone());
             if forebay.listens() {
                 return forebay;
             }
@@ -154,9 +155,11 @@ pub(crate) struct Forebay {
     pub(crate) admin: SocketAddr,
     /// Its config file, which a test may rewrite.
     pub(crate) config: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
     log: Lines,
     access: Lines,
-    _dir: Arc<TempDir>,
+    dir: Arc<TempDir>,
 }
 
 type Lines = Arc<Mutex<Vec<String>>>;
@@ -173,11 +176,16 @@ fn collect(from: impl Read + Send + 'static) -> Lines {
 }
 
 impl Forebay {
-    fn spawn(args: &[String], env: &[(String, String)], dir: Arc<TempDir>, config: PathBuf) -> Forebay {
-        let own = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let (address, admin) = (own(free_port()), own(free_port()));
+    fn spawn(
+        args: Vec<String>,
+        env: &[(String, String)],
+        ports: [u16; 2],
+        dir: Arc<TempDir>,
+        config: PathBuf,
+    ) -> Forebay {
+        let [address, admin] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .args(args)
+            .args(&args)
             .args(["--listen", &address.to_string(), "--admin", &admin.to_string(), "--threads", "1"])
             .args(["--access-log", "json"])
             .envs(env.iter().map(|(name, value)| (name, value)))
@@ -189,10 +197,21 @@ impl Forebay {
             .unwrap();
         let log = collect(child.stderr.take().unwrap());
         let access = collect(child.stdout.take().unwrap());
-        Forebay { child, address, admin, config, log, access, _dir: dir }
+        Forebay { child, address, admin, config, args, env: env.to_vec(), log, access, dir }
     }
 
-    fn listens(&mut self) -> bool {
+    /// Another process with the same arguments and these, on the same addresses.
+    pub(crate) fn another(&self, more: &[&str]) -> Forebay {
+        let mut args = self.args.clone();
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        let ports = [self.address.port(), self.admin.port()];
+        let mut another = Forebay::spawn(args, &self.env, ports, Arc::clone(&self.dir), self.config.clone());
+        another.args.clone_from(&self.args);
+        another
+    }
+
+    /// Waits until it listens; false if it ended instead.
+    pub(crate) fn listens(&mut self) -> bool {
         eventually("forebay listens", || {
             if self.child.try_wait().unwrap().is_some() {
                 return Some(false);
@@ -287,6 +306,11 @@ impl Forebay {
     /// Waits for its end.
     pub(crate) fn exit(&mut self, limit: Duration) -> ExitStatus {
         eventually_within(limit, "forebay exits", || self.child.try_wait().unwrap())
+    }
+
+    /// Whether it has not ended yet.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Memory that it holds, in KiB.

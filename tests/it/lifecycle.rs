@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 
-use crate::client::{Conn, End, on_h2, post};
+use crate::client::{Conn, End, on_h2, post, read_h2};
 use crate::harness::{DEADLINE, Forebay, Harness, eventually, eventually_within, ms};
 use crate::mock::{CHAT, DONE, Gate, Mock, Script, Step, answer, chunk, last_chunk, stream_head, token};
 
@@ -72,7 +72,7 @@ fn a_wrong_config_is_exit_2_and_a_port_of_0_is_a_free_one() {
 #[test]
 fn sigterm_with_nothing_running_ends_at_once() {
     let mock = Mock::start();
-    for signal in ["TERM", "QUIT", "INT"] {
+    for signal in ["TERM", "INT"] {
         let mut forebay = Harness::new().pool("tiny", &[&mock]).start();
         // An idle kept-alive connection is nothing running.
         let mut client = forebay.open();
@@ -132,18 +132,66 @@ fn while_the_ready_delay_runs_requests_are_served_and_readiness_is_off() {
 }
 
 #[test]
-fn the_drain_limit_cuts_what_is_left() {
-    let mock = Mock::playing(vec![stream_head(), chunk(token("Hi")), Step::AwaitClose]);
+fn at_the_drain_limit_each_that_is_left_is_told_in_its_apis_form_and_cut() {
+    let mock = Mock::replying(|seen| {
+        let first = match seen.target.as_str() {
+            "/v1/messages" => "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{}}\n\n".to_owned(),
+            _ => token("Hi"),
+        };
+        let whole = !seen.text().contains("stream");
+        if whole { vec![Step::AwaitClose] } else { vec![stream_head(), chunk(first), Step::AwaitClose] }
+    });
     let drain = "[listen]\ndrain = { limit = \"500ms\" }";
-    let mut forebay = Harness::new().config(drain).pool("tiny", &[&mock]).start();
-    let mut client = open_stream(&forebay);
+    let limit = "backend_max_in_flight = 3";
+    let mut forebay = Harness::new().config(drain).pool_with("tiny", limit, &[&mock]).start();
+    let mut chat = open_stream(&forebay);
+    let mut messages = forebay.open();
+    messages.send(&post("/v1/messages", &[], STREAM.as_bytes()));
+    messages.until("message_start");
+    let mut unary = forebay.open();
+    unary.send(&post(PATH, &[], UNARY.as_bytes()));
+    mock.await_requests(3);
+    let mut waits = forebay.open();
+    waits.send(&post(PATH, &[], STREAM.as_bytes()));
+    eventually("it waits", || (forebay.metric("forebay_waiting", &[]) == 1.0).then_some(()));
     let started = Instant::now();
     forebay.signal("TERM");
+    for client in [&mut unary, &mut waits] {
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.header("retry-after"), answer.end), (503, Some("1"), End::Whole));
+        assert_eq!(answer.json()["error"]["type"], "forebay_shutting_down");
+    }
+    for (client, mark) in [(&mut chat, "data: {\"error\":"), (&mut messages, "event: error\ndata: {\"error\":")] {
+        let answer = client.answer();
+        assert_eq!(answer.end, End::Cut);
+        let text = answer.text();
+        assert!(text.contains(mark) && text.contains("shutdown") && !text.contains(DONE), "{text}");
+    }
     assert_eq!(forebay.exit(ms(4000)).code(), Some(0));
     assert!(started.elapsed() >= ms(500));
-    assert_eq!(client.answer().end, End::Cut);
-    mock.await_closes(1);
+    mock.await_closes(3);
+    assert_eq!(mock.seen().len(), 3, "who waited was sent nowhere");
     assert!(forebay.log().contains("listen.drain.limit"));
+    let mut outcomes: Vec<String> =
+        forebay.access().iter().map(|record| record["outcome"].as_str().unwrap().to_owned()).collect();
+    outcomes.sort();
+    assert_eq!(outcomes, ["forebay_shutting_down", "forebay_shutting_down", "shutdown", "shutdown"]);
+}
+
+#[test]
+fn at_the_drain_limit_an_h2_stream_gets_its_error_event_and_a_reset() {
+    let mock = Mock::playing(vec![stream_head(), chunk(token("Hi")), Step::AwaitClose]);
+    let drain = "[listen]\ndrain = { limit = \"300ms\" }";
+    let mut forebay = Harness::new().config(drain).pool("tiny", &[&mock]).start();
+    on_h2(forebay.address, 1 << 20, async |mut h2| {
+        let body = h2.post(PATH, STREAM).await.into_body();
+        forebay.signal("TERM");
+        let (bytes, end) = read_h2(body).await;
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains("data: {\"error\":") && text.contains("shutdown"), "{text}");
+        assert!(end.is_err(), "it ended well");
+    });
+    assert_eq!(forebay.exit(ms(4000)).code(), Some(0));
 }
 
 #[test]

@@ -25,5 +25,6 @@ mod requests;
 mod sim_faults;
 mod streams;
 mod stuck;
+mod upgrade;
 mod wait_room;
 mod watchdog;

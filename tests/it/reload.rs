@@ -186,6 +186,46 @@ fn a_key_that_waits_for_a_restart_is_named_and_the_rest_is_in_force() {
     assert_eq!(idle.ask(&post(CHAT_PATH, &[], STREAM.as_bytes())).status, 200);
 }
 
+/// Reloads under load, and how many of them are of bad files.
+fn many() -> (u32, u32) {
+    if std::env::var("FOREBAY_SIZE").is_ok_and(|size| size == "full") { (1000, 50) } else { (60, 6) }
+}
+
+#[test]
+fn many_reloads_under_load_with_bad_files_among_them_fail_no_request() {
+    let mocks = [(); 3].map(|()| Mock::start());
+    let [a, b, c] = &mocks;
+    let files = [pools(&[("one", 50, &[a, b]), ("two", 50, &[c])]), pools(&[("two", 30, &[c]), ("one", 70, &[a])])];
+    let forebay = Harness::new().pools(&files[1]).start();
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (total, bad) = many();
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(|| keep_asking(&forebay, &stop, &answered))).collect();
+        let (mut good, mut rejected) = (0, 0);
+        for round in 0..total {
+            if round % (total / bad) == 0 {
+                rejected += 1;
+                write(&forebay, &format!("{}nonsense_{round} = true\n", files[0]));
+                hup_until(&forebay, REJECTED, f64::from(rejected));
+            } else {
+                write(&forebay, &files[good as usize % 2]);
+                good += 1;
+                hup_until(&forebay, APPLIED, f64::from(good));
+            }
+        }
+        answers(&answered, 20);
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| client.join().expect("every answer was whole"));
+        assert_eq!((reloads(&forebay, APPLIED), reloads(&forebay, REJECTED)), (f64::from(good), f64::from(rejected)));
+        assert!(rejected >= bad);
+        println!("{total} reloads, {rejected} of bad files: {} answered, 0 failed", answered.load(Ordering::Relaxed));
+    });
+    let failed = forebay.access().iter().filter(|record| record["outcome"] != "success").count();
+    assert_eq!(failed, 0);
+    assert!(!forebay.log().contains("panicked"));
+}
+
 /// Streams that run over all reloads.
 const HELD: usize = 200;
 /// Sessions of the requests that come and go meanwhile.
