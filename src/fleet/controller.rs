@@ -312,6 +312,7 @@ impl Inner {
             cross_arm: config.cross_arm,
             max_in_flight: config.backend_max_in_flight,
             wait_room: config.wait_room,
+            telemetry: Arc::clone(&self.telemetry),
             unrouted: self.telemetry.backend(&config.model, NONE, NONE),
             split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),
             arms,

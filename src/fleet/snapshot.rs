@@ -19,6 +19,7 @@ use crate::routing::eligible::{Seat, Standing};
 use crate::routing::facts::ArmIndex;
 use crate::routing::policy::{LeastInflight, LeastTokens, P2c, Policy, PredictedTtft, RoundRobin};
 use crate::routing::split::Split;
+use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::BackendMetrics;
 use crate::units::BackendId;
 
@@ -139,6 +140,8 @@ pub struct Pool {
     pub wait_room: WaitRoom,
     /// The metric handles of requests that got no backend.
     pub unrouted: Arc<BackendMetrics>,
+    /// Panics of decisions for those that wait.
+    pub(super) telemetry: Arc<Telemetry>,
     pub(super) arms: Vec<Arm>,
     pub(super) members: Vec<Member>,
     pub(super) seats: Vec<Seat>,

@@ -19,6 +19,7 @@ use crate::clock::{Clock, Time};
 use crate::error::Refusal;
 use crate::routing::facts::{ArmIndex, RequestFacts};
 use crate::routing::wait_room::{Entered, LaneKey, Place, Step, WaitRoom};
+use crate::telemetry::labels::Panicked;
 use crate::units::BackendId;
 
 /// A request that wants a backend, and would wait for one.
@@ -239,6 +240,8 @@ impl Round {
         let now = waiter.clock.now();
         // A policy that panics costs one request its place, and not those behind it, nor, in a drop, the process.
         let sought = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            assert!(!PANICS.take(), "a bug of a policy");
             pool.seek_traced(gate, &waiter.facts, &waiter.tried, now, &mut waiter.rng, waiter.explain)
         }));
         let answer = match sought {
@@ -252,11 +255,20 @@ impl Round {
                 self.has_room = pool.has_room(gate);
                 return Step::Pass;
             }
-            Err(_) => Err(Refusal::Internal),
+            Err(_) => {
+                pool.telemetry.process.panicked(Panicked::Decision);
+                Err(Refusal::Internal)
+            }
         };
         self.has_room = pool.has_room(gate);
         Step::Serve(answer)
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The next decision for a waiter panics.
+    pub(super) static PANICS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// What a request found full.

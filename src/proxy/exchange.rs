@@ -19,6 +19,7 @@ use super::front::{CHANNEL, Front, Signs};
 use super::headers;
 use super::record::Record;
 use super::relay::{Document, Events, relay_unary, settle};
+use super::tell::AtPanic;
 use super::wire::{Deadlines, Wire};
 use super::work::Work;
 use crate::clock::Time;
@@ -169,6 +170,7 @@ impl Exchange {
         };
         let clock = self.shared.clock.clone();
         let shutdown = self.shared.shutdown.clone();
+        let _told = matches!(form, Form::Events(_)).then(|| AtPanic { api: self.work.api, tx: tx.clone() });
         let wire = Wire::new(body, (watch, ticket.pauses(), shutdown), tx, clock.clone(), deadlines);
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,

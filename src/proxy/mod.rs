@@ -61,7 +61,9 @@ use crate::error::{ErrorShape, Refusal, error_json};
 use crate::fleet::Fleet;
 use crate::fleet::controller::Controller;
 use crate::telemetry::Telemetry;
+use crate::telemetry::labels::Panicked;
 use crate::telemetry::log::AccessLog;
+use crate::telemetry::panics::caught;
 use crate::upstream::Upstream;
 
 /// Whether the process takes traffic; the text says why not.
@@ -172,7 +174,12 @@ where
             return Box::pin(std::future::ready(Ok(answer)));
         }
         let record = Record::new(&shared, self.client, &head);
-        Box::pin(async move { Ok(serve(shared, record, head, body).await) })
+        let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
+        Box::pin(async move {
+            let telemetry = Arc::clone(&shared.telemetry);
+            let served = caught(&telemetry, Panicked::Request, serve(shared, record, head, body)).await;
+            Ok(served.unwrap_or_else(|| internal_error(&request_id, shape)))
+        })
     }
 }
 
@@ -189,7 +196,9 @@ where
     };
     let (reply, answer) = oneshot::channel();
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
-    tokio::spawn(Exchange { shared, settings, work: *work, record }.run(reply));
+    let telemetry = Arc::clone(&shared.telemetry);
+    let exchange = Exchange { shared, settings, work: *work, record };
+    tokio::spawn(async move { caught(&telemetry, Panicked::Request, exchange.run(reply)).await });
     answer.await.unwrap_or_else(|_| internal_error(&request_id, shape))
 }
 
@@ -280,3 +289,6 @@ fn internal_error(request_id: &http::HeaderValue, shape: ErrorShape) -> Response
     response.headers_mut().insert(headers::REQUEST_ID, request_id.clone());
     response
 }
+
+#[cfg(test)]
+mod tests;

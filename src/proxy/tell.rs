@@ -1,8 +1,10 @@
 //! How a client learns of an error when its status is spent: an event in its API's own form.
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use super::attempt::RealAnswer;
+use super::body::Message;
 use crate::error::{ErrorShape, Failure, Refusal, error_json};
 use crate::stream::Api;
 
@@ -31,6 +33,22 @@ pub(super) fn of_answer(api: Api, answer: &RealAnswer) -> Option<Bytes> {
     }
 }
 
+/// The last word of a stream whose task panics: told on the way out, before its channel closes uncleanly.
+pub(super) struct AtPanic {
+    pub(super) api: Api,
+    pub(super) tx: mpsc::Sender<Message>,
+}
+
+impl Drop for AtPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(event) = of_refusal(self.api, &Refusal::Internal)
+        {
+            drop(self.tx.try_send(Message::Data(event)));
+        }
+    }
+}
+
 fn event(api: Api, status: u16, kind: &str, message: &str) -> Option<Bytes> {
     let json = match api {
         Api::Chat | Api::Completions | Api::Other => error_json(ErrorShape::OpenAi, status, kind, message),
@@ -48,5 +66,27 @@ fn framed(api: Api, json: &str) -> Option<Bytes> {
         Api::Chat | Api::Completions => Some(format!("data: {json}\n\n").into()),
         Api::Messages | Api::Responses => Some(format!("event: error\ndata: {json}\n\n").into()),
         Api::Other => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_the_middle_of_a_stream_is_told_and_ends_it_uncleanly() {
+        let (tx, mut messages) = mpsc::channel(8);
+        let panics = tokio::spawn(async move {
+            let _told = AtPanic { api: Api::Chat, tx: tx.clone() };
+            tx.send(Message::Data("data: 1\n\n".into())).await.unwrap();
+            assert!(tx.is_closed(), "a bug");
+        });
+        assert!(panics.await.unwrap_err().is_panic());
+        let mut text = String::new();
+        while let Some(message) = messages.recv().await {
+            let Message::Data(bytes) = message else { panic!("the end mark of a whole answer") };
+            text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        assert!(text.starts_with("data: 1\n\ndata: {\"error\"") && text.contains("forebay_internal"), "{text}");
     }
 }

@@ -16,12 +16,12 @@ use super::assemble::Common;
 use crate::config::diff::in_force;
 use crate::config::model::{Backend, Config, Health, Pool};
 use crate::fleet::controller::Settings;
-use crate::tasks::Pace;
 use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;
 use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
 use crate::tasks::watchdog::{Limit, Watch};
+use crate::tasks::{Pace, kept};
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {
@@ -110,12 +110,19 @@ impl BackgroundService for Tasks {
         }
         let (fleet, clock) = (self.common.controller.fleet().clone(), self.common.clock.clone());
         let pace = self.pace(|config| (config.scrape.interval, config.scrape.timeout));
-        tasks.spawn(Scraper { fleet, clock: clock.clone(), pace }.run());
+        let telemetry = &self.common.telemetry;
+        let scraper = Scraper { fleet, clock: clock.clone(), pace, telemetry: Arc::clone(telemetry) };
+        tasks.spawn(kept(Arc::clone(telemetry), move || scraper.clone().run()));
         let pace = self.pace(|config| (config.health.interval, config.health.timeout));
         let (controller, limit) = (Arc::clone(&self.common.controller), self.stall_limit());
-        tasks.spawn(Watch { controller, clock: clock.clone(), limit }.run());
+        let watch_clock = clock.clone();
+        tasks.spawn(kept(Arc::clone(telemetry), move || {
+            let (controller, clock, limit) = (Arc::clone(&controller), watch_clock.clone(), Arc::clone(&limit));
+            Watch { controller, clock, limit }.run()
+        }));
         let (controller, patience) = (Arc::clone(&self.common.controller), self.patience());
-        tasks.spawn(Prober { controller, clock, pace, patience }.run());
+        let prober = Prober { controller, clock, pace, patience, telemetry: Arc::clone(telemetry) };
+        tasks.spawn(kept(Arc::clone(telemetry), move || prober.clone().run()));
         self.spawn_source(&mut tasks, hup);
         // A drain ends with the process's own exit, and a fast end with the runtime's.
         let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && self.signals;

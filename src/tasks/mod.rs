@@ -21,6 +21,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::clock::{Clock, Time};
 use crate::config::model::BackendUrl;
 use crate::fleet::Fleet;
+use crate::telemetry::Telemetry;
+use crate::telemetry::labels::Panicked;
+use crate::telemetry::panics::caught;
 use crate::units::BackendId;
 
 /// How often something is done, and how long it may take; read anew each round, so that a reload changes it.
@@ -38,9 +41,12 @@ pub type PaceSource = Arc<dyn Fn() -> Pace + Send + Sync>;
 /// How often the snapshot is compared with what runs.
 const MEMBERSHIP: Duration = Duration::from_millis(200);
 
+/// From the panic of a task to its next beginning.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Keeps one task running for each backend of the snapshot: one starts when a backend comes and is ended when it leaves, and
-/// a hung one delays no other. Never returns; dropping it ends them all.
-async fn for_each_backend<F>(fleet: &Fleet, task: impl Fn(BackendId) -> F)
+/// a hung one delays no other, nor does one that panics, which begins anew. Never returns; dropping it ends them all.
+async fn for_each_backend<F>(fleet: &Fleet, telemetry: &Arc<Telemetry>, task: impl Fn(BackendId) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -56,7 +62,10 @@ where
             stays
         });
         for backend in snapshot.backends() {
-            running.entry(backend.id).or_insert_with(|| tasks.spawn(task(backend.id)));
+            running.entry(backend.id).or_insert_with(|| {
+                let (telemetry, task) = (Arc::clone(telemetry), task(backend.id));
+                tasks.spawn(async move { _ = caught(&telemetry, Panicked::Task, task).await })
+            });
         }
         while tasks.try_join_next().is_some() {}
         tokio::time::sleep(MEMBERSHIP).await;
@@ -69,6 +78,13 @@ async fn until_next(interval: Duration, started: Time, clock: &Clock) {
     let interval = interval.mul_f64(0.9 + 0.2 * fastrand::f64());
     let left = interval.saturating_sub(clock.now().since(started));
     tokio::time::sleep(left.max(interval / 10)).await;
+}
+
+/// Keeps a task going that is to run until it is dropped: one that panics begins anew a moment later.
+pub async fn kept<F: Future<Output = ()>>(telemetry: Arc<Telemetry>, task: impl Fn() -> F) {
+    while caught(&telemetry, Panicked::Task, task()).await.is_none() {
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// The address of a path on a backend.

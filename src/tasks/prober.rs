@@ -13,6 +13,7 @@ use crate::clock::{Clock, Time};
 use crate::fleet::Backend;
 use crate::fleet::alarm::REFUSALS_APART;
 use crate::fleet::controller::Controller;
+use crate::telemetry::Telemetry;
 use crate::telemetry::labels::ProbeFailure;
 use crate::units::BackendId;
 use crate::upstream::probe::{ProbeClient, ProbeError};
@@ -38,6 +39,8 @@ pub struct Prober {
     pub pace: PaceSource,
     /// How long a backend that is out may take for one token: as long as one that is in may show no progress.
     pub patience: Patience,
+    /// Where panics are counted.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// What came of asking `/health`.
@@ -55,7 +58,8 @@ impl Prober {
     /// Probes until it is dropped.
     pub async fn run(self) {
         let client = ProbeClient::knocking(Duration::from_secs(2));
-        for_each_backend(self.controller.fleet(), |id| self.clone().probe_one(id, client.clone())).await;
+        for_each_backend(self.controller.fleet(), &self.telemetry, |id| self.clone().probe_one(id, client.clone()))
+            .await;
     }
 
     async fn probe_one(self, id: BackendId, client: ProbeClient) {

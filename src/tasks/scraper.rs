@@ -1,6 +1,7 @@
 //! Scrapes the vLLM metrics of every backend, each in a task of its own, so that one that hangs delays no other. What fails
 //! is counted by reason, and the last good sample stays, with its age. It must never take a failed scrape for an idle backend.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -8,6 +9,7 @@ use tracing::{debug, info, warn};
 use super::{PaceSource, at, for_each_backend, until_next};
 use crate::clock::Clock;
 use crate::fleet::{Backend, Fleet, Sample, vllm_metrics};
+use crate::telemetry::Telemetry;
 use crate::telemetry::labels::ProbeFailure;
 use crate::units::BackendId;
 use crate::upstream::probe::{ProbeClient, ProbeError};
@@ -24,13 +26,15 @@ pub struct Scraper {
     pub clock: Clock,
     /// `scrape.interval` and `scrape.timeout`.
     pub pace: PaceSource,
+    /// Where panics are counted.
+    pub telemetry: Arc<Telemetry>,
 }
 
 impl Scraper {
     /// Scrapes until it is dropped.
     pub async fn run(self) {
         let client = ProbeClient::new(Duration::from_secs(2));
-        for_each_backend(&self.fleet, |id| self.clone().scrape_one(id, client.clone())).await;
+        for_each_backend(&self.fleet, &self.telemetry, |id| self.clone().scrape_one(id, client.clone())).await;
     }
 
     async fn scrape_one(self, id: BackendId, client: ProbeClient) {

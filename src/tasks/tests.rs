@@ -99,7 +99,12 @@ impl World {
     }
 
     fn scraper(&self) -> Scraper {
-        Scraper { fleet: self.controller.fleet().clone(), clock: self.clock.clone(), pace: World::pace() }
+        Scraper {
+            fleet: self.controller.fleet().clone(),
+            clock: self.clock.clone(),
+            pace: World::pace(),
+            telemetry: Arc::new(Telemetry::new()),
+        }
     }
 
     fn prober(&self) -> Prober {
@@ -108,6 +113,7 @@ impl World {
             clock: self.clock.clone(),
             pace: World::pace(),
             patience: Arc::new(|| Duration::from_millis(200)),
+            telemetry: Arc::new(Telemetry::new()),
         }
     }
 
@@ -231,4 +237,17 @@ async fn backends_are_discovered_as_they_come_up() {
     let last = applied.lock().unwrap().pop().unwrap();
     assert_eq!((last.len(), last[0].model.as_str(), last[0].arms[0].backends.len()), (1, "m", 2));
     assert_eq!(last[0].arms[0].backends[0].url, late.url);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_panics_begins_anew_and_is_counted() {
+    let (telemetry, begun) = (Arc::new(Telemetry::new()), Arc::new(std::sync::atomic::AtomicU32::new(0)));
+    let count = Arc::clone(&begun);
+    let task = tokio::spawn(kept(Arc::clone(&telemetry), move || {
+        let before = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        async move { assert!(before >= 2, "a bug") }
+    }));
+    task.await.unwrap();
+    assert_eq!(begun.load(std::sync::atomic::Ordering::Relaxed), 3);
+    assert!(telemetry.render(&[], &[]).contains("forebay_panics_total{where=\"task\"} 2"));
 }

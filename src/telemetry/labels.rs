@@ -103,6 +103,18 @@ label_enum! {
 }
 
 label_enum! {
+    /// What a panic ended.
+    Panicked {
+        /// One request.
+        Request = "request",
+        /// The decision for one request in the wait room.
+        Decision = "decision",
+        /// A round of a background task, which then begins anew.
+        Task = "task",
+    }
+}
+
+label_enum! {
     /// Where a count of output tokens comes from.
     TokenSource {
         /// The backend's `usage`: exact.

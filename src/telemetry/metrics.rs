@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-pub use super::labels::{AbortPhase, BackendState, Ejection, Outcome, ProbeFailure, Reload, TokenSource};
+pub use super::labels::{AbortPhase, BackendState, Ejection, Outcome, Panicked, ProbeFailure, Reload, TokenSource};
 use super::labels::{failure_labels, labels_of, later_refusal_labels, refusal_labels};
 use super::recorder::{Def, Kind, Registry};
 use crate::error::Failure;
@@ -79,6 +79,7 @@ defs! {
     BODY_READ = "forebay_body_read_seconds", Kind::Histogram(BODY_EDGES), "Request head parsed to request body read; a part of TTFT.";
     CONNECTIONS = "forebay_connections", Kind::Gauge, "Client connections open.";
     CONFIG_RELOADS = "forebay_config_reloads_total", Kind::Counter, "Times a new configuration was read, by result.";
+    PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
     LOG_DROPPED = "forebay_access_log_dropped_total", Kind::Counter, "Access log lines dropped because their reader did not keep up.";
     BUILD_INFO = "forebay_build_info", Kind::Gauge, "1; the version is a label.";
     PROCESS_CPU = "process_cpu_seconds_total", Kind::Counter, "Total user and system CPU time spent in seconds.";
@@ -229,6 +230,7 @@ pub struct ProcessMetrics {
     /// Access log lines dropped.
     pub log_dropped: Counter,
     reloads: ByLabel,
+    panics: ByLabel,
     /// Held so that the series stays.
     _build_info: Gauge,
 }
@@ -236,6 +238,7 @@ pub struct ProcessMetrics {
 impl ProcessMetrics {
     pub(crate) fn new(registry: &Registry) -> ProcessMetrics {
         let reload = |value: &Reload| (value.label(), registry.counter(&CONFIG_RELOADS, &[("result", value.label())]));
+        let panic = |value: &Panicked| (value.label(), registry.counter(&PANICS, &[("where", value.label())]));
         let build_info = registry.gauge(&BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]);
         build_info.set(1.0);
         ProcessMetrics {
@@ -244,8 +247,14 @@ impl ProcessMetrics {
             connections: registry.gauge(&CONNECTIONS, &[]),
             log_dropped: registry.counter(&LOG_DROPPED, &[]),
             reloads: ByLabel(Reload::ALL.iter().map(reload).collect()),
+            panics: ByLabel(Panicked::ALL.iter().map(panic).collect()),
             _build_info: build_info,
         }
+    }
+
+    /// A panic was caught.
+    pub fn panicked(&self, place: Panicked) {
+        self.panics.add(place.label(), 1);
     }
 
     /// The configuration was read again.

@@ -6,6 +6,7 @@ pub mod labels;
 pub mod live;
 pub mod log;
 pub mod metrics;
+pub mod panics;
 mod process;
 pub mod recorder;
 pub mod trace;

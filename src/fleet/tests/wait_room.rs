@@ -293,3 +293,31 @@ fn who_was_held_up_for_a_larger_request_goes_on_when_that_leaves() {
     drop(large);
     drop((served(&mut small), held));
 }
+
+#[test]
+fn a_decision_that_panics_costs_one_waiter_its_place_and_the_next_is_served() {
+    let clock = ManualClock::default().clock();
+    let controller = controller(limited(1, vec![arm("a", &[1])]));
+    let first = ticket(ask(&controller, &facts(), &clock));
+    let [mut one, mut two] = [0; 2].map(|_| waiting(ask(&controller, &facts(), &clock)));
+    crate::fleet::waiting::PANICS.set(true);
+    drop(first);
+    assert_eq!(poll(&mut one).unwrap().err(), Some(Refusal::Internal));
+    drop(served(&mut two));
+    assert_eq!((room(&controller), in_flight(&controller, at(1))), (0, 0));
+}
+
+#[test]
+fn a_thread_that_panics_gives_its_ticket_back_and_who_waits_is_served() {
+    let clock = ManualClock::default().clock();
+    let controller = controller(limited(1, vec![arm("a", &[1])]));
+    let held = ticket(ask(&controller, &facts(), &clock));
+    let mut waits = waiting(ask(&controller, &facts(), &clock));
+    let panics = std::thread::spawn(move || {
+        let _held = held;
+        panic!("a bug");
+    });
+    assert!(panics.join().is_err());
+    drop(served(&mut waits));
+    assert_eq!((room(&controller), in_flight(&controller, at(1))), (0, 0));
+}
