@@ -228,6 +228,8 @@ impl Pool {
         let backend = &self.members[usize::from(row.member)].backend;
         let turn = gate.turn;
         let slot = backend.load.slot();
+        gate.pace.dispatch(now);
+        let lived = gate.pace.lived(now);
         let numbers = gate.slots.get_mut(slot);
         let lease = numbers.enter(
             Entry {
@@ -240,6 +242,7 @@ impl Pool {
                 turn,
             },
             now,
+            lived,
         );
         let sent = numbers.sent_tokens();
         gate.affinity.note(facts, row.id, u32::try_from(slot).unwrap_or(u32::MAX), sent);
@@ -298,6 +301,7 @@ impl Pool {
             admitted: &gate.admitted,
             mean_prompt: gate.mean_prompt(now),
             now,
+            lived: gate.pace.lived(now),
         };
         rows.prepare(wanted, &gate.slots);
         rows.claim(facts, &gate.affinity);

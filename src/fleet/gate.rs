@@ -9,7 +9,7 @@ use super::waiting::Room;
 use crate::clock::Time;
 use crate::config::model::Affinity;
 use crate::routing::affinity::Table;
-use crate::routing::estimate::{DecayedRatio, PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT, PROMPT_TAU};
+use crate::routing::estimate::{DecayedRatio, PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT, PROMPT_TAU, Pace};
 use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
 
@@ -30,6 +30,8 @@ pub(super) struct Gate {
     pub(super) budget: Bucket,
     /// Requests for which no backend has room.
     pub(super) room: Room,
+    /// The pool's own time.
+    pub(super) pace: Pace,
     prompts: DecayedRatio,
 }
 
@@ -43,6 +45,7 @@ impl Gate {
             turn: 0,
             budget,
             room: Room::default(),
+            pace: Pace::default(),
             prompts: DecayedRatio::default(),
         }
     }

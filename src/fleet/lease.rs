@@ -27,6 +27,8 @@ pub(super) struct Lease {
     pub(super) raw: f64,
     pub(super) dispatched: Time,
     pub(super) last_event: Time,
+    /// What the backend had prefilled for this proxy at the last event, in tokens.
+    pub(super) prefilled: u64,
 }
 
 /// What an attempt brings.

@@ -23,7 +23,7 @@ use crate::error::{Blame, Failure};
 use crate::routing::affinity::{BLOCK, Worth};
 use crate::routing::candidate::{Candidate, Foreign, Head};
 use crate::routing::cost::Shape;
-use crate::routing::estimate::{DecayedRate, DecayedRatio, GAP_POOL_TAU, GAP_TAU, TTFT_TAU};
+use crate::routing::estimate::{DecayedRate, DecayedRatio, GAP_POOL_TAU, GAP_TAU, Pace, TtftRatio};
 use crate::routing::facts::Kind;
 use crate::units::BackendId;
 
@@ -50,7 +50,9 @@ pub(super) struct Numbers {
     kv_tokens: u64,
     waiting: PrefillQueue,
     last_first_token: Time,
-    ttft: DecayedRatio,
+    /// Uncached prompt tokens of all streams that got their first token.
+    prefilled: u64,
+    ttft: TtftRatio,
     gap: DecayedRatio,
     done: DecayedRate,
     backoff: Backoff,
@@ -82,9 +84,10 @@ impl Load {
 
     /// The same for what may make room, or change who may have it: whoever waits for that is served before the gate opens.
     /// An attempt's success needs none of it, since its end follows.
-    fn change<T>(&self, act: impl FnOnce(&mut Numbers) -> T) -> T {
+    fn change<T>(&self, act: impl FnOnce(&mut Numbers, Pace) -> T) -> T {
         let mut gate = locked(&self.gate);
-        let value = act(gate.slots.get_mut(self.slot));
+        let pace = gate.pace;
+        let value = act(gate.slots.get_mut(self.slot), pace);
         let served = gate.serve_waiters();
         drop(gate);
         served.deliver();
@@ -108,7 +111,7 @@ impl Load {
     /// was on trial and has passed.
     pub(super) fn first_token(&self, lease: &mut Lease, now: Time) -> bool {
         let is_first = lease.kind == Kind::Stream && lease.phase == Phase::Prefill;
-        is_first && self.change(|numbers| numbers.first_token(lease, now))
+        is_first && self.change(|numbers, pace| numbers.first_token(lease, now, pace.lived(now)))
     }
 
     /// A later event of a stream.
@@ -120,12 +123,14 @@ impl Load {
 
     /// The attempt succeeded. Whether the backend was on trial and has passed.
     pub(super) fn succeed(&self, lease: &Lease, now: Time) -> bool {
-        self.with(|numbers| numbers.succeed(lease, now))
+        let mut gate = locked(&self.gate);
+        let lived = gate.pace.lived(now);
+        gate.slots.get_mut(self.slot).succeed(lease, now, lived)
     }
 
     /// Gives back what the attempt took. Needs no time, so that a drop can do it.
     pub(super) fn end(&self, lease: &Lease) {
-        self.change(|numbers| numbers.end(lease));
+        self.change(|numbers, _| numbers.end(lease));
     }
 
     /// A scrape came in. What it shows beyond our own in-flight *at this instant* is others' load, until it is stale.
@@ -163,7 +168,8 @@ impl Numbers {
             kv_tokens: 0,
             waiting: PrefillQueue::new(),
             last_first_token: Time::ZERO,
-            ttft: DecayedRatio::default(),
+            prefilled: 0,
+            ttft: TtftRatio::default(),
             gap: DecayedRatio::default(),
             done: DecayedRate::default(),
             backoff: Backoff::default(),
@@ -180,9 +186,10 @@ impl Numbers {
         }
     }
 
-    /// The row of this backend. `mean_prompt` is what a foreign waiting request is taken for, in tokens.
+    /// The row of this backend. `mean_prompt` is what a foreign waiting request is taken for, in tokens; `lived` is `now` in the
+    /// pool's time.
     #[inline]
-    pub(super) fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time) -> Candidate {
+    pub(super) fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time, lived: Time) -> Candidate {
         let scrape = self.fresh(now);
         Candidate {
             id,
@@ -200,7 +207,7 @@ impl Numbers {
             }),
             head: self.head(),
             done_per_second: self.done.read(now),
-            ttft: self.ttft.read(now, TTFT_TAU),
+            ttft: self.ttft.read(lived),
             gap: self.gap.read(now, GAP_TAU),
             gap_slow: self.gap.read(now, GAP_POOL_TAU),
             k: 1.0,
@@ -235,7 +242,8 @@ impl Numbers {
     }
 
     /// An attempt goes out. What it takes is given back by `end`, through the lease.
-    pub(super) fn enter(&mut self, entry: Entry, now: Time) -> Lease {
+    pub(super) fn enter(&mut self, entry: Entry, now: Time, lived: Time) -> Lease {
+        self.ttft.dispatch(lived);
         let attempt = self.next;
         self.next += 1;
         self.turn = entry.turn;
@@ -263,22 +271,26 @@ impl Numbers {
             raw: entry.raw,
             dispatched: now,
             last_event: now,
+            prefilled: 0,
         }
     }
 
-    fn first_token(&mut self, lease: &mut Lease, now: Time) -> bool {
+    fn first_token(&mut self, lease: &mut Lease, now: Time, lived: Time) -> bool {
         self.end_prefill(lease);
         self.decoding += lease.sequences;
         self.progress += 1;
         lease.phase = Phase::Decode;
         lease.last_event = now;
+        self.prefilled += u64::from(lease.tokens);
+        lease.prefilled = self.prefilled;
         self.last_first_token = self.last_first_token.max(now);
-        self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, now, TTFT_TAU);
+        self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, lived);
         self.worth.claimed(lease.claimed);
         self.backoff.success(lease.attempt)
     }
 
-    /// Its gap is a step time if the client was reading and the attempt is one sequence (several take turns in one step).
+    /// Its gap is a step time if the client was reading and the attempt is one sequence (several take turns in one step). What was
+    /// prefilled in the step is expected too: else busy backends look slow, and equal ones do not share evenly.
     fn event(&mut self, lease: &mut Lease, now: Time, client_blocked: bool) {
         self.kv_tokens += 1;
         self.sent_tokens += 1;
@@ -286,13 +298,15 @@ impl Numbers {
         lease.kv_tokens += 1;
         if !client_blocked && lease.sequences == 1 {
             let foreign = self.fresh(now).map_or(0.0, |scrape| scrape.running);
-            let step = self.shape.step(f64::from(self.decoding) + foreign);
+            let prefill = self.shape.token * (self.prefilled - lease.prefilled) as f64;
+            let step = self.shape.step(f64::from(self.decoding) + foreign) + prefill;
             self.gap.observe(now.secs_since(lease.last_event), step, now, GAP_TAU);
         }
         lease.last_event = now;
+        lease.prefilled = self.prefilled;
     }
 
-    fn succeed(&mut self, lease: &Lease, now: Time) -> bool {
+    fn succeed(&mut self, lease: &Lease, now: Time, lived: Time) -> bool {
         // What the API server answers by itself says nothing of the engine.
         if lease.kind == Kind::Light {
             return false;
@@ -304,7 +318,7 @@ impl Numbers {
             self.worth.claimed(lease.claimed);
         }
         if lease.kind == Kind::NoDecode {
-            self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, now, TTFT_TAU);
+            self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, lived);
         }
         self.backoff.finished(lease.attempt)
     }
@@ -336,6 +350,7 @@ impl Numbers {
         if self.worth.report(scrape.sample.prefix_queries, scrape.sample.prefix_hits, now) {
             // Another engine: nothing of what was sent before is in its cache.
             self.sent_tokens = self.sent_tokens.saturating_add(RESTARTED);
+            self.ttft.renew();
         }
         self.scrape = Some(scrape);
         self.scrape_failures = 0;

@@ -50,6 +50,8 @@ pub(super) struct Wanted<'a> {
     pub(super) admitted: &'a [u16],
     pub(super) mean_prompt: f64,
     pub(super) now: Time,
+    /// Now, in the pool's time.
+    pub(super) lived: Time,
 }
 
 impl Rows {
@@ -94,7 +96,7 @@ impl Rows {
         for (index, (row, &place)) in (0_u16..).zip(self.rows.iter_mut().zip(wanted.admitted)) {
             let backend = &wanted.members[usize::from(place)].backend;
             let slot = backend.load.slot();
-            *row = slots.get(slot).row(backend.id, place, wanted.mean_prompt, wanted.now);
+            *row = slots.get(slot).row(backend.id, place, wanted.mean_prompt, wanted.now, wanted.lived);
             // Longer than the slots unless a decision panicked and took its rows along.
             self.row_of.resize(self.row_of.len().max(slot + 1), 0);
             self.row_of[slot] = index;
@@ -113,7 +115,7 @@ impl Rows {
         if backend.load.slot() != slot {
             return;
         }
-        *row = slots.get(slot).row(backend.id, row.member, wanted.mean_prompt, wanted.now);
+        *row = slots.get(slot).row(backend.id, row.member, wanted.mean_prompt, wanted.now, wanted.lived);
         self.backing_off |= row.backing_off();
         self.ratios.fill(std::slice::from_mut(row));
     }

@@ -156,7 +156,13 @@ impl PoolView {
             let gate = locked(&pool.gate);
             let mean_prompt = gate.mean_prompt(now);
             let row = |(place, member): (u16, &Member)| {
-                gate.slots.get(member.backend.load.slot()).row(member.backend.id, place, mean_prompt, now)
+                gate.slots.get(member.backend.load.slot()).row(
+                    member.backend.id,
+                    place,
+                    mean_prompt,
+                    now,
+                    gate.pace.lived(now),
+                )
             };
             let rows: Vec<Candidate> = (0_u16..).zip(&pool.members).map(row).collect();
             (mean_prompt, gate.budget.left(now), gate.room.view(now), rows)

@@ -10,6 +10,16 @@ use crate::clock::Time;
 
 /// Seconds over which measured TTFT is forgotten (tau_k). Half or double moves p99 by at most 5 %.
 pub const TTFT_TAU: f64 = 15.0;
+/// A backend that joins, returns or restarts is remembered for this share of the time since its first request, until that
+/// reaches `TTFT_TAU`: an engine is slow while it is cold, and its first samples would keep it out long after.
+pub const TTFT_TAU_OF_AGE: f64 = 1.0 / 3.0;
+/// Seconds over which TTFT is forgotten at least, however new a backend is.
+pub const TTFT_TAU_LEAST: f64 = 1.0;
+/// Seconds without a dispatch after which a pool is idle, and one second of it counts as `IDLE_PACE`.
+pub const IDLE_AFTER: f64 = 1.0;
+/// The part of idle time for which measured TTFT ages: nothing could be learned meanwhile, and a backend is most likely what
+/// it was. At this pace five minutes of idling forget as much as fifteen seconds of traffic.
+pub const IDLE_PACE: f64 = 0.05;
 /// Seconds of expected TTFT by which a backend's ratio leans on its pool's (m_k). Half or double: at most 6 %.
 pub const TTFT_PRIOR: f64 = 1.0;
 /// Seconds of expected TTFT by which the pool's ratio leans on 1. It only matters before the first samples.
@@ -39,6 +49,37 @@ pub fn decay(elapsed: f64, tau: f64) -> f64 {
     let squared = base * base;
     let fourth = squared * squared;
     fourth * fourth
+}
+
+/// A pool's own time, which nearly stands still while nothing is dispatched.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pace {
+    /// The pool's time at the last dispatch.
+    lived: f64,
+    at: Time,
+}
+
+impl Pace {
+    /// A request is dispatched.
+    #[inline]
+    pub fn dispatch(&mut self, now: Time) {
+        self.lived = self.seconds(now);
+        self.at = self.at.max(now);
+    }
+
+    /// The pool's time as of `now`. Writes nothing.
+    #[must_use]
+    #[inline]
+    pub fn lived(&self, now: Time) -> Time {
+        Time::from_micros((self.seconds(now) * 1e6) as u64)
+    }
+
+    #[inline]
+    fn seconds(&self, now: Time) -> f64 {
+        let gap = now.secs_since(self.at);
+        let idle = (gap - IDLE_AFTER).max(0.0);
+        self.lived + (gap - idle) + idle * IDLE_PACE
+    }
 }
 
 /// What was measured beside what was expected, both in the same unit and both decayed alike.
@@ -96,6 +137,46 @@ impl DecayedRatio {
     #[inline]
     pub fn read(&self, now: Time, tau: f64) -> Evidence {
         self.sums.times(decay(now.secs_since(self.at), tau))
+    }
+}
+
+/// Measured TTFT of one backend beside what was expected, in its pool's time. A new one's is forgotten sooner.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TtftRatio {
+    ratio: DecayedRatio,
+    /// Its first request since it joined, returned or restarted.
+    since: Option<Time>,
+}
+
+impl TtftRatio {
+    /// A request goes out.
+    #[inline]
+    pub fn dispatch(&mut self, lived: Time) {
+        self.since.get_or_insert(lived);
+    }
+
+    /// The backend is new again: its next request is its first.
+    pub fn renew(&mut self) {
+        self.since = None;
+    }
+
+    /// Adds one observation, as `DecayedRatio` does.
+    #[inline]
+    pub fn observe(&mut self, measured: f64, expected: f64, lived: Time) {
+        self.ratio.observe(measured, expected, lived, self.tau(lived));
+    }
+
+    /// The evidence as of `lived`. Writes nothing.
+    #[must_use]
+    #[inline]
+    pub fn read(&self, lived: Time) -> Evidence {
+        self.ratio.read(lived, self.tau(lived))
+    }
+
+    #[inline]
+    fn tau(&self, lived: Time) -> f64 {
+        let age = self.since.map_or(0.0, |since| lived.secs_since(since));
+        (age * TTFT_TAU_OF_AGE).clamp(TTFT_TAU_LEAST, TTFT_TAU)
     }
 }
 
@@ -160,6 +241,42 @@ mod tests {
         let much_later = gaps.read(Time::ZERO + Duration::from_secs(40), GAP_TAU).ratio(1.0, GAP_PRIOR);
         assert!(at_once > later && later > much_later, "{at_once} {later} {much_later}");
         assert_eq!(much_later, 1.0);
+    }
+
+    #[test]
+    fn a_pool_ages_with_its_traffic_and_hardly_without() {
+        let mut pace = Pace::default();
+        let second = |second: u64| Time::from_micros(second * 1_000_000);
+        for now in 1..=60 {
+            pace.dispatch(second(now));
+        }
+        assert_eq!(pace.lived(second(60)), second(60));
+        assert_eq!(pace.lived(second(61)), second(61));
+        assert_eq!(pace.lived(second(121)), second(64), "sixty idle seconds count as three");
+        pace.dispatch(second(121));
+        assert_eq!(pace.lived(second(122)), second(65));
+    }
+
+    #[test]
+    fn a_new_backend_s_first_samples_are_forgotten_within_its_age() {
+        let second = |second: u64| Time::from_micros(second * 1_000_000);
+        let cold_start = |from: u64| {
+            let mut ratio = TtftRatio::default();
+            ratio.dispatch(second(from));
+            ratio.observe(10.0, 1.0, second(100));
+            for now in 101..=110 {
+                ratio.observe(1.0, 1.0, second(now));
+            }
+            ratio
+        };
+        let seen = |ratio: TtftRatio| ratio.read(second(110)).ratio(1.0, TTFT_PRIOR);
+        let (new, old) = (cold_start(98), cold_start(0));
+        assert!(seen(new) < 1.1 && seen(old) > 1.4, "{} {}", seen(new), seen(old));
+        let mut returned = old;
+        returned.renew();
+        returned.dispatch(second(110));
+        let left = returned.read(second(120)).expected;
+        assert!(left < 0.5, "what it was before is soon forgotten: {left}");
     }
 
     #[test]

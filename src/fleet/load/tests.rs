@@ -22,11 +22,13 @@ fn load() -> Load {
 
 impl Load {
     fn enter(&self, entry: Entry, now: Time) -> Lease {
-        self.with(|numbers| numbers.enter(entry, now))
+        let lived = locked(&self.gate).pace.lived(now);
+        self.with(|numbers| numbers.enter(entry, now, lived))
     }
 
     fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time) -> Candidate {
-        self.with(|numbers| numbers.row(id, member, mean_prompt, now))
+        let lived = locked(&self.gate).pace.lived(now);
+        self.with(|numbers| numbers.row(id, member, mean_prompt, now, lived))
     }
 }
 

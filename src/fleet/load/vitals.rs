@@ -6,12 +6,12 @@ use crate::fleet::watchdog::Sight;
 impl Load {
     /// The attempt failed. Never touches the latency estimators: an error is no fast answer. Whether that began a new pause.
     pub(in crate::fleet) fn fail(&self, failure: Failure, now: Time) -> bool {
-        self.change(|numbers| numbers.fail(failure, now))
+        self.change(|numbers, _| numbers.fail(failure, now))
     }
 
     /// The failure that began a pause was not the backend's.
     pub(in crate::fleet) fn withdraw(&self) {
-        self.change(|numbers| numbers.backoff.withdraw());
+        self.change(|numbers, _| numbers.backoff.withdraw());
     }
 
     /// A failure is held against the backend: how many that makes in a row.
@@ -19,14 +19,17 @@ impl Load {
         self.with(|numbers| numbers.backoff.count())
     }
 
-    /// The backend is back in: its failures are forgotten.
+    /// The backend is back in: its failures are forgotten, and how fast it was and at first is will be soon.
     pub(in crate::fleet) fn forgive(&self) {
-        self.change(|numbers| numbers.backoff.forgive());
+        self.change(|numbers, _| {
+            numbers.backoff.forgive();
+            numbers.ttft.renew();
+        });
     }
 
     /// The backend may be back: one attempt shall show it.
     pub(in crate::fleet) fn try_out(&self) {
-        self.change(|numbers| numbers.backoff.try_out(numbers.next));
+        self.change(|numbers, _| numbers.backoff.try_out(numbers.next));
     }
 
     /// Counts what shows that the engine works: token events and whole answers.
