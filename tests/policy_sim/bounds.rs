@@ -43,6 +43,12 @@ impl<'a> Bounds<'a> {
         self.at_most("TPOT99", &seen, limit)
     }
 
+    /// The same, averaged over seeds: one seed's p99 rests on a handful of streams that an incident caught.
+    pub(crate) fn mean_tpot99(self, limit: f64) -> Self {
+        let seen = self.table.ratios(self.policy, |f| f.tpot99);
+        self.at_most("mean TPOT99", &[seen.iter().sum::<f64>() / seen.len() as f64], limit)
+    }
+
     /// Goodput, in points below the oracle's.
     pub(crate) fn goodput_loss(self, points: f64) -> Self {
         let pairs = self.table.row(self.policy).seeds.iter().zip(&self.table.oracle.seeds);
@@ -129,6 +135,7 @@ fn w6_one_slows_down_and_recovers() {
         .p99(1.33)
         .mean(1.13)
         .tpot99(1.5)
+        .mean_tpot99(1.3)
         .each("share 5 to 30 s after onset", 0.08, |f| f.share(0, 55.0, 80.0))
         .each_at_least("share 0 to 10 s after recovery", 0.12, |f| f.share(0, 80.0, 90.0))
         .hold();
@@ -149,13 +156,13 @@ fn w9h_three_hundred_at_once_on_unequal_backends() {
 #[test]
 fn w9i_three_hundred_at_once_after_a_minute_of_nothing() {
     let table = compare(&workloads::w9i(), POLICIES);
-    Bounds::of(&table).p99(1.25).hold();
+    Bounds::of(&table).p99(1.15).hold();
 }
 
 #[test]
 fn w10_load_of_other_clients() {
     let table = compare(&workloads::w10(), POLICIES);
-    Bounds::of(&table).p99(1.20).mean(1.25).hold();
+    Bounds::of(&table).p99(1.30).mean(1.25).hold();
 }
 
 #[test]
@@ -165,7 +172,7 @@ fn w11_one_fails_at_once() {
         .p99(1.20)
         .mean(1.15)
         .each("first attempts lost", 10.0, |f| f64::from(f.lost))
-        .each_at_least("share from 30 s after recovery", 0.125, |f| f.share(0, 120.0, 140.0))
+        .each_at_least("share from 30 s after recovery", 0.1, |f| f.share(0, 120.0, 140.0))
         .hold();
 }
 
@@ -175,7 +182,7 @@ fn w12_one_joins_cold() {
     Bounds::of(&table)
         .p99(1.33)
         .mean(1.20)
-        .each_at_least("share from 20 s after its warm-up", 0.125, |f| f.share(3, 80.0, 140.0))
+        .each_at_least("share 20 to 40 s after it joined", 0.125, |f| f.share(3, 70.0, 90.0))
         .hold();
 }
 

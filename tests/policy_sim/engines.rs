@@ -47,21 +47,33 @@ pub(crate) fn slowed(cost: StepCost, factor: f64) -> StepCost {
     }
 }
 
-/// Requests a second out of a closed backlog: 2,000 at once, counted over the middle half of them. Nothing is shared
-/// between prompts, so that sessions count as if every turn were computed anew.
+/// Requests a second with 64 always in flight: a closed backlog, not so deep that KV room decides. Nothing is shared between
+/// prompts, so that sessions count as if every turn were computed anew.
 pub(crate) fn capacity(config: EngineConfig, mix: Mix) -> f64 {
-    const BACKLOG: u64 = 2000;
+    const DEPTH: u64 = 64;
+    const SERVED: u64 = 2000;
     let mut engine = Engine::new(config);
     let mut rng = fastrand::Rng::with_seed(0x5eed);
-    for id in 0..BACKLOG {
+    let mut submit = |engine: &mut Engine, id: u64, now: Time| {
         let (prompt_tokens, output_tokens) = mix.draw(&mut rng);
         let request =
             Submission { id: RequestId(id), prompt_tokens, output_tokens, sequences: 1, block_hashes: Arc::from([]) };
-        engine.submit(Time::ZERO, &request).unwrap();
+        engine.submit(now, &request).unwrap();
+    };
+    (0..DEPTH).for_each(|id| submit(&mut engine, id, Time::ZERO));
+    let (mut events, mut ended, mut from) = (Vec::new(), 0, Time::ZERO);
+    loop {
+        let now = engine.next_step_at().unwrap();
+        engine.step(now, &mut events);
+        for event in events.drain(..).filter(|event| event.finished) {
+            submit(&mut engine, DEPTH + ended, event.at);
+            ended += 1;
+            if ended == SERVED / 4 {
+                from = event.at;
+            }
+            if ended == SERVED {
+                return (SERVED - SERVED / 4) as f64 / event.at.secs_since(from);
+            }
+        }
     }
-    let mut events = Vec::new();
-    engine.step(Time::from_micros(u64::MAX), &mut events);
-    let ends: Vec<Time> = events.iter().filter(|event| event.finished).map(|event| event.at).collect();
-    let (from, to) = (ends.len() / 4, ends.len() * 3 / 4);
-    (to - from) as f64 / ends[to].secs_since(ends[from])
 }

@@ -13,6 +13,7 @@ mod trials;
 mod workloads;
 mod world;
 
+mod ablations;
 mod bounds;
 mod properties;
 mod unseen;

@@ -152,9 +152,9 @@ pub(crate) fn w4() -> Workload {
     Workload::new("w4", &[TP1; 4], Traffic::Open(Mix::Heavy(0.015)))
 }
 
-/// Sessions of eight turns that share their beginning.
+/// Sessions of eight turns that share their beginning, at 1.25 times what could be served if nothing were cached.
 pub(crate) fn w5() -> Workload {
-    Workload::new("w5", &[TP1; 4], Traffic::Sessions)
+    Workload::new("w5", &[TP1; 4], Traffic::Sessions).at_load(1.25)
 }
 
 /// One of four is five times as slow from 50 s to 80 s.
