@@ -43,7 +43,13 @@ impl<'a> Bounds<'a> {
         self.at_most("TPOT99", &seen, limit)
     }
 
-    /// The same, averaged over seeds: one seed's p99 rests on a handful of streams that an incident caught.
+    /// The same for TTFT, averaged over seeds.
+    pub(crate) fn mean_p99(self, limit: f64) -> Self {
+        let seen = self.table.ratios(self.policy, |f| f.p99);
+        self.at_most("mean p99", &[seen.iter().sum::<f64>() / seen.len() as f64], limit)
+    }
+
+    /// p99 of the time per output token, averaged over seeds: one seed's p99 rests on a handful of streams that an incident caught.
     pub(crate) fn mean_tpot99(self, limit: f64) -> Self {
         let seen = self.table.ratios(self.policy, |f| f.tpot99);
         self.at_most("mean TPOT99", &[seen.iter().sum::<f64>() / seen.len() as f64], limit)
