@@ -114,7 +114,7 @@ run_checks() { # SCRIPT PART
 }
 
 starting=()
-read -r a b c d e f g h < <(free_ports 8)
+read -r a b c d e f g h i j k l < <(free_ports 12)
 
 echo "== two vLLM servers behind Forebay"
 start_engine "$a"
@@ -165,7 +165,25 @@ ejection = { base = "2s", max = "4s" }'
     start_forebay "http://127.0.0.1:$g" "http://127.0.0.1:$h"
     run_checks failures.py deaths
     stop_forebay
+    stop_engines
+
+    # routing.py starts its own Forebays, one for each policy.
+    export FOREBAY=$forebay
+    echo "== two vLLM servers, the second with --max-num-seqs 2, behind two policies"
+    start_engine "$i"
+    start_engine "$j" --max-num-seqs 2
+    wait_engines
+    export FOREBAY_VLLM_URLS=http://127.0.0.1:$i,http://127.0.0.1:$j
+    run_checks routing.py streams
+    stop_engines
+
+    echo "== the same with embeddings"
+    start_engine "$k" --runner pooling --convert embed
+    start_engine "$l" --runner pooling --convert embed --max-num-seqs 2
+    wait_engines
+    export FOREBAY_VLLM_URLS=http://127.0.0.1:$k,http://127.0.0.1:$l
+    run_checks routing.py embeddings
 fi
 
-tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
+tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,streams,embeddings}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
 exit "$failed"
