@@ -93,7 +93,7 @@ mod tests {
     fn each_address_has_a_place_of_its_own() {
         let of = |address: &str| Meeting::new(None, address.parse().unwrap()).socket;
         assert_ne!(of("127.0.0.1:8080"), of("127.0.0.1:8081"));
-        assert_eq!(of("[::1]:8080").file_name().unwrap(), "upgrade---1--8080.sock");
+        assert_eq!(of("[::1]:8080").file_name().unwrap(), "upgrade----1--8080.sock");
         let chosen = Meeting::new(Some(Path::new("/run/x.sock")), "127.0.0.1:1".parse().unwrap());
         assert_eq!(chosen.socket(), Path::new("/run/x.sock"));
     }

@@ -49,7 +49,7 @@ fn the_queue_is_named_where_it_is_the_reason() {
     });
     let text = why(&book, &PredictedTtft);
     assert!(
-        text.starts_with("b1: least predicted TTFT 88 ms; b0 (0.41 s) waits behind 3,200 queued prompt tokens"),
+        text.starts_with("b1: least predicted TTFT 0.10 s; b0 (0.42 s) waits behind 3,200 queued prompt tokens"),
         "{text}"
     );
 }
@@ -79,13 +79,13 @@ fn other_reasons_have_their_words() {
         (reason(|row| row.gap = Evidence { measured: 9.0, expected: 3.0 }), "takes longer for a step"),
         (
             reason(|row| row.open_for = Duration::from_secs(2)),
-            "b1: the only one that may have it, predicted TTFT 88 ms; 1 left alone after failures",
+            "b1: the only one that may have it, predicted TTFT 0.10 s; 1 left alone after failures",
         ),
     ] {
         assert!(text.contains(wanted), "{wanted:?} is not in {text:?}");
     }
     let cached = why(&book(|book| book.rows[1].matched = 480), &PredictedTtft);
-    assert!(cached.contains("b0 (88 ms) would compute 500 prompt tokens"), "{cached}");
+    assert!(cached.contains("b0 (0.10 s) would compute 500 prompt tokens"), "{cached}");
 }
 
 #[test]
