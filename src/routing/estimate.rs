@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Time;
 
-/// Seconds over which measured TTFT is forgotten (tau_k). Half or double moves p99 by at most 5 %.
+/// Seconds over which measured TTFT is forgotten (tau_k). Half costs 5 %, double nothing.
 pub const TTFT_TAU: f64 = 15.0;
 /// A backend that joins, returns or restarts is remembered for this share of the time since its first request, until that
 /// reaches `TTFT_TAU`: an engine is slow while it is cold, and its first samples would keep it out long after.
@@ -24,7 +24,7 @@ pub const IDLE_PACE: f64 = 0.05;
 pub const TTFT_PRIOR: f64 = 1.0;
 /// Seconds of expected TTFT by which the pool's ratio leans on 1. It only matters before the first samples.
 pub const TTFT_POOL_PRIOR: f64 = 0.5;
-/// Seconds over which a backend's gaps between tokens are forgotten (tau_g). Half or double: at most 6 %.
+/// Seconds over which a backend's gaps between tokens are forgotten (tau_g). Half or double: at most 4 % (double: TPOT 6 %).
 pub const GAP_TAU: f64 = 2.0;
 /// Seconds of expected gap by which a backend's ratio leans on its pool's (m_g). Half or double: at most 6 %.
 pub const GAP_PRIOR: f64 = 0.2;

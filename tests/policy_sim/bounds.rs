@@ -49,12 +49,6 @@ impl<'a> Bounds<'a> {
         self.at_most("mean p99", &[seen.iter().sum::<f64>() / seen.len() as f64], limit)
     }
 
-    /// p99 of the time per output token, averaged over seeds: one seed's p99 rests on a handful of streams that an incident caught.
-    pub(crate) fn mean_tpot99(self, limit: f64) -> Self {
-        let seen = self.table.ratios(self.policy, |f| f.tpot99);
-        self.at_most("mean TPOT99", &[seen.iter().sum::<f64>() / seen.len() as f64], limit)
-    }
-
     /// Goodput, in points below the oracle's.
     pub(crate) fn goodput_loss(self, points: f64) -> Self {
         let pairs = self.table.row(self.policy).seeds.iter().zip(&self.table.oracle.seeds);
@@ -140,8 +134,7 @@ fn w6_one_slows_down_and_recovers() {
     Bounds::of(&table)
         .p99(1.33)
         .mean(1.13)
-        .tpot99(1.5)
-        .mean_tpot99(1.3)
+        .tpot99(1.3)
         .each("share 5 to 30 s after onset", 0.08, |f| f.share(0, 55.0, 80.0))
         .each_at_least("share 0 to 10 s after recovery", 0.12, |f| f.share(0, 80.0, 90.0))
         .hold();
@@ -178,7 +171,7 @@ fn w11_one_fails_at_once() {
         .p99(1.20)
         .mean(1.15)
         .each("first attempts lost", 10.0, |f| f64::from(f.lost))
-        .each_at_least("share from 30 s after recovery", 0.1, |f| f.share(0, 120.0, 140.0))
+        .each_at_least("share from 30 s after recovery", 0.125, |f| f.share(0, 120.0, 140.0))
         .hold();
 }
 
