@@ -133,16 +133,6 @@ impl Load {
         self.change(|numbers, _| numbers.end(lease));
     }
 
-    /// A scrape came in. What it shows beyond our own in-flight *at this instant* is others' load, until it is stale.
-    pub fn set_sample(&self, sample: Sample, now: Time) {
-        self.with(|numbers| numbers.set_sample(sample, now));
-    }
-
-    /// A scrape failed. The last good one stays until it is stale.
-    pub fn scrape_failed(&self) {
-        self.with(|numbers| numbers.scrape_failures = numbers.scrape_failures.saturating_add(1));
-    }
-
     /// Every number that the router sees, and the scrape behind them.
     #[must_use]
     pub fn view(&self, now: Time) -> LoadView {

@@ -1,9 +1,19 @@
-//! What a load shows of its backend's health, beside what routing weighs: progress, failures in a row, trials.
+//! What a load is told and shows of its backend, beside its requests: scrapes, progress, failures in a row, trials.
 
-use super::{Failure, Kind, Load, Time};
+use super::{Failure, Kind, Load, Sample, Time};
 use crate::fleet::watchdog::Sight;
 
 impl Load {
+    /// A scrape came in. What it shows beyond our own in-flight *at this instant* is others' load, until it is stale.
+    pub fn set_sample(&self, sample: Sample, now: Time) {
+        self.with(|numbers| numbers.set_sample(sample, now));
+    }
+
+    /// A scrape failed. The last good one stays until it is stale.
+    pub fn scrape_failed(&self) {
+        self.with(|numbers| numbers.scrape_failures = numbers.scrape_failures.saturating_add(1));
+    }
+
     /// The attempt failed. Never touches the latency estimators: an error is no fast answer. Whether that began a new pause.
     pub(in crate::fleet) fn fail(&self, failure: Failure, now: Time) -> bool {
         self.change(|numbers, _| numbers.fail(failure, now))
