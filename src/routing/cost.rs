@@ -10,15 +10,16 @@ use super::facts::{Kind, RequestFacts};
 use crate::clock::Time;
 
 /// Steps that a request waits for beside its own prefill. Scales with the step time, so that decode load counts. 1.5 gives the
-/// same p99 (1.07 against 1.08 over w1-w13), but lets a backend that slowed down and recovered wait longer for work.
+/// same p99 within a point over w1-w13, but lets a backend that slowed down and recovered wait longer for work. Chosen with those
+/// workloads in view.
 pub const STEPS: f64 = 2.0;
 /// Seconds of one engine step with nothing in it (a0). Half or double moves p99 by at most 2 %, since k and v take it up; where
 /// sessions repeat, half costs 5 % and double 15 %.
 pub const STEP_BASE: f64 = 0.025;
 /// Seconds that each decoding sequence adds to a step (b0). None at all costs 3 %.
 pub const STEP_PER_SEQUENCE: f64 = 0.000_15;
-/// Seconds to prefill one token (s). The one constant that is not flat: double costs up to 17 % (and 12 % of TPOT), half 5 %; too small
-/// is safer.
+/// Seconds to prefill one token (s). The one constant that is not flat: double costs up to 17 % (and 12 % of TPOT); half up to 5 %
+/// where it was run, which was not with sessions.
 pub const TOKEN: f64 = 0.000_1;
 /// Weight of the delay that the prompt puts on the backend's other sequences (wu). 0 costs 12 % where sessions repeat and 15 % of
 /// TPOT on mixed speeds; double costs 13 % on mixed speeds.

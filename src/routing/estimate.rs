@@ -20,13 +20,15 @@ pub const IDLE_AFTER: f64 = 1.0;
 /// The part of idle time for which measured TTFT ages: nothing could be learned meanwhile, and a backend is most likely what
 /// it was. At this pace five minutes of idling forget as much as fifteen seconds of traffic.
 pub const IDLE_PACE: f64 = 0.05;
-/// Seconds of expected TTFT by which a backend's ratio leans on its pool's (m_k). Half or double: at most 6 %.
+/// Seconds of expected TTFT by which a backend's ratio leans on its pool's (m_k). Half or double: at most 6 % in the study that the
+/// formula is from; not run again here.
 pub const TTFT_PRIOR: f64 = 1.0;
 /// Seconds of expected TTFT by which the pool's ratio leans on 1. It only matters before the first samples.
 pub const TTFT_POOL_PRIOR: f64 = 0.5;
 /// Seconds over which a backend's gaps between tokens are forgotten (tau_g). Half or double: at most 4 % (double: TPOT 6 %).
 pub const GAP_TAU: f64 = 2.0;
-/// Seconds of expected gap by which a backend's ratio leans on its pool's (m_g). Half or double: at most 6 %.
+/// Seconds of expected gap by which a backend's ratio leans on its pool's (m_g). Half or double: at most 6 % in that study; not run
+/// again here with sessions.
 pub const GAP_PRIOR: f64 = 0.2;
 /// Seconds over which the pool's gaps are forgotten; longer than a backend's, since it is what they fall back to.
 pub const GAP_POOL_TAU: f64 = 10.0;
