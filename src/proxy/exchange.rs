@@ -52,7 +52,7 @@ pub(super) struct Committed {
 
 impl Exchange {
     /// Serves the request: the head (or a whole answer) goes to `reply`, the rest through the answer's body.
-    pub(super) async fn run(mut self, reply: oneshot::Sender<Response<AnswerBody>>) {
+    pub(super) async fn run(mut self: Box<Self>, reply: oneshot::Sender<Response<AnswerBody>>) {
         let deadline = self.settings.stream.total_timeout.map(|limit| self.record.arrival + limit);
         let Some((front, attempted)) = self.until_commit(Front::Held(reply), deadline).await else { return };
         let attempted =
@@ -71,7 +71,8 @@ impl Exchange {
         let mut signs = Signs::new(self.head_after(now));
         let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
         let attempts = attempt::run(self, &early);
-        let mut attempts = std::pin::pin!(async {
+        // On the heap: it is gone at the commit, and a stream that may last for minutes does not carry it.
+        let mut attempts = Box::pin(async {
             match left {
                 None => Some(attempts.await),
                 Some(left) => tokio::time::timeout(left, attempts).await.ok(),
@@ -100,7 +101,7 @@ impl Exchange {
     }
 
     async fn finish_held(
-        mut self,
+        mut self: Box<Self>,
         reply: oneshot::Sender<Response<AnswerBody>>,
         attempted: Attempted,
         deadline: Option<Time>,
@@ -140,7 +141,12 @@ impl Exchange {
         head.version = Version::default();
     }
 
-    async fn relay(self, committed: Committed, reply: oneshot::Sender<Response<AnswerBody>>, total: Option<Time>) {
+    async fn relay(
+        self: Box<Self>,
+        committed: Committed,
+        reply: oneshot::Sender<Response<AnswerBody>>,
+        total: Option<Time>,
+    ) {
         let Committed { ticket, watch, mut head, body, form } = committed;
         self.finish(&mut head);
         if matches!(form, Form::Events(_)) {
@@ -155,7 +161,7 @@ impl Exchange {
 
     /// Relays the body behind a head that has gone out.
     pub(super) async fn relay_to(
-        mut self,
+        mut self: Box<Self>,
         tx: mpsc::Sender<Message>,
         (ticket, watch): (Ticket, Watch),
         body: upstream::AnswerBody,
@@ -180,7 +186,7 @@ impl Exchange {
 
     /// A small document, read whole.
     async fn whole(
-        mut self,
+        mut self: Box<Self>,
         committed: Committed,
         mut reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,

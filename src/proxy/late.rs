@@ -18,7 +18,12 @@ use crate::upstream::AnswerBody;
 
 impl Exchange {
     /// Ends the request behind an early head.
-    pub(super) async fn finish_late(mut self, tx: mpsc::Sender<Message>, attempted: Attempted, total: Option<Time>) {
+    pub(super) async fn finish_late(
+        mut self: Box<Self>,
+        tx: mpsc::Sender<Message>,
+        attempted: Attempted,
+        total: Option<Time>,
+    ) {
         self.record.head_went_early();
         match attempted {
             Attempted::Committed(Committed { ticket, watch, body, form: form @ Form::Events(_), .. }) => {

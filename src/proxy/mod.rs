@@ -197,8 +197,10 @@ where
     let (reply, answer) = oneshot::channel();
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     let telemetry = Arc::clone(&shared.telemetry);
-    let exchange = Exchange { shared, settings, work: *work, record };
-    tokio::spawn(async move { caught(&telemetry, Panicked::Request, exchange.run(reply)).await });
+    let exchange = Box::new(Exchange { shared, settings, work: *work, record });
+    // Each future that holds another by value has room for it twice: as its argument and as what it waits for.
+    let run = Box::pin(exchange.run(reply));
+    tokio::spawn(async move { caught(&telemetry, Panicked::Request, run).await });
     answer.await.unwrap_or_else(|_| internal_error(&request_id, shape))
 }
 
