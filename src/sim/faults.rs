@@ -1,6 +1,6 @@
 //! What the simulated server can be told to do wrong while it runs: `POST /sim/fault` with a name of the table, as recordings of
 //! a real vLLM show it, until another is ordered, its count or its time is over. One at a time. `answers` has what goes on
-//! the wire; the listener and the connections ask [`Faults::port`] and listen to [`Faults::signals`].
+//! the wire; the listener and the connections ask `Faults::port` and listen to `Faults::signals`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
