@@ -22,11 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 
 import openai
 
-from wire import Answer, eventually, get, post, samples, stream, total
+from wire import Answer, eventually, get, post, run_checks, samples, stream, total
 
 URL = os.environ["FOREBAY_URL"].rstrip("/")
 ADMIN = os.environ.get("FOREBAY_ADMIN_URL", "").rstrip("/")
@@ -671,21 +670,9 @@ def a_shared_prefix_goes_back_to_the_backend_that_has_it_and_leaves_it_when_load
 
 
 def main(part):
-    passed = failed = 0
     for url in {URL, *VLLM}:  # the first requests of a fresh engine are slow
         post(url, CHAT, chat_body("warm", 4)), post(url, RESPONSES, {"model": MODEL, "input": "x", "max_output_tokens": 4})
-    for function in CHECKS[part]:
-        started = time.monotonic()
-        try:
-            note = function() or ""
-            passed += 1
-            word = "ok"
-        except Exception as error:  # whatever it is, it is this check's failure, and the others still run
-            failed += 1
-            word, note = "FAILED", str(error) if isinstance(error, AssertionError) else traceback.format_exc()
-        print(f"{word:6} {function.__name__} ({time.monotonic() - started:.1f} s) {note}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return run_checks(CHECKS[part])
 
 
 if __name__ == "__main__":

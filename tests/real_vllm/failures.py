@@ -19,10 +19,9 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import urllib.parse
 
-from wire import Answer, eventually, get, post, samples, total
+from wire import Answer, eventually, get, post, run_checks, samples, total
 
 URL = os.environ["FOREBAY_URL"].rstrip("/")
 ADMIN = os.environ["FOREBAY_ADMIN_URL"].rstrip("/")
@@ -324,21 +323,5 @@ def streams_that_a_terminated_server_leaves_hanging_are_told():
     return f"{told} of 6 told ({aborted} of them by vLLM's own abort), the last {took:.1f} s after SIGTERM"
 
 
-def main(part):
-    passed = failed = 0
-    for function in CHECKS[part]:
-        started = time.monotonic()
-        try:
-            note = function() or ""
-            passed += 1
-            word = "ok"
-        except Exception as error:  # whatever it is, it is this check's failure, and the others still run
-            failed += 1
-            word, note = "FAILED", str(error) if isinstance(error, AssertionError) else traceback.format_exc()
-        print(f"{word:6} {function.__name__} ({time.monotonic() - started:.1f} s) {note}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(run_checks(CHECKS[sys.argv[1]]))

@@ -17,9 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
-import traceback
 
-from wire import Answer, eventually, get, post, total
+from wire import Answer, eventually, get, post, run_checks, total
 
 FOREBAY = os.environ["FOREBAY"]
 FAST, SLOW = (url.rstrip("/") for url in os.environ["FOREBAY_VLLM_URLS"].split(","))
@@ -196,20 +195,5 @@ CHECKS = {
 }
 
 
-def main(part):
-    passed = failed = 0
-    for function in CHECKS[part]:
-        started = time.monotonic()
-        try:
-            note, word = function(), "ok"
-            passed += 1
-        except Exception as error:  # whatever it is, it is this check's failure, and the others still run
-            note, word = str(error) if isinstance(error, AssertionError) else traceback.format_exc(), "FAILED"
-            failed += 1
-        print(f"{word:6} {function.__name__} ({time.monotonic() - started:.1f} s) {note}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "streams"))
+    sys.exit(run_checks(CHECKS[sys.argv[1] if len(sys.argv) > 1 else "streams"]))

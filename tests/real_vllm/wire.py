@@ -1,4 +1,4 @@
-"""The wire under the checks: raw HTTP/1.1 requests, server-sent events with the time of each, Prometheus texts.
+"""Under the checks: raw HTTP/1.1 requests, server-sent events with the time of each, Prometheus texts, and how checks are run.
 
 Standard library only, so that nothing which a client library hides or repairs can hide here."""
 
@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import time
+import traceback
 import urllib.parse
 
 LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
@@ -126,3 +127,19 @@ def eventually(what, probe, deadline):
         if time.monotonic() - started > deadline:
             raise AssertionError(f"{what}: still {shown} after {deadline} s")
         time.sleep(0.05)
+
+
+def run_checks(functions):
+    """Runs them in order, a line each with what it returns; the last line is `N passed, N failed`. The exit status."""
+    passed = failed = 0
+    for function in functions:
+        started = time.monotonic()
+        try:
+            note, word = function() or "", "ok"
+            passed += 1
+        except Exception as error:  # whatever it is, it is this check's failure, and the others still run
+            note, word = str(error) if isinstance(error, AssertionError) else traceback.format_exc(), "FAILED"
+            failed += 1
+        print(f"{word:6} {function.__name__} ({time.monotonic() - started:.1f} s) {note}", flush=True)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
