@@ -4,6 +4,7 @@
 pub mod client;
 mod exchange;
 pub mod record;
+pub mod rows;
 pub mod sse;
 pub mod summary;
 pub mod table;

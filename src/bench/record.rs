@@ -28,6 +28,9 @@ pub struct Record {
     pub id: u32,
     /// The arm that served it, if the answer told.
     pub arm: Option<String>,
+    /// The arm that it was assigned to, where another one served it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assigned: Option<String>,
     /// The backend that served it, if the answer told.
     pub backend: Option<String>,
     /// The part of an experiment that it belongs to.
@@ -62,6 +65,7 @@ impl Record {
         Record {
             id,
             arm: None,
+            assigned: None,
             backend: None,
             epoch,
             sent_us: 0,
@@ -125,6 +129,7 @@ pub(crate) mod tests {
         Record {
             id,
             arm: Some("tp2".to_owned()),
+            assigned: None,
             backend: None,
             epoch: 0,
             sent_us: 1000,

@@ -175,7 +175,7 @@ fn a_new_process_that_is_given_nothing_says_so_and_the_old_one_serves_on() {
     let old = Harness::new().config(&listen).pool("tiny", &[&mock]).start();
     let mut new = old.another(&["--upgrade"]);
     eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
-    assert!(place.exists(), "at the place of the config");
+    eventually("its socket is at the place of the config", || place.exists().then_some(()));
     assert_eq!(new.exit(ms(15_000)).code(), Some(1));
     assert!(new.log().contains("Giving up"), "{}", new.log());
     assert_eq!(old.post(PATH, STREAM).status, 200);
