@@ -2,9 +2,11 @@
 //! defines them. Every figure is made from [`record::Record`]s, so that live, simulated and recorded runs compare alike.
 
 pub mod client;
+pub mod compare;
 mod exchange;
 pub mod record;
 pub mod rows;
+pub mod slo;
 pub mod sse;
 pub mod summary;
 pub mod table;

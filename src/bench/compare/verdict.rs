@@ -1,0 +1,243 @@
+//! The part of the data model that concludes: ratios, verdicts, checks, crossovers. Pure.
+
+use serde::Serialize;
+
+use super::figure::Figure;
+use super::model::{Bounds, Scope};
+
+/// An arm beside the baseline at one load.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pair {
+    /// The baseline's name.
+    pub baseline: String,
+    /// The arm's name.
+    pub arm: String,
+    /// What was concluded from the primary figure.
+    pub verdict: Verdict,
+    /// Each figure that both have, the primary one first.
+    pub ratios: Vec<Ratio>,
+}
+
+/// A figure of an arm over the baseline's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ratio {
+    /// Which.
+    pub figure: Figure,
+    /// Whether it decides.
+    pub primary: bool,
+    /// The baseline's: the geometric mean over epochs.
+    pub baseline: f64,
+    /// The arm's.
+    pub arm: f64,
+    /// Arm ÷ baseline.
+    pub ratio: f64,
+    /// The 95 % interval of the ratio.
+    pub interval: Bounds,
+    /// How it was made.
+    pub method: Method,
+    /// The chance of a ratio at least as far from 1 if there were no difference; none of a bootstrap.
+    pub p: Option<f64>,
+    /// The same after Holm's adjustment: of a primary figure over all verdicts of the report, of another over the others
+    /// of its pair.
+    pub p_adjusted: Option<f64>,
+    /// The smallest ratio above 1 that this design would have shown in 4 of 5 experiments; none of a bootstrap.
+    pub detectable: Option<f64>,
+    /// Whether it is a P99 of fewer than 500 requests in some epoch.
+    pub few_requests: bool,
+}
+
+/// How an interval was made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Method {
+    /// Welch's t on the logarithms of epochs.
+    Welch {
+        /// Degrees of freedom, by Satterthwaite.
+        df: f64,
+    },
+    /// A t on the differences of blocks.
+    Paired {
+        /// Blocks.
+        blocks: u32,
+        /// Degrees of freedom.
+        df: f64,
+    },
+    /// Welch's t on the means of starts of the servers.
+    Clustered {
+        /// Starts of the baseline.
+        baseline_starts: u32,
+        /// Starts of the arm.
+        arm_starts: u32,
+        /// Degrees of freedom, by Satterthwaite.
+        df: f64,
+    },
+    /// A bootstrap over requests, which knows nothing of the spread between runs.
+    Bootstrap {
+        /// How often the requests were drawn anew.
+        draws: u32,
+    },
+}
+
+/// What was concluded of an arm and the baseline.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Verdict {
+    /// One is better: the interval excludes 1, and the difference is more than 2 %.
+    Winner {
+        /// The better arm.
+        arm: String,
+        /// The other one.
+        over: String,
+        /// By which figure.
+        figure: Figure,
+        /// The better arm's figure ÷ the other's: below 1 where less is better.
+        ratio: f64,
+        /// Its 95 % interval.
+        interval: Bounds,
+        /// How far it reaches.
+        scope: Scope,
+    },
+    /// Nothing was shown, which is not to say that the arms are alike.
+    NoDifference {
+        /// By which figure.
+        figure: Figure,
+        /// Arm ÷ baseline.
+        ratio: f64,
+        /// Its 95 % interval.
+        interval: Bounds,
+        /// The smallest ratio above 1 that this design would have shown in 4 of 5 experiments.
+        detectable: f64,
+        /// Why not.
+        because: Unshown,
+        /// How far it reaches.
+        scope: Scope,
+    },
+    /// There is no ground for a verdict.
+    NotJudged {
+        /// Why, as the end of a sentence.
+        because: Unjudged,
+    },
+}
+
+/// Why no difference was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unshown {
+    /// The interval of the ratio includes 1.
+    IncludesOne,
+    /// The difference is at most 2 %, whatever its interval.
+    TooSmall,
+    /// The interval excludes 1, but that is to be expected of one among so many verdicts.
+    ManyVerdicts,
+}
+
+/// Why no verdict was made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+pub enum Unjudged {
+    /// Fewer than three epochs on a side: the spread between runs is not known.
+    FewEpochs {
+        /// Of the baseline.
+        baseline: u32,
+        /// Of the arm.
+        arm: u32,
+    },
+    /// An arm has no value of the primary figure in some epoch (every request failed, or it is not known).
+    NoFigure {
+        /// Which.
+        figure: Figure,
+    },
+}
+
+/// Whether each arm of a live split got its share of the requests: a chi-squared test.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SampleRatio {
+    /// Name, requests assigned to it, requests expected.
+    pub arms: Vec<(String, u64, f64)>,
+    /// The chance of counts at least as uneven under the split as configured.
+    pub p: f64,
+    /// Whether that chance is at least 1 in 1000.
+    pub passed: bool,
+}
+
+/// What is to be alike in all arms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balanced {
+    /// Tokens of prompts, which are the load's.
+    PromptTokens,
+    /// Tokens of answers, which may be the arm's own doing.
+    OutputTokens,
+}
+
+/// Whether an arm got prompts, or made answers, as long as the baseline's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Balance {
+    /// The arm.
+    pub arm: String,
+    /// Of what.
+    pub of: Balanced,
+    /// The baseline's mean, in tokens.
+    pub baseline_mean: f64,
+    /// The arm's mean, in tokens.
+    pub arm_mean: f64,
+    /// The chance of means at least as far apart if there were no difference.
+    pub p: f64,
+    /// Whether they are within 2 %, or the difference within what chance makes (p at least 1 in 1000).
+    pub passed: bool,
+}
+
+/// The load at which the better arm changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Crossover {
+    /// By which figure.
+    pub figure: Figure,
+    /// The baseline's name.
+    pub baseline: String,
+    /// The arm's name.
+    pub arm: String,
+    /// The unit of the loads.
+    pub axis: Axis,
+    /// What was found.
+    pub found: Crossing,
+}
+
+/// The unit of a sweep's loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Axis {
+    /// Requests a second.
+    Rate,
+    /// Requests under way.
+    Concurrency,
+}
+
+/// What a sweep says of the better arm.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Crossing {
+    /// It changes: at least one load on either side shows a difference, in opposite directions.
+    At {
+        /// The better arm at lighter loads.
+        below: String,
+        /// The better arm at heavier loads.
+        above: String,
+        /// The load where the ratio is 1, between two points in proportion.
+        load: f64,
+        /// The lower end of its 95 % interval; none: below the lightest load.
+        low: Option<f64>,
+        /// The upper end; none: above the heaviest load.
+        high: Option<f64>,
+    },
+    /// One arm is better wherever a difference shows.
+    Never {
+        /// Which.
+        better: String,
+        /// The lightest load at which it shows.
+        from: f64,
+        /// The heaviest.
+        to: f64,
+    },
+    /// No load shows a difference.
+    Unshown,
+}
