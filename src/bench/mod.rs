@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod compare;
+pub mod diagnosis;
 mod exchange;
 pub mod record;
 pub mod rows;
