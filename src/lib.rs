@@ -11,6 +11,8 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod fleet;
+#[cfg(feature = "plan")]
+pub mod plan;
 pub mod proxy;
 pub mod routing;
 pub mod server;

@@ -5,6 +5,8 @@ pub mod check;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
 pub mod explain;
+#[cfg(feature = "plan")]
+pub mod plan;
 pub mod serve;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -30,6 +32,9 @@ enum Command {
     Check(check::Args),
     /// Say where a request would go, and why.
     Explain(explain::Args),
+    /// Say how a host's GPUs can serve a model, and how to start each way.
+    #[cfg(feature = "plan")]
+    Plan(Box<plan::Args>),
     /// Run a simulated vLLM server.
     #[cfg(feature = "sim")]
     Sim(sim::Args),
@@ -45,6 +50,8 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(*args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
+        #[cfg(feature = "plan")]
+        Command::Plan(args) => plan::run(*args),
         #[cfg(feature = "sim")]
         Command::Sim(args) => sim::run(args),
         #[cfg(all(feature = "sim", feature = "bench"))]

@@ -1,0 +1,210 @@
+//! The room on a GPU: what the weights take, what is left for the KV cache, and how many sequences that holds. Pure.
+//!
+//! The reckoning is vLLM's own (`v1/worker/gpu_worker.py`, `determine_available_memory`): it takes
+//! `--gpu-memory-utilization` of the total, refuses to start where less than that is free, and gives the KV cache what weights
+//! and the pass that it profiles with leave. That last part is known only when it starts: [`Load::overhead`] stands for it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::gpu::Gpu;
+use super::model::{Attention, Bits, Model};
+
+/// A size in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// So many MiB.
+    #[must_use]
+    pub const fn mib(count: u64) -> Bytes {
+        Bytes(count.saturating_mul(1 << 20))
+    }
+
+    /// What is left without `other`, or nothing.
+    #[must_use]
+    pub const fn less(self, other: Bytes) -> Bytes {
+        Bytes(self.0.saturating_sub(other.0))
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0..1024 => write!(f, "{} B", self.0),
+            1024..1_048_576 => write!(f, "{:.0} KiB", self.0 as f64 / 1024.0),
+            1_048_576..1_073_741_824 => write!(f, "{:.0} MiB", self.0 as f64 / 1_048_576.0),
+            _ => write!(f, "{:.1} GiB", self.0 as f64 / 1_073_741_824.0),
+        }
+    }
+}
+
+/// Tokens of a block of the KV cache, vLLM's default.
+pub const BLOCK: u64 = 16;
+
+/// How a server is to be started, and for what load the room is asked.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Load {
+    /// `--gpu-memory-utilization`.
+    pub utilization: f64,
+    /// What a server holds on each GPU beside weights and KV cache: activations of its largest step, CUDA graphs, NCCL.
+    pub overhead: Bytes,
+    /// `--dtype`, if it is not `auto`.
+    pub dtype: Option<String>,
+    /// `--kv-cache-dtype`, if it is not `auto`.
+    pub kv_cache_dtype: Option<String>,
+    /// Bits of an element of the KV cache; the activations' unless told.
+    pub kv_bits: Option<Bits>,
+    /// `--max-model-len`, if it was given.
+    pub max_model_len: Option<u64>,
+    /// Tokens of a prompt.
+    pub input: u64,
+    /// Tokens of an answer.
+    pub output: u64,
+    /// Requests at once.
+    pub concurrency: u64,
+}
+
+impl Load {
+    /// The tokens that a sequence holds on average over its decoding: its prompt and half of its answer.
+    #[must_use]
+    pub fn mean_tokens(&self) -> u64 {
+        (self.input + self.output / 2).max(1)
+    }
+}
+
+/// The room of one server.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Room {
+    /// Weights on each of its GPUs.
+    pub weights: Bytes,
+    /// What its KV cache takes of each of its GPUs.
+    pub kv: Bytes,
+    /// What a token of context takes of each GPU.
+    pub per_token: Bytes,
+    /// Tokens that its KV cache holds, in whole blocks.
+    pub tokens: u64,
+    /// Sequences of the mean length that it holds at once.
+    pub sequences: u64,
+    /// Sequences that vLLM runs at once by default (`--max-num-seqs`).
+    pub max_num_seqs: u64,
+}
+
+impl Room {
+    /// What decodes at once: as many sequences as there is room for, up to the cap.
+    #[must_use]
+    pub fn at_once(&self) -> u64 {
+        self.sequences.min(self.max_num_seqs)
+    }
+}
+
+/// Why a server cannot start.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Refused {
+    /// Weights and overhead are more than it may take.
+    Weights {
+        /// Weights on each GPU.
+        weights: Bytes,
+        /// What it may take of each.
+        budget: Bytes,
+    },
+    /// The TP size does not divide this number.
+    NotDivisible {
+        /// Its key in the config.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// The TP size.
+        tp: u64,
+    },
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::Weights { weights, budget } => {
+                write!(f, "does not fit: {weights} of weights on each GPU, where a server may take {budget} in all")
+            }
+            Refused::NotDivisible { key, value, tp } => {
+                write!(f, "vLLM will not start: a TP size of {tp} does not divide {key}, which is {value}")
+            }
+        }
+    }
+}
+
+/// What a token of context takes of each GPU of a group of `tp`: keys and values of each of its KV heads in each layer. A group
+/// with more GPUs than KV heads holds copies; MLA's latent vector is on every GPU.
+#[must_use]
+pub fn per_token(model: &Model, kv_bits: Bits, tp: u64) -> Bytes {
+    let elements = match model.attention {
+        Attention::Heads { kv_heads, head_dim } => 2 * u128::from((kv_heads / tp).max(1)) * u128::from(head_dim),
+        Attention::Latent { rank, rope } => u128::from(rank + rope),
+    };
+    let bits = elements * u128::from(model.layers) * u128::from(kv_bits.0);
+    Bytes(u64::try_from(bits / 8).unwrap_or(u64::MAX).max(1))
+}
+
+/// The bytes of the weights on each GPU of a group of `tp`: an equal part, and copies of key and value projections where
+/// there are more GPUs than KV heads.
+fn weights_of_each(model: &Model, tp: u64) -> Bytes {
+    let copies = match model.attention {
+        Attention::Heads { kv_heads, head_dim } if tp > kv_heads => {
+            let spare = u128::from(tp - kv_heads) * u128::from(head_dim) * u128::from(model.hidden);
+            2 * spare * u128::from(model.layers) * u128::from(model.activation.0) / 8
+        }
+        _ => 0,
+    };
+    let all = u128::from(model.weights.0) + copies;
+    Bytes(u64::try_from(all.div_ceil(u128::from(tp))).unwrap_or(u64::MAX))
+}
+
+/// Sequences that a vLLM server runs at once by default, by its GPU (`engine/arg_utils.py`, `get_batch_defaults`, 0.32.0).
+fn default_max_num_seqs(gpu: &Gpu) -> u64 {
+    const GIB: u64 = 1 << 30;
+    let large =
+        gpu.total.0 >= 160 * GIB || (gpu.total.0 >= 70 * GIB && !gpu.name.to_ascii_lowercase().contains("a100"));
+    if large { 1024 } else { 256 }
+}
+
+/// The room of a server of `model` over `gpus`, one group of tensor parallelism. The GPU with the least memory decides.
+///
+/// # Errors
+/// The server would not start.
+pub fn room(model: &Model, load: &Load, gpus: &[&Gpu]) -> Result<Room, Refused> {
+    let tp = gpus.len().max(1) as u64;
+    divides(model, tp)?;
+    let total = gpus.iter().map(|gpu| gpu.total).min().unwrap_or_default();
+    let budget = Bytes((total.0 as f64 * load.utilization) as u64);
+    let weights = weights_of_each(model, tp);
+    let kv = budget.less(weights).less(load.overhead);
+    let per_token = per_token(model, load.kv_bits.unwrap_or(model.activation), tp);
+    let tokens = kv.0 / per_token.0 / BLOCK * BLOCK;
+    if tokens == 0 {
+        return Err(Refused::Weights { weights, budget });
+    }
+    let max_num_seqs = gpus.iter().map(|gpu| default_max_num_seqs(gpu)).min().unwrap_or(256);
+    Ok(Room { weights, kv, per_token, tokens, sequences: tokens / load.mean_tokens(), max_num_seqs })
+}
+
+/// vLLM splits query heads, KV heads (or copies them evenly) and the feed-forward width, and refuses what does not divide.
+fn divides(model: &Model, tp: u64) -> Result<(), Refused> {
+    let refuse = |key, value| Err(Refused::NotDivisible { key, value, tp });
+    if !model.heads.is_multiple_of(tp) {
+        return refuse("num_attention_heads", model.heads);
+    }
+    if let Attention::Heads { kv_heads, .. } = model.attention
+        && !kv_heads.is_multiple_of(tp)
+        && !tp.is_multiple_of(kv_heads)
+    {
+        return refuse("num_key_value_heads", kv_heads);
+    }
+    match model.intermediate {
+        Some(width) if !width.is_multiple_of(tp) => refuse("intermediate_size", width),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! What a host with several GPUs can do for one model: how its GPUs are linked, the ways to use them, the room of each way, what
+//! speaks against it, and the lines that start it. Everything here is a function of texts; `cli/plan.rs` reads and writes.
+//! It plans and does not promise: which way is better for some traffic is measured (`forebay compare`).
+
+pub mod emit;
+pub mod gpu;
+pub mod host;
+pub mod layout;
+pub mod memory;
+pub mod mistake;
+pub mod model;
+pub mod numa;
+pub mod report;
+pub mod rocm;
+pub mod topo;
+pub mod warning;
+
+use serde::Serialize;
+
+use emit::Launch;
+use host::{Host, HostGpu, Vendor};
+use layout::{Layout, Wanted};
+use memory::Load;
+use model::Model;
+use topo::Link;
+use warning::Warning;
+
+/// A plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Whose GPUs they are.
+    pub vendor: Vendor,
+    /// The GPUs.
+    pub gpus: Vec<HostGpu>,
+    /// The pairs of them, each with its link.
+    pub links: Vec<Pair>,
+    /// The NUMA nodes, if they were listed.
+    pub nodes: Vec<numa::Node>,
+    /// Network cards in the matrix.
+    pub nics: usize,
+    /// The model's name in the launch lines.
+    pub name: String,
+    /// What is served, if that was told.
+    pub model: Option<Model>,
+    /// How, and for what load.
+    pub load: Load,
+    /// The `--max-model-len` of every server, where one is needed.
+    pub max_model_len: Option<u64>,
+    /// What is to be known of the host.
+    pub warnings: Vec<Warning>,
+    /// The ways to use it.
+    pub layouts: Vec<Planned>,
+}
+
+/// Two GPUs and what lies between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Pair {
+    /// The one with the smaller number.
+    pub a: usize,
+    /// The other.
+    pub b: usize,
+    /// What lies between them.
+    pub link: Link,
+}
+
+/// A layout and the lines that start it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Planned {
+    /// The layout.
+    #[serde(flatten)]
+    pub layout: Layout,
+    /// Whether all its servers would start, as far as is known.
+    pub starts: bool,
+    /// How each server is started, in their order.
+    pub launch: Vec<Launch>,
+}
+
+impl Plan {
+    /// Plans for `host` and the model called `name`, which is `None` where only the host is of interest.
+    #[must_use]
+    pub fn of(host: &Host, name: String, model: Option<Model>, load: Load, base_port: u16) -> Plan {
+        let wanted = Wanted { model: model.as_ref(), load: &load, base_port };
+        let (layouts, max_model_len) = layout::layouts(host, wanted);
+        let plan = |layout: Layout| {
+            let lines = layout.servers().map(|server| emit::launch(host, server, &name, &load, max_model_len));
+            Planned { starts: layout.starts(), launch: lines.collect(), layout }
+        };
+        let layouts = layouts.into_iter().map(plan).collect();
+        let pairs = (0..host.gpus.len()).flat_map(|a| (a + 1..host.gpus.len()).map(move |b| (a, b)));
+        Plan {
+            vendor: host.vendor,
+            gpus: host.gpus.clone(),
+            links: pairs.filter_map(|(a, b)| host.link(a, b).map(|link| Pair { a, b, link })).collect(),
+            nodes: host.nodes.clone(),
+            nics: host.nics,
+            warnings: warning::of_host(host),
+            layouts,
+            max_model_len,
+            load,
+            name,
+            model,
+        }
+    }
+
+    /// The layouts that would start.
+    pub fn starting(&self) -> impl Iterator<Item = &Planned> {
+        self.layouts.iter().filter(|layout| layout.starts)
+    }
+}
