@@ -1,32 +1,28 @@
 //! Sends a load and times it. One task for each request; the only thing between the socket and the clock is the parser of
 //! events. Says how late its own timers were, because a generator that lags measures itself.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hdrhistogram::Histogram;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Time};
 
 use super::exchange::Exchange;
+use super::lag::Lag;
 use super::record::Record;
 use super::workload::Workload;
 
 /// Below uvicorn's 5 s, so that no request meets a closing connection.
 const IDLE: Duration = Duration::from_secs(4);
-/// Between two looks at the event loop's own delay.
-const BEAT: Duration = Duration::from_millis(10);
-/// What a timer of tokio may be late by design.
-const GRANULARITY: Duration = Duration::from_millis(1);
 /// Bytes of an error answer that are kept.
 pub(super) const ERROR_BYTES: usize = 500;
 
@@ -46,6 +42,27 @@ impl Target {
     #[must_use]
     pub fn of(base: impl Into<String>) -> Target {
         Target { base: base.into(), arm: None, backend: None }
+    }
+
+    /// The server at a URL: `http://host:port`, with `/v1` behind it or without.
+    ///
+    /// # Errors
+    /// It is no such URL.
+    pub fn parse(url: &str) -> Result<Target, ClientError> {
+        let base = url.trim_end_matches('/');
+        let base = base.strip_suffix("/v1").unwrap_or(base);
+        match base.parse::<Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) => {
+                Ok(Target::of(base))
+            }
+            _ => Err(ClientError::Url(url.to_owned())),
+        }
+    }
+
+    /// Its host and port: what Forebay calls a backend.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.base.split_once("://").map_or(self.base.as_str(), |(_, rest)| rest)
     }
 }
 
@@ -82,7 +99,7 @@ pub struct Run {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The text is no URL.
-    #[error("`{0}` is not the URL of a server: write http://host:port")]
+    #[error("`{0}` is not the URL of a server: write http://host:port (TLS is not spoken)")]
     Url(String),
     /// No connection, or it broke.
     #[error("cannot reach {url}: {reason}")]
@@ -112,6 +129,7 @@ pub enum ClientError {
 pub struct Client {
     http: HyperClient<HttpConnector, Full<Bytes>>,
     clock: Clock,
+    headers: HeaderMap,
 }
 
 impl Default for Client {
@@ -122,7 +140,8 @@ impl Default for Client {
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
             .build(connector);
-        Client { http, clock: Clock::system() }
+        let json = HeaderValue::from_static("application/json");
+        Client { http, clock: Clock::system(), headers: HeaderMap::from_iter([(header::CONTENT_TYPE, json)]) }
     }
 }
 
@@ -137,6 +156,19 @@ pub(super) fn reason(error: &dyn std::error::Error) -> String {
 }
 
 impl Client {
+    /// The same with these headers in each request: keys, for one.
+    #[must_use]
+    pub fn with_headers(mut self, headers: HeaderMap) -> Client {
+        self.headers.extend(headers);
+        self
+    }
+
+    /// What its times are told by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// Asks for JSON: GET, or POST of a body.
     ///
     /// # Errors
@@ -144,12 +176,12 @@ impl Client {
     pub async fn json(&self, url: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let method = if body.is_some() { Method::POST } else { Method::GET };
         let bytes = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(url)
-            .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(bytes))
             .map_err(|_| ClientError::Url(url.to_owned()))?;
+        request.headers_mut().clone_from(&self.headers);
         let unreachable =
             |error: &dyn std::error::Error| ClientError::Unreachable { url: url.to_owned(), reason: reason(error) };
         let response = self.http.request(request).await.map_err(|error| unreachable(&error))?;
@@ -160,32 +192,6 @@ impl Client {
             return Err(ClientError::Status { url: url.to_owned(), status, text });
         }
         serde_json::from_slice(&bytes).map_err(|_| ClientError::NotJson(url.to_owned()))
-    }
-
-    /// The bodies of a load, each with a prompt of the wanted length by the server's own `/tokenize`.
-    ///
-    /// # Errors
-    /// The server has no `/tokenize`, or it does not answer.
-    pub async fn bodies(&self, base: &str, workload: &Workload) -> Result<Vec<Bytes>, ClientError> {
-        let url = format!("{base}/tokenize");
-        let mut bodies = Vec::with_capacity(workload.num_prompts as usize);
-        let mut words = i64::from(workload.input_len);
-        for id in 0..workload.num_prompts {
-            let mut prompt = String::new();
-            // The first prompt finds what the template adds; a longer word in a later one takes another round.
-            for _ in 0..8 {
-                prompt = workload.words(id, words.max(1) as u32);
-                let (key, value) = workload.endpoint.prompt(&prompt);
-                let counted = self.json(&url, Some(&json!({"model": workload.model, key: value}))).await?;
-                let count = counted["count"].as_i64().ok_or_else(|| ClientError::NotJson(url.clone()))?;
-                if count == i64::from(workload.input_len) || words <= 1 && count > i64::from(workload.input_len) {
-                    break;
-                }
-                words += i64::from(workload.input_len) - count;
-            }
-            bodies.push(Bytes::from(workload.body(&prompt)));
-        }
-        Ok(bodies)
     }
 
     /// Sends the bodies at their times, in turn to each target, and waits for all answers.
@@ -200,9 +206,21 @@ impl Client {
         sending: &Sending,
         progress: &Arc<Progress>,
     ) -> Run {
-        let lateness = Lateness::watch(self.clock.clone());
+        self.run_from(self.clock.now(), targets, workload, bodies, sending, progress).await
+    }
+
+    /// The same with the time from which its records count.
+    pub(super) async fn run_from(
+        &self,
+        begin: Time,
+        targets: &[Target],
+        workload: &Workload,
+        bodies: &[Bytes],
+        sending: &Sending,
+        progress: &Arc<Progress>,
+    ) -> Run {
+        let lag = Lag::watch(self.clock.clone());
         let room = sending.max_concurrency.map(|limit| Arc::new(Semaphore::new(limit)));
-        let begin = self.clock.now();
         let mut tasks = Vec::with_capacity(bodies.len());
         for (index, (body, at)) in bodies.iter().zip(workload.arrivals()).enumerate() {
             let wait = (begin + at).since(self.clock.now());
@@ -217,6 +235,7 @@ impl Client {
             let exchange = Exchange {
                 http: self.http.clone(),
                 clock: self.clock.clone(),
+                headers: self.headers.clone(),
                 target: targets[index % targets.len()].clone(),
                 path: workload.endpoint.path(),
                 body: body.clone(),
@@ -235,42 +254,7 @@ impl Client {
         for task in tasks {
             records.push(task.await.expect("a request's task neither panics nor is aborted"));
         }
-        Run { records, lag_p99: lateness.p99() }
-    }
-}
-
-/// How late a timer of this runtime is, looked at all the time: what keeps it from firing keeps events from being timed.
-struct Lateness {
-    beats: Arc<Mutex<Histogram<u64>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Lateness {
-    fn watch(clock: Clock) -> Lateness {
-        let beats = Arc::new(Mutex::new(Histogram::new(3).expect("three digits are allowed")));
-        let noted = Arc::clone(&beats);
-        let task = tokio::spawn(async move {
-            loop {
-                let due = clock.now() + BEAT;
-                tokio::time::sleep(BEAT).await;
-                // A timer of tokio fires up to a millisecond after its time by design.
-                let late = clock.now().since(due).saturating_sub(GRANULARITY);
-                let mut beats: MutexGuard<'_, Histogram<u64>> = noted.lock().unwrap_or_else(PoisonError::into_inner);
-                beats.saturating_record(u64::try_from(late.as_micros()).unwrap_or(u64::MAX));
-            }
-        });
-        Lateness { beats, task }
-    }
-
-    fn p99(&self) -> Duration {
-        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_micros(beats.value_at_quantile(0.99))
-    }
-}
-
-impl Drop for Lateness {
-    fn drop(&mut self) {
-        self.task.abort();
+        Run { records, lag_p99: lag.p99() }
     }
 }
 

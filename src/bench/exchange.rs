@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -19,6 +19,7 @@ use super::sse::{Event, Reader};
 pub(super) struct Exchange {
     pub(super) http: HyperClient<HttpConnector, Full<Bytes>>,
     pub(super) clock: Clock,
+    pub(super) headers: HeaderMap,
     pub(super) target: Target,
     pub(super) path: &'static str,
     pub(super) body: Bytes,
@@ -86,14 +87,13 @@ impl Exchange {
     }
 
     fn request(&self) -> Result<Request<Full<Bytes>>, http::Error> {
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("{}{}", self.target.base, self.path))
-            .header(header::CONTENT_TYPE, "application/json");
+        let uri = format!("{}{}", self.target.base, self.path);
+        let mut request = Request::builder().method(Method::POST).uri(uri).body(Full::new(self.body.clone()))?;
+        request.headers_mut().clone_from(&self.headers);
         if let Some((name, value)) = &self.session {
-            request = request.header(name, value);
+            request.headers_mut().insert(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
         }
-        request.body(Full::new(self.body.clone()))
+        Ok(request)
     }
 
     async fn exchange(&self, sent: Time, record: &mut Record) -> Result<(), (Outcome, String)> {
@@ -101,6 +101,8 @@ impl Exchange {
         let response = self.http.request(request).await.map_err(|error| (Outcome::Connect, reason(&error)))?;
         record.status = Some(response.status().as_u16());
         record.arm = label(response.headers(), "x-forebay-arm").or(record.arm.take());
+        record.assigned =
+            label(response.headers(), "x-forebay-assigned-arm").filter(|arm| record.arm.as_ref() != Some(arm));
         record.backend = label(response.headers(), "x-forebay-backend").or(record.backend.take());
         let failed = !response.status().is_success();
         let mut body = response.into_body();

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::bench::client::{Client, Progress, Run, Sending, Target};
-use crate::bench::workload::{Endpoint, Rate, Workload};
+use crate::bench::workload::{Endpoint, Length, Rate, Workload};
 use crate::config::model::{Admin, Arm, Backend, Config, Listen, Pool};
 use crate::server::{self, AccessLogFormat, Options, Source};
 use crate::sim::http::{Sim, SimOptions, listen, serve_sim};
@@ -137,7 +137,9 @@ fn perform(
         num_prompts: args.requests,
         input_len: INPUT_LEN,
         output_len,
+        length: Length::Whole,
         ignore_eos: false,
+        temperature: Some(0.0),
         rate: Rate::Unlimited,
         seed: args.seed,
     };

@@ -35,6 +35,20 @@ pub fn parse(text: &str) -> Result<Sample, ParseError> {
     if sample == Sample::default() { Err(ParseError::NotVllm) } else { Ok(sample) }
 }
 
+/// A figure by its name without `vllm:`, summed over engines.
+#[must_use]
+pub fn figure(text: &str, name: &str) -> Option<f64> {
+    let mut sum = Sum::default();
+    for line in text.lines() {
+        if let Some((found, _, value)) = line.strip_prefix("vllm:").and_then(split)
+            && found == name
+        {
+            sum.add(value.parse().ok());
+        }
+    }
+    sum.total()
+}
+
 /// A figure summed over engines. One unreadable part makes the whole unknown: half a sum would look like an idle server.
 #[derive(Clone, Copy, Default)]
 struct Sum {
@@ -214,6 +228,15 @@ mod tests {
         let sample = parse(two).unwrap();
         assert_eq!(sample.running, Some(5.0));
         assert!((sample.kv_usage.unwrap() - 0.3).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_figure_is_found_by_its_name_and_summed() {
+        let text = "vllm:prompt_tokens_total{engine=\"0\"} 5\nvllm:prompt_tokens_total{engine=\"1\"} 7\nvllm:x NaN\n";
+        assert_eq!(
+            (figure(text, "prompt_tokens_total"), figure(text, "x"), figure(text, "y")),
+            (Some(12.0), None, None)
+        );
     }
 
     #[test]

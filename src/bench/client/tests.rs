@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::super::record::Outcome;
-use super::super::workload::{Endpoint, Rate};
+use super::super::workload::{Endpoint, Length, Rate};
 use super::*;
 
 /// Answers every request on `answers`, in turn, with one of these bytes, and closes.
@@ -51,7 +51,9 @@ fn workload(num_prompts: u32) -> Workload {
         num_prompts,
         input_len: 10,
         output_len: 3,
+        length: Length::Whole,
         ignore_eos: false,
+        temperature: None,
         rate: Rate::Unlimited,
         seed: 1,
     }
