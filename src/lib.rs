@@ -18,6 +18,8 @@ pub mod routing;
 pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "bench")]
+pub mod stats;
 pub mod stream;
 pub mod tasks;
 pub mod telemetry;

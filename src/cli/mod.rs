@@ -2,6 +2,8 @@
 //! usage or configuration.
 
 pub mod check;
+#[cfg(feature = "bench")]
+pub mod compare;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
 pub mod explain;
@@ -35,6 +37,9 @@ enum Command {
     /// Say how a host's GPUs can serve a model, and how to start each way.
     #[cfg(feature = "plan")]
     Plan(Box<plan::Args>),
+    /// Compare arms from the rows of their runs.
+    #[cfg(feature = "bench")]
+    Compare(compare::Args),
     /// Run a simulated vLLM server.
     #[cfg(feature = "sim")]
     Sim(sim::Args),
@@ -52,6 +57,8 @@ pub fn run() -> ExitCode {
         Command::Explain(args) => explain::run(args),
         #[cfg(feature = "plan")]
         Command::Plan(args) => plan::run(*args),
+        #[cfg(feature = "bench")]
+        Command::Compare(args) => compare::run(args),
         #[cfg(feature = "sim")]
         Command::Sim(args) => sim::run(args),
         #[cfg(all(feature = "sim", feature = "bench"))]

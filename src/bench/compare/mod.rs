@@ -1,14 +1,32 @@
 //! The comparison of arms, from the rows of their runs: epochs, figures, intervals, verdicts, checks. The epoch is the unit
 //! of the statistics, since requests of one run are not independent. Pure: chance comes from a seed.
 
+mod checks;
+pub mod crossover;
 pub mod figure;
+pub mod judge;
+pub mod markdown;
+mod measure;
 pub mod model;
+mod pair;
+pub mod text;
+mod trial;
 mod verdict;
+pub mod words;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::record::Record;
+use super::rows::{Offered, RunRows};
 use super::slo::Slo;
+use super::summary::Summary;
+use crate::stats::estimate::mean;
+use figure::Figure;
+use measure::Divisors;
+use model::{Arm, Axis, Bounds, Cell, Comparison, Crossover, Epoch, Gravity, Measured, Point, Scope, Warning};
+use pair::{Raw, Side};
+use trial::{Group, Trial};
 
 /// What a comparison is told beside the rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +35,8 @@ pub struct Options {
     pub baseline: Option<String>,
     /// The limits of goodput.
     pub slo: Option<Slo>,
+    /// GPUs of an arm, where the rows do not tell.
+    pub gpus: BTreeMap<String, u32>,
     /// What an arm costs an hour.
     pub prices: BTreeMap<String, f64>,
     /// Shares of a live split, in any unit; an arm that is not named has 1.
@@ -32,10 +52,231 @@ impl Default for Options {
         Options {
             baseline: None,
             slo: None,
+            gpus: BTreeMap::new(),
             prices: BTreeMap::new(),
             shares: BTreeMap::new(),
             block: Duration::from_secs(300),
             seed: 0,
         }
+    }
+}
+
+/// Why rows cannot be compared.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CompareError {
+    /// No whole run.
+    #[error("there is no whole run with requests in these files")]
+    NoRows,
+    /// One arm is no comparison.
+    #[error("there is one arm, `{0}`; a comparison takes two")]
+    OneArm(String),
+    /// Rows that do not tell their arm.
+    #[error("a run does not name its arm; `forebay bench --arm NAME` does")]
+    NoArm,
+    /// An argument for an arm that is not there.
+    #[error("{flag}: no arm is called `{name}`; there are {known}")]
+    UnknownArm {
+        /// The argument.
+        flag: &'static str,
+        /// What it named.
+        name: String,
+        /// The arms.
+        known: String,
+    },
+    /// A price or a share that is none.
+    #[error("{flag} {arm}={value}: it must be above 0")]
+    NotPositive {
+        /// The argument.
+        flag: &'static str,
+        /// The arm.
+        arm: String,
+        /// What it was given.
+        value: f64,
+    },
+    /// An epoch of no length.
+    #[error("an epoch of a live split must be longer than 0 s")]
+    NoBlock,
+    /// Every load was run by one arm only.
+    #[error("the arms have no load in common: {0}")]
+    NothingInCommon(String),
+}
+
+/// Compares the arms of these runs, whichever files they were in.
+///
+/// # Errors
+/// There are not two arms with a load in common, or an option names an arm that is not there.
+pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, CompareError> {
+    checks::options(options)?;
+    let mut warnings = Vec::new();
+    let groups = trial::gather(runs, options, &mut warnings)?;
+    let names = trial::arms(&groups, runs, options)?;
+    let arms: Vec<Arm> = names.iter().map(|name| arm(name, &groups, options)).collect();
+    let mut rng = fastrand::Rng::with_seed(options.seed);
+    let mut points = Vec::new();
+    let mut raws: Vec<(usize, Raw)> = Vec::new();
+    for group in &groups {
+        let (point, pairs) = point(group, &arms, options, &mut warnings, &mut rng);
+        raws.extend(pairs.into_iter().map(|raw| (points.len(), raw)));
+        points.push(point);
+    }
+    if raws.is_empty() {
+        return Err(CompareError::NothingInCommon(words::loads_by_arm(&points)));
+    }
+    let (places, mut raws): (Vec<usize>, Vec<Raw>) = raws.into_iter().unzip();
+    pair::conclude(&mut raws);
+    let scope = raws.iter().map(|raw| raw.scope).max().unwrap_or(Scope::AnyStart);
+    let crossovers = crossovers(&points, &places, &raws, &mut rng);
+    for (place, raw) in places.into_iter().zip(raws) {
+        points[place].pairs.push(raw.pair);
+    }
+    checks::of_runs(runs, scope, &mut warnings);
+    unknown_gpus(&arms, &points, &mut warnings);
+    warnings.sort_by_key(|warning| warning.gravity);
+    let baseline = arms[0].name.clone();
+    Ok(Comparison { warnings, scope, baseline, arms, slo: options.slo, points, crossovers })
+}
+
+fn arm(name: &str, groups: &[Group], options: &Options) -> Arm {
+    let trials = || groups.iter().flat_map(|group| &group.trials).filter(|trial| trial.arm == name);
+    // The head of a live split tells of all arms at once, so not how many GPUs this one has.
+    let heads = || trials().filter_map(|trial| trial.head);
+    let own = || heads().filter(|head| head.arm.is_some());
+    Arm {
+        name: name.to_owned(),
+        gpus: options.gpus.get(name).copied().or_else(|| own().find_map(|head| head.gpus)),
+        price_per_hour: options.prices.get(name).copied(),
+        replicas: own().find_map(|head| head.replicas),
+        max_num_seqs: own().find_map(|head| head.max_num_seqs),
+        model: heads().map(|head| head.model.clone()).next().unwrap_or_default(),
+        simulated: heads().any(|head| head.simulated),
+    }
+}
+
+fn point(
+    group: &Group,
+    arms: &[Arm],
+    options: &Options,
+    warnings: &mut Vec<Warning>,
+    rng: &mut fastrand::Rng,
+) -> (Point, Vec<Raw>) {
+    let slo = options.slo.as_ref();
+    let side = |arm: &'_ Arm| {
+        let trials: Vec<&Trial> = group.trials.iter().filter(|trial| trial.arm == arm.name).collect();
+        let by = Divisors { gpus: arm.gpus, price_per_hour: arm.price_per_hour };
+        let measures = trials.iter().map(|trial| measure::measure(trial, slo, by)).collect();
+        let arm = group.trials.iter().find(|trial| trial.arm == arm.name)?.arm.as_str();
+        Some(Side { arm, by, trials, measures })
+    };
+    let sides: Vec<Side> = arms.iter().filter_map(side).collect();
+    let at = format!(" {}", words::load(group.load.offered));
+    let sample_ratio = if group.live { checks::sample_ratio(&sides, options) } else { None };
+    let balance = checks::balance(&sides);
+    checks::of_point(&at, &sides, sample_ratio.as_ref(), &balance, warnings);
+    checks::same_load(&at, group, warnings);
+    let mut raws = Vec::new();
+    if let Some((baseline, others)) = sides.split_first().filter(|(first, _)| first.arm == arms[0].name) {
+        for other in others {
+            let gpus = baseline.by.gpus.is_some() && other.by.gpus.is_some();
+            let primary = pair::primary(group.load.offered, slo.is_some(), gpus);
+            raws.push(pair::pair(baseline, other, primary, group.live, slo, rng));
+        }
+    }
+    let point = Point {
+        offered: group.load.offered,
+        input_len: group.load.input_len,
+        output_len: group.load.output_len,
+        live_split: group.live,
+        cells: sides.iter().map(cell).collect(),
+        pairs: Vec::new(),
+        sample_ratio,
+        balance,
+    };
+    (point, raws)
+}
+
+fn cell(side: &Side) -> Cell {
+    let records = || side.trials.iter().flat_map(|trial| trial.records.iter().copied());
+    let duration_s = side.measures.iter().map(|measures| measures.summary.duration_s).sum();
+    let good = || records().filter(|record| record.succeeded());
+    let epoch = |(trial, measures): (&&Trial, &measure::Measures)| Epoch {
+        epoch: trial.epoch,
+        block: trial.block,
+        start: trial.start,
+        summary: measures.summary,
+        figures: measures.figures.clone(),
+        timeline: measure::timeline(trial.samples),
+    };
+    let mut epochs: Vec<Epoch> = side.trials.iter().zip(&side.measures).map(epoch).collect();
+    epochs.sort_by_key(|epoch| epoch.epoch);
+    let pooled = Summary { duration_s, ..Summary::of(records()) };
+    Cell {
+        arm: side.arm.to_owned(),
+        crossed: checks::crossed(side),
+        figures: Figure::ALL.iter().filter_map(|figure| measured(*figure, &epochs)).collect(),
+        epochs,
+        ttft: measure::quantiles(good().filter_map(Record::ttft)),
+        tpot: measure::quantiles(good().filter_map(Record::tpot)),
+        diagnosis: None,
+        pooled,
+    }
+}
+
+fn measured(figure: Figure, epochs: &[Epoch]) -> Option<Measured> {
+    let values: Option<Vec<f64>> = epochs.iter().map(|epoch| epoch.figures.get(&figure).copied()).collect();
+    let values = values.filter(|values| !values.is_empty())?;
+    let few_requests = figure.is_p99() && epochs.iter().any(|epoch| epoch.summary.requests < 500);
+    if values.iter().any(|value| *value <= 0.0) {
+        // No logarithm, so neither a geometric mean nor its interval.
+        let value = values.iter().sum::<f64>() / values.len() as f64;
+        return Some(Measured { figure, value, interval: None, few_requests });
+    }
+    let logs: Vec<f64> = values.iter().map(|value| value.ln()).collect();
+    let value = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
+    let interval = mean(&logs).filter(|_| logs.len() >= judge::ENOUGH).map(|estimate| {
+        let (low, high) = estimate.interval(judge::LEVEL);
+        Bounds { low: low.exp(), high: high.exp() }
+    });
+    Some(Measured { figure, value, interval, few_requests })
+}
+
+/// The crossovers of each sweep: loads that differ in their rate, or their concurrency, alone.
+fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastrand::Rng) -> Vec<Crossover> {
+    type Key<'a> = (Axis, &'a str, Option<u32>, Option<u32>, Figure);
+    let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::Place>)> = BTreeMap::new();
+    for (place, raw) in places.iter().zip(raws) {
+        let point = &points[*place];
+        let (axis, load) = match point.offered {
+            Some(Offered::Rate(rate)) => (Axis::Rate, rate),
+            Some(Offered::Concurrency(count)) => (Axis::Concurrency, f64::from(count)),
+            _ => continue,
+        };
+        for (figure, log) in &raw.logs {
+            let key = (axis, raw.pair.arm.as_str(), point.input_len, point.output_len, *figure);
+            let sweep = sweeps.entry(key).or_insert_with(|| (raw.pair.baseline.as_str(), Vec::new()));
+            sweep.1.push(crossover::Place { load, log: *log });
+        }
+    }
+    let mut found = Vec::new();
+    for ((axis, arm, _, _, figure), (baseline, sweep)) in sweeps {
+        if sweep.len() < 2 {
+            continue;
+        }
+        for crossing in crossover::crossings(figure, (baseline, arm), &sweep, rng) {
+            let (baseline, arm) = (baseline.to_owned(), arm.to_owned());
+            found.push(Crossover { figure, baseline, arm, axis, found: crossing });
+        }
+    }
+    found
+}
+
+fn unknown_gpus(arms: &[Arm], points: &[Point], warnings: &mut Vec<Warning>) {
+    let decides = |point: &Point| matches!(point.offered, Some(Offered::Unlimited | Offered::Concurrency(_)));
+    let unknown: Vec<&str> = arms.iter().filter(|arm| arm.gpus.is_none()).map(|arm| arm.name.as_str()).collect();
+    if !unknown.is_empty() && points.iter().any(decides) {
+        let text = format!(
+            "how many GPUs {} had is not known (--gpus ARM=N tells): output tokens/s decide, as if arms had as many",
+            unknown.join(" and ")
+        );
+        warnings.push(Warning { gravity: Gravity::Note, check: "gpus", text });
     }
 }

@@ -1,0 +1,172 @@
+//! `forebay compare`: which arm is better, from the rows of their runs.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::bench::compare::markdown::markdown;
+use crate::bench::compare::model::Comparison;
+use crate::bench::compare::text::text;
+use crate::bench::compare::{Options, compare};
+use crate::bench::rows::{self, RunRows};
+use crate::bench::slo::Slo;
+
+/// The arguments of `forebay compare`.
+#[derive(Debug, clap::Args)]
+#[command(
+    about = "Compare arms from the rows of their runs",
+    long_about = "Say which arm is better, with the interval of the ratio, from the rows that `forebay bench` writes.\n\n\
+        The epoch (one run of one arm) is the unit: requests of one run are not independent. With three or more epochs an arm, a \
+        winner is named where the 95 % interval of the ratio excludes 1 and the difference is more than 2 %; with fewer the \
+        report is about one run, and names none. One figure decides: output tokens/s per GPU where all requests are sent at \
+        once or in a closed loop; at an offered rate the share that met --slo, or without one P95 TTFT.\n\n\
+        A file whose runs tell no arm is an arm of its file's name. A run whose requests each tell theirs (both arms at once \
+        behind `forebay serve`) is cut into epochs of --block.",
+    after_help = "Exit codes: 0 compared, whatever the verdict; 1 a file cannot be read or written; 2 wrong usage, or rows that \
+        cannot be compared.\n\n\
+        Example: forebay compare tp2.jsonl tp1x2.jsonl --slo ttft=500ms,tpot=50ms --price tp2=4.2 --price tp1x2=4.2"
+)]
+pub struct Args {
+    /// Row files of `forebay bench`
+    #[arg(required = true, value_name = "ROWS.jsonl")]
+    files: Vec<PathBuf>,
+    /// The arm that the others are compared with [default: the first in the files]
+    #[arg(long, value_name = "ARM")]
+    baseline: Option<String>,
+    /// Limits that a request must all meet to count as served well; of ttft, tpot and e2e
+    #[arg(long, value_name = "ttft=500ms,tpot=50ms")]
+    slo: Option<Slo>,
+    /// GPUs of an arm, where its rows do not tell
+    #[arg(long, value_name = "ARM=N", value_parser = named::<u32>)]
+    gpus: Vec<(String, u32)>,
+    /// What an arm costs an hour
+    #[arg(long, value_name = "ARM=PRICE", value_parser = named::<f64>)]
+    price: Vec<(String, f64)>,
+    /// The share of the sessions that an arm of a live split was to get [default: the same for each]
+    #[arg(long, value_name = "ARM=SHARE", value_parser = named::<f64>)]
+    share: Vec<(String, f64)>,
+    /// How long an epoch of a live split is, at least
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = block)]
+    block: Duration,
+    /// For the bootstrap
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Write the report as Markdown, too
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
+/// Why there is no report.
+enum Failed {
+    /// The system refused.
+    System(String),
+    /// The question makes no sense.
+    Question(String),
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    match perform(&args) {
+        Ok(report) => {
+            print!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(Failed::System(message)) => {
+            eprintln!("forebay compare: {message}");
+            ExitCode::FAILURE
+        }
+        Err(Failed::Question(message)) => {
+            eprintln!("forebay compare: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn perform(args: &Args) -> Result<String, Failed> {
+    let mut runs = Vec::new();
+    for file in &args.files {
+        runs.extend(read(file)?);
+    }
+    let options = Options {
+        baseline: args.baseline.clone(),
+        slo: args.slo,
+        gpus: args.gpus.iter().cloned().collect(),
+        prices: args.price.iter().cloned().collect(),
+        shares: args.share.iter().cloned().collect(),
+        block: args.block,
+        seed: args.seed,
+    };
+    let comparison = compare(&runs, &options).map_err(|error| Failed::Question(error.to_string()))?;
+    report(&comparison, args)
+}
+
+/// Writes what was asked for into files, and gives what is to be printed.
+fn report(comparison: &Comparison, args: &Args) -> Result<String, Failed> {
+    if let Some(file) = &args.markdown {
+        std::fs::write(file, markdown(comparison))
+            .map_err(|error| Failed::System(format!("cannot write {}: {error}", file.display())))?;
+    }
+    if !args.json {
+        return Ok(text(comparison));
+    }
+    let json = serde_json::to_string_pretty(comparison)
+        .map_err(|error| Failed::System(format!("cannot write the report as JSON: {error}")))?;
+    Ok(json + "\n")
+}
+
+/// The runs of a file, each with its arm.
+fn read(file: &Path) -> Result<Vec<RunRows>, Failed> {
+    let system = |error: String| Failed::System(format!("{}: {error}", file.display()));
+    let from = File::open(file).map_err(|error| system(error.to_string()))?;
+    let mut runs = rows::read(BufReader::new(from)).map_err(|error| match error {
+        rows::RowError::Io(error) => system(error.to_string()),
+        line => Failed::Question(format!("{}: {line}", file.display())),
+    })?;
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    for run in &mut runs {
+        name_arm(run, &stem);
+    }
+    Ok(runs)
+}
+
+/// Gives a run that tells no arm its file's name. One arm called `default` is a proxy without arms, which is to tell none.
+fn name_arm(run: &mut RunRows, stem: &str) {
+    let arms: std::collections::BTreeSet<&str> =
+        run.records.iter().filter_map(|record| record.assigned.as_deref().or(record.arm.as_deref())).collect();
+    let only = match arms.into_iter().collect::<Vec<_>>()[..] {
+        [] | ["default"] => stem.to_owned(),
+        [arm] => arm.to_owned(),
+        _ => return,
+    };
+    match &mut run.head {
+        Some(head) => head.arm = head.arm.take().or(Some(only)),
+        None => {
+            for record in &mut run.records {
+                record.arm = Some(only.clone());
+                record.assigned = None;
+            }
+        }
+    }
+}
+
+/// `tp2=4.2`.
+fn named<T: FromStr>(text: &str) -> Result<(String, T), String> {
+    let parsed =
+        text.split_once('=').and_then(|(arm, value)| Some((arm.trim().to_owned(), value.trim().parse().ok()?)));
+    parsed.filter(|(arm, _)| !arm.is_empty()).ok_or_else(|| format!("`{text}` is not ARM=NUMBER, such as tp2=2"))
+}
+
+fn block(text: &str) -> Result<Duration, String> {
+    let block = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if block < Duration::from_secs(300) {
+        return Err("requests closer than 5m are not independent; it must be at least 5m".to_owned());
+    }
+    Ok(block)
+}

@@ -1,0 +1,7 @@
+//! Statistics of a comparison: functions of numbers, that know nothing of requests or arms. Chance comes in as a generator.
+
+pub mod bootstrap;
+pub mod check;
+pub mod estimate;
+pub mod little;
+pub mod multiple;
