@@ -22,10 +22,8 @@ pub fn markdown(comparison: &Comparison) -> String {
     for point in &comparison.points {
         out.push_str(&format!("\n## Load: {}\n\n", escaped(&words::heading(point))));
         table(&text::figures(point), &mut out);
-        for cell in &point.cells {
-            if let Some(diagnosis) = &cell.diagnosis {
-                out.push_str(&format!("\n{}: {}\n", escaped(&cell.arm), escaped(diagnosis)));
-            }
+        for line in text::diagnoses(point) {
+            out.push_str(&format!("\n{}\n", escaped(&line)));
         }
         let ratios = text::ratios(point);
         if ratios.len() > 1 {

@@ -17,6 +17,7 @@ pub mod words;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::diagnosis::{Diagnosis, Evidence, agreed, diagnose};
 use super::record::Record;
 use super::rows::{Offered, RunRows};
 use super::slo::Slo;
@@ -216,9 +217,24 @@ fn cell(side: &Side) -> Cell {
         epochs,
         ttft: measure::quantiles(good().filter_map(Record::ttft)),
         tpot: measure::quantiles(good().filter_map(Record::tpot)),
-        diagnosis: None,
+        diagnosis: diagnosis(side),
         pooled,
     }
+}
+
+/// What bound the arm, run by run; a live split is one run, which its blocks share.
+fn diagnosis(side: &Side) -> Option<Diagnosis> {
+    let mut runs: Vec<&RunRows> = Vec::new();
+    for trial in side.trials.iter().filter(|trial| trial.head.is_some()) {
+        if !runs.iter().any(|run| std::ptr::eq(*run, trial.run)) {
+            runs.push(trial.run);
+        }
+    }
+    let of_run = |run: &&RunRows| {
+        let told = run.head.as_ref().is_some_and(|head| head.arm.is_some());
+        diagnose(&Evidence::of(run, if told { None } else { Some(side.arm) }))
+    };
+    agreed(&runs.iter().map(of_run).collect::<Vec<_>>())
 }
 
 fn measured(figure: Figure, epochs: &[Epoch]) -> Option<Measured> {

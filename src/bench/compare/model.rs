@@ -9,6 +9,7 @@ use super::figure::Figure;
 pub use super::verdict::{
     Axis, Balance, Balanced, Crossing, Crossover, Method, Pair, Ratio, SampleRatio, Unjudged, Unshown, Verdict,
 };
+use crate::bench::diagnosis::Diagnosis;
 use crate::bench::rows::Offered;
 use crate::bench::slo::Slo;
 use crate::bench::summary::Summary;
@@ -124,8 +125,8 @@ pub struct Cell {
     pub ttft: Vec<QuantilePoint>,
     /// TPOT of all its requests.
     pub tpot: Vec<QuantilePoint>,
-    /// What bound it, in one sentence with its figures, where that could be told.
-    pub diagnosis: Option<String>,
+    /// What bound it, as far as its runs agree; none of rows without a head.
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// A figure of an arm over its epochs.

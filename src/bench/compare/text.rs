@@ -22,8 +22,8 @@ pub fn text(comparison: &Comparison) -> String {
     for point in &comparison.points {
         out.push_str(&format!("\n{}\n\n", sentence_case(&words::heading(point))));
         out.push_str(&aligned(&figures(point)));
-        for cell in point.cells.iter().filter(|cell| cell.diagnosis.is_some()) {
-            out.push_str(&format!("{}: {}\n", cell.arm, cell.diagnosis.as_deref().unwrap_or_default()));
+        for line in diagnoses(point) {
+            out.push_str(&format!("\n{line}\n"));
         }
         let compared = ratios(point);
         if compared.len() > 1 {
@@ -119,6 +119,18 @@ pub(super) fn ratios(point: &Point) -> Vec<Vec<String>> {
         }
     }
     rows
+}
+
+/// What bound each arm, and where undecided what would tell.
+pub(super) fn diagnoses(point: &Point) -> Vec<String> {
+    let said = |cell: &Cell| {
+        let diagnosis = cell.diagnosis.as_ref()?;
+        let rest = diagnosis.would_tell.join(" ");
+        let named = diagnosis.sentence.starts_with(&cell.arm);
+        let whose = if named { String::new() } else { format!("{}: ", cell.arm) };
+        Some(format!("{whose}{} {rest}", diagnosis.sentence).trim_end().to_owned())
+    };
+    point.cells.iter().filter_map(said).collect()
 }
 
 /// What a table's marks mean.

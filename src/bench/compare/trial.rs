@@ -16,6 +16,7 @@ pub(super) struct Trial<'a> {
     pub(super) start: Option<u32>,
     pub(super) records: Vec<&'a Record>,
     pub(super) samples: &'a [Sample],
+    pub(super) run: &'a RunRows,
     /// The circumstances of its run, where the rows have them.
     pub(super) head: Option<&'a RunHead>,
     /// How long a block of a live split was; of a run its requests say it.
@@ -105,6 +106,7 @@ fn whole(run: &RunRows) -> Result<Trial<'_>, CompareError> {
         start: head.and_then(|head| head.start),
         records: run.records.iter().collect(),
         samples: &run.samples,
+        run,
         head,
         seconds: None,
     })
@@ -140,6 +142,7 @@ fn cut<'a>(run: &'a RunRows, options: &Options, blocks: &mut u32, warnings: &mut
         start: head.and_then(|head| head.start),
         records,
         samples: &[],
+        run,
         head,
         seconds: (length > 0.0).then_some(length),
     };
