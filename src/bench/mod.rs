@@ -8,6 +8,7 @@ mod exchange;
 mod lag;
 pub mod prompts;
 pub mod record;
+pub mod results;
 pub mod rows;
 pub mod run;
 pub mod sampler;

@@ -1,6 +1,8 @@
 //! The command line: one file a command, each from its arguments to one library call. Exit codes: 0 ok, 1 failed, 2 wrong
 //! usage or configuration.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod check;
 #[cfg(feature = "bench")]
 pub mod compare;
@@ -32,6 +34,9 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Check a config file and say everything that is wrong with it.
     Check(check::Args),
+    /// Send a load to a server and time it.
+    #[cfg(feature = "bench")]
+    Bench(Box<bench::Args>),
     /// Say where a request would go, and why.
     Explain(explain::Args),
     /// Say how a host's GPUs can serve a model, and how to start each way.
@@ -54,6 +59,8 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(*args),
         Command::Check(args) => check::run(args),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => bench::run(*args),
         Command::Explain(args) => explain::run(args),
         #[cfg(feature = "plan")]
         Command::Plan(args) => plan::run(*args),

@@ -8,6 +8,8 @@ use http::header::{
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const BACKEND: HeaderName = HeaderName::from_static("x-forebay-backend");
 pub(super) const ARM: HeaderName = HeaderName::from_static("x-forebay-arm");
+/// The arm that the request was assigned to, where another one served it.
+pub(super) const ASSIGNED_ARM: HeaderName = HeaderName::from_static("x-forebay-assigned-arm");
 pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attempts");
 /// In a request with the value `1`: tell me why. In its answer: why.
 pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");

@@ -253,6 +253,10 @@ impl Record {
             let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
             answer.insert(headers::BACKEND, value(backend.url.authority()));
             answer.insert(headers::ARM, value(&backend.arm));
+            let assigned = self.assigned.as_ref().and_then(|(pool, arm)| pool.arm(*arm));
+            if let Some(arm) = assigned.filter(|arm| arm.name != backend.arm) {
+                answer.insert(headers::ASSIGNED_ARM, value(&arm.name));
+            }
             answer.insert(headers::ATTEMPTS, HeaderValue::from(self.attempts));
             self.why.mark(answer);
         }

@@ -10,6 +10,8 @@ mod mock;
 
 mod aborts;
 mod affinity;
+#[cfg(all(feature = "sim", feature = "bench"))]
+mod bench;
 mod bodies;
 mod chaos;
 mod explain;

@@ -329,6 +329,7 @@ fn crossing(forebay: &Forebay, all: &str, [.., other]: &[Mock; 3], arms: &HashMa
         let headers = [("x-session-id", name.as_str()), ("x-request-id", id.as_str())];
         let answer = conn.ask(&post(CHAT_PATH, &headers, STREAM.as_bytes()));
         assert_eq!(answer.header("x-forebay-arm"), Some("one"));
+        assert_eq!(answer.header("x-forebay-assigned-arm"), Some("two"));
         let record = forebay.record(&id);
         assert_eq!((record["arm"].as_str(), record["assigned_arm"].as_str()), (Some("one"), Some("two")), "{record}");
     }

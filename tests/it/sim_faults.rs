@@ -21,14 +21,14 @@ const LONG: &str = r#"{"model":"tiny","messages":[{"role":"user","content":"Hell
 const SLOWLY: &[&str] = &["--time-scale", "0.05"];
 
 /// A simulated server that is a process of its own, killed by its pid when the test ends.
-struct Sim {
-    child: Child,
-    address: SocketAddr,
+pub(crate) struct Sim {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
     faults: SocketAddr,
 }
 
 impl Sim {
-    fn start(more: &[&str]) -> Sim {
+    pub(crate) fn start(more: &[&str]) -> Sim {
         let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
             .args(["sim", "--served-model-name", "tiny", "--port", "0", "--fault-port", "0"])
             .args(more)
@@ -53,7 +53,7 @@ impl Sim {
         self.open().ask(&post(CHAT, &[], body.as_bytes()))
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.open().ask(format!("GET {path} HTTP/1.1\r\nhost: sim\r\n\r\n").as_bytes())
     }
 

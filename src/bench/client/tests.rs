@@ -29,7 +29,7 @@ async fn canned(answers: &'static [&'static str]) -> SocketAddr {
 }
 
 const GOOD: &str = concat!(
-    "HTTP/1.1 200 OK\r\nconnection: close\r\nx-forebay-arm: tp2\r\nx-forebay-backend: b1\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nconnection: close\r\nx-forebay-arm: tp2\r\nx-forebay-assigned-arm: tp1\r\nx-forebay-backend: b1\r\n\r\n",
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n",
     "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n",
     "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":3}}\n\ndata: [DONE]\n\n",
@@ -71,6 +71,7 @@ async fn each_way_to_end_is_told_apart() {
     assert_eq!(outcomes, [Outcome::Success, Outcome::Truncated, Outcome::ErrorEvent, Outcome::Status]);
     let good = &run.records[0];
     assert_eq!((good.arm.as_deref(), good.backend.as_deref(), good.epoch), (Some("tp2"), Some("b1"), 2));
+    assert_eq!(good.assigned.as_deref(), Some("tp1"));
     assert_eq!((good.prompt_tokens, good.output_tokens, good.gaps_us.len()), (9, 3, 1));
     assert!(good.first_event_us <= good.first_token_us && good.first_token_us.unwrap() <= good.end_us);
     assert_eq!((run.records[3].status, run.records[3].error.as_deref()), (Some(503), Some("busy")));
@@ -88,4 +89,18 @@ async fn a_server_that_is_not_there_is_a_record_and_an_error() {
     let run = client.run(&[Target::of(base.as_str())], &load, &bodies, &Sending::default(), &Arc::default()).await;
     assert_eq!(run.records[0].outcome, Outcome::Connect);
     assert!(client.bodies(&base, &load).await.unwrap_err().to_string().contains("cannot reach"));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_count_gets_token_ids_or_words() {
+    use super::super::prompts::{Counted, Dataset};
+    let absent = "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 22\r\n\r\n{\"detail\":\"Not Found\"}";
+    let base = format!("http://{}", canned(Box::leak(Box::new([absent]))).await);
+    let client = Client::default();
+    let ids = Workload { endpoint: Endpoint::Completions, ..workload(3) };
+    let made = client.prepare(&base, &ids, &Dataset::Random).await.unwrap();
+    let body: Value = serde_json::from_slice(&made.bodies[2]).unwrap();
+    assert_eq!((made.counted, body["prompt"].as_array().unwrap().len()), (Counted::TokenIds, 10));
+    let made = client.prepare(&base, &workload(1), &Dataset::Random).await.unwrap();
+    assert_eq!((made.counted, made.bodies.len()), (Counted::Words, 1));
 }

@@ -1,0 +1,405 @@
+//! `forebay bench`: sends a load to a server, times it, and says what came of it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::bench::client::{Client, Progress, Sending, Target};
+use crate::bench::prompts::{self, Counted, Dataset};
+use crate::bench::results;
+use crate::bench::rows::{self, Load, Offered, RunHead, RunRows};
+use crate::bench::run::{self, RunSpec, WarmUp};
+use crate::bench::sampler::Scraped;
+use crate::bench::slo::Slo;
+use crate::bench::workload::{Endpoint, Length, Rate, Workload};
+
+mod progress;
+
+use progress::Shown;
+
+/// Where `vllm bench serve` looks for a key as well.
+const KEY_VARIABLE: &str = "OPENAI_API_KEY";
+
+/// The arguments of `forebay bench`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    about = "Send a load to a server and time it",
+    long_about = "Send a load to Forebay, a vLLM or another server of the OpenAI API, and time it. Figures are defined as \
+        `vllm bench serve` defines them, options are named as there.\n\n\
+        One request is sent first and must be served. Prompts have exactly --input-len tokens by the server's /tokenize \
+        (a chat's template comes on top, as with `vllm bench serve`); without one they are token ids (completions) or words.",
+    after_help = "Exit codes: 0 every request was served, 1 some were not or the server does not answer, 2 wrong usage.\n\n\
+        Example: forebay bench http://127.0.0.1:8000 --sweep rate=1,2,4,8 --slo ttft=500ms,tpot=50ms --output run.jsonl"
+)]
+pub struct Args {
+    /// The server: http://host:port
+    #[arg(value_parser = |text: &str| Target::parse(text).map_err(|error| error.to_string()))]
+    url: Target,
+    /// The model to ask for [default: the first that the server lists]
+    #[arg(long)]
+    model: Option<String>,
+    /// The route that requests take
+    #[arg(long, default_value = "chat", value_parser = endpoint)]
+    endpoint: Endpoint,
+    /// How many requests
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    num_prompts: u32,
+    /// Requests a second; inf: all at once
+    #[arg(long, default_value = "inf", value_parser = rate)]
+    request_rate: f64,
+    /// 1: a Poisson process; less: in bursts; more: more even
+    #[arg(long, default_value = "1", value_parser = rate)]
+    burstiness: f64,
+    /// Requests under way at once, at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_concurrency: Option<u32>,
+    /// A run for each value: rate=1,2,4,8 or concurrency=1,8,64
+    #[arg(long, value_parser = sweep, conflicts_with_all = ["request_rate", "max_concurrency"])]
+    sweep: Option<Sweep>,
+    /// random: words by --seed; jsonl: a file of {"prompt": …} or {"messages": […]} lines
+    #[arg(long, default_value = "random", value_parser = ["random", "jsonl"], requires_if("jsonl", "dataset_path"))]
+    dataset: String,
+    /// The file of --dataset jsonl
+    #[arg(long, value_name = "FILE")]
+    dataset_path: Option<PathBuf>,
+    /// Tokens of each random prompt
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    input_len: u32,
+    /// Tokens of each answer, at most
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    output_len: u32,
+    /// Let each answer go on up to --output-len
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Of the sampling [default: the server's]
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// For prompts and times; take another for each run, or the server's prefix cache knows the prompts
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Requests of warm-up, beside the one that tries the server
+    #[arg(long, default_value_t = 0)]
+    num_warmups: u32,
+    /// Give each request a session of its own in this header
+    #[arg(long, value_name = "NAME")]
+    session_header: Option<HeaderName>,
+    /// A header of every request
+    #[arg(long, value_name = "K: V", value_parser = named)]
+    header: Vec<(HeaderName, HeaderValue)>,
+    /// A file with the API key [default: the environment's OPENAI_API_KEY, if any]
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// A vLLM whose /metrics is looked at every second, repeated for several [default: the server itself, if it is one]
+    #[arg(long, value_name = "URL", value_parser = |text: &str| Target::parse(text).map_err(|error| error.to_string()))]
+    scrape: Vec<Target>,
+    /// Limits that a request served well meets: ttft=500ms,tpot=50ms,e2e=10s
+    #[arg(long)]
+    slo: Option<Slo>,
+    /// The arm under test, for the rows
+    #[arg(long)]
+    arm: Option<String>,
+    /// Its epoch, for the rows
+    #[arg(long, default_value_t = 0)]
+    epoch: u32,
+    /// GPUs that it occupies
+    #[arg(long)]
+    gpus: Option<u32>,
+    /// What its servers were started with
+    #[arg(long)]
+    max_num_seqs: Option<u32>,
+    /// Append every request to this file, from which `forebay compare` reads
+    #[arg(long, value_name = "FILE.jsonl")]
+    output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Loads to offer one after the other.
+#[derive(Clone, Debug, PartialEq)]
+enum Sweep {
+    Rate(Vec<f64>),
+    Concurrency(Vec<u32>),
+}
+
+/// Why there is nothing to show.
+enum Failed {
+    Usage(String),
+    Run(String),
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    match text {
+        "chat" => Ok(Endpoint::Chat),
+        "completions" => Ok(Endpoint::Completions),
+        _ => Err("it is chat or completions".to_owned()),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 => Ok(number),
+        _ => Err("it is a number above 0, or inf".to_owned()),
+    }
+}
+
+fn sweep(text: &str) -> Result<Sweep, String> {
+    let form = || "it is rate=1,2,4,8 or concurrency=1,8,64".to_owned();
+    let (what, values) = text.split_once('=').ok_or_else(form)?;
+    match what {
+        "rate" => Ok(Sweep::Rate(values.split(',').map(rate).collect::<Result<_, _>>()?)),
+        "concurrency" => {
+            let limit = |text: &str| text.parse().ok().filter(|limit| *limit > 0).ok_or_else(form);
+            Ok(Sweep::Concurrency(values.split(',').map(limit).collect::<Result<_, _>>()?))
+        }
+        _ => Err(form()),
+    }
+}
+
+fn named(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let form = || "it is `name: value`".to_owned();
+    let (name, value) = text.split_once(':').ok_or_else(form)?;
+    let name = name.trim().parse().map_err(|_| form())?;
+    Ok((name, HeaderValue::from_str(value.trim()).map_err(|_| form())?))
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    // One thread: the lag of one event loop is the lag of all that it times.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("forebay bench: cannot start a runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (message, code) = match runtime.block_on(perform(&args)) {
+        Ok(runs) => {
+            let slo = args.slo.as_ref();
+            match args.json {
+                true => println!("{}", results::json(&runs, slo)),
+                false => print!("{}", results::text(&runs, slo)),
+            }
+            let whole = runs.iter().flat_map(|run| &run.records).all(crate::bench::record::Record::succeeded);
+            return if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        Err(Failed::Usage(message)) => (message, ExitCode::from(2)),
+        Err(Failed::Run(message)) => (message, ExitCode::FAILURE),
+    };
+    eprintln!("forebay bench: {message}");
+    code
+}
+
+async fn perform(args: &Args) -> Result<Vec<RunRows>, Failed> {
+    let client = Client::default().with_headers(headers(args).map_err(Failed::Usage)?);
+    let dataset = dataset(args).map_err(Failed::Usage)?;
+    let mut output = match &args.output {
+        Some(path) => Some(opened(path).map_err(Failed::Usage)?),
+        None => None,
+    };
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => listed(&client, &args.url).await.map_err(Failed::Run)?,
+    };
+    let simulated = client
+        .json(&format!("{}/version", args.url.base), None)
+        .await
+        .is_ok_and(|told| told["version"].as_str().is_some_and(|version| version.contains("forebay-sim")));
+    let scrape = scraped(args).await;
+    let mut runs = Vec::new();
+    for (point, offered) in points(args).into_iter().enumerate() {
+        let spec = spec(args, &model, simulated, (point as u64, offered), &dataset, &scrape);
+        let prompts = run::prepare(&client, &spec).await.map_err(|error| Failed::Run(error.to_string()))?;
+        if !args.json && prompts.load.counted == Counted::Words {
+            eprintln!("the server has no /tokenize: prompts are words, and their tokens only near --input-len");
+        }
+        let progress = Arc::new(Progress::default());
+        let bar = (!args.json).then(|| Shown::start(args.num_prompts, Arc::clone(&progress)));
+        let rows = run::run(&client, &spec, &prompts, &progress).await;
+        drop(bar);
+        let rows = rows.map_err(|error| Failed::Run(error.to_string()))?;
+        if let Some(file) = &mut output {
+            written(file, &rows).map_err(|error| Failed::Run(format!("cannot write --output: {error}")))?;
+        }
+        runs.push(rows);
+    }
+    Ok(runs)
+}
+
+fn points(args: &Args) -> Vec<Offered> {
+    match &args.sweep {
+        Some(Sweep::Rate(rates)) => rates.iter().map(|rate| of_rate(*rate)).collect(),
+        Some(Sweep::Concurrency(limits)) => limits.iter().map(|limit| Offered::Concurrency(*limit)).collect(),
+        None => match (args.request_rate.is_finite(), args.max_concurrency) {
+            (false, Some(limit)) => vec![Offered::Concurrency(limit)],
+            _ => vec![of_rate(args.request_rate)],
+        },
+    }
+}
+
+fn of_rate(rate: f64) -> Offered {
+    if rate.is_finite() { Offered::Rate(rate) } else { Offered::Unlimited }
+}
+
+fn spec(
+    args: &Args,
+    model: &str,
+    simulated: bool,
+    (point, offered): (u64, Offered),
+    dataset: &Dataset,
+    scrape: &[Scraped],
+) -> RunSpec {
+    // Prompts of another point would be in the prefix cache.
+    let seed = args.seed.wrapping_add(point << 32);
+    let random = matches!(dataset, Dataset::Random);
+    let (rate, limit) = match offered {
+        Offered::Rate(per_second) => (Rate::Gamma { per_second, burstiness: args.burstiness }, args.max_concurrency),
+        Offered::Concurrency(limit) => (Rate::Unlimited, Some(limit)),
+        Offered::Unlimited => (Rate::Unlimited, None),
+    };
+    let load = Load {
+        offered,
+        num_prompts: args.num_prompts,
+        input_len: random.then_some(args.input_len),
+        output_len: Some(args.output_len),
+        seed,
+    };
+    let backend = scrape.iter().any(|one| one.base == args.url.base).then(|| args.url.authority().to_owned());
+    RunSpec {
+        targets: vec![Target { arm: args.arm.clone(), backend, ..args.url.clone() }],
+        tokenizer: args.url.base.clone(),
+        workload: Workload {
+            model: model.to_owned(),
+            endpoint: args.endpoint,
+            num_prompts: args.num_prompts,
+            input_len: args.input_len,
+            length: Length::Content,
+            output_len: args.output_len,
+            ignore_eos: args.ignore_eos,
+            temperature: args.temperature,
+            rate,
+            seed,
+        },
+        dataset: dataset.clone(),
+        warm_up: WarmUp { num_prompts: args.num_warmups.saturating_add(1), output_len: None },
+        sending: Sending {
+            max_concurrency: limit.map(|limit| limit as usize),
+            session_header: args.session_header.as_ref().map(|name| name.as_str().to_owned()),
+            epoch: args.epoch,
+        },
+        scrape: scrape.to_vec(),
+        head: RunHead {
+            arm: args.arm.clone(),
+            epoch: args.epoch,
+            block: None,
+            start: None,
+            load,
+            model: model.to_owned(),
+            gpus: args.gpus,
+            replicas: None,
+            max_num_seqs: args.max_num_seqs,
+            simulated,
+        },
+        time_scale: 1.0,
+    }
+}
+
+fn headers(args: &Args) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    let key = match &args.api_key_file {
+        Some(path) => {
+            Some(std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?)
+        }
+        None => std::env::var(KEY_VARIABLE).ok(),
+    };
+    if let Some(key) = key.as_deref().map(str::trim).filter(|key| !key.is_empty()) {
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+            .map_err(|_| "the API key has characters that no header may have".to_owned())?;
+        value.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    headers.extend(args.header.iter().cloned());
+    Ok(headers)
+}
+
+fn dataset(args: &Args) -> Result<Dataset, String> {
+    let Some(path) = args.dataset_path.as_ref().filter(|_| args.dataset == "jsonl") else {
+        return Ok(Dataset::Random);
+    };
+    let wrong = |error: &dyn std::fmt::Display| format!("--dataset-path {}: {error}", path.display());
+    let file = File::open(path).map_err(|error| wrong(&error))?;
+    prompts::lines(BufReader::new(file), args.endpoint).map_err(|error| wrong(&error))
+}
+
+async fn listed(client: &Client, target: &Target) -> Result<String, String> {
+    let list = client.json(&format!("{}/v1/models", target.base), None).await.map_err(|error| error.to_string())?;
+    let first = list["data"][0]["id"].as_str();
+    first.map(str::to_owned).ok_or_else(|| format!("{} lists no model: name one with --model", target.base))
+}
+
+async fn scraped(args: &Args) -> Vec<Scraped> {
+    if !args.scrape.is_empty() {
+        return args.scrape.iter().map(|target| Scraped::of(&target.base)).collect();
+    }
+    let itself = Scraped::of(&args.url.base);
+    if itself.answers().await { vec![itself] } else { Vec::new() }
+}
+
+/// Opens a row file to append to. Half a line at its end is the trace of a crash, and cut off.
+fn opened(path: &Path) -> Result<File, String> {
+    let wrong = |error: &dyn std::fmt::Display| format!("--output {}: {error}", path.display());
+    let file = OpenOptions::new().create(true).read(true).append(true).open(path).map_err(|error| wrong(&error))?;
+    rows::read(BufReader::new(&file)).map_err(|error| wrong(&error))?;
+    let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+    let whole = memchr::memrchr(b'\n', &text).map_or(0, |end| end + 1);
+    if whole < text.len() && text.starts_with(b"{") {
+        file.set_len(whole as u64).map_err(|error| wrong(&error))?;
+    } else if whole < text.len() {
+        return Err(wrong(&"it is no file of rows"));
+    }
+    Ok(file)
+}
+
+/// Appends a run in one write, its end last, and waits until the disk has it.
+fn written(file: &mut File, rows: &RunRows) -> std::io::Result<()> {
+    let mut text = Vec::new();
+    run::write(&mut text, rows)?;
+    file.write_all(&text)?;
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweeps_are_read() {
+        assert_eq!(sweep("rate=1,2.5"), Ok(Sweep::Rate(vec![1.0, 2.5])));
+        assert_eq!(sweep("concurrency=1,8"), Ok(Sweep::Concurrency(vec![1, 8])));
+        for wrong in ["rate", "rate=", "rate=0", "concurrency=0", "concurrency=a", "speed=1"] {
+            assert!(sweep(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_row_file_is_appended_to_after_a_crash_and_another_file_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let end = rows::RunEnd { lag_p99_us: 1 };
+        let one = RunRows { end: Some(end), ..RunRows::default() };
+        written(&mut opened(&path).unwrap(), &one).unwrap();
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\":0,").unwrap();
+        written(&mut opened(&path).unwrap(), &one).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"end\":{\"lag_p99_us\":1}}\n".repeat(2));
+        for other in ["not rows\n", "not rows"] {
+            std::fs::write(&path, other).unwrap();
+            assert!(opened(&path).is_err());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
+        }
+    }
+}
