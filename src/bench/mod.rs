@@ -7,6 +7,7 @@ pub mod diagnosis;
 mod exchange;
 mod lag;
 pub mod prompts;
+pub mod experiment;
 pub mod record;
 pub mod results;
 pub mod rows;

@@ -1,4 +1,4 @@
-//! `forebay compare`: which arm is better, from the rows of their runs.
+//! `forebay compare`: which arm is better, from the rows of their runs; an experiment is run first.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::experiment;
 use crate::bench::compare::markdown::markdown;
 use crate::bench::compare::model::Comparison;
 use crate::bench::compare::text::text;
@@ -17,8 +18,10 @@ use crate::bench::slo::Slo;
 /// The arguments of `forebay compare`.
 #[derive(Debug, clap::Args)]
 #[command(
-    about = "Compare arms from the rows of their runs",
-    long_about = "Say which arm is better, with the interval of the ratio, from the rows that `forebay bench` writes.\n\n\
+    about = "Compare arms: from the rows of their runs, or by running an experiment",
+    long_about = "Say which arm is better, with the interval of the ratio, from the rows that `forebay bench` writes, or from an \
+        experiment.toml: that starts each arm's servers, sends them the load in turn, stops them, and goes on from the last whole \
+        turn when it is called again.\n\n\
         The epoch (one run of one arm) is the unit: requests of one run are not independent. With three or more epochs an arm, a \
         winner is named where the 95 % interval of the ratio excludes 1 and the difference is more than 2 %; with fewer the \
         report is about one run, and names none. One figure decides: output tokens/s per GPU where all requests are sent at \
@@ -26,12 +29,15 @@ use crate::bench::slo::Slo;
         A file whose runs tell no arm is an arm of its file's name. A run whose requests each tell theirs (both arms at once \
         behind `forebay serve`) is cut into epochs of --block.",
     after_help = "Exit codes: 0 compared, whatever the verdict; 1 a file cannot be read or written; 2 wrong usage, or rows that \
-        cannot be compared.\n\n\
-        Example: forebay compare tp2.jsonl tp1x2.jsonl --slo ttft=500ms,tpot=50ms --price tp2=4.2 --price tp1x2=4.2"
+        cannot be compared. Of an experiment also: 1 a server did not come up or a warm-up failed; 75 the time of --stop-after is \
+        over, the same command goes on; 130 interrupted, likewise.\n\n\
+        Examples:\n  \
+        forebay compare tp2.jsonl tp1x2.jsonl --slo ttft=500ms,tpot=50ms --price tp2=4.2 --price tp1x2=4.2\n  \
+        forebay compare config/experiments/sim-two-gpus.toml"
 )]
 pub struct Args {
-    /// Row files of `forebay bench`
-    #[arg(required = true, value_name = "ROWS.jsonl")]
+    /// Row files of `forebay bench`, or one experiment (TOML)
+    #[arg(required = true, value_name = "ROWS.jsonl|EXPERIMENT.toml")]
     files: Vec<PathBuf>,
     /// The arm that the others are compared with [default: the first in the files]
     #[arg(long, value_name = "ARM")]
@@ -60,6 +66,9 @@ pub struct Args {
     /// Write the report as Markdown, too
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// How an experiment is run.
+    #[command(flatten, next_help_heading = "Of an experiment")]
+    experiment: experiment::Args,
 }
 
 /// Why there is no report.
@@ -72,7 +81,10 @@ enum Failed {
 
 /// Runs the command.
 #[must_use]
-pub fn run(args: Args) -> ExitCode {
+pub fn run(mut args: Args) -> ExitCode {
+    if let Err(code) = measure_first(&mut args) {
+        return code;
+    }
     match perform(&args) {
         Ok(report) => {
             print!("{report}");
@@ -86,6 +98,34 @@ pub fn run(args: Args) -> ExitCode {
             eprintln!("forebay compare: {message}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// Runs the experiment, if that is what was named: its rows take its place, and what it says of prices and limits holds unless
+/// the command line says otherwise.
+fn measure_first(args: &mut Args) -> Result<(), ExitCode> {
+    let is_experiment = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "toml");
+    let wrong = |message: &str| {
+        eprintln!("forebay compare: {message}");
+        ExitCode::from(2)
+    };
+    match &args.files[..] {
+        [file] if is_experiment(file) => {
+            let measured = experiment::measure(file, &args.experiment)?;
+            args.files = vec![measured.rows];
+            args.slo = args.slo.or(measured.experiment.slo);
+            for arm in measured.experiment.arms {
+                if let Some(price) = arm.price.filter(|_| args.price.iter().all(|(name, _)| *name != arm.name)) {
+                    args.price.push((arm.name, price));
+                }
+            }
+            Ok(())
+        }
+        files if files.iter().any(is_experiment) => Err(wrong("an experiment is compared alone: name one file")),
+        _ if !args.experiment.is_default() => {
+            Err(wrong("--stop-after, --dry-run and --out are of an experiment: name an experiment.toml"))
+        }
+        _ => Ok(()),
     }
 }
 

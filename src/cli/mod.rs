@@ -8,6 +8,8 @@ pub mod check;
 pub mod compare;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
+#[cfg(feature = "bench")]
+pub mod experiment;
 pub mod explain;
 #[cfg(feature = "plan")]
 pub mod plan;
@@ -42,9 +44,9 @@ enum Command {
     /// Say how a host's GPUs can serve a model, and how to start each way.
     #[cfg(feature = "plan")]
     Plan(Box<plan::Args>),
-    /// Compare arms from the rows of their runs.
+    /// Compare arms: from the rows of their runs, or by running an experiment.
     #[cfg(feature = "bench")]
-    Compare(compare::Args),
+    Compare(Box<compare::Args>),
     /// Run a simulated vLLM server.
     #[cfg(feature = "sim")]
     Sim(sim::Args),
@@ -65,7 +67,7 @@ pub fn run() -> ExitCode {
         #[cfg(feature = "plan")]
         Command::Plan(args) => plan::run(*args),
         #[cfg(feature = "bench")]
-        Command::Compare(args) => compare::run(args),
+        Command::Compare(args) => compare::run(*args),
         #[cfg(feature = "sim")]
         Command::Sim(args) => sim::run(args),
         #[cfg(all(feature = "sim", feature = "bench"))]

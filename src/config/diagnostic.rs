@@ -30,7 +30,7 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// A mistake in the main file at `span` (bytes).
-    pub(super) fn at(span: Range<usize>, message: impl Into<String>) -> Diagnostic {
+    pub(crate) fn at(span: Range<usize>, message: impl Into<String>) -> Diagnostic {
         Diagnostic {
             path: String::new(),
             span: Some(span),
@@ -42,7 +42,7 @@ impl Diagnostic {
     }
 
     /// A mistake in the main file as a whole.
-    pub(super) fn whole(message: impl Into<String>) -> Diagnostic {
+    pub(crate) fn whole(message: impl Into<String>) -> Diagnostic {
         Diagnostic { path: String::new(), span: None, line: None, message: message.into(), hint: None, also: None }
     }
 
@@ -52,13 +52,13 @@ impl Diagnostic {
     }
 
     /// Adds what would be right.
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Diagnostic {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Diagnostic {
         self.hint = Some(hint.into());
         self
     }
 
     /// Adds another place, if there is one.
-    pub(super) fn also(mut self, place: Option<Range<usize>>, label: &'static str) -> Diagnostic {
+    pub(crate) fn also(mut self, place: Option<Range<usize>>, label: &'static str) -> Diagnostic {
         self.also = place.map(|span| (span, label));
         self
     }
@@ -72,16 +72,16 @@ impl Diagnostic {
 
 /// Where mistakes are collected while the file is read.
 #[derive(Debug, Default)]
-pub(super) struct Notes(RefCell<Vec<Diagnostic>>);
+pub(crate) struct Notes(RefCell<Vec<Diagnostic>>);
 
 impl Notes {
     /// Notes a mistake and goes on.
-    pub(super) fn add(&self, diagnostic: Diagnostic) {
+    pub(crate) fn add(&self, diagnostic: Diagnostic) {
         self.0.borrow_mut().push(diagnostic);
     }
 
     /// Everything noted, if anything was.
-    pub(super) fn into_inner(self) -> Vec<Diagnostic> {
+    pub(crate) fn into_inner(self) -> Vec<Diagnostic> {
         self.0.into_inner()
     }
 }
@@ -100,7 +100,7 @@ pub struct Report {
 
 impl Report {
     /// The mistakes of the file at `path` with the content `text`, sorted by their place.
-    pub(super) fn new(path: &str, text: &str, mut diagnostics: Vec<Diagnostic>, hash: [u8; 32]) -> Report {
+    pub(crate) fn new(path: &str, text: &str, mut diagnostics: Vec<Diagnostic>, hash: [u8; 32]) -> Report {
         diagnostics.sort_by_key(|d| (d.span.is_none(), d.span.as_ref().map(|span| span.start), d.line));
         for diagnostic in &mut diagnostics {
             if diagnostic.path.is_empty() {
@@ -225,7 +225,7 @@ fn floor_boundary(text: &str, at: usize) -> usize {
 }
 
 /// `text` from the file in a message: on one line, in backticks, and not too much of it.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     const MOST: usize = 60;
     let shown: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();
     let more = if text.chars().nth(MOST).is_some() { "…" } else { "" };

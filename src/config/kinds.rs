@@ -22,7 +22,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Any string.
-pub(super) fn text<'a>(value: &Value<'a>) -> Result<&'a str, Wrong> {
+pub(crate) fn text<'a>(value: &Value<'a>) -> Result<&'a str, Wrong> {
     match value.value {
         DeValue::String(text) => Ok(text.as_ref()),
         _ => Err(value.expected("a string")),
@@ -30,7 +30,7 @@ pub(super) fn text<'a>(value: &Value<'a>) -> Result<&'a str, Wrong> {
 }
 
 /// A string with something in it, on one line, of at most `most` bytes.
-pub(super) fn line(most: usize) -> impl Fn(&Value<'_>) -> Result<String, Wrong> {
+pub(crate) fn line(most: usize) -> impl Fn(&Value<'_>) -> Result<String, Wrong> {
     move |value| {
         let text = text(value)?;
         if text.trim().is_empty() {
@@ -50,7 +50,7 @@ pub(super) fn line(most: usize) -> impl Fn(&Value<'_>) -> Result<String, Wrong> 
 }
 
 /// A name that fits into a metric label and a header: letters, digits, `_`, `-` and `.`, at most 64 of them.
-pub(super) fn name(value: &Value<'_>) -> Result<String, Wrong> {
+pub(crate) fn name(value: &Value<'_>) -> Result<String, Wrong> {
     let text = text(value)?;
     if is_name(text) {
         return Ok(text.to_owned());
@@ -60,12 +60,12 @@ pub(super) fn name(value: &Value<'_>) -> Result<String, Wrong> {
 }
 
 /// Whether `text` fits into a metric label and a header.
-pub(super) fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
 
 /// `true` or `false`.
-pub(super) fn boolean(value: &Value<'_>) -> Result<bool, Wrong> {
+pub(crate) fn boolean(value: &Value<'_>) -> Result<bool, Wrong> {
     match value.value {
         DeValue::Boolean(yes) => Ok(*yes),
         DeValue::String(text) if matches!(text.as_ref(), "true" | "false") => {
@@ -76,7 +76,7 @@ pub(super) fn boolean(value: &Value<'_>) -> Result<bool, Wrong> {
 }
 
 /// A whole number in `range`.
-pub(super) fn whole<T: TryFrom<i64> + Into<u64> + Copy>(
+pub(crate) fn whole<T: TryFrom<i64> + Into<u64> + Copy>(
     range: RangeInclusive<T>,
 ) -> impl Fn(&Value<'_>) -> Result<T, Wrong> {
     let (least, most): (u64, u64) = ((*range.start()).into(), (*range.end()).into());
@@ -89,7 +89,7 @@ pub(super) fn whole<T: TryFrom<i64> + Into<u64> + Copy>(
 }
 
 /// A number in `range`; whole numbers are numbers too.
-pub(super) fn number(range: RangeInclusive<f64>) -> impl Fn(&Value<'_>) -> Result<f64, Wrong> {
+pub(crate) fn number(range: RangeInclusive<f64>) -> impl Fn(&Value<'_>) -> Result<f64, Wrong> {
     move |value| {
         let (number, written) = match value.value {
             DeValue::Integer(whole) => {
@@ -109,17 +109,17 @@ fn outside(written: &dyn Display, least: impl Display, most: impl Display) -> Wr
 }
 
 /// A time limit.
-pub(super) fn limit(value: &Value<'_>) -> Result<Duration, Wrong> {
+pub(crate) fn limit(value: &Value<'_>) -> Result<Duration, Wrong> {
     duration_from(value, SHORTEST)
 }
 
 /// The time between two rounds of work.
-pub(super) fn interval(value: &Value<'_>) -> Result<Duration, Wrong> {
+pub(crate) fn interval(value: &Value<'_>) -> Result<Duration, Wrong> {
     duration_from(value, SHORTEST_INTERVAL)
 }
 
 /// A time to wait, which may be none.
-pub(super) fn delay(value: &Value<'_>) -> Result<Duration, Wrong> {
+pub(crate) fn delay(value: &Value<'_>) -> Result<Duration, Wrong> {
     duration_from(value, Duration::ZERO)
 }
 
@@ -144,7 +144,7 @@ fn duration_from(value: &Value<'_>, least: Duration) -> Result<Duration, Wrong> 
 }
 
 /// A size in bytes in `range`.
-pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&Value<'_>) -> Result<u64, Wrong> {
+pub(crate) fn size(range: RangeInclusive<u64>) -> impl Fn(&Value<'_>) -> Result<u64, Wrong> {
     const FORM: &str = "write a number and a unit, such as \"64KiB\", \"4MiB\" or \"2GiB\"";
     move |value| {
         let text = match value.value {
@@ -167,7 +167,7 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&Value<'_>) -> Result<
 }
 
 /// What `read` takes, or "off".
-pub(super) fn or_off<T>(
+pub(crate) fn or_off<T>(
     read: impl Fn(&Value<'_>) -> Result<T, Wrong>,
 ) -> impl Fn(&Value<'_>) -> Result<Option<T>, Wrong> {
     move |value| match value.value {
@@ -184,7 +184,7 @@ pub(super) fn or_off<T>(
 }
 
 /// One of `choices`.
-pub(super) fn choice<T: Copy>(choices: &[(&'static str, T)]) -> impl Fn(&Value<'_>) -> Result<T, Wrong> {
+pub(crate) fn choice<T: Copy>(choices: &[(&'static str, T)]) -> impl Fn(&Value<'_>) -> Result<T, Wrong> {
     move |value| {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
         let allowed = format!("write one of \"{}\"", names.join("\", \""));
@@ -201,7 +201,7 @@ pub(super) fn choice<T: Copy>(choices: &[(&'static str, T)]) -> impl Fn(&Value<'
 }
 
 /// An IP address with a port.
-pub(super) fn address(value: &Value<'_>) -> Result<SocketAddr, Wrong> {
+pub(crate) fn address(value: &Value<'_>) -> Result<SocketAddr, Wrong> {
     let DeValue::String(text) = value.value else {
         return Err(value.expected("an address").hint("write an IP address and a port, such as \"127.0.0.1:8080\""));
     };

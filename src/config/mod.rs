@@ -5,17 +5,17 @@ mod defaults;
 pub mod diagnostic;
 pub mod diff;
 mod files;
-mod kinds;
+pub(crate) mod kinds;
 mod mask;
 pub mod model;
 mod policy;
 mod pools;
-mod raw;
+pub(crate) mod raw;
 mod resolve;
-mod schema;
+pub(crate) mod schema;
 mod secret;
 mod url;
-mod written;
+pub(crate) mod written;
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,7 @@ pub use model::Config;
 
 use diagnostic::{Diagnostic, Notes};
 use files::Outside;
+use schema::Section;
 
 /// Slips of syntax that are told: what is no TOML at all would have hundreds.
 const MOST_SYNTAX: usize = 5;
@@ -84,21 +85,33 @@ fn resolve_text(path: &Path, text: Result<String, String>, mut outside: Outside<
             )));
         }
     };
+    let read = parse(&text, &schema::ROOT, |root| resolve::config(root, &mut outside));
+    let (hash, files) = outside.finish();
+    match read {
+        Ok(config) => Ok(Loaded { config, hash, files }),
+        Err(diagnostics) => Err(Box::new(Report::new(&name, &text, diagnostics, hash))),
+    }
+}
+
+/// Reads TOML whose keys are those of `section`: what `read` makes of it, or every mistake that it noted.
+pub(crate) fn parse<T>(
+    text: &str,
+    section: &'static Section,
+    read: impl FnOnce(&raw::Table<'_>) -> T,
+) -> Result<T, Vec<Diagnostic>> {
     let notes = Notes::default();
-    let (document, syntax) = DeTable::parse_recoverable(&text);
-    let config = if syntax.is_empty() {
-        Some(resolve::config(&raw::Table::root(document.get_ref(), &notes), &mut outside))
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let found = if syntax.is_empty() {
+        Some(read(&raw::Table::root(document.get_ref(), section, &notes)))
     } else {
         // what follows a slip of syntax was not understood, so nothing is said about it
         syntax.iter().take(MOST_SYNTAX).for_each(|error| notes.add(syntax_error(error, text.len())));
         None
     };
-    let (hash, files) = outside.finish();
     drop(document);
-    let diagnostics = notes.into_inner();
-    match config {
-        Some(config) if diagnostics.is_empty() => Ok(Loaded { config, hash, files }),
-        _ => Err(Box::new(Report::new(&name, &text, diagnostics, hash))),
+    match (found, notes.into_inner()) {
+        (Some(found), noted) if noted.is_empty() => Ok(found),
+        (_, noted) => Err(noted),
     }
 }
 

@@ -11,7 +11,7 @@ use super::schema::{self, Section};
 
 /// A table of the file, or the absence of one, which reads as an empty table.
 #[derive(Clone, Debug)]
-pub(super) struct Table<'a> {
+pub(crate) struct Table<'a> {
     table: Option<&'a DeTable<'a>>,
     span: Option<Range<usize>>,
     section: &'static Section,
@@ -20,41 +20,41 @@ pub(super) struct Table<'a> {
 
 /// A value of the file.
 #[derive(Debug)]
-pub(super) struct Value<'a> {
+pub(crate) struct Value<'a> {
     /// What it is.
-    pub(super) value: &'a DeValue<'a>,
+    pub(crate) value: &'a DeValue<'a>,
     /// Where it is.
-    pub(super) span: Range<usize>,
+    pub(crate) span: Range<usize>,
 }
 
 /// Why a value is not accepted.
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(crate) struct Wrong {
     /// The reason, without the key.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// What would be right.
-    pub(super) hint: Option<String>,
+    pub(crate) hint: Option<String>,
 }
 
 /// A value that was asked for, or its default.
 #[derive(Clone, Debug)]
-pub(super) struct Got<T> {
+pub(crate) struct Got<T> {
     /// The value; the default where the file has none or a wrong one.
-    pub(super) value: T,
+    pub(crate) value: T,
     /// Where it is written, if it is.
-    pub(super) span: Option<Range<usize>>,
+    pub(crate) span: Option<Range<usize>>,
     /// It is written and wrong, which has been noted: nothing more should be said about it.
-    pub(super) wrong: bool,
+    pub(crate) wrong: bool,
 }
 
 impl Wrong {
     /// A reason alone.
-    pub(super) fn because(reason: impl Into<String>) -> Wrong {
+    pub(crate) fn because(reason: impl Into<String>) -> Wrong {
         Wrong { reason: reason.into(), hint: None }
     }
 
     /// Adds what would be right.
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Wrong {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Wrong {
         self.hint = Some(hint.into());
         self
     }
@@ -62,7 +62,7 @@ impl Wrong {
 
 impl Value<'_> {
     /// The kind of value, with its article.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self.value {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "a whole number",
@@ -75,15 +75,15 @@ impl Value<'_> {
     }
 
     /// The value is of another kind than `wanted`.
-    pub(super) fn expected(&self, wanted: &str) -> Wrong {
+    pub(crate) fn expected(&self, wanted: &str) -> Wrong {
         Wrong::because(format!("expected {wanted}, found {}", self.kind()))
     }
 }
 
 impl<'a> Table<'a> {
-    /// The whole file.
-    pub(super) fn root(document: &'a DeTable<'a>, notes: &'a Notes) -> Table<'a> {
-        Table::open(document, None, &schema::ROOT, notes)
+    /// The whole file, whose keys are those of `section`.
+    pub(crate) fn root(document: &'a DeTable<'a>, section: &'static Section, notes: &'a Notes) -> Table<'a> {
+        Table::open(document, None, section, notes)
     }
 
     fn open(
@@ -114,12 +114,12 @@ impl<'a> Table<'a> {
     }
 
     /// Whether the file has the table at all.
-    pub(super) fn is_written(&self) -> bool {
+    pub(crate) fn is_written(&self) -> bool {
         self.table.is_some()
     }
 
     /// Notes a mistake in the table as a whole.
-    pub(super) fn note(&self, message: impl Into<String>, hint: impl Into<String>) {
+    pub(crate) fn note(&self, message: impl Into<String>, hint: impl Into<String>) {
         self.notes.add(self.whole(message).hint(hint));
     }
 
@@ -131,29 +131,29 @@ impl<'a> Table<'a> {
     }
 
     /// Where everything is noted.
-    pub(super) fn notes(&self) -> &'a Notes {
+    pub(crate) fn notes(&self) -> &'a Notes {
         self.notes
     }
 
     /// `key` with the section in front.
-    pub(super) fn full(&self, key: &str) -> String {
+    pub(crate) fn full(&self, key: &str) -> String {
         if self.section.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.section.name) }
     }
 
     /// The value of `key`, if the file has one.
-    pub(super) fn value(&self, key: &'static str) -> Option<Value<'a>> {
+    pub(crate) fn value(&self, key: &'static str) -> Option<Value<'a>> {
         debug_assert!(self.section.keys.contains(&key), "{key} is not in the schema of {}", self.section.head);
         let value: &'a Spanned<DeValue<'a>> = self.table?.get(key)?;
         Some(Value { value: value.get_ref(), span: value.span() })
     }
 
     /// Where `key` itself is written, if it is.
-    pub(super) fn key_span(&self, key: &str) -> Option<Range<usize>> {
+    pub(crate) fn key_span(&self, key: &str) -> Option<Range<usize>> {
         self.table?.get_key_value(key).map(|(key, _)| key.span())
     }
 
     /// The value of `key` as `read` takes it, or `default`.
-    pub(super) fn get<T>(
+    pub(crate) fn get<T>(
         &self,
         key: &'static str,
         default: T,
@@ -170,12 +170,12 @@ impl<'a> Table<'a> {
     }
 
     /// The same where the value alone matters.
-    pub(super) fn or<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'a>) -> Result<T, Wrong>) -> T {
+    pub(crate) fn or<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'a>) -> Result<T, Wrong>) -> T {
         self.get(key, default, read).value
     }
 
     /// Notes that the value of `key` at `span` is wrong.
-    pub(super) fn wrong(&self, key: &str, span: Range<usize>, wrong: Wrong) {
+    pub(crate) fn wrong(&self, key: &str, span: Range<usize>, wrong: Wrong) {
         let diagnostic = Diagnostic::at(span, format!("{}: {}", self.full(key), wrong.reason));
         self.notes.add(match wrong.hint {
             Some(hint) => diagnostic.hint(hint),
@@ -184,7 +184,7 @@ impl<'a> Table<'a> {
     }
 
     /// The table at `key`, empty where there is none.
-    pub(super) fn table(&self, key: &'static str, section: &'static Section) -> Table<'a> {
+    pub(crate) fn table(&self, key: &'static str, section: &'static Section) -> Table<'a> {
         let none = Table { table: None, span: None, section, notes: self.notes };
         let Some(value) = self.value(key) else { return none };
         match value.value {
@@ -203,7 +203,7 @@ impl<'a> Table<'a> {
     }
 
     /// The tables in the list at `key`.
-    pub(super) fn tables(&self, key: &'static str, section: &'static Section) -> Vec<Table<'a>> {
+    pub(crate) fn tables(&self, key: &'static str, section: &'static Section) -> Vec<Table<'a>> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let DeValue::Array(items) = value.value else {
             self.wrong(
@@ -226,7 +226,7 @@ impl<'a> Table<'a> {
     }
 
     /// The values in the list at `key`, each read by `read`, with its place.
-    pub(super) fn list<T>(
+    pub(crate) fn list<T>(
         &self,
         key: &'static str,
         read: impl Fn(&Value<'a>) -> Result<T, Wrong>,

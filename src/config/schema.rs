@@ -1,23 +1,23 @@
 //! The names of the keys, by section: what is known, what is designed but not yet in this version, and, for a name that is
 //! neither, what was probably meant. Says nothing of values.
 
-/// The keys of one section of the file.
+/// The keys of one section of a file.
 #[derive(Debug)]
-pub(super) struct Section {
+pub(crate) struct Section {
     /// As it is written: `listen`, `pools.arms`; empty for the file itself.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// How to write its head.
-    pub(super) head: &'static str,
+    pub(crate) head: &'static str,
     /// How to write it, by example.
-    pub(super) form: &'static str,
+    pub(crate) form: &'static str,
     /// What it may hold.
-    pub(super) keys: &'static [&'static str],
+    pub(crate) keys: &'static [&'static str],
     /// What a later version will know.
-    pub(super) later: &'static [&'static str],
+    pub(crate) later: &'static [&'static str],
 }
 
 /// The file itself.
-pub(super) const ROOT: Section = Section {
+pub(crate) const ROOT: Section = Section {
     name: "",
     head: "the file",
     form: "sections and their keys",
@@ -25,7 +25,7 @@ pub(super) const ROOT: Section = Section {
     later: &[],
 };
 /// `[listen]`.
-pub(super) const LISTEN: Section = Section {
+pub(crate) const LISTEN: Section = Section {
     name: "listen",
     head: "[listen]",
     form: "[listen] and its keys below",
@@ -42,7 +42,7 @@ pub(super) const LISTEN: Section = Section {
     later: &["tls"],
 };
 /// `drain` in `[listen]`.
-pub(super) const DRAIN: Section = Section {
+pub(crate) const DRAIN: Section = Section {
     name: "listen.drain",
     head: "listen.drain",
     form: "drain = { ready_delay = \"0s\", limit = \"10m\" }",
@@ -50,7 +50,7 @@ pub(super) const DRAIN: Section = Section {
     later: &[],
 };
 /// `[admin]`.
-pub(super) const ADMIN: Section = Section {
+pub(crate) const ADMIN: Section = Section {
     name: "admin",
     head: "[admin]",
     form: "[admin] and its keys below",
@@ -58,7 +58,7 @@ pub(super) const ADMIN: Section = Section {
     later: &[],
 };
 /// `[clients]`.
-pub(super) const CLIENTS: Section = Section {
+pub(crate) const CLIENTS: Section = Section {
     name: "clients",
     head: "[clients]",
     form: "[clients] and its keys below",
@@ -66,7 +66,7 @@ pub(super) const CLIENTS: Section = Section {
     later: &[],
 };
 /// `[limits]`.
-pub(super) const LIMITS: Section = Section {
+pub(crate) const LIMITS: Section = Section {
     name: "limits",
     head: "[limits]",
     form: "[limits] and its keys below",
@@ -74,7 +74,7 @@ pub(super) const LIMITS: Section = Section {
     later: &[],
 };
 /// `[stream]`.
-pub(super) const STREAM: Section = Section {
+pub(crate) const STREAM: Section = Section {
     name: "stream",
     head: "[stream]",
     form: "[stream] and its keys below",
@@ -82,7 +82,7 @@ pub(super) const STREAM: Section = Section {
     later: &[],
 };
 /// `[retry]`.
-pub(super) const RETRY: Section = Section {
+pub(crate) const RETRY: Section = Section {
     name: "retry",
     head: "[retry]",
     form: "[retry] and its keys below",
@@ -90,7 +90,7 @@ pub(super) const RETRY: Section = Section {
     later: &[],
 };
 /// `budget` in `[retry]`.
-pub(super) const BUDGET: Section = Section {
+pub(crate) const BUDGET: Section = Section {
     name: "retry.budget",
     head: "retry.budget",
     form: "budget = { burst = 100, ratio = 0.2, per_second = 10 }",
@@ -98,7 +98,7 @@ pub(super) const BUDGET: Section = Section {
     later: &[],
 };
 /// `[health]`.
-pub(super) const HEALTH: Section = Section {
+pub(crate) const HEALTH: Section = Section {
     name: "health",
     head: "[health]",
     form: "[health] and its keys below",
@@ -106,7 +106,7 @@ pub(super) const HEALTH: Section = Section {
     later: &[],
 };
 /// `ejection` in `[health]`.
-pub(super) const EJECTION: Section = Section {
+pub(crate) const EJECTION: Section = Section {
     name: "health.ejection",
     head: "health.ejection",
     form: "ejection = { base = \"5s\", max = \"60s\" }",
@@ -114,7 +114,7 @@ pub(super) const EJECTION: Section = Section {
     later: &[],
 };
 /// `[scrape]`.
-pub(super) const SCRAPE: Section = Section {
+pub(crate) const SCRAPE: Section = Section {
     name: "scrape",
     head: "[scrape]",
     form: "[scrape] and its keys below",
@@ -122,10 +122,10 @@ pub(super) const SCRAPE: Section = Section {
     later: &[],
 };
 /// `[slo]`.
-pub(super) const SLO: Section =
+pub(crate) const SLO: Section =
     Section { name: "slo", head: "[slo]", form: "[slo] and its keys below", keys: &["ttft", "tpot"], later: &[] };
 /// `[[pools]]`.
-pub(super) const POOL: Section = Section {
+pub(crate) const POOL: Section = Section {
     name: "pools",
     head: "[[pools]]",
     form: "[[pools]], once for each model",
@@ -145,7 +145,7 @@ pub(super) const POOL: Section = Section {
     later: &[],
 };
 /// `session` in `[[pools]]`.
-pub(super) const SESSION: Section = Section {
+pub(crate) const SESSION: Section = Section {
     name: "pools.session",
     head: "pools.session",
     form: "session = { header = \"x-session-id\" }",
@@ -153,7 +153,7 @@ pub(super) const SESSION: Section = Section {
     later: &[],
 };
 /// `wait_room` in `[[pools]]`.
-pub(super) const WAIT_ROOM: Section = Section {
+pub(crate) const WAIT_ROOM: Section = Section {
     name: "pools.wait_room",
     head: "pools.wait_room",
     form: "wait_room = { size = 512, timeout = \"30s\" }",
@@ -161,7 +161,7 @@ pub(super) const WAIT_ROOM: Section = Section {
     later: &[],
 };
 /// `[[pools.arms]]`.
-pub(super) const ARM: Section = Section {
+pub(crate) const ARM: Section = Section {
     name: "pools.arms",
     head: "[[pools.arms]]",
     form: "[[pools.arms]], once for each arm",
@@ -169,7 +169,7 @@ pub(super) const ARM: Section = Section {
     later: &[],
 };
 /// One of `backends`, of a pool or of an arm.
-pub(super) const BACKEND: Section = Section {
+pub(crate) const BACKEND: Section = Section {
     name: "backends",
     head: "a backend",
     form: "each backend as { url = \"http://127.0.0.1:8001\" }",
@@ -183,12 +183,12 @@ const ALL: [&Section; 18] = [
 ];
 
 /// Whether `key` is known, or will be, in some section.
-pub(super) fn is_key(key: &str) -> bool {
+pub(crate) fn is_key(key: &str) -> bool {
     ALL.iter().any(|section| section.keys.contains(&key) || section.later.contains(&key))
 }
 
 /// Why a key that other proxies have, or that was once designed, is not here: there is no use in it.
-pub(super) fn needless(section: &Section, key: &str) -> Option<&'static str> {
+pub(crate) fn needless(section: &Section, key: &str) -> Option<&'static str> {
     match (section.name, key) {
         ("health", "slow_start") => Some(
             "every policy counts what it has just sent, so a backend that comes back gets its share and no more, without a ramp",
@@ -198,7 +198,7 @@ pub(super) fn needless(section: &Section, key: &str) -> Option<&'static str> {
 }
 
 /// What was probably meant by the unknown `key` in `section`, as a hint.
-pub(super) fn meant(section: &Section, key: &str) -> String {
+pub(crate) fn meant(section: &Section, key: &str) -> String {
     if section.name == "backends" && key.contains("key") {
         return "keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it"
             .to_owned();
@@ -206,7 +206,9 @@ pub(super) fn meant(section: &Section, key: &str) -> String {
     if let Some(near) = nearest(key, section.keys) {
         return format!("did you mean `{near}`?");
     }
-    if let Some(other) = ALL.iter().find(|other| !other.name.is_empty() && other.keys.contains(&key)) {
+    // a section of another kind of file has no such neighbours
+    let family: &[&Section] = if ALL.iter().any(|one| one.head == section.head) { &ALL } else { &[] };
+    if let Some(other) = family.iter().find(|other| !other.name.is_empty() && other.keys.contains(&key)) {
         return format!("`{key}` belongs in {}", other.head);
     }
     let known = section.keys.join(", ");
@@ -217,7 +219,7 @@ pub(super) fn meant(section: &Section, key: &str) -> String {
 const LONGEST: usize = 64;
 
 /// The one of `candidates` that `text` was probably meant to be.
-pub(super) fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
     if text.len() > LONGEST {
         return None;
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serializer;
 
 /// `"250ms"`, `"10m"`.
-pub(super) fn duration_text(value: Duration) -> String {
+pub(crate) fn duration_text(value: Duration) -> String {
     humantime::format_duration(value).to_string().replace(' ', "")
 }
 

@@ -14,6 +14,7 @@ mod affinity;
 mod bench;
 mod bodies;
 mod chaos;
+mod experiment;
 mod explain;
 mod failover;
 mod faults;

@@ -1,0 +1,83 @@
+//! What is taken and what is refused.
+
+use super::*;
+
+const SERVERS: &str = "[[servers]]\nname = \"one\"\nurl = \"http://127.0.0.1:1001\"\ncommand = \"serve '${DIR}/m' --x\"\n\
+                       env = { GPU = \"0\" }\nor_else = [\"--plain\"]\n\
+                       [[servers]]\nname = \"two\"\nurl = \"http://127.0.0.1:1002\"\ncommand = [\"serve\", \"a b\"]\nafter = [\"one\"]\n";
+const LOAD: &str = "[load]\nnum_prompts = 3\ninput_len = 10\noutput_len = 20\n";
+
+fn env(name: &str) -> Option<String> {
+    (name == "DIR").then(|| "/models here".to_owned())
+}
+
+fn of(text: &str) -> Result<Experiment, Vec<String>> {
+    read(Path::new("x.toml"), text, &env).map_err(|report| report.lines())
+}
+
+fn wrong(text: &str) -> String {
+    of(text).unwrap_err().join("\n")
+}
+
+#[test]
+fn a_whole_experiment_is_read() {
+    let text = format!(
+        "name = \"x\"\nmodel = \"m\"\nenv = {{ ALL = \"1\", GPU = \"none\" }}\n{LOAD}sweep = {{ request_rate = [1, 2.5] }}\n\
+         [slo]\nttft = \"2s\"\n{SERVERS}\
+         [[arms]]\nname = \"a\"\nservers = [\"one\"]\n\
+         [[arms]]\nname = \"b\"\nservers = [\"one\", \"two\"]\nstarts = 1\n"
+    );
+    let experiment = of(&text).unwrap();
+    let [one, two] = &experiment.servers[..] else { panic!("two servers") };
+    assert_eq!(one.command, ["serve", "/models here/m", "--x"]);
+    assert_eq!((two.command.as_slice(), two.after.as_slice()), (&["serve".to_owned(), "a b".to_owned()][..], &[0][..]));
+    assert_eq!(one.env.last(), Some(&("GPU".to_owned(), "0".to_owned())), "the server's own comes last and holds");
+    assert_eq!(
+        experiment.loads.iter().map(|load| load.offered).collect::<Vec<_>>(),
+        [Offered::Rate(1.0), Offered::Rate(2.5)]
+    );
+    assert_eq!(experiment.arms[0].route, Route::Direct);
+    assert_eq!(experiment.arms[1].route, Route::Forebay(PolicyName::PredictedTtft));
+    assert_eq!((experiment.arms[1].gpus, experiment.arms[1].starts), (2, 1));
+    assert_eq!(experiment.out, Path::new("experiments/x"));
+}
+
+#[test]
+fn every_mistake_is_told_with_its_place() {
+    let text = format!(
+        "name = \"x\"\nmodle = \"m\"\n{LOAD}warmup = 3\n{SERVERS}\
+         [[arms]]\nname = \"a\"\nservers = [\"oen\"]\n\
+         [[arms]]\nname = \"a\"\nservers = [\"one\", \"two\"]\nroute = \"direct\"\n"
+    );
+    let told = wrong(&text);
+    for part in [
+        "x.toml:2:1: unknown key `modle`; did you mean `model`?",
+        "model is missing; add model = …",
+        "x.toml:7:1: unknown key `warmup` in [load]; did you mean `warm_up`?",
+        "arms.servers: no server `oen` stands above; did you mean \"one\"?",
+        "arms.name: `a` is named twice",
+        "arms.route: nothing shares the load out between the servers",
+    ] {
+        assert!(told.contains(part), "{part} is not in:\n{told}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_not_set_is_named_and_a_port_is_taken_once() {
+    let text = format!(
+        "name = \"x\"\nmodel = \"m\"\n{LOAD}[[servers]]\nname = \"one\"\nurl = \"http://127.0.0.1:1001\"\n\
+         command = \"${{NOPE}} serve\"\n[[servers]]\nname = \"two\"\nurl = \"http://127.0.0.1:1001\"\ncommand = \"x\"\n\
+         [[arms]]\nname = \"a\"\nservers = [\"one\"]\n"
+    );
+    let told = wrong(&text);
+    assert!(told.contains("servers.command: the environment variable NOPE is not set; export NOPE=…"), "{told}");
+    assert!(told.contains("servers.url: `one` has this address too"), "{told}");
+}
+
+#[test]
+fn an_empty_file_is_told_what_it_lacks() {
+    let told = wrong("");
+    for part in ["name is missing", "model is missing", "no load", "no servers", "no arms"] {
+        assert!(told.contains(part), "{part} is not in:\n{told}");
+    }
+}
