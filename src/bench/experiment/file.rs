@@ -7,18 +7,20 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::schema;
-use super::spec::{Arm, Experiment, LoadSpec, Route, Server, WarmUp};
+use super::spec::{Arm, Experiment, LoadSpec, Route, Server};
 use super::words::{self, Env, WordError};
 use crate::bench::rows::Offered;
+use crate::bench::run::WarmUp;
+use crate::bench::slo::Slo;
 use crate::bench::workload::Endpoint;
 use crate::config::diagnostic::{Diagnostic, Report, quoted};
 use crate::config::kinds;
-use crate::config::model::{BackendUrl, PolicyName, Slo, UrlError};
+use crate::config::model::{BackendUrl, PolicyName, UrlError};
 use crate::config::raw::{Table, Value, Wrong};
 
 const START_TIMEOUT: Duration = Duration::from_secs(600);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-const WARM_UP: WarmUp = WarmUp { num_prompts: 16, output_len: 32 };
+const WARM_UP: WarmUp = WarmUp { num_prompts: 16, output_len: Some(32) };
 
 /// Reads the experiment `text`, whose file is at `path`; `env` looks variables up.
 ///
@@ -37,8 +39,8 @@ fn experiment(root: &Table<'_>, env: Env<'_>) -> Experiment {
     let servers = servers(root, env);
     let arms = arms(root, &servers, (starts, blocks, together));
     let load = root.table("load", &schema::LOAD);
-    let slo = root.table("slo", &crate::config::schema::SLO);
-    let default = Slo::default();
+    let slo = root.table("slo", &schema::SLO);
+    let limit = |key| slo.or(key, None, |value| kinds::limit(value).map(Some));
     Experiment {
         model: required(root, "model", "as the servers call it", &kinds::line(256)),
         out: PathBuf::from(root.or("out", format!("experiments/{name}"), |value| filled(value, env))),
@@ -49,10 +51,7 @@ fn experiment(root: &Table<'_>, env: Env<'_>) -> Experiment {
         record: root.list("record", |value| command(value, env)).into_iter().map(|(words, _)| words).collect(),
         loads: loads(root, &load),
         warm_up: warm_up(&load),
-        slo: slo.is_written().then(|| Slo {
-            ttft: slo.or("ttft", default.ttft, kinds::limit),
-            tpot: slo.or("tpot", default.tpot, kinds::limit),
-        }),
+        slo: slo.is_written().then(|| Slo { ttft: limit("ttft"), tpot: limit("tpot"), e2e: limit("e2e") }),
         servers,
         arms,
     }
@@ -88,6 +87,7 @@ fn loads(root: &Table<'_>, table: &Table<'_>) -> Vec<LoadSpec> {
         output_len: required(table, "output_len", "the tokens of an answer", &kinds::whole(1..=10_000_000_u32)),
         ignore_eos: table.or("ignore_eos", false, kinds::boolean),
         endpoint: table.or("endpoint", Endpoint::Completions, kinds::choice(&ENDPOINTS)),
+        temperature: table.or("temperature", None, |value| kinds::number(0.0..=100.0)(value).map(Some)),
         seed: table.or("seed", 0, kinds::whole(0..=u64::from(u32::MAX))),
     };
     let sweep = table.table("sweep", &schema::SWEEP);
@@ -136,7 +136,8 @@ fn warm_up(load: &Table<'_>) -> WarmUp {
     let table = load.table("warm_up", &schema::WARM_UP);
     WarmUp {
         num_prompts: table.or("num_prompts", WARM_UP.num_prompts, kinds::whole(0..=1_000_000_u32)),
-        output_len: table.or("output_len", WARM_UP.output_len, kinds::whole(1..=1_000_000_u32)),
+        output_len: table
+            .or("output_len", WARM_UP.output_len, |value| kinds::whole(1..=1_000_000_u32)(value).map(Some)),
     }
 }
 
@@ -151,10 +152,6 @@ fn servers(root: &Table<'_>, env: Env<'_>) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
     for table in &tables {
         let server = server(table, &common, &servers, env);
-        if let Some(other) = servers.iter().find(|other| other.url == server.url && !other.url_is_blank()) {
-            let message = format!("servers.url: {} has this address too", quoted(&other.name));
-            note_at(table, "url", message, "give each server a port of its own");
-        }
         servers.push(server);
     }
     servers
@@ -194,12 +191,17 @@ fn url(table: &Table<'_>, env: Env<'_>) -> BackendUrl {
     if table.value("url").is_none() {
         table.note("servers.url is missing", "add url = \"http://127.0.0.1:8001\", where the command listens");
     }
-    table.or("url", Server::blank_url(), |value| {
+    table.or("url", blank_url(), |value| {
         let text = filled(value, env)?;
         text.parse().map_err(|error: UrlError| {
             Wrong::because(format!("{}: {error}", quoted(&text))).hint("write it as \"http://127.0.0.1:8001\"")
         })
     })
+}
+
+/// What stands in for an address that is missing or wrong, which the report says.
+fn blank_url() -> BackendUrl {
+    "http://missing".parse().expect("this is a URL")
 }
 
 fn path(value: &Value<'_>) -> Result<String, Wrong> {
@@ -279,12 +281,14 @@ fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, 
             table.note("arms.servers: the arm has none", "add servers = [\"NAME\"], names of [[servers]]");
         }
         let stage = if together { "together".to_owned() } else { name.clone() };
+        let stage = table.or("stage", stage, kinds::name);
+        one_address_each(table, servers, &own, arms.iter().filter(|other| other.stage == stage));
         arms.push(Arm {
             route: route(table, own.len()),
             gpus: table.or("gpus", u32::try_from(own.len()).unwrap_or(1).max(1), kinds::whole(1..=100_000_u32)),
             price: table.or("price", None, |value| kinds::number(0.0..=1e9)(value).map(Some)),
             max_num_seqs: table.or("max_num_seqs", None, |value| kinds::whole(1..=1_000_000_u32)(value).map(Some)),
-            stage: table.or("stage", stage, kinds::name),
+            stage,
             starts: table.or("starts", starts, kinds::whole(1..=1000_u32)),
             blocks: table.or("blocks", blocks, kinds::whole(1..=10_000_u32)),
             servers: own,
@@ -292,6 +296,21 @@ fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, 
         });
     }
     arms
+}
+
+/// Servers that are up at the same time listen at different places.
+fn one_address_each<'s>(table: &Table<'_>, servers: &[Server], own: &[usize], with: impl Iterator<Item = &'s Arm>) {
+    let mut up: Vec<usize> = with.flat_map(|arm| arm.servers.iter().copied()).collect();
+    for &index in own {
+        let (server, blank) = (&servers[index], blank_url());
+        let same = |other: &&usize| **other != index && servers[**other].url == server.url && server.url != blank;
+        if let Some(other) = up.iter().find(same) {
+            let names = (quoted(&servers[*other].name), quoted(&server.name));
+            let message = format!("arms.servers: {} and {} are up together at {}", names.0, names.1, server.url);
+            note_at(table, "servers", message, "give each a port of its own");
+        }
+        up.push(index);
+    }
 }
 
 /// Through a Forebay where there is something to choose, else straight to the server, unless the file says otherwise.

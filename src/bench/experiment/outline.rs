@@ -27,7 +27,7 @@ pub fn outline(experiment: &Experiment) -> String {
             load.input_len,
             load.output_len,
             experiment.warm_up.num_prompts,
-            experiment.warm_up.output_len.min(load.output_len)
+            experiment.warm_up.output_len.unwrap_or(load.output_len).min(load.output_len)
         );
     }
     out.push_str("\nservers\n");

@@ -37,6 +37,7 @@ pub(super) const LOAD: Section = Section {
         "output_len",
         "ignore_eos",
         "endpoint",
+        "temperature",
         "seed",
         "sweep",
         "warm_up",
@@ -57,6 +58,14 @@ pub(super) const WARM_UP: Section = Section {
     head: "load.warm_up",
     form: "warm_up = { num_prompts = 64, output_len = 32 }",
     keys: &["num_prompts", "output_len"],
+    later: &[],
+};
+/// `[slo]`.
+pub(super) const SLO: Section = Section {
+    name: "slo",
+    head: "[slo] of an experiment",
+    form: "[slo] and its keys below",
+    keys: &["ttft", "tpot", "e2e"],
     later: &[],
 };
 /// `[[servers]]`.

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::bench::rows::Offered;
+use crate::bench::run::WarmUp;
+use crate::bench::slo::Slo;
 use crate::bench::workload::Endpoint;
-use crate::config::model::{BackendUrl, PolicyName, Slo};
+use crate::config::model::{BackendUrl, PolicyName};
 
 /// An experiment.
 #[derive(Clone, Debug)]
@@ -53,17 +55,10 @@ pub struct LoadSpec {
     pub ignore_eos: bool,
     /// The route.
     pub endpoint: Endpoint,
+    /// Of the sampling; none: the servers' own.
+    pub temperature: Option<f64>,
     /// For prompts and times; each block has its own, made from it.
     pub seed: u64,
-}
-
-/// Requests before an epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WarmUp {
-    /// How many, all at once.
-    pub num_prompts: u32,
-    /// Tokens of each answer.
-    pub output_len: u32,
 }
 
 /// A server under test.
@@ -132,17 +127,6 @@ impl Route {
             Route::Direct => "direct",
             Route::Forebay(policy) => policy.as_str(),
         }
-    }
-}
-
-impl Server {
-    /// What stands in for an address that is missing or wrong, which the report says.
-    pub(super) fn blank_url() -> BackendUrl {
-        "http://missing".parse().expect("this is a URL")
-    }
-
-    pub(super) fn url_is_blank(&self) -> bool {
-        self.url == Server::blank_url()
     }
 }
 

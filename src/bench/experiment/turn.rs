@@ -1,23 +1,18 @@
-//! One arm's turn: prompts, a Forebay of its own, warm-up, the load, and the rows of it. Only a turn that ended is written.
+//! One arm's turn: a Forebay of its own, and a run as `forebay bench` makes it. Only a turn that ended is written.
 
-use std::collections::HashMap;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use super::front::{self, Front, FrontError};
 use super::plan::Epoch;
 use super::spec::{Arm, Experiment, LoadSpec, Route};
-use crate::bench::client::{Client, ClientError, Progress, Sending, Target};
-use crate::bench::record::Record;
-use crate::bench::rows::{self, Load, Offered, RunEnd, RunHead, Sample};
+use crate::bench::client::{Client, Progress, Sending, Target};
+use crate::bench::prompts::Dataset;
+use crate::bench::rows::{Load, Offered, RunHead};
+use crate::bench::run::{self, Prompts, RunError, RunSpec};
+use crate::bench::sampler::Scraped;
 use crate::bench::summary::Summary;
-use crate::bench::workload::{Rate, Workload};
-
-/// Keeps the seeds of warm-ups away from those of epochs.
-const WARM_UP_SEED: u64 = 1 << 48;
+use crate::bench::workload::{Length, Rate, Workload};
 
 /// Why a turn has no rows.
 #[derive(Debug, thiserror::Error)]
@@ -25,20 +20,13 @@ pub(super) enum TurnError {
     /// No Forebay before the arm.
     #[error(transparent)]
     Front(#[from] FrontError),
-    /// No prompts of the wanted length.
-    #[error("cannot make prompts: {0}")]
-    Prompts(#[from] ClientError),
-    /// The servers do not answer as they should, so nothing after it would mean anything.
-    #[error("{failed} of {sent} requests of the warm-up of {arm} failed, the first with: {first}")]
-    WarmUp {
+    /// No prompts, or servers that do not answer as they should.
+    #[error("{arm}: {error}")]
+    Run {
         /// The arm.
         arm: String,
-        /// How many failed.
-        failed: usize,
-        /// Of how many.
-        sent: usize,
-        /// What the first failure was.
-        first: String,
+        /// The reason.
+        error: RunError,
     },
 }
 
@@ -52,107 +40,91 @@ pub(super) struct Turn {
     pub(super) line: String,
 }
 
-/// Takes turns. Bodies of requests are kept as long as another arm of the block may use them.
+/// Takes turns. Prompts are kept for the next turn, which often has the same.
 pub(super) struct Turns<'a> {
     experiment: &'a Experiment,
     binary: &'a Path,
     client: Client,
-    bodies: HashMap<u64, Vec<Bytes>>,
-    block: u32,
+    prompts: Option<(Epoch, Prompts)>,
 }
 
 impl<'a> Turns<'a> {
     /// Of that experiment, with Forebays of that binary.
     pub(super) fn of(experiment: &'a Experiment, binary: &'a Path) -> Turns<'a> {
-        Turns { experiment, binary, client: Client::default(), bodies: HashMap::new(), block: 0 }
+        Turns { experiment, binary, client: Client::default(), prompts: None }
     }
 
     /// Takes one turn, with servers that started as number `start`.
     pub(super) async fn take(&mut self, epoch: &Epoch, start: u32) -> Result<Turn, TurnError> {
-        let experiment = self.experiment;
-        let (arm, load) = (&experiment.arms[epoch.arm], &experiment.loads[epoch.load]);
-        let workload = self.workload(load, epoch.seed);
-        let warm_up = Workload {
-            num_prompts: experiment.warm_up.num_prompts,
-            output_len: experiment.warm_up.output_len.min(load.output_len),
-            rate: Rate::Unlimited,
-            ..self.workload(load, epoch.seed.wrapping_add(WARM_UP_SEED))
+        let (experiment, arm) = (self.experiment, &self.experiment.arms[epoch.arm]);
+        let wrong = |error| TurnError::Run { arm: arm.name.clone(), error };
+        let mut spec = spec(experiment, epoch, start);
+        let prompts = match self.prompts.take() {
+            Some((last, prompts)) if (last.load, last.seed) == (epoch.load, epoch.seed) => prompts,
+            _ => run::prepare(&self.client, &spec).await.map_err(wrong)?,
         };
-        if self.block != epoch.block {
-            self.bodies.clear();
-            self.block = epoch.block;
-        }
-        let bodies = self.bodies_of(arm, &workload).await?;
-        let warm_bodies = self.bodies_of(arm, &warm_up).await?;
         let front = match arm.route {
             Route::Direct => None,
             Route::Forebay(policy) => Some(front::start(experiment, arm, policy, self.binary, &self.client).await?),
         };
-        let target = [target(experiment, arm, front.as_ref())];
-        let progress = Arc::new(Progress::default());
-        let all_at_once = Sending::default();
-        let warm = self.client.run(&target, &warm_up, &warm_bodies, &all_at_once, &progress).await;
-        whole(arm, &warm.records)?;
-        let sending = Sending {
+        spec.targets = vec![target(experiment, arm, front.as_ref())];
+        let run = run::run(&self.client, &spec, &prompts, &Arc::new(Progress::default())).await.map_err(wrong)?;
+        drop(front);
+        self.prompts = Some((*epoch, prompts));
+        let mut text = Vec::new();
+        run::write(&mut text, &run).expect("writing to memory cannot fail");
+        Ok(Turn { line: line(&Summary::of(&run.records)), head: spec.head, text })
+    }
+}
+
+fn spec(experiment: &Experiment, epoch: &Epoch, start: u32) -> RunSpec {
+    let (arm, load) = (&experiment.arms[epoch.arm], &experiment.loads[epoch.load]);
+    let bases = || arm.servers.iter().map(|index| experiment.servers[*index].url.to_string());
+    RunSpec {
+        targets: Vec::new(),
+        tokenizer: bases().next().unwrap_or_default(),
+        workload: workload(experiment, load, epoch.seed),
+        dataset: Dataset::Random,
+        warm_up: experiment.warm_up,
+        sending: Sending {
             max_concurrency: load.max_concurrency.map(|limit| limit as usize),
             epoch: epoch.number,
             ..Sending::default()
-        };
-        let run = self.client.run(&target, &workload, &bodies, &sending, &progress).await;
-        drop(front);
-        let scale = experiment.time_scale.unwrap_or(1.0);
-        let records: Vec<Record> = run.records.iter().map(|record| record.scaled(scale)).collect();
-        let end = RunEnd { lag_p99_us: (run.lag_p99.as_secs_f64() * 1e6 * scale) as u64 };
-        let head = head(experiment, epoch, start);
-        let text = written(&head, &records, &[], end).expect("writing to memory cannot fail");
-        Ok(Turn { line: line(&Summary::of(&records)), head, text })
+        },
+        scrape: bases().map(|base| Scraped::of(&base)).collect(),
+        head: head(experiment, epoch, start),
+        time_scale: experiment.time_scale.unwrap_or(1.0),
     }
+}
 
-    fn workload(&self, load: &LoadSpec, seed: u64) -> Workload {
-        let scale = self.experiment.time_scale.unwrap_or(1.0);
-        Workload {
-            model: self.experiment.model.clone(),
-            endpoint: load.endpoint,
-            num_prompts: load.num_prompts,
-            input_len: load.input_len,
-            output_len: load.output_len,
-            ignore_eos: load.ignore_eos,
-            rate: match load.offered {
-                Offered::Rate(rate) => Rate::PerSecond(rate * scale),
-                Offered::Unlimited | Offered::Concurrency(_) => Rate::Unlimited,
-            },
-            seed,
-        }
-    }
-
-    async fn bodies_of(&mut self, arm: &Arm, workload: &Workload) -> Result<Vec<Bytes>, ClientError> {
-        if let Some(bodies) = self.bodies.get(&workload.seed) {
-            return Ok(bodies.clone());
-        }
-        let base = self.experiment.servers[arm.servers[0]].url.to_string();
-        let bodies = self.client.bodies(&base, workload).await?;
-        self.bodies.insert(workload.seed, bodies.clone());
-        Ok(bodies)
+fn workload(experiment: &Experiment, load: &LoadSpec, seed: u64) -> Workload {
+    Workload {
+        model: experiment.model.clone(),
+        endpoint: load.endpoint,
+        num_prompts: load.num_prompts,
+        input_len: load.input_len,
+        length: Length::Whole,
+        output_len: load.output_len,
+        ignore_eos: load.ignore_eos,
+        temperature: load.temperature,
+        rate: match load.offered {
+            Offered::Rate(rate) => Rate::PerSecond(rate),
+            Offered::Unlimited | Offered::Concurrency(_) => Rate::Unlimited,
+        },
+        seed,
     }
 }
 
 /// Where an arm's requests go; Forebay's answers tell their backend themselves.
 fn target(experiment: &Experiment, arm: &Arm, front: Option<&Front>) -> Target {
+    let arm_name = Some(arm.name.clone());
     match front {
-        Some(front) => Target { arm: Some(arm.name.clone()), ..Target::of(front.base.clone()) },
+        Some(front) => Target { arm: arm_name, ..Target::of(front.base.clone()) },
         None => {
-            let url = &experiment.servers[arm.servers[0]].url;
-            let backend = url.to_string().trim_start_matches("http://").to_owned();
-            Target { base: url.to_string(), arm: Some(arm.name.clone()), backend: Some(backend) }
+            let server = Target::of(experiment.servers[arm.servers[0]].url.to_string());
+            Target { arm: arm_name, backend: Some(server.authority().to_owned()), ..server }
         }
     }
-}
-
-fn whole(arm: &Arm, records: &[Record]) -> Result<(), TurnError> {
-    let mut failed = records.iter().filter(|record| !record.succeeded()).peekable();
-    let Some(first) = failed.peek() else { return Ok(()) };
-    let first = first.error.clone().unwrap_or_else(|| format!("{:?}", first.outcome));
-    Err(TurnError::WarmUp { arm: arm.name.clone(), failed: failed.count(), sent: records.len(), first })
 }
 
 /// The load of an epoch as its head has it.
@@ -181,19 +153,6 @@ fn head(experiment: &Experiment, epoch: &Epoch, start: u32) -> RunHead {
         max_num_seqs: arm.max_num_seqs,
         simulated: experiment.time_scale.is_some(),
     }
-}
-
-fn written(head: &RunHead, records: &[Record], samples: &[Sample], end: RunEnd) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    rows::write_head(&mut text, head)?;
-    for sample in samples {
-        rows::write_sample(&mut text, sample)?;
-    }
-    for record in records {
-        rows::write_record(&mut text, record)?;
-    }
-    rows::write_end(&mut text, end)?;
-    Ok(text)
 }
 
 fn line(summary: &Summary) -> String {

@@ -63,15 +63,15 @@ fn every_mistake_is_told_with_its_place() {
 }
 
 #[test]
-fn a_variable_that_is_not_set_is_named_and_a_port_is_taken_once() {
+fn a_variable_that_is_not_set_is_named_and_servers_of_a_stage_have_their_own_ports() {
     let text = format!(
         "name = \"x\"\nmodel = \"m\"\n{LOAD}[[servers]]\nname = \"one\"\nurl = \"http://127.0.0.1:1001\"\n\
          command = \"${{NOPE}} serve\"\n[[servers]]\nname = \"two\"\nurl = \"http://127.0.0.1:1001\"\ncommand = \"x\"\n\
-         [[arms]]\nname = \"a\"\nservers = [\"one\"]\n"
+         [[arms]]\nname = \"a\"\nservers = [\"one\", \"two\"]\n"
     );
     let told = wrong(&text);
     assert!(told.contains("servers.command: the environment variable NOPE is not set; export NOPE=…"), "{told}");
-    assert!(told.contains("servers.url: `one` has this address too"), "{told}");
+    assert!(told.contains("arms.servers: `one` and `two` are up together at http://127.0.0.1:1001"), "{told}");
 }
 
 #[test]
