@@ -16,7 +16,7 @@ const OUT_OF_TIME: u8 = 75;
 const INTERRUPTED: u8 = 130;
 
 /// How an experiment is run.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 #[group(skip)]
 pub struct Args {
     /// End after so long, servers included, and leave the rest to the next call (exit code 75)
@@ -28,6 +28,14 @@ pub struct Args {
     /// Where rows and logs go, and where they are looked for to go on [default: the file's `out`, or experiments/NAME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+impl Args {
+    /// Whether nothing of an experiment was asked for.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Args::default()
+    }
 }
 
 /// An experiment of which every turn was taken.
