@@ -14,6 +14,7 @@ mod affinity;
 mod bench;
 mod bodies;
 mod chaos;
+#[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
 mod explain;
 mod failover;
