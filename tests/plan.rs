@@ -115,6 +115,22 @@ fn the_configuration_of_every_layout_is_right() {
     }
 }
 
+#[cfg(feature = "bench")]
+#[test]
+fn the_experiment_is_right_and_has_an_arm_for_each_layout_that_uses_every_gpu() {
+    for (host, arms) in [("seed-2x4090-sys", &["tp1x2", "tp2"][..]), ("nvswitch-8xh100", &["tp1x8", "tp2x4", "tp4x2"])]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(plan_of(host, &["--out", folder.path().to_str().unwrap()]).status.success());
+        let path = folder.path().join("experiment.toml");
+        let read = forebay::bench::experiment::read(&path, &fs::read_to_string(&path).unwrap(), &|_| None);
+        let experiment = read.unwrap_or_else(|report| panic!("{}", report.render(false)));
+        assert_eq!(experiment.arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>(), arms);
+        let env = &experiment.servers[0].env;
+        assert_eq!(env, &[("CUDA_VISIBLE_DEVICES".to_owned(), "0".to_owned())]);
+    }
+}
+
 #[test]
 fn the_script_is_one_that_a_shell_reads() {
     let folder = tempfile::tempdir().unwrap();

@@ -210,5 +210,9 @@ fn closing(out: &mut String, plan: &Plan) -> fmt::Result {
     if plan.starting().next().is_none() {
         writeln!(out, "No layout would start as it is: see the lines with `!`.")?;
     }
-    writeln!(out, "These are reckonings. Which layout is better for your traffic is to be measured.")
+    writeln!(
+        out,
+        "These are reckonings. Which layout is better for your traffic is to be measured: --out DIR writes what `forebay compare \
+         DIR/experiment.toml` runs."
+    )
 }
