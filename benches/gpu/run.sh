@@ -8,8 +8,8 @@
 # EXPERIMENT  a name in config/experiments, without .toml, or a file.
 #
 # Environment: FOREBAY (default target/release/forebay), PYTHON (python3), BASE (/tmp/forebay-gpu: what is unpacked, compiled and
-# measured; later calls on the machine find it), OUT (what comes back: rows.jsonl.xz, logs.tar.gz, machine.txt and the
-# report), RESUME (an earlier call's OUT, to go on from on a fresh machine). Give --stop-after less than the call's own limit:
+# measured; later calls on the machine find it), OUT (what comes back: rows.jsonl.xz, logs.tar.gz, machine.txt, course.txt,
+# took.jsonl, and the report of what there is so far), RESUME (an earlier call's OUT, to go on from on a fresh machine). Give --stop-after less than the call's own limit:
 # unpacking takes about 30 s of it, once, and packing up about 10 s; the time that unpacking took is taken off here.
 # Exit code: that of `forebay compare` (75: the time is over, call again).
 set -uo pipefail
@@ -111,12 +111,14 @@ child=
 # shellcheck disable=SC2317 # they are traps
 stop() { [[ $child ]] && kill -TERM "$child" 2>/dev/null && wait "$child"; pack; exit 143; }
 trap stop INT TERM
-"$forebay" compare "$file" --out "$results" "${args[@]}" > >(tee "$out/report.txt") 2> >(tee -a "$results/logs.txt" >&2) &
+"$forebay" compare "$file" --out "$results" "${args[@]}" 2> >(tee -a "$results/logs.txt" >&2) &
 child=$!
 wait "$child"
 status=$?
 child=
 cp "$results/logs.txt" "$out/course.txt" 2>/dev/null
 pack
+# what there is so far, also where the time ended first
+timeout 60 "$forebay" compare "$results/rows.jsonl" --markdown "$out/report.md" >"$out/report.txt" 2>&1
 say "exit code $status; $(du -ch "$out"/* | tail -n 1 | cut -f1) to bring back"
 exit "$status"

@@ -183,7 +183,6 @@ fn plainer_settings_are_tried_where_a_server_does_not_come_up() {
     let text = std::fs::read_to_string(&experiment.file).unwrap();
     let port = experiment.ports[0];
     let plain = format!("--port {port}\"\nor_else = [\"--nonsense\", \"--time-scale 2\"]");
-    // without a profile's step to be had, `--max-num-seqs 0` is refused by the simulator
     let text = text.replacen(&format!("--port {port}\""), &plain, 1).replacen(
         "--profile fast --port",
         "--profile ${WHICH:-nothing} --port",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Forebay before real vLLM servers, on loopback: starts them, runs the three parts of check.py, stops everything by its pid.
+# Forebay before real vLLM servers, on loopback: starts them, runs the checks, stops everything by its pid.
 #
 #   run.sh REAL_VLLM_DIR VENV [FOREBAY]
 #
@@ -102,6 +102,19 @@ start_forebay() { # BACKEND-URL...
     exit 1
 }
 
+# Servers that Forebay starts itself: two arms in turn, all answers whole, looks at the servers in the rows, nothing left behind.
+run_experiment() { # PORT PORT
+    local result="0 passed, 1 failed" rows=$tmp/experiment/rows.jsonl
+    if VENV=$venv PORT_A=$1 PORT_B=$2 "$forebay" compare "$here/experiment.toml" --out "$tmp/experiment" &&
+        [ "$(grep -c '^{"end"' "$rows")" = 4 ] && [ "$(grep -c '"outcome":"success"' "$rows")" = 96 ] &&
+        grep -q '"kv_tokens":65536' "$rows" && ! pgrep -f -- "--port ($1|$2) " >/dev/null; then
+        result="1 passed, 0 failed"
+    else
+        failed=1
+    fi
+    echo "$result" | tee "$tmp/experiment.out"
+}
+
 failed=0
 run_checks() { # SCRIPT PART
     if ! "$venv/bin/python" "$here/$1" "$2" | tee "$tmp/$2.out"; then
@@ -114,7 +127,7 @@ run_checks() { # SCRIPT PART
 }
 
 starting=()
-read -r a b c d e f g h i j k l < <(free_ports 12)
+read -r a b c d e f g h i j k l m n < <(free_ports 14)
 
 echo "== two vLLM servers behind Forebay"
 start_engine "$a"
@@ -183,7 +196,11 @@ ejection = { base = "2s", max = "4s" }'
     wait_engines
     export FOREBAY_VLLM_URLS=http://127.0.0.1:$k,http://127.0.0.1:$l
     run_checks routing.py embeddings
+    stop_engines
+
+    echo "== two vLLM servers that an experiment starts itself"
+    run_experiment "$m" "$n"
 fi
 
-tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,streams,embeddings}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
+tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,streams,experiment,embeddings}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
 exit "$failed"

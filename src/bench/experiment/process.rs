@@ -15,6 +15,8 @@ use crate::clock::Clock;
 
 /// Between two looks whether a process has ended.
 const LOOK: Duration = Duration::from_millis(50);
+/// What was killed is gone by then.
+const KILLED: Duration = Duration::from_secs(3);
 /// What of a log is shown.
 const TAIL_LINES: usize = 15;
 const TAIL_BYTES: u64 = 64 * 1024;
@@ -148,10 +150,7 @@ pub(super) fn stop(processes: &mut Vec<Process>) {
                 if passed < process.grace {
                     return true;
                 }
-                process.signal(Signal::SIGKILL);
-                // what is killed is gone at once, or hangs in the kernel for good
-                drop(process.child.wait());
-                process.ended = process.child.try_wait().ok().flatten();
+                process.kill();
             }
             process.forget();
             false
@@ -163,6 +162,16 @@ pub(super) fn stop(processes: &mut Vec<Process>) {
 }
 
 impl Process {
+    /// Kills the group and waits until it is gone, so that its memory is free; what hangs in the kernel is not waited for.
+    fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        let clock = Clock::system();
+        let begin = clock.now();
+        while !self.is_gone() && clock.now().since(begin) < KILLED {
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn forget(&mut self) {
         if let Some(note) = self.note.take() {
             drop(fs::remove_file(note));
@@ -173,8 +182,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.note.is_some() || self.ended().is_none() {
-            self.signal(Signal::SIGKILL);
-            drop(self.child.wait());
+            self.kill();
             self.forget();
         }
     }

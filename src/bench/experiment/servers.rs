@@ -46,11 +46,17 @@ pub(super) enum StartError {
     },
 }
 
+/// How often settings with which a server came up before are tried in one start.
+const TRIES: u32 = 3;
+
 /// One server on its way.
 struct Starting<'a> {
     spec: &'a Server,
     index: usize,
     variant: usize,
+    /// It came up like this before: what fails now has another reason than its settings.
+    proven: bool,
+    tries: u32,
     process: Option<Process>,
     begun: Time,
     silence: Silence,
@@ -87,7 +93,7 @@ pub(super) async fn start(
             if health::answers(&client, &one.spec.url, &one.spec.health).await {
                 one.ready(journal, clock.now(), say);
             } else if let Some(what) = one.failed(clock.now()) {
-                one.next_variant(what, say)?;
+                one.again(what, say)?;
             }
         }
         tokio::time::sleep(LOOK).await;
@@ -98,7 +104,9 @@ pub(super) async fn start(
 impl<'a> Starting<'a> {
     fn of(spec: &'a Server, index: usize, journal: &Journal, now: Time) -> Starting<'a> {
         let variant = journal.variant(&spec.name).min(spec.or_else.len());
-        Starting { spec, index, variant, process: None, begun: now, silence: Silence::since(now), took: None }
+        let proven = journal.longest(&starting(&spec.name)).is_some();
+        let silence = Silence::since(now);
+        Starting { spec, index, variant, proven, tries: 0, process: None, begun: now, silence, took: None }
     }
 
     /// Its command and environment, with what this variant adds: `NAME=value` goes into the environment.
@@ -154,16 +162,21 @@ impl<'a> Starting<'a> {
         (now.since(self.begun) > limit).then(|| format!("was not ready within {} s", limit.as_secs()))
     }
 
-    /// Ends it, and has it started again with the next of its other settings, if there are any.
-    fn next_variant(&mut self, what: String, say: &(dyn Fn(&str) + Sync)) -> Result<(), StartError> {
+    /// Ends it, and has it started again: as it was if it came up so before, else with the next of its other settings.
+    fn again(&mut self, what: String, say: &(dyn Fn(&str) + Sync)) -> Result<(), StartError> {
         let Some(process) = self.process.take() else { return Ok(()) };
         let words = process.last_words();
         process::stop(&mut vec![process]);
-        if self.variant >= self.spec.or_else.len() {
+        self.tries += 1;
+        let exhausted = if self.proven { self.tries >= TRIES } else { self.variant >= self.spec.or_else.len() };
+        if exhausted {
             return Err(StartError::Failed { server: self.spec.name.clone(), what, words });
         }
-        self.variant += 1;
-        say(&format!("{} {what}; {words}\nit is started again with {}", self.spec.name, self.added()));
+        if !self.proven {
+            self.variant += 1;
+        }
+        let how = if self.proven { "as it was".to_owned() } else { format!("with {}", self.added()) };
+        say(&format!("{} {what}; {words}\nit is started again {how}", self.spec.name));
         Ok(())
     }
 }
