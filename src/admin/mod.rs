@@ -1,10 +1,11 @@
 //! The admin API, on its own listener: `/metrics`, `/health`, `/ready`, `/api/fleet`, `/api/config`, and, to change something,
-//! the drain of a backend. What it shows and does comes as closures, so that it knows neither server nor proxy. With a token
+//! the drain of a backend; and the live page over it. What it shows and does comes as closures, so that it knows neither server nor proxy. With a token
 //! configured, everything but the two probes asks for it. It must never show a secret: what it is given is redacted already;
 //! nor change anything for a page in an operator's browser.
 
 mod auth;
 mod changes;
+pub mod dashboard;
 mod routes;
 pub mod views;
 
@@ -32,6 +33,8 @@ pub struct Admin {
     pub ready: Readiness,
     /// What `/api/fleet` answers.
     pub fleet: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// Begins to make what the live page shows.
+    pub live: dashboard::Live,
     /// What `/api/config` answers: the configuration in force, redacted.
     pub config: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Drains the backends of this name for who says so (`Some`), or no longer (`None`); the ids of those that there are.

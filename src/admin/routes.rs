@@ -4,21 +4,23 @@
 use axum::Json;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::middleware::{from_fn_with_state, map_response};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
-use http::{HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde_json::Value;
 
 use super::auth::{Token, require};
 use super::changes::{drain, no_page, undrain};
-use super::{Admin, Router};
+use super::{Admin, Router, dashboard};
 use crate::error::{ErrorShape, error_json};
 
 const INDEX: &str = "forebay: admin API
+/dashboard    the live page
 /metrics      Prometheus metrics
 /health       200 while the process is alive
 /ready        200 while requests should be sent here, else 503 and why
 /api/fleet    the backends with every number that routing sees (JSON)
+/api/live     what the live page shows, now; /api/live/stream once a second, as server-sent events
 /api/config   the configuration in force, without its secrets (JSON)
 POST /api/backends/{b0 or host:port}/drain    it finishes what it has and takes no more; /undrain ends that
      with content-type: application/json and, if you like, {\"by\": \"who\", \"reason\": \"why\"}
@@ -33,10 +35,11 @@ pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
         .route_layer(from_fn_with_state(token.is_some(), no_page))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     let mut guarded = axum::Router::new()
-        .route("/", get(INDEX))
+        .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/api/fleet", get(fleet))
         .route("/api/config", get(config))
+        .merge(dashboard::data(&admin.live))
         .merge(changes)
         .fallback(not_found);
     if let Some(token) = token {
@@ -44,10 +47,17 @@ pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
     }
     // An orchestrator's probes carry no token, and neither answer says more than a word.
     let open = axum::Router::new().route("/health", get("alive\n")).route("/ready", get(ready));
-    open.merge(guarded)
+    open.merge(dashboard::page())
+        .merge(guarded)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(map_response(with_headers))
         .with_state(admin)
+}
+
+/// The list of paths; a browser is sent to the page.
+async fn index(headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accept.contains("text/html") { Redirect::to("/dashboard").into_response() } else { INDEX.into_response() }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -20,6 +20,7 @@ fn admin(ready: Result<(), String>) -> Admin {
         metrics: Arc::new(|| "# text\n".to_owned()),
         ready: Arc::new(move || ready.clone()),
         fleet: Arc::new(|| json!({"pools": []})),
+        live: Arc::new(|| Box::new(|| "{}".to_owned())),
         config: Arc::new(|| serde_json::to_value(Config::default()).unwrap()),
         drain: Arc::new(|name, _| if name == "b7" || name == "[::1]:8001" { vec![BackendId(7)] } else { Vec::new() }),
     }
@@ -53,7 +54,8 @@ async fn every_path_of_the_index_answers() {
     let index = ask(router.clone(), "GET", "/", None).await;
     let reads = index.text.lines().filter(|line| line.starts_with('/'));
     let paths: Vec<&str> = reads.filter_map(|line| line.split(' ').next()).collect();
-    assert_eq!(paths, ["/metrics", "/health", "/ready", "/api/fleet", "/api/config"]);
+    let listed = ["/dashboard", "/metrics", "/health", "/ready", "/api/fleet", "/api/live", "/api/config"];
+    assert_eq!(paths, listed);
     for path in paths {
         assert_eq!(ask(router.clone(), "GET", path, None).await.status, 200, "{path}");
         assert_eq!(ask(router.clone(), "HEAD", path, None).await.text, "", "{path}");

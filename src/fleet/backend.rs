@@ -9,6 +9,7 @@ use super::alarm::Alarm;
 use super::load::Load;
 use super::reports::Reports;
 use crate::config::model::{BackendUrl, Secret};
+use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;
 use crate::units::BackendId;
 
@@ -37,6 +38,8 @@ pub struct Backend {
     pub(super) reports: Reports,
     /// Its metric handles.
     pub metrics: Arc<BackendMetrics>,
+    /// The live figures of what it served.
+    pub figures: Arc<Figures>,
 }
 
 impl Backend {

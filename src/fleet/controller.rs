@@ -28,6 +28,7 @@ use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
 use crate::routing::split::Split;
 use crate::telemetry::Telemetry;
+use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::NONE;
 use crate::units::BackendId;
 
@@ -75,6 +76,7 @@ pub(super) struct Inner {
     pub(super) entries: HashMap<Key, Entry>,
     gates: HashMap<String, Arc<Mutex<Gate>>>,
     crossed: HashMap<(String, String), Arc<AtomicU64>>,
+    figures: HashMap<(String, String), Arc<Figures>>,
     next_id: u32,
     generation: u64,
     /// Spreads ejections.
@@ -99,6 +101,7 @@ impl Controller {
             entries: HashMap::new(),
             gates: HashMap::new(),
             crossed: HashMap::new(),
+            figures: HashMap::new(),
             next_id: 0,
             generation: 0,
             rng: fastrand::Rng::new(),
@@ -154,6 +157,10 @@ impl Controller {
             }
         }
         inner.entries = kept;
+        let is_arm = |(model, name): &(String, String)| {
+            pools.iter().any(|pool| pool.model == *model && pool.arms.iter().any(|arm| arm.name == *name))
+        };
+        inner.figures.retain(|arm, _| is_arm(arm));
         let is_kept = |model: &String| pools.iter().any(|pool| pool.model == *model);
         let gone: Vec<_> = inner.gates.extract_if(|model, _| !is_kept(model)).collect();
         self.0.publish(&mut inner, now);
@@ -255,6 +262,7 @@ impl Inner {
                     models: Arc::clone(&entry.backend.models),
                     reports,
                     metrics: Arc::clone(&entry.backend.metrics),
+                    figures: Arc::clone(&entry.backend.figures),
                 });
                 entry.backend.load.retune(config.speed, self.settings.stale_after);
                 if entry.config.key != config.key {
@@ -280,6 +288,7 @@ impl Inner {
             models: Arc::new(ArcSwap::default()),
             reports,
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
+            figures: Arc::new(Figures::new(now)),
         };
         Entry::new(config.clone(), Arc::new(backend), now)
     }
@@ -293,6 +302,11 @@ impl Inner {
                 share: arm.share,
                 gpus: arm.gpus,
                 crossed: Arc::clone(self.crossed.entry((config.model.clone(), arm.name.clone())).or_default()),
+                figures: Arc::clone(
+                    self.figures
+                        .entry((config.model.clone(), arm.name.clone()))
+                        .or_insert_with(|| Arc::new(Figures::new(now))),
+                ),
             })
             .collect();
         let members = self.members(config);

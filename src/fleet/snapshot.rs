@@ -20,6 +20,7 @@ use crate::routing::facts::ArmIndex;
 use crate::routing::policy::{LeastInflight, LeastTokens, P2c, Policy, PredictedTtft, RoundRobin};
 use crate::routing::split::Split;
 use crate::telemetry::Telemetry;
+use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;
 use crate::units::BackendId;
 
@@ -92,6 +93,8 @@ pub struct Arm {
     /// GPUs that it occupies.
     pub gpus: u32,
     pub(super) crossed: Arc<AtomicU64>,
+    /// The live figures of the requests that are assigned to it, whoever serves them.
+    pub figures: Arc<Figures>,
 }
 
 impl Arm {

@@ -14,7 +14,7 @@ use super::Shared;
 use super::body::AnswerBody;
 use super::headers;
 use super::route::error_shape;
-use super::why::Why;
+use super::why::{Tell, Why};
 use crate::clock::Time;
 use crate::config::model::Config;
 use crate::error::{Failure, Refusal, error_json};
@@ -25,6 +25,8 @@ use crate::stream::timings::Timings;
 use crate::telemetry::log::AccessRecord;
 use crate::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
 use crate::units::BackendId;
+
+mod ended;
 
 /// What is known of a request so far.
 pub(super) struct Record {
@@ -59,7 +61,7 @@ pub(super) struct Record {
     outcome: Option<Outcome>,
     pub(super) usage: Option<Usage>,
     pub(super) token_events: u64,
-    pub(super) why: Why,
+    why: Why,
 }
 
 impl Record {
@@ -121,10 +123,16 @@ impl Record {
         }
     }
 
+    /// Whether the rows of the decision to come are to be kept.
+    pub(super) fn asks_why(&mut self) -> bool {
+        self.why.is_asked(&self.shared.telemetry.decisions, &self.shared.clock)
+    }
+
     /// An attempt has its backend.
     pub(super) fn dispatched(&mut self, dispatched: &Dispatched) {
-        self.why.decided(dispatched, &self.request_id);
         self.attempts += 1;
+        let tell = Tell { decisions: &self.shared.telemetry.decisions, clock: &self.shared.clock };
+        self.why.decided(dispatched, &self.request_id, self.attempts, tell);
         self.predicted = dispatched.ticket.predicted_ttft();
         self.backend = Some(Arc::clone(dispatched.ticket.backend()));
     }
@@ -152,6 +160,7 @@ impl Record {
             if let Some(predicted) = self.predicted {
                 metrics.predicted(predicted, measured);
             }
+            self.why.measured(&self.shared.telemetry.decisions, measured);
         }
     }
 
@@ -336,8 +345,7 @@ impl Record {
         if let Some(usage) = self.usage {
             metrics.prompt_tokens.increment(usage.prompt_tokens);
         }
-        let tokens = self.tokens();
-        if let Some((source, tokens)) = tokens {
+        if let Some((source, tokens)) = self.tokens() {
             metrics.output_tokens(source, tokens);
         }
         if let Some(first_sent) = self.first_sent {
@@ -347,20 +355,17 @@ impl Record {
         if let Some(read) = timings.body() {
             self.shared.telemetry.process.body_read.record(read.as_secs_f64());
         }
-        if outcome != Outcome::Success || self.backend.is_none() {
-            return;
-        }
-        if let Some(e2e) = timings.e2e() {
+        let ended = self.ended(outcome, timings);
+        if let Some(e2e) = ended.e2e {
             metrics.e2e.record(e2e.as_secs_f64());
         }
-        let tpot = tokens.and_then(|(_, tokens)| timings.tpot(tokens));
-        if let Some(tpot) = tpot {
+        if let Some(tpot) = ended.tpot {
             metrics.tpot.record(tpot.as_secs_f64());
         }
-        if let Some(ttft) = timings.ttft() {
-            let slo = &self.settings.slo;
-            metrics.slo(ttft <= slo.ttft && tpot.is_none_or(|tpot| tpot <= slo.tpot));
+        if let Some(met) = ended.slo_met {
+            metrics.slo(met);
         }
+        self.tell_figures(&ended, timings.end.unwrap_or(self.arrival));
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) async fn place(
     rng: &mut fastrand::Rng,
 ) -> Result<Dispatched, Refusal> {
     loop {
+        let explain = exchange.record.asks_why();
         let admission = {
             let work = &exchange.work;
             let ask = Ask {
@@ -38,7 +39,7 @@ pub(super) async fn place(
                 tried,
                 session: work.session.as_ref(),
                 lane: work.lane,
-                explain: exchange.record.why.is_asked(),
+                explain,
                 again: patience.until.is_some(),
                 clock: &exchange.shared.clock,
             };

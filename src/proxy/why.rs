@@ -1,41 +1,76 @@
 //! Why a request went where it went: for the debug log, and for a client that asks and may (`x-forebay-explain: 1`). The last
-//! decision counts: the one after a failover.
+//! decision counts: the one after a failover. Who watches the live page sees a few decisions a second.
 //!
-//! Hot path: nothing unless somebody asks.
+//! Hot path: nothing unless somebody asks or watches.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderValue};
 
 use super::headers;
+use crate::clock::Clock;
 use crate::config::model::Explain;
 use crate::fleet::Dispatched;
+use crate::telemetry::decisions::{Decisions, Told};
 
 /// Bytes of a decision in an answer's header, and in the log.
 const TOLD_MAX: usize = 1024;
 const LOGGED_MAX: usize = 64 << 10;
 
+/// Where who watches is told, and when.
+pub(super) struct Tell<'a> {
+    pub(super) decisions: &'a Decisions,
+    pub(super) clock: &'a Clock,
+}
+
 /// Who asks, and what they are told.
 pub(super) struct Why {
     client_asks: bool,
     told: Option<HeaderValue>,
+    /// The next decision is for who watches.
+    watched: bool,
+    /// Its number there.
+    number: Option<u64>,
 }
 
 impl Why {
     /// What a request's head asks for, as far as its client may.
     pub(super) fn new(may: Explain, client: Option<SocketAddr>, asked: &HeaderMap) -> Why {
         let asks = asked.get(headers::EXPLAIN).is_some_and(|value| value == "1");
-        Why { client_asks: asks && may.allows(client), told: None }
+        Why { client_asks: asks && may.allows(client), told: None, watched: false, number: None }
     }
 
-    /// Whether the rows of a decision are to be kept.
-    pub(super) fn is_asked(&self) -> bool {
-        self.client_asks || tracing::enabled!(tracing::Level::DEBUG)
+    /// Whether the rows of the decision to come are to be kept.
+    pub(super) fn is_asked(&mut self, decisions: &Decisions, clock: &Clock) -> bool {
+        self.watched = decisions.watched() && decisions.wants(clock.now());
+        self.watched || self.client_asks || tracing::enabled!(tracing::Level::DEBUG)
     }
 
-    /// A decision was made.
-    pub(super) fn decided(&mut self, dispatched: &Dispatched, request_id: &HeaderValue) {
+    /// The first token of the decision's attempt came.
+    pub(super) fn measured(&self, decisions: &Decisions, ttft: Duration) {
+        if let Some(number) = self.number {
+            decisions.measured(number, ttft);
+        }
+    }
+
+    /// A decision was made for this attempt.
+    pub(super) fn decided(&mut self, dispatched: &Dispatched, request_id: &HeaderValue, attempt: u32, told: Tell<'_>) {
+        self.number = None;
         let Some(trace) = &dispatched.trace else { return };
+        if std::mem::take(&mut self.watched) {
+            let Tell { decisions, clock } = told;
+            self.number = Some(decisions.tell(Told {
+                number: 0,
+                at: clock.now(),
+                pool: Arc::clone(&dispatched.ticket.backend().pool),
+                line: trace.line(&dispatched.decision, TOLD_MAX),
+                attempt,
+                predicted: dispatched.ticket.predicted_ttft(),
+                measured: None,
+            }));
+        }
         let request_id = request_id.to_str().unwrap_or_default();
         tracing::debug!(request_id, decision = %trace.line(&dispatched.decision, LOGGED_MAX), "dispatched");
         if self.client_asks {

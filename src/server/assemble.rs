@@ -107,6 +107,7 @@ impl Common {
             metrics: Arc::new(move || admin::views::metrics(&telemetry, &fleet.snapshot(), clock.now())),
             ready: self.readiness(),
             fleet: Arc::new(move || admin::views::fleet(&shown.snapshot(), now.now())),
+            live: self.live(),
             config: Arc::new(move || {
                 serde_json::to_value(&**settings.load()).expect("a configuration has string keys and plain values")
             }),
@@ -115,6 +116,22 @@ impl Common {
                 None => controller.undrain(name, drained_at.now()),
             }),
         }
+    }
+
+    /// What the live page shows; decisions are told for as long as the ticks are kept.
+    fn live(&self) -> admin::dashboard::Live {
+        let (telemetry, clock, ready) = (Arc::clone(&self.telemetry), self.clock.clone(), self.readiness());
+        let (fleet, settings) = (self.controller.fleet().clone(), Arc::clone(&self.settings));
+        Arc::new(move || {
+            let (telemetry, clock, ready) = (Arc::clone(&telemetry), clock.clone(), Arc::clone(&ready));
+            let (fleet, settings) = (fleet.clone(), Arc::clone(&settings));
+            let watching = telemetry.decisions.watch();
+            Box::new(move || {
+                let _told_meanwhile = &watching;
+                let (fleet, config) = (fleet.snapshot(), settings.load());
+                admin::dashboard::json(&fleet, &telemetry.decisions, &config, ready().err(), clock.now())
+            })
+        })
     }
 
     fn proxy(&self) -> Proxy {

@@ -2,6 +2,8 @@
 //! one harness in a test: nothing here is global but the trace subscriber). It must never know the fleet: whoever asks for
 //! the text of `/metrics` hands in the live figures as rows.
 
+pub mod decisions;
+pub mod figures;
 pub mod labels;
 pub mod live;
 pub mod log;
@@ -14,6 +16,7 @@ pub mod trace;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use self::decisions::Decisions;
 use self::live::{ArmRow, BackendRow};
 use self::metrics::{ALL, BackendMetrics, NONE, ProcessMetrics};
 use self::recorder::{Labels, Registry, Text};
@@ -26,6 +29,8 @@ pub struct Telemetry {
     pub process: ProcessMetrics,
     /// Where no pool was chosen: refusals before routing.
     pub unrouted: Arc<BackendMetrics>,
+    /// The last decisions, while somebody watches.
+    pub decisions: Decisions,
 }
 
 impl Default for Telemetry {
@@ -41,7 +46,7 @@ impl Telemetry {
         let registry = Registry::new(ALL);
         let process = ProcessMetrics::new(&registry);
         let unrouted = Arc::new(BackendMetrics::new(&registry, NONE, NONE, NONE));
-        Telemetry { registry, process, unrouted }
+        Telemetry { registry, process, unrouted, decisions: Decisions::default() }
     }
 
     /// The handles of a backend, or of a pool's or an arm's [`NONE`]. The same labels give the same series, so that a

@@ -14,6 +14,7 @@ mod affinity;
 mod bench;
 mod bodies;
 mod chaos;
+mod dashboard;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
 mod explain;

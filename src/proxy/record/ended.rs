@@ -1,0 +1,50 @@
+//! What the end of a request adds to the live figures: those of the arm that it was assigned to, and those of the backend
+//! that served it. The same times, under the same conditions, as in the histograms of `/metrics`.
+//!
+//! Hot path: plain copies, and the figures' own short locks.
+
+use super::Record;
+use crate::clock::Time;
+use crate::stream::timings::Timings;
+use crate::telemetry::figures::Ended;
+use crate::telemetry::metrics::Outcome;
+
+impl Record {
+    /// The request as it is counted.
+    pub(super) fn ended(&self, outcome: Outcome, timings: &Timings) -> Ended {
+        let ended = Ended {
+            crossed: self.crossed(),
+            ttft: timings.ttft(),
+            prompt_tokens: self.usage.map_or(0, |usage| usage.prompt_tokens),
+            output_tokens: self.tokens().map_or(0, |(_, tokens)| tokens),
+            predicted: self.predicted.zip(self.sent.zip(self.first_token).map(|(sent, first)| first.since(sent))),
+            ..Ended::of(outcome)
+        };
+        if outcome != Outcome::Success || self.backend.is_none() {
+            return ended;
+        }
+        let tpot = self.tokens().and_then(|(_, tokens)| timings.tpot(tokens));
+        let slo = &self.settings.slo;
+        Ended {
+            tpot,
+            e2e: timings.e2e(),
+            slo_met: ended.ttft.map(|ttft| ttft <= slo.ttft && tpot.is_none_or(|tpot| tpot <= slo.tpot)),
+            ..ended
+        }
+    }
+
+    /// Whether another arm than the assigned one has it.
+    fn crossed(&self) -> bool {
+        let assigned = self.assigned.as_ref().and_then(|(pool, arm)| pool.arm(*arm));
+        assigned.zip(self.backend.as_ref()).is_some_and(|(assigned, backend)| assigned.name != backend.arm)
+    }
+
+    pub(super) fn tell_figures(&self, ended: &Ended, now: Time) {
+        if let Some(arm) = self.assigned.as_ref().and_then(|(pool, arm)| pool.arm(*arm)) {
+            arm.figures.record(ended, now);
+        }
+        if let Some(backend) = &self.backend {
+            backend.figures.record(ended, now);
+        }
+    }
+}

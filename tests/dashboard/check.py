@@ -1,0 +1,298 @@
+#!/usr/bin/env python3
+"""The live page in a real browser, headless: `check.py FOREBAY [SCREENSHOTS]`.
+
+Starts two simulated servers, a proxy with two arms, a light load, chromedriver and chromium; opens the page at three widths,
+light and dark; and says what is wrong: a console error, an overflow, a figure that is not the one of /api/live, a control that
+the keyboard does not reach, a text too faint. Python's standard library and Debian's chromium-driver. What it starts, it ends.
+"""
+
+import base64
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+TOKEN = "a-token-for-this-check"
+WIDTHS = (360, 768, 1440)
+FAILED = []
+
+
+def check(holds, what):
+    print(("ok    " if holds else "FAILED ") + what, flush=True)
+    if not holds:
+        FAILED.append(what)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def call(url, body=None, method=None, headers=(), limit=60):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json", **dict(headers)}, method=method)
+    with urllib.request.urlopen(request, timeout=limit) as answer:
+        return json.loads(answer.read())
+
+
+def eventually(what, look, limit=30):
+    end = time.monotonic() + limit
+    while True:
+        try:
+            found = look()
+            if found:
+                return found
+        except (OSError, urllib.error.URLError):
+            pass
+        if time.monotonic() > end:
+            raise SystemExit(f"not within {limit} s: {what}")
+        time.sleep(0.1)
+
+
+class Load:
+    """A few sessions that ask again and again."""
+
+    def __init__(self, port):
+        self.port, self.over = port, threading.Event()
+        self.threads = [threading.Thread(target=self.session, args=(n,), daemon=True) for n in range(8)]
+        for thread in self.threads:
+            thread.start()
+
+    def session(self, number):
+        turn = 0
+        while not self.over.is_set():
+            turn += 1
+            body = {"model": "sim", "stream": True, "max_tokens": 40, "messages": [{"role": "user", "content": "word " * (20 + 7 * number)}]}
+            headers = {"content-type": "application/json", "x-session-id": f"{number}-{turn // 4}"}
+            request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    answer.read()
+            except (OSError, http.client.HTTPException):
+                pass  # the proxy is killed meanwhile
+            self.over.wait(0.3)
+
+    def stop(self):
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+class Browser:
+    """A tab, over chromedriver."""
+
+    def __init__(self, driver):
+        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]}
+        always = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = call(f"{driver}/session", {"capabilities": {"alwaysMatch": always}})["value"]["sessionId"]
+        self.base = f"{driver}/session/{session}"
+
+    def cdp(self, command, **params):
+        return call(f"{self.base}/goog/cdp/execute", {"cmd": command, "params": params})["value"]
+
+    def open(self, url):
+        call(f"{self.base}/url", {"url": url})
+
+    def run(self, script):
+        return call(f"{self.base}/execute/sync", {"script": script, "args": []})["value"]
+
+    def keys(self, *keys):
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        call(f"{self.base}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def look(self, width, scheme):
+        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def picture(self, path):
+        shot = self.cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(shot["data"]))
+
+    def said(self):
+        return [entry["message"] for entry in call(f"{self.base}/se/log", {"type": "browser"})["value"]]
+
+    def close(self):
+        call(self.base, method="DELETE")
+
+
+# Every text of some size against what is behind it: the ratio of WCAG, 4.5 at least.
+CONTRAST = """
+const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+const faint = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const node = walker.currentNode, parent = node.parentElement;
+  if (!node.textContent.trim() || !parent.checkVisibility() || parent.closest('noscript')) continue;
+  let behind = parent, ground = [0, 0, 0, 0];
+  for (; behind; behind = behind.parentElement) {
+    ground = parse(getComputedStyle(behind).backgroundColor);
+    if (ground.length < 4 || ground[3] > 0) break;
+  }
+  const [a, b] = [light(parse(getComputedStyle(parent).color)), light(ground)].sort((x, y) => y - x);
+  const ratio = (a + 0.05) / (b + 0.05);
+  if (ratio < 4.5) faint.push(node.textContent.trim().slice(0, 40) + ' ' + ratio.toFixed(2));
+}
+return faint;
+"""
+
+TABLE = """
+const rows = {};
+for (const row of document.querySelectorAll('.arms tbody tr'))
+  rows[row.cells[0].textContent] = [...row.cells].slice(1).map((cell) => cell.querySelector('span').textContent);
+return {rows, arms: [...document.querySelectorAll('.arms thead th')].slice(1).map((head) => head.childNodes[1].textContent)};
+"""
+
+
+def page_at_every_width(browser, pictures):
+    for scheme in ("light", "dark"):
+        for width in WIDTHS:
+            browser.look(width, scheme)
+            time.sleep(1.2)  # a tick in this layout, for the picture
+            name = f"{width} px, {scheme}"
+            wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            check(wide <= 0, f"{name}: nothing wider than the page ({wide} px over)")
+            faint = browser.run(CONTRAST)
+            check(not faint, f"{name}: every text has a contrast of 4.5 {faint[:5]}")
+            if pictures:
+                browser.picture(os.path.join(pictures, f"{scheme}-{width}.png"))
+    browser.look(1440, "light")
+
+
+def page_says_what_live_says(browser, admin):
+    browser.run("document.querySelector('input[value=start]').click()")
+    browser.run("document.getElementById('hold').click()")
+    shown = browser.run(TABLE)
+    live = call(f"{admin}/api/live", headers={"authorization": f"Bearer {TOKEN}"})
+    arms = live["pools"][0]["arms"]
+    check(shown["arms"] == [arm["name"] for arm in arms], "the arms are there, in their order")
+    for place, arm in enumerate(arms):
+        figures, text = arm["figures"]["start"], lambda row: shown["rows"][row][place]
+        count = int(text("Requests ended").replace(",", ""))
+        check(0 < count <= figures["requests"] <= count + 60, f"{arm['name']}: requests {count}, now {figures['requests']}")
+        found = re.fullmatch(r"([\d.,]+) (ms|s)", text("TTFT p50"))
+        value = float(found[1].replace(",", "")) / (1000 if found[2] == "ms" else 1)
+        check(abs(value / figures["ttft"]["p50_seconds"] - 1) < 0.25, f"{arm['name']}: TTFT p50 {value} s, now {figures['ttft']['p50_seconds']} s")
+    browser.run("document.getElementById('hold').click()")
+
+
+def keyboard_reaches_everything(browser):
+    browser.run("document.activeElement.blur()")
+    reached = set()
+    for _ in range(24):
+        browser.keys("\ue004")
+        reached.add(browser.run("const at = document.activeElement; return at.name || at.id || at.getAttribute('aria-label') || at.tagName"))
+    for control in ("window", "hold", "Arms of sim", "Backends of sim", "SUMMARY"):
+        check(control in reached, f"the tab key reaches {control}")
+
+
+def stays_where_it_is(browser):
+    where = "return [...document.querySelectorAll('h2, h3, .arms tr, .backends tr')].map((at) => Math.round(at.getBoundingClientRect().top + scrollY))"
+    before = browser.run(where)
+    time.sleep(3)
+    check(browser.run(where) == before, "nothing moves from one tick to another")
+
+
+def lost_and_found(browser, proxy, start):
+    proxy.kill()
+    proxy.wait()
+    said = eventually("the page says that it lost the stream", lambda: "trying again" in browser.run("return document.getElementById('status').textContent"))
+    check(said, "a lost stream is told")
+    again = start()
+    eventually("the page is back", lambda: browser.run("return document.getElementById('status').textContent") == "live", 40)
+    check(True, "and found again")
+    return again
+
+
+def main():
+    forebay = os.path.abspath(sys.argv[1])
+    pictures = sys.argv[2] if len(sys.argv) > 2 else None
+    if pictures:
+        os.makedirs(pictures, exist_ok=True)
+    if not shutil.which("chromedriver"):
+        raise SystemExit("chromedriver is not installed (Debian's chromium-driver)")
+    ports = [free_port() for _ in range(6)]
+    sims, (data, admin_port, driver_port) = ports[:3], ports[3:]
+    folder = tempfile.mkdtemp(prefix="forebay-page-")
+    config = os.path.join(folder, "forebay.toml")
+    with open(os.path.join(folder, "token"), "w", encoding="utf-8") as file:
+        file.write(TOKEN)
+    os.chmod(os.path.join(folder, "token"), 0o600)
+    with open(config, "w", encoding="utf-8") as file:
+        file.write(
+            f'[listen]\naddress = "127.0.0.1:{data}"\n[admin]\naddress = "127.0.0.1:{admin_port}"\ntoken_file = "token"\n'
+            f'[[pools]]\nmodel = "sim"\nsession = {{ header = "x-session-id" }}\n'
+            f'[[pools.arms]]\nname = "tp2"\ngpus = 2\nbackends = [{{ url = "http://127.0.0.1:{sims[0]}" }}]\n'
+            f'[[pools.arms]]\nname = "tp1x2"\ngpus = 2\nbackends = [{{ url = "http://127.0.0.1:{sims[1]}" }}, {{ url = "http://127.0.0.1:{sims[2]}" }}]\n'
+        )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started, load, browser = [], None, None
+
+    def serve():
+        child = subprocess.Popen([forebay, "serve", "--config", config, "--threads", "1"], **quiet)
+        started.append(child)
+        return child
+
+    try:
+        for port, profile in zip(sims, ("rtx4090-tp2-qwen7b", "rtx4090-tp1-qwen7b", "rtx4090-tp1-qwen7b")):
+            started.append(subprocess.Popen([forebay, "sim", "--profile", profile, "--port", str(port), "--served-model-name", "sim"], **quiet))
+        proxy = serve()
+        started.append(subprocess.Popen(["chromedriver", f"--port={driver_port}"], **quiet))
+        admin, driver = f"http://127.0.0.1:{admin_port}", f"http://127.0.0.1:{driver_port}"
+        eventually("chromedriver answers", lambda: call(f"{driver}/status")["value"]["ready"])
+        bearer = {"authorization": f"Bearer {TOKEN}"}
+        eventually("the proxy answers", lambda: call(f"{admin}/api/live", headers=bearer))
+        browser = Browser(driver)
+        browser.look(1440, "light")
+        browser.open(f"{admin}/dashboard")
+        eventually("the page asks for its token", lambda: browser.run("return !document.getElementById('ask').hidden"))
+        check(not browser.run("return document.querySelector('.arms') !== null"), "without the token nothing is shown")
+        browser.said()  # the refusal, which the console tells of by itself
+        for key in (TOKEN, "\ue007"):
+            browser.keys(*key)
+        eventually("the page is live", lambda: browser.run("return document.getElementById('status').textContent") == "live")
+        check("No request yet" in browser.run("return document.querySelector('.empty').textContent"), "an idle proxy says what to do")
+        if pictures:
+            browser.picture(os.path.join(pictures, "empty-1440.png"))
+        load = Load(data)
+        eventually("decisions are told", lambda: browser.run("return document.querySelectorAll('#decisions li[data-number]').length") >= 10)
+        eventually("requests are counted", lambda: browser.run(TABLE)["rows"]["TTFT p99"][1] != "–")
+        time.sleep(float(os.environ.get("FOREBAY_PAGE_WARM", "12")))
+        page_says_what_live_says(browser, admin)
+        page_at_every_width(browser, pictures)
+        stays_where_it_is(browser)
+        keyboard_reaches_everything(browser)
+        errors = [line for line in browser.said()]
+        check(not errors, f"no word on the console {errors[:3]}")
+        proxy = lost_and_found(browser, proxy, serve)
+    finally:
+        if load:
+            load.stop()
+        if browser:
+            browser.close()
+        for child in reversed(started):
+            if child.poll() is None:
+                child.terminate()
+        for child in started:
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"{len(FAILED)} failed")
+    sys.exit(1 if FAILED else 0)
+
+
+main()
