@@ -24,6 +24,8 @@ mod fidelity;
 mod health;
 mod lifecycle;
 mod lying;
+#[cfg(all(feature = "sim", feature = "bench"))]
+mod observability;
 mod prometheus;
 mod reload;
 mod requests;

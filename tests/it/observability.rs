@@ -1,0 +1,326 @@
+//! What is shown agrees: the live page, the rows of the load generator and a real Prometheus say the same of the same
+//! requests; and everything in `docker/` that asks Prometheus gets an answer. Prometheus is Debian's package.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use forebay::bench::rows;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::Conn;
+use crate::harness::{Forebay, Harness, eventually_within, free_port};
+use crate::sim_faults::Sim;
+
+/// A scrape and an evaluation each second, and a debug build beside other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn docker(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docker").join(path)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(docker(path)).unwrap()
+}
+
+/// A Prometheus of its own that scrapes a Forebay, by the configuration and the rules in `docker/`, only faster.
+struct Prometheus {
+    child: Child,
+    address: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Prometheus {
+    /// None where it is not installed.
+    fn start(forebay: &Forebay) -> Option<Prometheus> {
+        let dir = TempDir::new().unwrap();
+        let write = |name: &str, text: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let rules = write("forebay.yml", read("rules/forebay.yml").replace("interval: 15s", "interval: 1s"));
+        let token = write("token", "unused".to_owned());
+        let config = read("prometheus.yml")
+            .replace("forebay:9090", &forebay.admin.to_string())
+            .replace("rules/forebay.yml", rules.to_str().unwrap())
+            .replace("/run/secrets/forebay-admin-token", token.to_str().unwrap())
+            .replace("scrape_interval: 5s", "scrape_interval: 1s")
+            .replace("evaluation_interval: 15s", "evaluation_interval: 1s");
+        assert!(config.contains(&forebay.admin.to_string()) && config.contains("scrape_interval: 1s"));
+        let config = write("prometheus.yml", config);
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match child {
+            Ok(child) => Some(Prometheus { child, address, _dir: dir }),
+            Err(_) => {
+                println!("skipped: prometheus is not installed (Debian's prometheus package)");
+                None
+            }
+        }
+    }
+
+    /// The series of an instant query: labels and value.
+    fn ask(&self, query: &str) -> Vec<(Value, f64)> {
+        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let request = format!("GET /api/v1/query?query={encoded} HTTP/1.1\r\nhost: prometheus\r\n\r\n");
+        if std::net::TcpStream::connect(self.address).is_err() {
+            return Vec::new(); // it starts
+        }
+        let answer = Conn::open(self.address).ask(request.as_bytes());
+        if answer.status == 503 {
+            return Vec::new();
+        }
+        let told = answer.json();
+        assert_eq!(told["status"], "success", "{query}: {told}");
+        let series = told["data"]["result"].as_array().unwrap().iter();
+        series.map(|one| (one["metric"].clone(), one["value"][1].as_str().unwrap().parse().unwrap())).collect()
+    }
+
+    /// The one value of a query.
+    fn value(&self, query: &str) -> Option<f64> {
+        self.ask(query).first().map(|(_, value)| *value)
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Two arms of a simulated server each, slow enough that what is timed is their queue and not this machine.
+fn two_arms() -> (Forebay, [Sim; 2]) {
+    let slow = ["--time-scale", "0.25", "--max-num-seqs", "4"];
+    let sims = [Sim::start(&slow), Sim::start(&slow)];
+    let arm = |name: &str, sim: &Sim| {
+        format!("[[pools.arms]]\nname = \"{name}\"\ngpus = 2\nbackends = [{{ url = \"http://{}\" }}]\n", sim.address)
+    };
+    let pool = "[[pools]]\nmodel = \"tiny\"\nsession = { header = \"x-session-id\" }\n";
+    let forebay = Harness::new().pools(&format!("{pool}{}{}", arm("a", &sims[0]), arm("b", &sims[1]))).start();
+    (forebay, sims)
+}
+
+fn load(forebay: &Forebay, sessions: usize, rows: &Path) {
+    let done = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .args(["bench", &format!("http://{}", forebay.address), "--num-prompts", &sessions.to_string()])
+        .args([
+            "--request-rate",
+            "150",
+            "--max-concurrency",
+            "80",
+            "--input-len",
+            "30",
+            "--output-len",
+            "16",
+            "--ignore-eos",
+        ])
+        .args(["--session-header", "x-session-id", "--output", rows.to_str().unwrap()])
+        .env_remove("OPENAI_API_KEY")
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn live(forebay: &Forebay) -> Value {
+    Conn::open(forebay.admin).ask(b"GET /api/live HTTP/1.1\r\nhost: admin\r\n\r\n").json()
+}
+
+/// What each of the three says of one arm: count and mean of TTFT and of TPOT, in seconds.
+#[derive(Debug, Default)]
+struct Said {
+    ttft: (f64, f64),
+    tpot: (f64, f64),
+}
+
+fn by_rows(file: &Path) -> BTreeMap<String, Said> {
+    let runs = rows::read(std::io::BufReader::new(std::fs::File::open(file).unwrap())).unwrap();
+    let mut said: BTreeMap<String, Said> = BTreeMap::new();
+    for record in &runs[0].records {
+        let one = said.entry(record.assigned.clone().or(record.arm.clone()).unwrap()).or_default();
+        let ttft = record.first_event_us.unwrap() as f64 * 1e-6;
+        one.ttft = (one.ttft.0 + 1.0, one.ttft.1 + ttft);
+        let tpot = (record.end_us as f64 * 1e-6 - ttft) / (record.output_tokens as f64 - 1.0);
+        one.tpot = (one.tpot.0 + 1.0, one.tpot.1 + tpot);
+    }
+    for one in said.values_mut() {
+        (one.ttft.1, one.tpot.1) = (one.ttft.1 / one.ttft.0, one.tpot.1 / one.tpot.0);
+    }
+    said
+}
+
+fn close(what: &str, a: f64, b: f64, within: f64) {
+    println!("  {what}: {a:.5} {b:.5}");
+    assert!((a / b - 1.0).abs() <= within, "{what}: {a} and {b} are more than {within} apart");
+}
+
+#[test]
+fn page_rows_and_prometheus_say_the_same_of_arms_split_in_half() {
+    // The client's clock begins before the proxy's: on a busy machine the begin of a short run is a part of its mean.
+    let full = std::env::var("FOREBAY_SIZE").as_deref() == Ok("full");
+    let (sessions, within) = if full { (5_000, 0.01) } else { (400, 0.05) };
+    let (forebay, _sims) = two_arms();
+    let Some(prometheus) = Prometheus::start(&forebay) else { return };
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    load(&forebay, sessions, &file);
+    let rows = by_rows(&file);
+    assert_eq!(rows.values().map(|one| one.ttft.0).sum::<f64>(), sessions as f64);
+    // The request that tries the server is in no row.
+    let all = (sessions + 1) as f64;
+    eventually_within(PATIENCE, "Prometheus has scraped them all", || {
+        (prometheus.value("sum(forebay_ttft_seconds_count)") == Some(all)).then_some(())
+    });
+    let live = live(&forebay);
+    for arm in live["pools"][0]["arms"].as_array().unwrap() {
+        let (name, page) = (arm["name"].as_str().unwrap(), &arm["figures"]["start"]);
+        let row = &rows[name];
+        println!("arm {name}, {} sessions: page, rows or Prometheus", row.ttft.0);
+        for (metric, key, row) in [("ttft", "ttft", row.ttft), ("tpot", "tpot", row.tpot)] {
+            let figure = |at: &str| page[key][at].as_f64().unwrap();
+            let of = |suffix: &str| {
+                prometheus.value(&format!("sum(forebay_{metric}_seconds_{suffix}{{arm=\"{name}\"}})")).unwrap()
+            };
+            assert_eq!(figure("count"), of("count"));
+            assert!(figure("count") - row.0 <= 1.0, "{} {}", figure("count"), row.0);
+            close(&format!("{metric} mean, Prometheus"), figure("mean_seconds"), of("sum") / of("count"), 1e-4);
+            close(&format!("{metric} mean, rows"), figure("mean_seconds"), row.1, within);
+            for (q, at) in [(0.5, "p50_seconds"), (0.95, "p95_seconds"), (0.99, "p99_seconds")] {
+                let (low, high) = bucket(&prometheus, metric, name, q);
+                let exact = figure(at);
+                println!("  {metric} p{}: {exact:.5} in {low} to {high}", q * 100.0);
+                assert!(low * 0.992 <= exact && exact <= high * 1.008, "{exact} is not in {low} to {high}");
+            }
+        }
+        let tokens = format!("sum(forebay_output_tokens_total{{arm=\"{name}\"}})");
+        assert_eq!(page["output_tokens"].as_f64(), prometheus.value(&tokens));
+        assert_eq!(page["crossed"], 0);
+    }
+}
+
+/// The edges of the bucket in which Prometheus finds a quantile.
+fn bucket(prometheus: &Prometheus, metric: &str, arm: &str, q: f64) -> (f64, f64) {
+    let found = prometheus
+        .value(&format!("histogram_quantile({q}, sum by (le) (forebay_{metric}_seconds_bucket{{arm=\"{arm}\"}}))"))
+        .unwrap();
+    let series = prometheus.ask(&format!("sum by (le) (forebay_{metric}_seconds_bucket{{arm=\"{arm}\"}})"));
+    let mut edges: Vec<f64> =
+        series.iter().map(|(labels, _)| labels["le"].as_str().unwrap().parse().unwrap()).collect();
+    edges.sort_by(f64::total_cmp);
+    let high = edges.iter().position(|edge| found <= *edge).unwrap();
+    (if high == 0 { 0.0 } else { edges[high - 1] }, edges[high])
+}
+
+/// Every query of the dashboard: its panels, its variables, its annotations.
+fn dashboard_queries() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(&read("grafana/dashboards/forebay.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    targets
+        .map(|target| {
+            let expr = target["expr"].as_str().unwrap();
+            expr.replace("$pool", ".*").replace("$__rate_interval", "1m")
+        })
+        .collect()
+}
+
+/// The names of metrics in some text.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+    let metric = |word: &&str| {
+        ["forebay_", "pool:forebay_", "pool_arm:forebay_", "pool_backend:forebay_", "process_"]
+            .iter()
+            .any(|begin| word.starts_with(begin))
+    };
+    words.filter(metric).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_query_of_dashboard_and_rules_has_an_answer_from_a_real_prometheus() {
+    let (forebay, _sims) = two_arms();
+    let Some(prometheus) = Prometheus::start(&forebay) else { return };
+    let dir = TempDir::new().unwrap();
+    eventually_within(PATIENCE, "a first scrape", || prometheus.value("sum(forebay_arm_gpus)"));
+    load(&forebay, 200, &dir.path().join("rows.jsonl"));
+    let queries = dashboard_queries();
+    assert!(queries.len() > 30, "{} queries", queries.len());
+    for query in &queries {
+        eventually_within(PATIENCE, query, || {
+            prometheus.ask(query).iter().any(|(_, value)| value.is_finite()).then_some(())
+        });
+    }
+    // What rules and alerts are made of is there; the alerts' own answer is that nothing is wrong.
+    let rules = read("rules/forebay.yml");
+    let refusals = ["forebay_no_backend", "forebay_wait_room_full", "forebay_wait_timeout", "forebay_internal"];
+    let recorded = rules
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .filter(|line| ["expr:", "- record:", "(", "/"].iter().any(|begin| line.trim_start().starts_with(begin)));
+    let all: BTreeSet<String> = recorded.flat_map(names).filter(|name| !refusals.contains(&name.as_str())).collect();
+    assert!(all.len() > 30, "{all:?}");
+    for name in &all {
+        eventually_within(PATIENCE, name, || (!prometheus.ask(&format!("count({name})")).is_empty()).then_some(()));
+    }
+    let firing = prometheus.ask("ALERTS{alertstate=\"firing\"}");
+    assert!(firing.is_empty(), "{firing:?}");
+    println!("{} queries and {} metrics have an answer", queries.len(), all.len());
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_configuration_and_rules_and_each_alert_fires_on_its_fault() {
+    for args in [["check", "rules", "rules/forebay.yml"], ["test", "rules", "rules/forebay.test.yml"]] {
+        let path = docker(args[2]);
+        let Ok(said) = Command::new("promtool").args(&args[..2]).arg(&path).output() else {
+            println!("skipped: promtool is not installed (Debian's prometheus package has it)");
+            return;
+        };
+        let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+        assert!(said.status.success() && !text.contains("FAILED"), "{text}");
+    }
+    let config =
+        Command::new("promtool").args(["check", "config", "--syntax-only"]).arg(docker("prometheus.yml")).output();
+    assert!(config.unwrap().status.success());
+    let (rules, tests) = (read("rules/forebay.yml"), read("rules/forebay.test.yml"));
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        let fires = tests.contains(&format!("{{labels: 'ALERTS{{alertname=\"{alert}\""));
+        assert!(fires, "no unit test makes {alert} fire");
+    }
+    for said in ["summary:", "description:", "runbook:"] {
+        assert_eq!(rules.matches(said).count(), rules.matches("- alert:").count(), "{said}");
+    }
+}
+
+#[test]
+fn what_the_compose_files_name_is_there_and_their_configurations_are_good() {
+    for file in ["compose.demo.yml", "compose.vllm.yml"] {
+        let text = read(file);
+        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+            let mounts = line.split(['"', ' ']).filter_map(|word| word.strip_prefix("./"));
+            for path in mounts.filter_map(|mount| mount.split(':').next()).filter(|path| *path != "admin.token") {
+                assert!(docker(path).exists(), "{file} names docker/{path}");
+            }
+        }
+        for port in text.lines().filter(|line| line.trim_start().starts_with("ports:")) {
+            assert!(port.matches("127.0.0.1:").count() == port.matches('"').count() / 2, "{file}: {port}");
+        }
+    }
+    for file in ["forebay.demo.toml", "forebay.vllm.toml"] {
+        let dir = TempDir::new().unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "sesame").unwrap();
+        let path = dir.path().join(file);
+        std::fs::write(&path, read(file).replace("/run/secrets/forebay-admin-token", token.to_str().unwrap())).unwrap();
+        let said = Command::new(env!("CARGO_BIN_EXE_forebay")).arg("check").arg(&path).output().unwrap();
+        assert!(said.status.success(), "{file}: {}", String::from_utf8_lossy(&said.stderr));
+    }
+}
