@@ -46,7 +46,10 @@ fn the_seed_s_table_alone_says_what_limited_each_arm_and_what_would_tell_the_res
         let _ = writeln!(out);
         let s3 = diagnose(&arms[1]);
         assert_eq!(s3.cause, Cause::Undecided, "which room, a table does not tell");
-        assert!(s3.candidates.iter().all(|cause| matches!(cause, Cause::KvRoom | Cause::CapOnRunning)), "{s3:?}");
+        assert!(
+            s3.candidates.iter().all(|cause| matches!(cause, Cause::KvRoom | Cause::CapOnRunning | Cause::SlowClient)),
+            "{s3:?}"
+        );
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/seed_diagnosis.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

@@ -9,6 +9,9 @@ use crate::bench::summary::{Latency, Summary};
 use super::servers::Servers;
 use super::shares::Shares;
 
+/// A lag below the first of these shares of TPOT is harmless, above the second it is what was measured.
+const LAG_OF_TPOT: (f64, f64) = (0.5, 2.0);
+
 /// What is known of an arm under one load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Evidence {
@@ -26,6 +29,10 @@ pub struct Evidence {
     pub max_num_seqs: Option<u32>,
     /// Tokens that the KV blocks of one server hold.
     pub kv_tokens: Option<f64>,
+    /// Tokens of an answer at most, where the load fixed them.
+    pub output_len: Option<u32>,
+    /// How late the load generator's timers were at the 99th percentile, in milliseconds.
+    pub lag_p99_ms: Option<f64>,
     /// What requests tell one by one; none of a table.
     pub seen: Option<Seen>,
     /// What looks at the servers tell; none where nobody looked.
@@ -41,8 +48,6 @@ pub struct Seen {
     pub open: f64,
     /// Sequences that decoded on average over the run: Little's law with the means.
     pub decoding: f64,
-    /// How late the load generator's timers were at the 99th percentile, in milliseconds.
-    pub lag_p99_ms: Option<f64>,
     /// What the time went to, where the answers' tokens tell.
     pub shares: Option<Shares>,
 }
@@ -74,7 +79,9 @@ impl Evidence {
             replicas: head.and_then(|head| head.replicas).or(servers.as_ref().map(|servers| servers.count)),
             max_num_seqs,
             kv_tokens: servers.as_ref().and_then(|servers| servers.kv_tokens),
-            seen: Seen::of(&records, &figures, run.end.map(|end| end.lag_p99_us)),
+            output_len: head.and_then(|head| head.load.output_len),
+            lag_p99_ms: run.end.map(|end| end.lag_p99_us as f64 / 1e3),
+            seen: Seen::of(&records, &figures),
             servers,
         }
     }
@@ -99,7 +106,7 @@ impl Evidence {
         }
     }
 
-    /// The same, without what only rows and looks at the servers tell.
+    /// The same, without what only rows and looks at the servers tell; the load generator's lag stays.
     #[must_use]
     pub fn table_alone(&self) -> Evidence {
         let Summary { requests, duration_s, input_tokens, output_tokens, ttft_ms, tpot_ms, .. } = self.figures;
@@ -117,6 +124,7 @@ impl Evidence {
                 tpot_ms: two(tpot_ms),
                 ..Summary::default()
             },
+            lag_p99_ms: self.lag_p99_ms,
             ..Evidence::default()
         }
     }
@@ -126,6 +134,13 @@ impl Evidence {
     pub fn decoding(&self) -> Option<f64> {
         let tpot = self.figures.tpot_ms;
         Some(self.figures.output_tokens_per_second() * tpot.mean.or(tpot.p50)? / 1e3)
+    }
+
+    /// Whether the load generator kept up: its lag is short beside the time per token. None: not known.
+    #[must_use]
+    pub fn client_kept_up(&self) -> Option<bool> {
+        let lag = self.lag_p99_ms? / self.figures.tpot_ms.p50?;
+        if lag < LAG_OF_TPOT.0 { Some(true) } else { (lag > LAG_OF_TPOT.1).then_some(false) }
     }
 
     /// A TTFT as a share of the run.
@@ -142,7 +157,7 @@ impl Evidence {
 }
 
 impl Seen {
-    fn of(records: &[&Record], figures: &Summary, lag_p99_us: Option<u64>) -> Option<Seen> {
+    fn of(records: &[&Record], figures: &Summary) -> Option<Seen> {
         let first = records.iter().map(|record| record.sent_us).min()?;
         let last = records.iter().map(|record| record.sent_us).max()?;
         let run_us = figures.duration_s * 1e6;
@@ -152,7 +167,6 @@ impl Seen {
             arrivals_s: (last - first) as f64 / 1e6,
             open: open_us / run_us.max(1.0),
             decoding: decoding_us / run_us.max(1.0),
-            lag_p99_ms: lag_p99_us.map(|micros| micros as f64 / 1e3),
             shares: Shares::of(records),
         })
     }

@@ -6,7 +6,8 @@
 //! Every step of an engine costs so much whatever is in it (above all: reading the weights), so much for each sequence that
 //! decodes in it, and so much for each prompt token. While requests wait for room (KV blocks, or a place under
 //! `max_num_seqs`), more room would spread the first of these over more sequences: that share of the time is the room's.
-//! Prompt tokens are prefill's share. What is left is step time: only faster steps would have helped.
+//! Prompt tokens are prefill's share. Faster steps shorten any run; so step time is named where neither of the others has a share
+//! worth naming: then only faster steps would have helped.
 
 use serde::Serialize;
 

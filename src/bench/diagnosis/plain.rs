@@ -21,6 +21,8 @@ pub(super) const MOST_LATE: f64 = 0.12;
 /// prompts.
 pub(super) const EVEN: f64 = 1.35;
 pub(super) const UNEVEN: f64 = 1.8;
+/// A run this much longer than a typical request has sequences that came last.
+const STRETCHED: f64 = 1.25;
 /// A bound must be passed by so much before something is ruled out by it.
 const CLEAR: f64 = 0.5;
 const SMALL: f64 = 0.35;
@@ -36,6 +38,8 @@ pub(super) struct Signs {
     pub(super) all_by: f64,
     /// P99 TPOT over its median.
     pub(super) uneven: f64,
+    /// The run over a typical request's time.
+    pub(super) stretched: f64,
     /// Prefill's share of the time: the least and the most.
     pub(super) prefill: (f64, f64),
     /// The share of the time that room would have shortened: the least and the most.
@@ -71,6 +75,10 @@ impl Signs {
             decoding,
             half_by,
             all_by,
+            stretched: {
+                let longest = evidence.output_len.map_or(answer, f64::from);
+                figures.duration_s * 1e3 / (figures.ttft_ms.p50? + figures.tpot_ms.p50? * longest)
+            },
             uneven: figures.tpot_ms.p99? / figures.tpot_ms.p50?,
             prefill,
             room: if all_by < LATE { (0.0, all_by * base.1) } else { (all_by * base.0, all_by * base.1) },
@@ -87,24 +95,23 @@ pub(super) fn judge(evidence: &Evidence) -> Found {
     if drained(evidence).is_some_and(|drained| drained < FALLS_BEHIND) {
         return Found::between(&[Arrival, StepTime]);
     }
-    let kept_up = evidence.seen.is_some_and(|seen| seen.lag_p99_ms.is_some());
-    if signs.prefill.0 > CLEAR {
-        return Found::one(Prefill);
-    }
-    if signs.all_by < LATE {
-        let mut left = vec![StepTime];
-        left.extend((signs.prefill.1 > SMALL).then_some(Prefill));
-        left.extend((!kept_up).then_some(SlowClient));
-        return Found::between(&left);
-    }
     let mut left = Vec::new();
-    if signs.room.1 > SMALL {
-        left.extend(room(evidence, &signs));
+    if signs.prefill.0 > CLEAR {
+        left.push(Prefill);
+    } else if signs.all_by < LATE {
+        left.push(StepTime);
+        // Sequences that lost their blocks and came last make the run longer than its requests.
+        left.extend((signs.uneven >= EVEN && signs.stretched >= STRETCHED).then_some(KvRoom));
+        left.extend((signs.prefill.1 > SMALL).then_some(Prefill));
+    } else {
+        if signs.room.1 > SMALL {
+            left.extend(room(evidence, &signs));
+        }
+        left.extend((signs.room.0 < SMALL && 1.0 - signs.room.0 - signs.prefill.0 > CLEAR).then_some(StepTime));
+        left.extend((signs.prefill.1 > SMALL).then_some(Prefill));
     }
-    if signs.room.0 < CLEAR {
-        left.extend((1.0 - signs.room.0 - signs.prefill.0 > CLEAR).then_some(StepTime));
-    }
-    left.extend((signs.prefill.1 > SMALL).then_some(Prefill));
+    // A table does not say whether its answers were read in time.
+    left.extend((evidence.client_kept_up() != Some(true)).then_some(SlowClient));
     Found::between(&left)
 }
 
@@ -114,8 +121,7 @@ fn room(evidence: &Evidence, signs: &Signs) -> Vec<Cause> {
     let (prompt, answer) = evidence.lengths();
     let servers = f64::from(evidence.replicas.unwrap_or(1).max(1));
     let each = signs.decoding / servers;
-    if let Some(cap) = evidence.max_num_seqs.map(f64::from).filter(|cap| each < 0.6 * cap) {
-        let _ = cap;
+    if evidence.max_num_seqs.is_some_and(|cap| each < 0.6 * f64::from(cap)) {
         return vec![KvRoom];
     }
     if evidence.kv_tokens.is_some_and(|tokens| each * (prompt + answer / 2.0) < 0.6 * tokens) {

@@ -47,6 +47,8 @@ pub struct Servers {
     pub prefix_hits: Option<f64>,
     /// Steps made.
     pub steps: Option<f64>,
+    /// Between two looks, in seconds: how exactly the others are known.
+    pub look_s: f64,
     /// When the last token was made, from the begin of the run, in seconds; none where tokens are not counted.
     pub last_token_s: Option<f64>,
 }
@@ -79,6 +81,7 @@ impl Servers {
             sums.add(looks, cap.map(f64::from), prompt);
         }
         servers.counters(&looks);
+        servers.look_s = looks.iter().filter_map(|looks| between(looks)).fold(0.0, f64::max);
         let share = |weight: f64| if sums.all > 0.0 { weight / sums.all } else { 0.0 };
         servers.at_cap = share(sums.cap);
         servers.kv_full = share(sums.kv);
@@ -129,6 +132,12 @@ impl Servers {
     pub fn room(&self) -> f64 {
         self.at_cap + self.kv_full + self.both
     }
+}
+
+/// Seconds between two looks on average.
+fn between(looks: &[&Sample]) -> Option<f64> {
+    let span = looks.last()?.at_us - looks.first()?.at_us;
+    Some(span as f64 / 1e6 / (looks.len() - 1) as f64)
 }
 
 #[derive(Default)]
@@ -193,5 +202,5 @@ fn plateau(looks: &[&Sample]) -> Option<f64> {
         looks.iter().filter(|look| look.waiting.unwrap_or(0.0) >= 1.0).filter_map(|look| look.running).collect();
     let most = queued.iter().copied().reduce(f64::max)?;
     let there = queued.iter().filter(|running| **running >= AT_CAP * most).count();
-    (queued.len() > 4 && there as f64 >= PLATEAU * queued.len() as f64).then_some(most)
+    (queued.len() > 2 && there as f64 >= PLATEAU * queued.len() as f64).then_some(most)
 }

@@ -12,6 +12,13 @@ const SLICES: f64 = 400.0;
 /// Steps in a slice, at least.
 const STEPS: f64 = 6.0;
 
+/// How many sequences, or prompt tokens, cost as much as an empty step: what is tried.
+const RATIOS: [f64; 11] = [40.0, 60.0, 80.0, 110.0, 150.0, 200.0, 270.0, 360.0, 500.0, 700.0, 1000.0];
+/// What is usual.
+const USUAL: f64 = 200.0;
+/// How much better another ratio must fit, for a factor of e.
+const UNUSUAL: f64 = 0.03;
+
 /// What the time of a run went to. The three shares are of the time in which requests were open, and add up to about 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Shares {
@@ -160,58 +167,35 @@ impl Cut {
     }
 }
 
-/// The costs, none below zero, that fit the slices best; none of too few slices.
+/// The costs that fit the slices best; none of too few slices.
+///
+/// A run whose batch never changes does not tell what a step costs from what its sequences cost. The hardware ties them (see
+/// `plain.rs`), so the fit is sought among sensible ratios, and the usual one is kept unless another fits clearly better.
 fn fit(slices: &[Slice]) -> Option<[f64; 3]> {
     let slices: Vec<&Slice> = slices.iter().filter(|slice| slice.busy > 0.0).collect();
     if slices.len() < 8 {
         return None;
     }
-    let mut products = [[0.0; 3]; 3];
-    let mut sides = [0.0; 3];
-    for slice in &slices {
-        for (row, (products, side)) in products.iter_mut().zip(&mut sides).enumerate() {
-            *side += slice.did[row] * slice.busy;
-            for (product, did) in products.iter_mut().zip(slice.did) {
-                *product += slice.did[row] * did;
+    let mut best: Option<(f64, [f64; 3])> = None;
+    for tokens in RATIOS {
+        for prompts in RATIOS {
+            let did = |slice: &Slice| slice.did[0] + slice.did[1] / tokens + slice.did[2] / prompts;
+            let (mut both, mut square) = (0.0, 0.0);
+            for slice in &slices {
+                both += did(slice) * slice.busy;
+                square += did(slice).powi(2);
+            }
+            if square <= 0.0 {
+                continue;
+            }
+            let base = both / square;
+            let off: f64 = slices.iter().map(|slice| (slice.busy - base * did(slice)).powi(2)).sum();
+            let unusual = (tokens / USUAL).ln().powi(2) + (prompts / USUAL).ln().powi(2);
+            let off = off * (1.0 + UNUSUAL * unusual);
+            if best.is_none_or(|(least, _)| off < least) {
+                best = Some((off, [base, base / tokens, base / prompts]));
             }
         }
     }
-    // The least squares under the bounds are those of some subset of the costs, the others zero: eight in all.
-    let off = |cost: &[f64; 3]| -> f64 {
-        let fitted = |slice: &Slice| -> f64 { cost.iter().zip(slice.did).map(|(cost, did)| cost * did).sum() };
-        slices.iter().map(|slice| (slice.busy - fitted(slice)).powi(2)).sum()
-    };
-    (1..8_u8)
-        .filter_map(|subset| solve(&products, &sides, subset))
-        .filter(|cost| cost.iter().all(|cost| *cost >= 0.0))
-        .min_by(|a, b| off(a).total_cmp(&off(b)))
-}
-
-/// The normal equations of a subset of the costs, by Gauss's elimination with pivots.
-fn solve(products: &[[f64; 3]; 3], sides: &[f64; 3], subset: u8) -> Option<[f64; 3]> {
-    let used: Vec<usize> = (0..3).filter(|index| subset & (1 << index) != 0).collect();
-    let mut rows: Vec<Vec<f64>> = used
-        .iter()
-        .map(|row| used.iter().map(|column| products[*row][*column]).chain([sides[*row]]).collect())
-        .collect();
-    let size = used.len();
-    for column in 0..size {
-        let pivot = (column..size).max_by(|a, b| rows[*a][column].abs().total_cmp(&rows[*b][column].abs()))?;
-        rows.swap(column, pivot);
-        if rows[column][column].abs() < 1e-9 {
-            return None;
-        }
-        for row in (0..size).filter(|row| *row != column) {
-            let pivot = rows[column].clone();
-            let factor = rows[row][column] / pivot[column];
-            for (value, pivot) in rows[row].iter_mut().zip(pivot) {
-                *value -= factor * pivot;
-            }
-        }
-    }
-    let mut cost = [0.0; 3];
-    for (row, index) in used.iter().enumerate() {
-        cost[*index] = rows[row][size] / rows[row][row];
-    }
-    Some(cost)
+    best.map(|(_, cost)| cost)
 }

@@ -33,22 +33,24 @@ pub(super) fn diagnosis(evidence: &Evidence, found: &Found) -> Diagnosis {
     Diagnosis {
         cause: found.cause,
         candidates: found.candidates.clone(),
-        sentence: sentence(evidence, found),
+        sentence: sentence(evidence, found.cause, &found.candidates),
         evidence: lines(evidence, found),
         would_tell: would_tell(evidence, found),
     }
 }
 
 /// Whether all that is left is a kind of room.
-fn only_room(found: &Found) -> bool {
-    !found.candidates.is_empty()
-        && found.candidates.iter().all(|cause| matches!(cause, Cause::KvRoom | Cause::CapOnRunning))
+fn only_room(candidates: &[Cause]) -> bool {
+    !candidates.is_empty() && candidates.iter().all(|cause| matches!(cause, Cause::KvRoom | Cause::CapOnRunning))
 }
 
-fn sentence(evidence: &Evidence, found: &Found) -> String {
+/// How a cause is stated that a slow client would void.
+const PROVISO: &str = "That holds if the load generator kept up, which is not known here.";
+
+fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
     let name = &evidence.arm;
-    match found.cause {
-        Cause::KvRoom | Cause::CapOnRunning => room(evidence, found.cause),
+    match cause {
+        Cause::KvRoom | Cause::CapOnRunning => room(evidence, cause),
         Cause::StepTime => format!(
             "{name} is limited by step time: little waited for room, {} of {} sequences decoded at once, and each token \
              took {} ms.",
@@ -79,7 +81,7 @@ fn sentence(evidence: &Evidence, found: &Found) -> String {
                 });
             format!("{name} is not what limited this run, the load generator is:{how} these figures are not the arm's.")
         }
-        Cause::Undecided => undecided(evidence, found),
+        Cause::Undecided => undecided(evidence, candidates),
     }
 }
 
@@ -113,9 +115,17 @@ fn room(evidence: &Evidence, cause: Cause) -> String {
     )
 }
 
-fn undecided(evidence: &Evidence, found: &Found) -> String {
-    let (name, left) = (&evidence.arm, listed(&found.candidates));
-    if !only_room(found) {
+fn undecided(evidence: &Evidence, candidates: &[Cause]) -> String {
+    let name = &evidence.arm;
+    if let [left @ .., Cause::SlowClient] = candidates
+        && !left.is_empty()
+    {
+        let cause = if let [cause] = left { *cause } else { Cause::Undecided };
+        let text = sentence(evidence, cause, left);
+        return format!("{text} {PROVISO}");
+    }
+    let left = listed(candidates);
+    if !only_room(candidates) {
         return format!("What bound {name} is undecided: {left}.");
     }
     let waves = Signs::of(evidence).filter(|signs| signs.half_by >= MOST_LATE).map_or("", |_| ", in waves");
@@ -171,7 +181,7 @@ fn lines(evidence: &Evidence, found: &Found) -> Vec<String> {
             percent(shares.prefill),
         ));
     }
-    if let Some(lag) = evidence.seen.and_then(|seen| seen.lag_p99_ms) {
+    if let Some(lag) = evidence.lag_p99_ms {
         lines.push(format!("The load generator's timers were {lag:.1} ms late at the 99th percentile."));
     }
     if !found.share.is_empty() {
