@@ -205,6 +205,19 @@ def stays_where_it_is(browser):
     check(browser.run(where) == before, "nothing moves from one tick to another")
 
 
+def says_who_is_out_and_why(browser, sim, pictures):
+    sim.kill()
+    sim.wait()
+    states = "return [...document.querySelectorAll('td.state')].map((cell) => [cell.dataset.state, cell.querySelector('small').textContent])"
+    out = eventually("a backend that is gone is out", lambda: [why for state, why in browser.run(states) if state in ("ejected", "probing")])
+    check("·" in out[0], f"and why: {out[0]}")
+    if pictures:
+        for width in (360, 1440):
+            browser.look(width, "dark")
+            browser.picture(os.path.join(pictures, f"ejected-{width}.png"))
+        browser.look(1440, "light")
+
+
 def lost_and_found(browser, proxy, start):
     proxy.kill()
     proxy.wait()
@@ -274,7 +287,8 @@ def main():
         page_at_every_width(browser, pictures)
         stays_where_it_is(browser)
         keyboard_reaches_everything(browser)
-        errors = [line for line in browser.said()]
+        says_who_is_out_and_why(browser, started[2], pictures)
+        errors = browser.said()
         check(not errors, f"no word on the console {errors[:3]}")
         proxy = lost_and_found(browser, proxy, serve)
     finally:

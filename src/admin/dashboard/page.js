@@ -81,7 +81,7 @@ function key(place) {
 function armsTable(pool, find) {
   const heads = pool.arms.map((arm, place) => {
     const about = el("small", {});
-    state.draw.push(() => { const now = find().arms[place]; say(about, `${share(now.share)} of sessions · ${now.gpus} GPU${now.gpus === 1 ? "" : "s"}`); });
+    state.draw.push(() => { const now = find().arms[place]; say(about, `${share(now.share)} share · ${now.gpus} GPU${now.gpus === 1 ? "" : "s"}`); });
     return el("th", { scope: "col" }, key(place), arm.name, el("br"), about);
   });
   const body = ROWS.map((row) => {
@@ -98,7 +98,7 @@ function armsTable(pool, find) {
         say(more, notes.filter(Boolean).join(", "));
       });
       const noted = row.compare && pool.arms.length > 1 || row.few || row.more;
-      return el("td", {}, ...(noted ? [more] : []), shown);
+      return el("td", {}, shown, ...(noted ? [more] : []));
     });
     return el("tr", row.group ? { class: "group" } : {}, el("th", { scope: "row" }, row.name), ...cells);
   });
