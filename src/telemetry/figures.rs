@@ -5,7 +5,7 @@
 //! Counts, sums and means are exact. A quantile is at most 0.8 % above the value that it stands for (two significant digits:
 //! 128 steps in each doubling), or 10 µs where that is more.
 //!
-//! What is kept is a ring of slots of 10 s, one of slots of a minute, and one slot for all: 24 in all, 0.45 MiB, taken when
+//! What is kept is a ring of slots of 10 s, one of slots of a minute, and one slot for all: 24 in all, 0.47 MiB, taken when
 //! the first request ends and never more. A window is its slots merged, so it is as long as its name and up to one slot
 //! longer; [`Summary::covers_seconds`] says how long.
 //!
