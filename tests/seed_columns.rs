@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use forebay::bench::record::{Outcome, Record};
+use forebay::bench::seed::{MEASURED, Measured};
 use forebay::bench::summary::{Distribution, Summary};
 use forebay::bench::table::{aligned, number, seed_rows};
 use forebay::clock::{Clock, Time};
@@ -19,26 +20,25 @@ const SEEDS: u64 = 5;
 
 /// A column as measured: the fourteen rows in the order of `forebay bench`.
 struct Column {
-    profile: &'static str,
+    profile: String,
     head: &'static str,
     measured: [f64; 14],
 }
 
-#[rustfmt::skip]
-const COLUMNS: [Column; 6] = [
-    Column { profile: "rtx4090-tp1-qwen7b", head: "S1: 1 GPU", measured: [
-        300.0, 48.35, 30000.0, 161719.0, 6.21, 620.52, 3344.91, 3965.41, 1818.40, 34395.81, 48.38, 91.12, 20.70, 10.97] },
-    Column { profile: "rtx4090x2-tp1-qwen7b", head: "S3: 2 GPUs, TP1", measured: [
-        300.0, 106.97, 30000.0, 162207.0, 2.80, 280.46, 1516.37, 1796.83, 34768.42, 88093.83, 32.72, 86.83, 30.56, 11.50] },
-    Column { profile: "rtx4090-tp2-qwen7b", head: "S2: 2 GPUs, TP2", measured: [
-        300.0, 35.08, 30000.0, 162191.0, 8.55, 855.28, 4623.98, 5479.26, 2226.99, 3921.81, 54.67, 109.14, 18.29, 9.16] },
-    Column { profile: "rtx4090-tp1-llama8b", head: "S1: 1 GPU", measured: [
-        300.0, 72.42, 30000.0, 165500.0, 4.14, 414.28, 2285.44, 2699.72, 1934.14, 43966.05, 63.14, 144.73, 15.83, 6.91] },
-    Column { profile: "rtx4090x2-tp1-llama8b", head: "S3: 2 GPUs, TP1", measured: [
-        300.0, 190.69, 30000.0, 166019.0, 1.57, 157.32, 870.61, 1027.93, 80444.02, 178349.91, 33.33, 96.93, 30.00, 10.31] },
-    Column { profile: "rtx4090-tp2-llama8b", head: "S2: 2 GPUs, TP2", measured: [
-        300.0, 49.22, 30000.0, 164855.0, 6.10, 609.55, 3349.59, 3959.14, 2450.92, 4586.66, 64.61, 121.51, 15.48, 8.23] },
-];
+/// The six columns, each with the profile that was fitted to it.
+fn columns() -> Vec<Column> {
+    let of_model = |model: &Measured| {
+        let kinds =
+            [("rtx4090-tp1", "S1: 1 GPU"), ("rtx4090x2-tp1", "S3: 2 GPUs, TP1"), ("rtx4090-tp2", "S2: 2 GPUs, TP2")];
+        let model = *model;
+        kinds.into_iter().zip(model.columns).map(move |((kind, head), column)| Column {
+            profile: format!("{kind}-{}", model.model),
+            head,
+            measured: column.rows,
+        })
+    };
+    MEASURED.iter().flat_map(of_model).collect()
+}
 
 /// How far each row may be off, as a share: throughput and duration 5 %, medians 15 %, P99 30 %.
 const TOLERANCE: [f64; 14] = [0.0, 0.05, 0.0, 0.02, 0.05, 0.05, 0.05, 0.05, 0.15, 0.30, 0.15, 0.30, 0.15, 0.30];
@@ -164,8 +164,8 @@ fn each_profile_gives_its_column() {
     let clock = Clock::system();
     let (began, mut virtual_time) = (clock.now(), 0.0);
     let mut wrong = Vec::new();
-    for columns in COLUMNS.chunks_exact(3) {
-        let profiles: Vec<Profile> = columns.iter().map(|column| Profile::load(column.profile).unwrap()).collect();
+    for columns in columns().chunks_exact(3) {
+        let profiles: Vec<Profile> = columns.iter().map(|column| Profile::load(&column.profile).unwrap()).collect();
         let simulated: Vec<(&Column, Simulated)> =
             columns.iter().zip(&profiles).map(|(column, profile)| (column, simulate(profile, 1))).collect();
         let s4 = simulate(&profiles[0], 2);
@@ -194,16 +194,17 @@ fn each_profile_gives_its_column() {
 /// What the profiles of S3 say of themselves: why they have little memory, and not only a limit on sequences.
 #[test]
 fn a_limit_on_sequences_alone_does_not_give_the_p99_of_tpot_of_s3() {
+    let columns = columns();
     for (index, one, limit) in [(1, 0, 50), (4, 3, 29)] {
-        let mut profile = Profile::load(COLUMNS[index].profile).unwrap();
+        let mut profile = Profile::load(&columns[index].profile).unwrap();
         profile.scheduler.max_num_seqs = limit;
-        profile.kv = Profile::load(COLUMNS[one].profile).unwrap().kv;
+        profile.kv = Profile::load(&columns[one].profile).unwrap().kv;
         let simulated = simulate(&profile, 1);
-        let off = |row: usize| off(simulated.median[row], COLUMNS[index].measured[row]);
+        let off = |row: usize| off(simulated.median[row], columns[index].measured[row]);
         println!(
             "{} with max_num_seqs {limit} and the memory of S1: duration {:+.0} %, median TTFT {:+.0} %, P99 TTFT {:+.0} %, \
              median TPOT {:+.0} %, P99 TPOT {:+.0} %",
-            COLUMNS[index].profile,
+            columns[index].profile,
             off(1) * 100.0,
             off(8) * 100.0,
             off(9) * 100.0,

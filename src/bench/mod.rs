@@ -13,6 +13,7 @@ pub mod results;
 pub mod rows;
 pub mod run;
 pub mod sampler;
+pub mod seed;
 pub mod slo;
 pub mod sse;
 pub mod summary;

@@ -1,92 +1,131 @@
-//! `forebay demo`: two arms of simulated servers behind the real proxy, the benchmark's load through it, and a table by arm
-//! and by backend. The one place that composes server, simulator and load generator. Every figure is labelled as simulated.
+//! `forebay demo`: the benchmark's three arrangements of two GPUs, and the fourth that it lacks, as simulated servers behind the
+//! real proxy; the benchmark's load through it over HTTP; its table beside what was measured, the verdict and the reasons. The
+//! one place that composes server, simulator and load generator. Every figure is labelled as simulated or as measured.
 
-use std::io::{IsTerminal, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::bench::client::{Client, Progress, Run, Sending, Target};
+use crate::bench::client::{Client, Progress, Sending, Target};
+use crate::bench::prompts::Dataset;
+use crate::bench::rows::{Load, Offered, RunHead, RunRows};
+use crate::bench::run::{self, RunSpec, WarmUp};
+use crate::bench::sampler::Scraped;
+use crate::bench::seed::LOAD;
 use crate::bench::workload::{Endpoint, Length, Rate, Workload};
-use crate::config::model::{Admin, Arm, Backend, Config, Listen, Pool};
+use crate::clock::Clock;
+use crate::config::model::Config;
 use crate::server::{self, AccessLogFormat, Options, Source};
-use crate::sim::http::{Sim, SimOptions, listen, serve_sim};
-use crate::sim::profile::Profile;
 
+mod fleet;
+mod live;
 mod report;
 
+use fleet::{Fleet, Running, SimArm};
 use report::Report;
 
-/// The header that makes a request a session of its own.
-const SESSION: &str = "x-session-id";
 /// How long the proxy may take to find its backends.
 const READY: Duration = Duration::from_secs(15);
-/// Tokens of each prompt and, at most, of each answer: the benchmark's.
-const INPUT_LEN: u32 = 100;
-const OUTPUT_LEN: u32 = 600;
 
-/// Show two simulated TP=1 replicas against one simulated TP=2 instance, behind the real proxy. Needs no GPU.
+/// The model of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Model {
+    /// DeepSeek-R1-Distill-Qwen-7B
+    Qwen7b,
+    /// DeepSeek-R1-Distill-Llama-8B
+    Llama8b,
+}
+
+impl Model {
+    fn name(self) -> &'static str {
+        match self {
+            Model::Qwen7b => "qwen7b",
+            Model::Llama8b => "llama8b",
+        }
+    }
+
+    /// How many times as fast as real GPUs, so that the whole takes about a minute: S3 of Qwen-7B takes 107 s, of Llama-8B 191.
+    fn time_scale(self) -> f64 {
+        match self {
+            Model::Qwen7b => 2.0,
+            Model::Llama8b => 3.5,
+        }
+    }
+}
+
+/// Show what two GPUs are best used for, on simulated servers behind the real proxy. Needs no GPU.
 ///
-/// Sends the load of a public benchmark (300 requests at once, 100 tokens in, up to 600 out), half of the sessions to each
-/// arm, and prints what each arm and each backend made of it.
+/// Sends the load of a public benchmark (300 requests at once, 100 tokens in, up to 600 out) to its three arrangements (S1: one
+/// GPU, S3: TP=1 on a host with two, S2: both as one TP=2 instance) and to the one that it lacks (S4: two TP=1 replicas), and
+/// prints the simulated figures beside the measured ones, the verdict, and what bound each.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Requests, all sent at once
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Which of the benchmark's models
+    #[arg(long, value_enum, default_value = "qwen7b")]
+    pub model: Model,
+    /// Requests for each arrangement, all sent at once
+    #[arg(long, default_value_t = LOAD.0, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub requests: u32,
-    /// How many times as fast as real GPUs; less, if the machine lags
-    #[arg(long, default_value_t = 2.0, value_parser = super::sim::positive)]
-    pub time_scale: f64,
+    /// How many times as fast as real GPUs; less, if the machine lags [default: 2, or 3.5 for llama8b]
+    #[arg(long, value_parser = super::sim::positive)]
+    pub time_scale: Option<f64>,
     /// For prompts, answers and sessions
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Print one JSON object instead of tables
     #[arg(long)]
     pub json: bool,
+    /// Write the rows of all four to a file, for `forebay compare`
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: Option<PathBuf>,
+    /// Then go on with light traffic on two arms, and the live page, until interrupted
+    #[arg(long)]
+    pub live: bool,
 }
 
-/// An arm of simulated servers.
-#[derive(Clone, Debug)]
-struct SimArm {
-    name: &'static str,
-    profile: &'static str,
-    replicas: u32,
+impl Args {
+    fn scale(&self) -> f64 {
+        self.time_scale.unwrap_or(self.model.time_scale())
+    }
 }
 
-/// The question: the same two GPUs (each arm has two of its own here) as two replicas, or as one instance.
-const ARMS: [SimArm; 2] = [
-    SimArm { name: "tp1x2", profile: "rtx4090-tp1-qwen7b", replicas: 2 },
-    SimArm { name: "tp2", profile: "rtx4090-tp2-qwen7b", replicas: 1 },
-];
+/// The targets of an arm, by its name.
+type Targets = Box<dyn Fn(&str) -> Vec<Target>>;
 
-struct Running {
-    name: String,
-    gpus: u32,
-    backends: Vec<(SocketAddr, Arc<Sim>)>,
+/// What requests are sent to, and where its page is.
+struct Front {
+    targets: Targets,
+    page: Option<String>,
 }
 
 /// Starts the proxy on threads of its own, to be called outside of any runtime. It serves until the process ends.
-fn start_proxy(config: Config) -> Result<Vec<Target>, String> {
+fn start_proxy(config: Config) -> Result<Front, String> {
     let access_log = AccessLogFormat::Off;
     let options = Options { config, source: Source::Fixed, access_log, signals: false, upgrade: false };
     let handle = server::start(options).map_err(|error| error.to_string())?;
-    Ok(vec![Target::of(format!("http://{}", handle.data))])
+    let base = format!("http://{}", handle.data);
+    let page = Some(format!("http://{}/", handle.admin));
+    Ok(Front { targets: Box::new(move |_| vec![Target::of(base.clone())]), page })
 }
 
 /// Runs the demo.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
-    match perform(&args, &ARMS, OUTPUT_LEN, start_proxy) {
-        Ok(report) if args.json => {
+    let arms = fleet::arms(args.model.name());
+    let print = |report: &Report| {
+        if args.json {
             println!("{}", report.json());
-            exit(&report)
-        }
-        Ok(report) => {
+        } else {
             print!("{}", report.text());
-            exit(&report)
         }
+    };
+    match perform(&args, &arms, LOAD.2, start_proxy, print) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("forebay demo: {error}");
             ExitCode::FAILURE
@@ -94,118 +133,139 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-fn exit(report: &Report) -> ExitCode {
-    if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
+/// Requests that got no whole answer.
 fn perform(
     args: &Args,
     arms: &[SimArm],
     output_len: u32,
-    start_proxy: impl FnOnce(Config) -> Result<Vec<Target>, String>,
-) -> Result<Report, String> {
+    start_proxy: impl FnOnce(Config) -> Result<Front, String>,
+    print: impl FnOnce(&Report),
+) -> Result<u64, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start threads: {error}"))?;
-    let profile = |arm: &SimArm| Profile::load(arm.profile).map_err(|error| error.to_string());
-    let first = arms.first().ok_or("no arm to show")?;
-    let model = profile(first)?.model;
-    let mut running = Vec::new();
-    for arm in arms {
-        let profile = profile(arm)?;
-        let mut backends = Vec::new();
-        for replica in 0..arm.replicas {
-            let options = SimOptions {
-                served_model_names: vec![model.clone()],
-                time_scale: args.time_scale,
-                seed: args.seed.wrapping_add(u64::from(replica)),
-                ..SimOptions::of(profile.clone())
-            };
-            backends.push(runtime.block_on(start_sim(options))?);
-        }
-        running.push(Running { name: arm.name.to_owned(), gpus: profile.gpus * arm.replicas, backends });
+    let fleet = runtime.block_on(Fleet::start(arms, args.live, args.scale(), args.seed))?;
+    say(args, &format!("{} simulated servers, {} times as fast as real ones", fleet.servers(), args.scale()));
+    let front = start_proxy(fleet.config()?)?;
+    let report = runtime.block_on(measure(args, &fleet, &front, output_len))?;
+    print(&report);
+    if args.live {
+        runtime.block_on(live::go_on(&fleet, &front, args))?;
     }
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(report.failed())
+}
+
+async fn measure(args: &Args, fleet: &Fleet, front: &Front, output_len: u32) -> Result<Report, String> {
+    let client = Client::default();
+    for arm in fleet.all() {
+        wait_until_ready(&client, &(front.targets)(&arm.name)).await?;
+    }
+    let specs: Vec<RunSpec> = fleet.arms.iter().map(|arm| spec(args, arm, front, output_len)).collect();
+    let (prompt, answer) = (LOAD.1, output_len);
     say(
         args,
-        &format!("{} simulated servers of {model}, {} times as fast as real ones", count(&running), args.time_scale),
+        &format!(
+            "sending {} requests at once through the proxy to each of {}: {prompt} tokens in, up to {answer} out",
+            args.requests,
+            fleet.arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>().join(", ")
+        ),
     );
-    let targets = start_proxy(config(&model, &running)?)?;
-    let workload = Workload {
-        model,
+    let progress = Arc::new(Progress::default());
+    let shown = show(args, specs.len(), Arc::clone(&progress));
+    // S3 makes few tokens for a long time; the others, in turn, take about as long together.
+    let one = |index: usize| load(&client, &specs[index], &progress);
+    let long = specs.iter().position(|spec| spec.head.arm.as_deref() == Some(fleet::LONGEST));
+    let rest: Vec<usize> = (0..specs.len()).filter(|index| Some(*index) != long).collect();
+    let in_turn = async {
+        let mut rows = Vec::new();
+        for index in rest {
+            rows.push((index, one(index).await?));
+        }
+        Ok::<_, String>(rows)
+    };
+    let beside = async {
+        match long {
+            Some(index) => Ok(Some((index, one(index).await?))),
+            None => Ok::<_, String>(None),
+        }
+    };
+    let runs = tokio::select! {
+        runs = async { tokio::try_join!(in_turn, beside) } => runs,
+        () = shown => return Err("the progress line ended before the load".to_owned()),
+    };
+    let (mut runs, longest) = runs?;
+    runs.extend(longest);
+    runs.sort_by_key(|(index, _)| *index);
+    let runs: Vec<RunRows> = runs.into_iter().map(|(_, rows)| rows).collect();
+    if !args.json && std::io::stderr().is_terminal() {
+        eprintln!();
+    }
+    if let Some(path) = &args.output {
+        write(path, &runs).map_err(|error| format!("cannot write --output {}: {error}", path.display()))?;
+    }
+    Report::of(args, runs, fleet.lag())
+}
+
+async fn load(client: &Client, spec: &RunSpec, progress: &Arc<Progress>) -> Result<RunRows, String> {
+    let prompts = run::prepare(client, spec).await.map_err(|error| error.to_string())?;
+    run::run(client, spec, &prompts, progress).await.map_err(|error| error.to_string())
+}
+
+fn write(path: &PathBuf, runs: &[RunRows]) -> std::io::Result<()> {
+    let mut out = BufWriter::new(File::create(path)?);
+    for rows in runs {
+        run::write(&mut out, rows)?;
+    }
+    out.flush()
+}
+
+fn spec(args: &Args, arm: &Running, front: &Front, output_len: u32) -> RunSpec {
+    let workload = workload(args, &arm.model, args.requests, output_len);
+    RunSpec {
+        targets: (front.targets)(&arm.name),
+        tokenizer: arm.first(),
+        dataset: Dataset::Random,
+        warm_up: WarmUp::default(),
+        sending: Sending::default(),
+        scrape: arm.bases().map(|base| Scraped::of(&base)).collect(),
+        head: RunHead {
+            arm: Some(arm.name.clone()),
+            epoch: 0,
+            block: None,
+            start: None,
+            load: Load {
+                offered: Offered::Unlimited,
+                num_prompts: args.requests,
+                input_len: Some(workload.input_len),
+                output_len: Some(output_len),
+                seed: args.seed,
+            },
+            model: arm.model.clone(),
+            gpus: Some(arm.gpus),
+            replicas: Some(arm.backends.len() as u32),
+            max_num_seqs: Some(arm.max_num_seqs),
+            simulated: true,
+        },
+        workload,
+        time_scale: args.scale(),
+    }
+}
+
+fn workload(args: &Args, model: &str, num_prompts: u32, output_len: u32) -> Workload {
+    Workload {
+        model: model.to_owned(),
         endpoint: Endpoint::Chat,
-        num_prompts: args.requests,
-        input_len: INPUT_LEN,
-        output_len,
+        num_prompts,
+        input_len: LOAD.1,
         length: Length::Whole,
+        output_len,
         ignore_eos: false,
         temperature: Some(0.0),
         rate: Rate::Unlimited,
         seed: args.seed,
-    };
-    let run = runtime.block_on(send(args, &targets, &workload, &running))?;
-    let lag = running.iter().flat_map(|arm| &arm.backends).map(|(_, sim)| sim.pacer().lag().p99).max();
-    let gpus = running.iter().map(|arm| (arm.name.clone(), arm.gpus)).collect();
-    let report = Report::of(&run, args, &workload, gpus, lag.unwrap_or_default().max(run.lag_p99));
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    Ok(report)
-}
-
-fn count(running: &[Running]) -> usize {
-    running.iter().map(|arm| arm.backends.len()).sum()
-}
-
-async fn start_sim(options: SimOptions) -> Result<(SocketAddr, Arc<Sim>), String> {
-    let refused = |error: std::io::Error| format!("cannot listen on a loopback port: {error}");
-    let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(refused)?;
-    let address = listener.local_addr().map_err(refused)?;
-    let sim = Sim::new(options);
-    tokio::spawn(serve_sim(listener, Arc::clone(&sim), std::future::pending()));
-    Ok((address, sim))
-}
-
-/// The proxy's configuration: one pool, the arms with equal shares, free ports on loopback.
-fn config(model: &str, running: &[Running]) -> Result<Config, String> {
-    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let mut arms = Vec::new();
-    for arm in running {
-        let mut backends = Vec::new();
-        for (address, _) in &arm.backends {
-            let url = format!("http://{address}");
-            backends.push(Backend::of(url.parse().map_err(|error| format!("{url}: {error}"))?));
-        }
-        arms.push(Arm { gpus: arm.gpus, ..Arm::of(arm.name.clone(), backends) });
     }
-    Ok(Config {
-        listen: Listen { address: loopback, ..Listen::default() },
-        admin: Admin { address: loopback, ..Admin::default() },
-        pools: vec![Pool { model: model.to_owned(), arms, ..Pool::default() }],
-        ..Config::default()
-    })
-}
-
-async fn send(args: &Args, targets: &[Target], workload: &Workload, running: &[Running]) -> Result<Run, String> {
-    let client = Client::default();
-    wait_until_ready(&client, targets).await?;
-    let (address, _) = running.iter().flat_map(|arm| &arm.backends).next().ok_or("no server to send to")?;
-    let bodies = client.bodies(&format!("http://{address}"), workload).await.map_err(|error| error.to_string())?;
-    let (requests, prompt, answer) = (args.requests, workload.input_len, workload.output_len);
-    say(
-        args,
-        &format!("sending {requests} requests at once through the proxy, {prompt} tokens in, up to {answer} out"),
-    );
-    let progress = Arc::new(Progress::default());
-    let sending = Sending { session_header: Some(SESSION.to_owned()), ..Sending::default() };
-    let shown = show(args, Arc::clone(&progress));
-    let run = client.run(targets, workload, &bodies, &sending, &progress);
-    let run = tokio::select! {
-        run = run => run,
-        () = shown => return Err("the progress line ended before the load".to_owned()),
-    };
-    if !args.json && std::io::stderr().is_terminal() {
-        eprintln!();
-    }
-    Ok(run)
 }
 
 /// Waits until each target lists its models.
@@ -230,19 +290,24 @@ async fn wait_until_ready(client: &Client, targets: &[Target]) -> Result<(), Str
     Ok(())
 }
 
-/// Shows how far the load is, once a second: one line that is overwritten on a terminal, plain lines elsewhere.
-async fn show(args: &Args, progress: Arc<Progress>) {
-    let mut every = tokio::time::interval(Duration::from_secs(1));
+/// Shows how far the load is, once a second: one line that is overwritten on a terminal, plain lines elsewhere, fewer.
+async fn show(args: &Args, arms: usize, progress: Arc<Progress>) {
+    let total = u64::from(args.requests) * arms as u64;
+    let terminal = std::io::stderr().is_terminal();
+    let mut every = tokio::time::interval(Duration::from_secs(if terminal { 1 } else { 5 }));
+    let clock = Clock::system();
+    let begin = clock.now();
     every.tick().await;
-    for seconds in 1_u64.. {
+    loop {
         every.tick().await;
         if args.json {
             continue;
         }
         let (done, tokens) = (progress.done.load(Ordering::Relaxed), progress.tokens.load(Ordering::Relaxed));
-        let line = format!("{seconds:>4} s: {done} of {} answers complete, {tokens} events", args.requests);
+        let line =
+            format!("{:>4} s: {done} of {total} answers complete, {tokens} events", clock.now().since(begin).as_secs());
         let mut out = std::io::stderr();
-        let _ = if out.is_terminal() { write!(out, "\r\x1b[K{line}") } else { writeln!(out, "{line}") };
+        let _ = if terminal { write!(out, "\r\x1b[K{line}") } else { writeln!(out, "{line}") };
         let _ = out.flush();
     }
 }

@@ -4,5 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod causes;
+mod crossover;
 mod seed;
 mod world;

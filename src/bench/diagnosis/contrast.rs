@@ -8,6 +8,8 @@ use super::words::{count, times};
 
 /// Below this a ratio is no difference.
 const NO_DIFFERENCE: f64 = 0.02;
+/// A part of the difference (of the logarithms) below this is not worth a word.
+const MINOR: f64 = 0.15;
 
 /// One arm's output tokens/s over another's, taken apart.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -61,6 +63,7 @@ fn reason(ratio: f64, at_once: f64, per_token: f64) -> &'static str {
     if whole.abs() < little {
         return "There is no difference to explain.";
     }
+    let little = little.max(MINOR * whole.abs());
     let (by_room, by_steps) = (room * whole.signum() > little, steps * whole.signum() > little);
     match (whole > 0.0, by_room, by_steps) {
         (true, true, false) => "The gain is room: more runs at once, and its steps, of larger batches, are no faster.",

@@ -1,17 +1,18 @@
-//! What the demo prints: by arm, by backend, how far to trust it, and what to do with real GPUs. Pure.
+//! What the demo prints: the benchmark's table, measured and simulated, how the arrangements compare and why, how far to trust
+//! it, and what to do with real GPUs. Pure.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::json;
 
-use crate::bench::client::Run;
+use crate::bench::compare::{Options, compare, model::Comparison, words};
+use crate::bench::diagnosis::{Contrast, Diagnosis, Evidence, contrast, diagnose};
 use crate::bench::record::Record;
+use crate::bench::rows::{Offered, RunRows};
+use crate::bench::seed::{Column, LOAD, MEASURED};
 use crate::bench::summary::Summary;
-use crate::bench::table::{aligned, number};
-use crate::bench::workload::Workload;
+use crate::bench::table::{aligned, number, seed_rows};
 
 use super::Args;
 
@@ -22,79 +23,73 @@ const LAG: Duration = Duration::from_millis(5);
 /// itself as long as it is taken from them in time.
 const CROWDED: f64 = 1.1;
 
-/// The figures of a part of the requests.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Part {
-    /// The arm, or the backend.
+/// The arrangement that the others are compared with: what the benchmark recommends.
+const BASELINE: &str = "S2";
+
+/// An arrangement: simulated, and measured where the benchmark has it.
+struct Part {
     name: String,
-    /// The arm of a backend.
-    arm: String,
-    /// GPUs of an arm.
-    gpus: Option<u32>,
-    /// In simulated time.
-    #[serde(flatten)]
     summary: Summary,
-    output_tokens_per_second: f64,
-    output_tokens_per_second_per_gpu: Option<f64>,
+    evidence: Evidence,
+    found: Diagnosis,
+    measured: Option<(&'static Column, Evidence, Diagnosis)>,
 }
 
 /// All that is shown.
-#[derive(Clone, Debug)]
 pub(super) struct Report {
-    arms: Vec<Part>,
-    backends: Vec<Part>,
+    parts: Vec<Part>,
+    comparison: Comparison,
     failed: u64,
     first_error: Option<String>,
     lag: Duration,
     tokens_per_event: f64,
     time_scale: f64,
     seed: u64,
-    model: String,
-}
-
-fn part(name: &str, arm: &str, gpus: Option<u32>, records: &[&Record]) -> Part {
-    let summary = Summary::of(records.iter().copied());
-    let rate = summary.output_tokens_per_second();
-    Part {
-        name: name.to_owned(),
-        arm: arm.to_owned(),
-        gpus,
-        summary,
-        output_tokens_per_second: rate,
-        output_tokens_per_second_per_gpu: gpus.map(|gpus| rate / f64::from(gpus.max(1))),
-    }
+    model: &'static str,
 }
 
 /// The first event of a chat, a role, is no token, so that there are as many gaps as events with tokens.
-fn tokens_per_event(records: &[Record]) -> f64 {
+fn tokens_per_event(records: &[&Record]) -> f64 {
     let good = || records.iter().filter(|record| record.succeeded());
     let events: usize = good().map(|record| record.gaps_us.len()).sum();
     good().map(|record| record.output_tokens).sum::<u64>() as f64 / events.max(1) as f64
 }
 
+fn part(rows: &RunRows, columns: Option<&'static [Column; 3]>) -> Part {
+    let evidence = Evidence::of(rows, None);
+    let name = evidence.arm.clone();
+    let column = columns.and_then(|columns| columns.iter().find(|column| column.arm == name));
+    let measured = column.map(|column| {
+        let evidence = Evidence::of_table(column.arm, Some(Offered::Unlimited), &column.rows);
+        let found = diagnose(&evidence);
+        (column, evidence, found)
+    });
+    Part { name, summary: evidence.figures, found: diagnose(&evidence), evidence, measured }
+}
+
 impl Report {
-    /// The figures of a run in simulated time; `gpus` of each arm; `lag`: the worst lateness, at the 99th percentile.
-    pub(super) fn of(run: &Run, args: &Args, workload: &Workload, gpus: Vec<(String, u32)>, lag: Duration) -> Report {
-        let records: Vec<Record> = run.records.iter().map(|record| record.scaled(args.time_scale)).collect();
-        let mut by_arm: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
-        let mut by_backend: BTreeMap<(&str, &str), Vec<&Record>> = BTreeMap::new();
-        for record in &records {
-            let arm = record.arm.as_deref().unwrap_or("(none)");
-            by_arm.entry(arm).or_default().push(record);
-            by_backend.entry((arm, record.backend.as_deref().unwrap_or("(none)"))).or_default().push(record);
-        }
-        let gpus_of = |arm: &str| gpus.iter().find(|(name, _)| name == arm).map(|(_, gpus)| *gpus);
-        Report {
-            arms: by_arm.iter().map(|(arm, records)| part(arm, arm, gpus_of(arm), records)).collect(),
-            backends: by_backend.iter().map(|((arm, name), records)| part(name, arm, None, records)).collect(),
+    /// The figures of these runs, which are in simulated time; `lag`: the servers' worst lateness by the clock.
+    pub(super) fn of(args: &Args, runs: Vec<RunRows>, lag: Duration) -> Result<Report, String> {
+        let scale = args.scale();
+        let client = runs.iter().filter_map(|run| run.end).map(|end| end.lag_p99_us as f64 / scale).fold(0.0, f64::max);
+        let model = args.model.name();
+        // What was measured is that load, and no other.
+        let same = args.requests == LOAD.0;
+        let columns = MEASURED.iter().find(|measured| same && measured.model == model).map(|one| &one.columns);
+        let baseline = runs.iter().filter_map(|run| run.head.as_ref()?.arm.clone()).find(|arm| arm == BASELINE);
+        let options = Options { baseline, seed: args.seed, ..Options::default() };
+        let records: Vec<&Record> = runs.iter().flat_map(|run| &run.records).collect();
+        Ok(Report {
+            parts: runs.iter().map(|rows| part(rows, columns)).collect(),
             failed: records.iter().filter(|record| !record.succeeded()).count() as u64,
             first_error: records.iter().find_map(|record| record.error.clone()),
-            lag,
+            lag: lag.max(Duration::from_secs_f64(client / 1e6)),
             tokens_per_event: tokens_per_event(&records),
-            time_scale: args.time_scale,
+            comparison: compare(&runs, &options).map_err(|error| error.to_string())?,
+            time_scale: scale,
             seed: args.seed,
-            model: workload.model.clone(),
-        }
+            model,
+        })
     }
 
     /// Requests without a whole answer.
@@ -106,11 +101,38 @@ impl Report {
         self.lag > LAG || self.tokens_per_event > CROWDED
     }
 
+    /// The arrangements beside the first, as measured and as simulated.
+    fn contrasts(&self) -> (Vec<Contrast>, Vec<Contrast>) {
+        let measured: Vec<Evidence> = self
+            .parts
+            .iter()
+            .filter_map(|part| part.measured.as_ref())
+            .map(|(_, evidence, _)| evidence.clone())
+            .collect();
+        let mut simulated: Vec<Evidence> = self.parts.iter().map(|part| part.evidence.clone()).collect();
+        // Of these the last, which was not measured, beside what the benchmark recommends.
+        simulated.retain(|evidence| evidence.arm == BASELINE || !measured.iter().any(|one| one.arm == evidence.arm));
+        (contrast(&measured), contrast(&simulated))
+    }
+
     /// One JSON object; times in simulated time.
     pub(super) fn json(&self) -> String {
+        let arm = |part: &Part| {
+            json!({
+                "name": part.name, "simulated": part.summary, "diagnosis": part.found,
+                "output_tokens_per_second": part.summary.output_tokens_per_second(),
+                "decoding_at_once": part.evidence.decoding(),
+                "measured": part.measured.as_ref().map(|(column, _, found)| json!({
+                    "what": column.what, "rows": column.rows, "diagnosis": found,
+                })),
+            })
+        };
+        let (measured, simulated) = self.contrasts();
         json!({
             "simulated": true, "model": self.model, "time_scale": self.time_scale, "seed": self.seed,
-            "arms": self.arms, "backends": self.backends, "failed": self.failed, "error": self.first_error,
+            "arms": self.parts.iter().map(arm).collect::<Vec<_>>(),
+            "contrasts": {"measured": measured, "simulated": simulated},
+            "comparison": self.comparison, "failed": self.failed, "error": self.first_error,
             "lag_p99_ms": self.lag.as_secs_f64() * 1e3, "tokens_per_event": self.tokens_per_event, "lagged": self.lagged(),
         })
         .to_string()
@@ -119,20 +141,75 @@ impl Report {
     /// Tables and what to make of them.
     pub(super) fn text(&self) -> String {
         let mut out = String::new();
-        let head = "SIMULATED: no GPU was used. Times are those of the simulated GPUs";
-        let _ = writeln!(out, "\n{head} ({} x the wall clock's), as the client saw them.\n", self.time_scale);
-        out.push_str(&aligned(&rows("arm", &self.arms)));
+        let head = "SIMULATED: no GPU was used. Columns named `sim` are of simulated GPUs, in their time";
+        let _ = writeln!(out, "\n{head} ({} x the wall clock's), as the client", self.time_scale);
+        out.push_str(
+            "saw them through the proxy. The others are a public benchmark, measured on two RTX 4090 (PCIe, SYS).\n",
+        );
+        for part in &self.parts {
+            let what =
+                part.measured.as_ref().map_or("two GPUs, two TP=1 replicas; not measured there", |one| one.0.what);
+            let _ = writeln!(out, "  {}: {what}", part.name);
+        }
         out.push('\n');
-        out.push_str(&aligned(&rows("backend", &self.backends)));
+        out.push_str(&aligned(&self.table()));
         if self.failed > 0 {
             let error = self.first_error.as_deref().unwrap_or("no reason given");
             let _ = writeln!(out, "\n{} requests failed; the first: {error}", self.failed);
         }
+        self.why(&mut out);
         if self.lagged() {
             out.push_str(&self.lag_note());
         }
-        out.push_str(&self.next());
+        out.push_str(&next());
         out
+    }
+
+    fn table(&self) -> Vec<Vec<String>> {
+        let mut table = vec![vec![self.model.to_owned()]];
+        for part in &self.parts {
+            table[0].extend(part.measured.iter().map(|_| part.name.clone()));
+            table[0].push(format!("{} sim", part.name));
+        }
+        for (row, (name, _)) in seed_rows(&Summary::default()).into_iter().enumerate() {
+            let digits = if [0, 2, 3].contains(&row) { 0 } else { 2 };
+            let mut line = vec![name.to_owned()];
+            for part in &self.parts {
+                line.extend(part.measured.iter().map(|(column, ..)| number(Some(column.rows[row]), digits)));
+                line.push(seed_rows(&part.summary)[row].1.clone());
+            }
+            table.push(line);
+        }
+        let mut line = vec!["decoding at once".to_owned()];
+        for part in &self.parts {
+            line.extend(part.measured.iter().map(|(_, evidence, _)| number(evidence.decoding(), 0)));
+            line.push(number(part.evidence.decoding(), 0));
+        }
+        table.push(line);
+        table
+    }
+
+    /// The verdicts, and the reasons.
+    fn why(&self, out: &mut String) {
+        out.push_str("\nSimulated, beside S2, which the benchmark recommends:\n");
+        for verdict in words::verdicts(&self.comparison) {
+            let _ = writeln!(out, "  {verdict}");
+        }
+        let (measured, simulated) = self.contrasts();
+        let found: Vec<&Diagnosis> = self.parts.iter().filter_map(|part| Some(&part.measured.as_ref()?.2)).collect();
+        if !found.is_empty() {
+            out.push_str("\nWhy, by the benchmark's table alone:\n");
+            let lines = found.iter().map(|found| &found.sentence).chain(measured.iter().map(|one| &one.sentence));
+            lines.for_each(|line| _ = writeln!(out, "  {line}"));
+            let mut tell: Vec<&String> = found.iter().flat_map(|found| &found.would_tell).collect();
+            tell.sort();
+            tell.dedup();
+            out.push_str("What would tell:\n");
+            tell.iter().for_each(|line| _ = writeln!(out, "  {line}"));
+        }
+        out.push_str("\nWhy, of the simulated servers, which were looked at:\n");
+        let lines = self.parts.iter().map(|part| &part.found.sentence).chain(simulated.iter().map(|one| &one.sentence));
+        lines.for_each(|line| _ = writeln!(out, "  {line}"));
     }
 
     fn lag_note(&self) -> String {
@@ -146,49 +223,14 @@ impl Report {
             (self.time_scale / 2.0).max(0.5),
         )
     }
-
-    fn next(&self) -> String {
-        let model = &self.model;
-        format!(
-            "
-Each arm had GPUs of its own here and half of the sessions. With real ones:
-  CUDA_VISIBLE_DEVICES=0   vllm serve {model} --port 8001
-  CUDA_VISIBLE_DEVICES=1   vllm serve {model} --port 8002
-  forebay serve --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002
-and for a split like this one, a third server on two more GPUs
-  CUDA_VISIBLE_DEVICES=2,3 vllm serve {model} --tensor-parallel-size 2 --port 8003
-and two [[pools.arms]] in a file: forebay serve --config forebay.toml
-"
-        )
-    }
 }
 
-fn rows(what: &str, parts: &[Part]) -> Vec<Vec<String>> {
-    let arms = what == "arm";
-    let mut head = vec![what.to_owned()];
-    head.extend(if arms { ["GPUs", "requests"] } else { ["arm", "requests"] }.map(str::to_owned));
-    head.push("tok/s".to_owned());
-    if arms {
-        head.push("tok/s/GPU".to_owned());
-    }
-    head.extend(["TTFT p50 ms", "p99", "TPOT p50 ms", "p99", "E2E p50 s"].map(str::to_owned));
-    let mut rows = vec![head];
-    for part in parts {
-        let Summary { requests, ttft_ms, tpot_ms, e2e_ms, .. } = part.summary;
-        let second = if arms { number(part.gpus.map(f64::from), 0) } else { part.arm.clone() };
-        let mut row = vec![part.name.clone(), second, requests.to_string()];
-        row.push(number(Some(part.output_tokens_per_second), 0));
-        if arms {
-            row.push(number(part.output_tokens_per_second_per_gpu, 0));
-        }
-        row.extend([
-            number(ttft_ms.p50, 0),
-            number(ttft_ms.p99, 0),
-            number(tpot_ms.p50, 1),
-            number(tpot_ms.p99, 1),
-            number(e2e_ms.p50.map(|ms| ms / 1e3), 1),
-        ]);
-        rows.push(row);
-    }
-    rows
+fn next() -> String {
+    "
+S4 is a prediction. With real GPUs:
+  forebay plan --model-config DIR       how your GPUs are wired, what fits, the launch lines, an experiment.toml
+  forebay compare experiment.toml       starts the arms in turn on the same GPUs, and says which is better, and why
+or, for traffic of your own, both arms at once behind `forebay serve` (README, \"A configuration, by example\").
+"
+    .to_owned()
 }

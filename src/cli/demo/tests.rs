@@ -2,56 +2,74 @@
 
 use super::*;
 
-const SMALL: [SimArm; 2] =
-    [SimArm { name: "pair", profile: "fast", replicas: 2 }, SimArm { name: "single", profile: "fast", replicas: 1 }];
-
-/// Stands for the proxy: the backends themselves, in turn, each under its own labels.
-fn in_turn(config: Config) -> Result<Vec<Target>, String> {
-    let mut targets = Vec::new();
-    for arm in &config.pools[0].arms {
-        for backend in &arm.backends {
-            let base = backend.url.to_string();
-            targets.push(Target { arm: Some(arm.name.clone()), backend: Some(base.clone()), base });
-        }
-    }
-    Ok(targets)
+/// Stands for the proxy: each arm's own servers, under its own labels.
+#[expect(clippy::unnecessary_wraps, reason = "it stands for what may fail")]
+fn in_turn(config: Config) -> Result<Front, String> {
+    let targets = move |wanted: &str| {
+        let arms = config.pools.iter().flat_map(|pool| &pool.arms).filter(|arm| arm.name == wanted);
+        let target = |arm: &crate::config::model::Arm| {
+            let of = |url: String| Target { arm: Some(arm.name.clone()), backend: None, base: url };
+            arm.backends.iter().map(|backend| of(backend.url.to_string())).collect::<Vec<_>>()
+        };
+        arms.flat_map(target).collect()
+    };
+    Ok(Front { targets: Box::new(targets), page: None })
 }
 
-fn args(requests: u32, json: bool) -> Args {
-    Args { requests, time_scale: 5.0, seed: 1, json }
+fn args(requests: u32, output: Option<PathBuf>) -> Args {
+    Args { model: Model::Qwen7b, requests, time_scale: Some(5.0), seed: 1, json: true, output, live: false }
+}
+
+fn small() -> Vec<SimArm> {
+    let arm = |name, replicas| SimArm { name, profile: "fast".to_owned(), replicas };
+    vec![arm("S1", 1), arm("S3", 1), arm("S2", 1), arm("S4", 2)]
 }
 
 #[test]
-fn a_small_demo_shows_every_arm_and_backend() {
-    let report = perform(&args(21, true), &SMALL, 40, in_turn).unwrap();
-    assert_eq!(report.failed(), 0);
-    let json: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
-    assert_eq!((&json["simulated"], &json["model"]), (&true.into(), &"sim-fast".into()));
+fn a_small_demo_shows_every_arrangement_and_its_rows_can_be_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.jsonl");
+    let (mut text, mut json) = (String::new(), String::new());
+    let failed = perform(&args(21, Some(file.clone())), &small(), 40, in_turn, |report| {
+        (text, json) = (report.text(), report.json());
+    });
+    assert_eq!(failed, Ok(0));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let arms = json["arms"].as_array().unwrap();
-    assert_eq!((&arms[0]["name"], &arms[0]["gpus"], &arms[0]["requests"]), (&"pair".into(), &2.into(), &14.into()));
-    assert_eq!((&arms[1]["name"], &arms[1]["gpus"], &arms[1]["requests"]), (&"single".into(), &1.into(), &7.into()));
-    assert_eq!(arms[0]["input_tokens"], 1400, "prompts have exactly their length");
-    assert!(arms[0]["ttft_ms"]["p50"].as_f64().unwrap() > 0.0);
-    assert_eq!(json["backends"].as_array().unwrap().len(), 3);
-    let text = report.text();
-    for expected in ["SIMULATED", "5 x the wall clock's", "pair", "single", "tok/s/GPU", "CUDA_VISIBLE_DEVICES"] {
+    assert_eq!(arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect::<Vec<_>>(), ["S1", "S3", "S2", "S4"]);
+    assert_eq!(arms[3]["simulated"]["input_tokens"], 2100, "prompts have exactly their length");
+    assert_eq!((&json["simulated"], &arms[0]["measured"]), (&true.into(), &serde_json::Value::Null));
+    for expected in ["SIMULATED", "5 x the wall clock's", "S4 sim", "decoding at once", "forebay compare"] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
+    let rows = crate::bench::rows::read(std::io::BufReader::new(File::open(file).unwrap())).unwrap();
+    assert_eq!(rows.len(), 4);
+    assert!(
+        rows.iter().all(|run| run.end.is_some() && run.head.as_ref().unwrap().simulated && !run.samples.is_empty())
+    );
 }
 
 #[test]
-fn the_proxy_gets_one_pool_with_two_equal_arms() {
+fn the_proxy_gets_a_pool_for_each_arrangement_and_two_arms_for_the_live_traffic() {
     let mut seen = None;
-    let refused = perform(&args(1, true), &ARMS, 1, |config| {
-        seen = Some(config);
-        Err("not now".to_owned())
-    });
+    let args = Args { live: true, ..args(1, None) };
+    let refused = perform(
+        &args,
+        &fleet::arms("qwen7b"),
+        1,
+        |config| {
+            seen = Some(config);
+            Err("not now".to_owned())
+        },
+        |_| {},
+    );
     assert_eq!(refused.err().as_deref(), Some("not now"));
     let config = seen.unwrap();
-    let arms: Vec<_> =
-        config.pools[0].arms.iter().map(|arm| (arm.name.as_str(), arm.gpus, arm.backends.len())).collect();
-    assert_eq!(arms, [("tp1x2", 2, 2), ("tp2", 2, 1)]);
-    assert_eq!(config.pools[0].arms[0].share, config.pools[0].arms[1].share);
+    let arms: Vec<_> = config.pools.iter().flat_map(|pool| &pool.arms).collect();
+    let arms: Vec<_> = arms.iter().map(|arm| (arm.name.as_str(), arm.gpus, arm.backends.len())).collect();
+    assert_eq!(arms, [("S1", 1, 1), ("S3", 2, 1), ("S2", 2, 1), ("S4", 2, 2), ("tp1x2", 2, 2), ("tp2", 2, 1)]);
+    let live = &config.pools[4].arms;
+    assert_eq!((config.pools.len(), live[0].share), (5, live[1].share));
     assert_eq!((config.listen.address.port(), config.admin.address.port()), (0, 0));
 }
 
