@@ -108,7 +108,7 @@ fn start_proxy(config: Config) -> Result<Front, String> {
     let options = Options { config, source: Source::Fixed, access_log, signals: false, upgrade: false };
     let handle = server::start(options).map_err(|error| error.to_string())?;
     let base = format!("http://{}", handle.data);
-    let page = Some(format!("http://{}/", handle.admin));
+    let page = Some(format!("http://{}/dashboard", handle.admin));
     Ok(Front { targets: Box::new(move |_| vec![Target::of(base.clone())]), page })
 }
 

@@ -139,8 +139,13 @@ impl Evidence {
     /// Whether the load generator kept up: its lag is short beside the time per token. None: not known.
     #[must_use]
     pub fn client_kept_up(&self) -> Option<bool> {
-        let lag = self.lag_p99_ms? / self.figures.tpot_ms.p50?;
+        let lag = self.lag_p99_ms? / self.tpot_ms()?;
         if lag < LAG_OF_TPOT.0 { Some(true) } else { (lag > LAG_OF_TPOT.1).then_some(false) }
+    }
+
+    /// The time per token of a typical request.
+    pub(super) fn tpot_ms(&self) -> Option<f64> {
+        self.figures.tpot_ms.p50.or(self.figures.tpot_ms.mean)
     }
 
     /// A TTFT as a share of the run.

@@ -36,8 +36,8 @@ pub(super) struct Signs {
     pub(super) half_by: f64,
     /// P99 TTFT as a share of the run.
     pub(super) all_by: f64,
-    /// P99 TPOT over its median.
-    pub(super) uneven: f64,
+    /// P99 TPOT over its median, where both are known.
+    pub(super) uneven: Option<f64>,
     /// The run over a typical request's time.
     pub(super) stretched: f64,
     /// Prefill's share of the time: the least and the most.
@@ -77,12 +77,22 @@ impl Signs {
             all_by,
             stretched: {
                 let longest = evidence.output_len.map_or(answer, f64::from);
-                figures.duration_s * 1e3 / (figures.ttft_ms.p50? + figures.tpot_ms.p50? * longest)
+                figures.duration_s * 1e3 / (figures.ttft_ms.p50? + evidence.tpot_ms()? * longest)
             },
-            uneven: figures.tpot_ms.p99? / figures.tpot_ms.p50?,
+            uneven: figures.tpot_ms.p99.zip(figures.tpot_ms.p50).map(|(p99, p50)| p99 / p50),
             prefill,
             room: if all_by < LATE { (0.0, all_by * base.1) } else { (all_by * base.0, all_by * base.1) },
         })
+    }
+}
+
+impl Signs {
+    fn even(&self) -> bool {
+        self.uneven.is_some_and(|ratio| ratio < EVEN)
+    }
+
+    fn uneven(&self) -> bool {
+        self.uneven.is_some_and(|ratio| ratio > UNEVEN)
     }
 }
 
@@ -101,7 +111,7 @@ pub(super) fn judge(evidence: &Evidence) -> Found {
     } else if signs.all_by < LATE {
         left.push(StepTime);
         // Sequences that lost their blocks and came last make the run longer than its requests.
-        left.extend((signs.uneven >= EVEN && signs.stretched >= STRETCHED).then_some(KvRoom));
+        left.extend((!signs.even() && signs.stretched >= STRETCHED).then_some(KvRoom));
         left.extend((signs.prefill.1 > SMALL).then_some(Prefill));
     } else {
         if signs.room.1 > SMALL {
@@ -130,12 +140,12 @@ fn room(evidence: &Evidence, signs: &Signs) -> Vec<Cause> {
     // Short prompts are admitted as long as they fit and lose their blocks later: memory gives an early median and uneven
     // TPOT. A cap gives waves, each of even TPOT. Long prompts fill the memory at once, and look like a cap.
     let grows = answer > 3.0 * prompt;
-    if grows && signs.half_by >= MOST_LATE && signs.uneven < EVEN {
+    if grows && signs.half_by >= MOST_LATE && signs.even() {
         return vec![CapOnRunning];
     }
     let half = evidence.figures.requests as f64 / 2.0 / servers;
-    if grows && signs.half_by < MOST_LATE && signs.uneven > UNEVEN && each < 0.7 * half {
+    if grows && signs.half_by < MOST_LATE && signs.uneven() && each < 0.7 * half {
         return vec![KvRoom];
     }
-    if signs.uneven > UNEVEN { vec![KvRoom, CapOnRunning] } else { vec![CapOnRunning, KvRoom] }
+    if signs.uneven() || signs.half_by < MOST_LATE { vec![KvRoom, CapOnRunning] } else { vec![CapOnRunning, KvRoom] }
 }

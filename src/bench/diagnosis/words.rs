@@ -56,7 +56,7 @@ fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
              took {} ms.",
             decoding(evidence),
             evidence.figures.requests,
-            evidence.figures.tpot_ms.p50.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}")),
+            evidence.tpot_ms().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}")),
         ),
         Cause::Prefill => {
             let (prompt, answer) = evidence.lengths();
@@ -158,7 +158,7 @@ fn lines(evidence: &Evidence, found: &Found) -> Vec<String> {
     }
     if let Some(signs) = Signs::of(evidence) {
         lines.push(ttft_line(&signs));
-        lines.push(tpot_line(&signs));
+        lines.extend(signs.uneven.map(tpot_line));
         if evidence.servers.is_none() {
             lines.push(format!(
                 "By the lengths of prompts and answers, prefill took {} to {} of the time, and more room would have shortened at most {}.",
@@ -203,15 +203,15 @@ fn ttft_line(signs: &Signs) -> String {
     format!("TTFT: median at {} of the run, P99 at {}: {shape}.", percent(signs.half_by), percent(signs.all_by))
 }
 
-fn tpot_line(signs: &Signs) -> String {
-    let shape = if signs.uneven < EVEN {
+fn tpot_line(uneven: f64) -> String {
+    let shape = if uneven < EVEN {
         "no sequence stood still for long"
-    } else if signs.uneven > UNEVEN {
+    } else if uneven > UNEVEN {
         "some sequences stood still: they lost their KV blocks on the way, or are short answers that met a burst of prompts"
     } else {
         "some met a burst of prompts"
     };
-    format!("TPOT: P99 is {:.1} × the median: {shape}.", signs.uneven)
+    format!("TPOT: P99 is {uneven:.1} × the median: {shape}.")
 }
 
 fn server_lines(servers: &Servers, evidence: &Evidence) -> Vec<String> {
