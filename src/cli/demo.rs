@@ -242,7 +242,7 @@ fn spec(args: &Args, arm: &Running, front: &Front, output_len: u32) -> RunSpec {
                 output_len: Some(output_len),
                 seed: args.seed,
             },
-            model: arm.model.clone(),
+            model: arm.serves.clone(),
             gpus: Some(arm.gpus),
             replicas: Some(arm.backends.len() as u32),
             max_num_seqs: Some(arm.max_num_seqs),

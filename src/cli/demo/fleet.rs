@@ -44,6 +44,8 @@ pub(super) struct Running {
     pub(super) name: String,
     /// What requests for it ask for.
     pub(super) model: String,
+    /// What its GPUs serve, by the model's own name.
+    pub(super) serves: String,
     pub(super) gpus: u32,
     pub(super) max_num_seqs: u32,
     pub(super) backends: Vec<Server>,
@@ -68,7 +70,8 @@ impl Running {
             backends.push(Server { address, sim });
         }
         let max_num_seqs = profile.scheduler.max_num_seqs;
-        Ok(Running { name: name.to_owned(), model, gpus: profile.gpus * arm.replicas, max_num_seqs, backends })
+        let (serves, gpus) = (profile.model, profile.gpus * arm.replicas);
+        Ok(Running { name: name.to_owned(), model, serves, gpus, max_num_seqs, backends })
     }
 
     /// The base URLs of its servers.
