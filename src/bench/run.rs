@@ -14,7 +14,7 @@ use super::workload::{Rate, Workload};
 /// Keeps the prompts of warm-ups away from those of loads: a prefix cache would know them.
 const WARM_UP_SEED: u64 = 1 << 48;
 
-/// Requests that are sent first, all at once, and not counted.
+/// Requests that are sent first, as many at once as the load's limit allows, and not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WarmUp {
     /// How many; none: no warm-up.
@@ -88,6 +88,11 @@ impl RunSpec {
         }
     }
 
+    /// Its limit holds for the warm-up as well, as with `vllm bench serve`: a server may not stand more. Sessions are the load's.
+    fn warm_up_sending(&self) -> Sending {
+        Sending { session_header: None, ..self.sending.clone() }
+    }
+
     /// The load by the clock.
     fn paced(&self) -> Workload {
         let scale = self.time_scale;
@@ -123,9 +128,8 @@ pub async fn run(
     prompts: &Prompts,
     progress: &Arc<Progress>,
 ) -> Result<RunRows, RunError> {
-    let at_once = Sending { epoch: spec.sending.epoch, ..Sending::default() };
-    let warm =
-        client.run(&spec.targets, &spec.warm_up_load(), &prompts.warm_up.bodies, &at_once, &Arc::default()).await;
+    let (load, sending) = (spec.warm_up_load(), spec.warm_up_sending());
+    let warm = client.run(&spec.targets, &load, &prompts.warm_up.bodies, &sending, &Arc::default()).await;
     all_served(&warm.records)?;
     let begin = client.clock().now();
     let sampler = match spec.scrape.is_empty() {
@@ -179,6 +183,8 @@ pub fn write(out: &mut impl Write, run: &RunRows) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::bench::record::{Outcome, tests::record};
+    use crate::bench::rows::{Load, Offered};
+    use crate::bench::workload::tests::workload;
 
     #[test]
     fn a_run_is_written_with_its_end_last() {
@@ -191,6 +197,37 @@ mod tests {
         let mut text = Vec::new();
         write(&mut text, &run).unwrap();
         assert!(String::from_utf8_lossy(&text).ends_with("{\"end\":{\"lag_p99_us\":4}}\n"));
+    }
+
+    #[test]
+    fn a_warm_up_keeps_to_the_limit_of_the_load() {
+        let load =
+            Load { offered: Offered::Concurrency(2), num_prompts: 2000, input_len: None, output_len: None, seed: 7 };
+        let spec = RunSpec {
+            targets: vec![Target::of("http://127.0.0.1:1")],
+            tokenizer: "http://127.0.0.1:1".to_owned(),
+            workload: workload(Rate::PerSecond(5.0)),
+            dataset: Dataset::Random,
+            warm_up: WarmUp { num_prompts: 9, output_len: Some(3) },
+            sending: Sending { max_concurrency: Some(2), session_header: Some("x-session-id".to_owned()), epoch: 4 },
+            scrape: vec![],
+            head: RunHead {
+                arm: None,
+                epoch: 4,
+                block: None,
+                start: None,
+                load,
+                model: "m".to_owned(),
+                gpus: None,
+                replicas: None,
+                max_num_seqs: None,
+                simulated: false,
+            },
+            time_scale: 1.0,
+        };
+        let (load, sending) = (spec.warm_up_load(), spec.warm_up_sending());
+        assert_eq!((load.num_prompts, load.output_len, load.rate), (9, 3, Rate::Unlimited));
+        assert_eq!((sending.max_concurrency, sending.session_header, sending.epoch), (Some(2), None, 4));
     }
 
     #[test]
