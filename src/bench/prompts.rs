@@ -13,8 +13,10 @@ use super::workload::{Endpoint, Length, Workload};
 
 /// Counts under way at once: a server counts in its event loop, so more would gain nothing.
 const COUNTING: u32 = 16;
-/// A longer word in a prompt takes another round.
-const ROUNDS: usize = 8;
+/// Counts of one prompt, at most: one where each word is one token, about six where words are several.
+const ROUNDS: usize = 16;
+/// Letters of a part of a word, at most.
+const LETTERS: usize = 4;
 
 /// Where prompts come from.
 #[derive(Clone, Debug, Default)]
@@ -134,6 +136,77 @@ fn absent(error: &ClientError) -> bool {
     }
 }
 
+/// Where a prompt ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    /// Whole words, 1 or more.
+    words: i64,
+    /// Letters of the word after them.
+    letters: usize,
+}
+
+impl Cut {
+    fn of(self, workload: &Workload, id: u32) -> String {
+        let whole = workload.words(id, self.words as u32);
+        if self.letters == 0 {
+            return whole;
+        }
+        let mut longer = workload.words(id, self.words as u32 + 1);
+        longer.truncate(whole.len() + 1 + self.letters);
+        longer
+    }
+}
+
+/// Looks for the cut that gives a wanted number of tokens, whatever the tokenizer makes of a word: by whole words, on the straight
+/// line between the nearest that are too short and too long, and then by letters of the word that is one too many.
+#[derive(Debug)]
+struct Fit {
+    wanted: i64,
+    cut: Cut,
+    /// Words and their count: too short.
+    short: Option<(i64, i64)>,
+    /// The same, too long.
+    long: Option<(i64, i64)>,
+}
+
+impl Fit {
+    fn begin(wanted: i64, words: i64) -> Fit {
+        Fit { wanted, cut: Cut { words: words.max(1), letters: 0 }, short: None, long: None }
+    }
+
+    /// Takes the count of the cut, and moves it; false: there is no better one.
+    fn again(&mut self, count: i64) -> bool {
+        if count == self.wanted {
+            return false;
+        }
+        if self.cut.letters > 0 {
+            let more = count < self.wanted && self.cut.letters < LETTERS;
+            self.cut.letters = if more { self.cut.letters + 1 } else { 0 };
+            return more;
+        }
+        if count < self.wanted {
+            self.short = Some((self.cut.words, count));
+        } else {
+            self.long = Some((self.cut.words, count));
+        }
+        self.cut.words = match (self.short, self.long) {
+            (Some((words, count)), Some((more, most))) if more > words + 1 => {
+                (words + (self.wanted - count) * (more - words) / (most - count)).clamp(words + 1, more - 1)
+            }
+            (Some((words, _)), Some(_)) => {
+                self.cut.letters = 1;
+                words
+            }
+            // A word is one token at least.
+            (Some((words, count)), None) => words + self.wanted - count,
+            (None, Some((1, _))) => return false,
+            (None, Some((words, count))) => (words + self.wanted - count).max(1),
+            (None, None) => unreachable!("one was set above"),
+        };
+        true
+    }
+}
+
 impl Client {
     /// The bodies of a load. `base`: the server that counts.
     ///
@@ -192,30 +265,22 @@ impl Client {
     }
 
     /// A body whose prompt has the wanted length, and how many words that took; `words`: how many to begin with.
-    async fn counted(
-        &self,
-        base: &str,
-        workload: &Workload,
-        id: u32,
-        mut words: i64,
-    ) -> Result<(Bytes, i64), ClientError> {
+    async fn counted(&self, base: &str, workload: &Workload, id: u32, words: i64) -> Result<(Bytes, i64), ClientError> {
         let url = format!("{base}/tokenize");
-        let wanted = i64::from(workload.input_len);
-        let mut prompt = String::new();
+        let mut fit = Fit::begin(i64::from(workload.input_len), words);
         for _ in 0..ROUNDS {
-            prompt = workload.words(id, words.max(1) as u32);
+            let prompt = fit.cut.of(workload, id);
             let (key, value) = match workload.length {
                 Length::Whole => workload.endpoint.prompt(&prompt),
                 Length::Content => Endpoint::Completions.prompt(&prompt),
             };
             let counted = self.json(&url, Some(&json!({"model": workload.model, key: value}))).await?;
             let count = counted["count"].as_i64().ok_or_else(|| ClientError::NotJson(url.clone()))?;
-            if count == wanted || words <= 1 && count > wanted {
+            if !fit.again(count) {
                 break;
             }
-            words += wanted - count;
         }
-        Ok((Bytes::from(workload.body(&prompt)), words))
+        Ok((Bytes::from(workload.body(&fit.cut.of(workload, id))), fit.cut.words))
     }
 }
 
@@ -227,6 +292,40 @@ mod tests {
 
     fn parsed(body: &Bytes) -> Value {
         serde_json::from_slice(body).unwrap()
+    }
+
+    /// The cut that a tokenizer's counts lead to, its count, and how many counts that took.
+    fn fitted(wanted: i64, words: i64, id: u32, count: impl Fn(&str) -> usize) -> (Cut, i64, usize) {
+        let load = workload(Rate::Unlimited);
+        let mut fit = Fit::begin(wanted, words);
+        let counted = |cut: Cut| count(&cut.of(&load, id)) as i64;
+        let rounds = (1..=ROUNDS).find(|_| !fit.again(counted(fit.cut))).unwrap_or(ROUNDS);
+        (fit.cut, counted(fit.cut), rounds)
+    }
+
+    #[test]
+    fn a_word_that_is_one_token_is_counted_once_and_a_template_twice() {
+        let words = |text: &str| text.split(' ').count();
+        assert_eq!(fitted(100, 100, 3, words), (Cut { words: 100, letters: 0 }, 100, 1));
+        assert_eq!(fitted(100, 100, 3, |text| words(text) + 11), (Cut { words: 89, letters: 0 }, 100, 2));
+        assert_eq!(fitted(5, 5, 3, |text| words(text) + 11).0, Cut { words: 1, letters: 0 }, "no shorter one");
+    }
+
+    #[test]
+    fn a_prompt_has_the_wanted_length_where_a_word_is_several_tokens() {
+        // A token is two letters or what is left of a word, with the space before it; the first word has none.
+        let pairs = |text: &str| text.split(' ').map(|word| word.len().div_ceil(2)).sum();
+        // As small vocabularies have it: some words are one token, others are letters.
+        let mixed =
+            |text: &str| text.split(' ').map(|word| if word.len() == 5 { 1 } else { word.len() }).sum::<usize>();
+        for id in 0..200 {
+            for (wanted, begin) in [(32, 32), (32, 8), (1024, 1024), (1024, 300), (7, 500)] {
+                let (_, count, rounds) = fitted(wanted, begin, id, pairs);
+                assert!(count == wanted && rounds < ROUNDS, "{wanted} from {begin}: {count} after {rounds}");
+                let (_, count, rounds) = fitted(wanted, begin, id, mixed);
+                assert!(count == wanted && rounds < ROUNDS, "{wanted} from {begin}: {count} after {rounds}");
+            }
+        }
     }
 
     #[test]
