@@ -115,6 +115,11 @@ run_experiment() { # PORT PORT
     echo "$result" | tee "$tmp/experiment.out"
 }
 
+# The two tools before the same servers, which it starts itself.
+run_agreement() {
+    "$venv/bin/python" "$here/agreement.py" "$real" "$venv" "$forebay" | tee "$tmp/agreement.out" || failed=1
+}
+
 failed=0
 run_checks() { # SCRIPT PART
     if ! "$venv/bin/python" "$here/$1" "$2" | tee "$tmp/$2.out"; then
@@ -198,9 +203,12 @@ ejection = { base = "2s", max = "4s" }'
     run_checks routing.py embeddings
     stop_engines
 
+    echo "== forebay bench beside vllm bench serve"
+    run_agreement
+
     echo "== two vLLM servers that an experiment starts itself"
     run_experiment "$m" "$n"
 fi
 
-tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,streams,experiment,embeddings}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
+tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,streams,embeddings,agreement,experiment}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
 exit "$failed"
