@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "compare/html.rs"]
+mod html;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +13,9 @@ use forebay::bench::compare::figure::Figure;
 use forebay::bench::compare::model::{Comparison, Crossing, Scope, Verdict};
 use forebay::bench::compare::{CompareError, Options, compare};
 use forebay::bench::record::{Outcome, Record};
-use forebay::bench::rows::{Load, Offered, RunEnd, RunHead, RunRows, write_end, write_head, write_record};
+use forebay::bench::rows::{
+    Load, Offered, RunEnd, RunHead, RunRows, Sample, write_end, write_head, write_record, write_sample,
+};
 
 /// A run to be made up.
 #[derive(Clone, Copy)]
@@ -108,6 +113,9 @@ fn written(runs: &[RunRows], file: &Path) {
         }
         for record in &run.records {
             write_record(&mut out, record).unwrap();
+        }
+        for sample in &run.samples {
+            write_sample(&mut out, sample).unwrap();
         }
         if let Some(end) = run.end {
             write_end(&mut out, end).unwrap();

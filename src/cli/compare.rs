@@ -1,13 +1,14 @@
 //! `forebay compare`: which arm is better, from the rows of their runs; an experiment is run first.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::experiment;
+use crate::bench::compare::html::{Made, html};
 use crate::bench::compare::markdown::markdown;
 use crate::bench::compare::model::Comparison;
 use crate::bench::compare::text::text;
@@ -33,7 +34,7 @@ use crate::bench::slo::Slo;
         over, the same command goes on; 130 interrupted, likewise.\n\n\
         Examples:\n  \
         forebay compare tp2.jsonl tp1x2.jsonl --slo ttft=500ms,tpot=50ms --price tp2=4.2 --price tp1x2=4.2\n  \
-        forebay compare config/experiments/sim-two-gpus.toml"
+        forebay compare config/experiments/sim-two-gpus.toml --html report.html"
 )]
 pub struct Args {
     /// Row files of `forebay bench`, or one experiment (TOML)
@@ -66,9 +67,15 @@ pub struct Args {
     /// Write the report as Markdown, too
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Write the report as one HTML file with plots, too: it fetches nothing and runs nothing
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// How an experiment is run.
     #[command(flatten, next_help_heading = "Of an experiment")]
     experiment: experiment::Args,
+    /// What the HTML says of where it comes from.
+    #[arg(skip)]
+    made: Made,
 }
 
 /// Why there is no report.
@@ -82,14 +89,12 @@ enum Failed {
 /// Runs the command.
 #[must_use]
 pub fn run(mut args: Args) -> ExitCode {
+    args.made.command = command_line();
     if let Err(code) = measure_first(&mut args) {
         return code;
     }
     match perform(&args) {
-        Ok(report) => {
-            print!("{report}");
-            ExitCode::SUCCESS
-        }
+        Ok(report) => printed(&report),
         Err(Failed::System(message)) => {
             eprintln!("forebay compare: {message}");
             ExitCode::FAILURE
@@ -98,6 +103,17 @@ pub fn run(mut args: Args) -> ExitCode {
             eprintln!("forebay compare: {message}");
             ExitCode::from(2)
         }
+    }
+}
+
+fn printed(report: &str) -> ExitCode {
+    match std::io::stdout().write_all(report.as_bytes()) {
+        // a reader that has left needs no answer
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("forebay compare: cannot write the report: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -113,6 +129,8 @@ fn measure_first(args: &mut Args) -> Result<(), ExitCode> {
         [file] if is_experiment(file) => {
             let measured = experiment::measure(file, &args.experiment)?;
             args.files = vec![measured.rows];
+            args.made.experiment = Some(measured.text);
+            args.made.machine = measured.machine;
             args.slo = args.slo.or(measured.experiment.slo);
             for arm in measured.experiment.arms {
                 if let Some(price) = arm.price.filter(|_| args.price.iter().all(|(name, _)| *name != arm.name)) {
@@ -149,9 +167,17 @@ fn perform(args: &Args) -> Result<String, Failed> {
 
 /// Writes what was asked for into files, and gives what is to be printed.
 fn report(comparison: &Comparison, args: &Args) -> Result<String, Failed> {
+    let write = |file: &Path, text: String| {
+        let failed = |error| Failed::System(format!("cannot write {}: {error}", file.display()));
+        std::fs::write(file, text).map_err(failed)
+    };
     if let Some(file) = &args.markdown {
-        std::fs::write(file, markdown(comparison))
-            .map_err(|error| Failed::System(format!("cannot write {}: {error}", file.display())))?;
+        write(file, markdown(comparison))?;
+    }
+    if let Some(file) = &args.html {
+        let text = html(comparison, &args.made)
+            .map_err(|error| Failed::System(format!("cannot draw the plots of {}: {error}", file.display())))?;
+        write(file, text)?;
     }
     if !args.json {
         return Ok(text(comparison));
@@ -159,6 +185,14 @@ fn report(comparison: &Comparison, args: &Args) -> Result<String, Failed> {
     let json = serde_json::to_string_pretty(comparison)
         .map_err(|error| Failed::System(format!("cannot write the report as JSON: {error}")))?;
     Ok(json + "\n")
+}
+
+/// The command as it may be given again.
+fn command_line() -> String {
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let words: Vec<String> = ["forebay".to_owned()].into_iter().chain(args).collect();
+    // only a word with a nul byte cannot be quoted, and no argument has one
+    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default()
 }
 
 /// The runs of a file, each with its arm.

@@ -42,8 +42,12 @@ impl Args {
 pub struct Measured {
     /// Its description.
     pub experiment: experiment::spec::Experiment,
+    /// The text of its file.
+    pub text: String,
     /// Its rows.
     pub rows: PathBuf,
+    /// What was recorded of the machine.
+    pub machine: Option<String>,
 }
 
 /// Runs what is left of the experiment in `file`.
@@ -90,7 +94,12 @@ pub fn measure(file: &Path, args: &Args) -> Result<Measured, ExitCode> {
             eprintln!("forebay compare: {done} of {all} turns are taken; the same command goes on from here");
             Err(ExitCode::from(OUT_OF_TIME))
         }
-        Some(Ok(Outcome::Complete)) => Ok(Measured { rows: experiment::rows_in(&experiment.out), experiment }),
+        Some(Ok(Outcome::Complete)) => Ok(Measured {
+            text,
+            rows: experiment::rows_in(&experiment.out),
+            machine: std::fs::read_to_string(experiment::machine_in(&experiment.out)).ok(),
+            experiment,
+        }),
     }
 }
 

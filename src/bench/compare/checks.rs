@@ -11,6 +11,8 @@ use crate::stats::estimate::welch;
 
 /// A chance below this fails a check: rare enough to look at no split in vain.
 const ALPHA: f64 = 0.001;
+/// A load generator that is later than this at P99 shows in the figures.
+pub(super) const LATE_MS: f64 = 1.0;
 /// Means this close are alike, however sure the difference.
 const ALIKE: f64 = 1.02;
 
@@ -123,14 +125,15 @@ pub(super) fn same_load(at: &str, group: &Group, warnings: &mut Vec<Warning>) {
     }
 }
 
+/// How late the load generator was at P99, in the worst run.
+pub(super) fn lag_p99_ms(runs: &[RunRows]) -> Option<f64> {
+    runs.iter().filter_map(|run| run.end).map(|end| end.lag_p99_us).max().map(|late| late as f64 / 1e3)
+}
+
 /// The warnings of the whole report.
-pub(super) fn of_runs(runs: &[RunRows], scope: Scope, warnings: &mut Vec<Warning>) {
-    let late = runs.iter().filter_map(|run| run.end).map(|end| end.lag_p99_us).max().unwrap_or(0);
-    if late > 1000 {
-        let text = format!(
-            "the load generator was late by {:.1} ms at P99: its own delay is in the figures",
-            late as f64 / 1e3
-        );
+pub(super) fn of_runs(runs: &[RunRows], lag_p99_ms: Option<f64>, scope: Scope, warnings: &mut Vec<Warning>) {
+    if let Some(late) = lag_p99_ms.filter(|late| *late > LATE_MS) {
+        let text = format!("the load generator was late by {late:.1} ms at P99: its own delay is in the figures");
         warnings.push(Warning { gravity: Gravity::FailedCheck, check: "lag", text });
     }
     let heading = match scope {

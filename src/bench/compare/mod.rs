@@ -4,6 +4,7 @@
 mod checks;
 pub mod crossover;
 pub mod figure;
+pub mod html;
 pub mod judge;
 pub mod markdown;
 mod measure;
@@ -130,11 +131,12 @@ pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, Compar
     for (place, raw) in places.into_iter().zip(raws) {
         points[place].pairs.push(raw.pair);
     }
-    checks::of_runs(runs, scope, &mut warnings);
+    let lag_p99_ms = checks::lag_p99_ms(runs);
+    checks::of_runs(runs, lag_p99_ms, scope, &mut warnings);
     unknown_gpus(&arms, &points, &mut warnings);
     warnings.sort_by_key(|warning| warning.gravity);
     let baseline = arms[0].name.clone();
-    Ok(Comparison { warnings, scope, baseline, arms, slo: options.slo, points, crossovers })
+    Ok(Comparison { warnings, scope, baseline, arms, slo: options.slo, lag_p99_ms, points, crossovers })
 }
 
 fn arm(name: &str, groups: &[Group], options: &Options) -> Arm {

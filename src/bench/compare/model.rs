@@ -27,6 +27,8 @@ pub struct Comparison {
     pub arms: Vec<Arm>,
     /// The limits of goodput, if any were given.
     pub slo: Option<Slo>,
+    /// How late the load generator's own timers were at the 99th percentile, in the worst run; none if no run tells.
+    pub lag_p99_ms: Option<f64>,
     /// One for each load, lightest first; unlimited is the heaviest.
     pub points: Vec<Point>,
     /// Where the better arm changes over the loads: a line for each figure and arm with points on both sides.

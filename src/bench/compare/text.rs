@@ -20,7 +20,7 @@ pub fn text(comparison: &Comparison) -> String {
         out.push_str(&format!("{}: {}\n", label(warning.gravity), warning.text));
     }
     for point in &comparison.points {
-        out.push_str(&format!("\n{}\n\n", sentence_case(&words::heading(point))));
+        out.push_str(&format!("\n{}\n\n", words::sentence_case(&words::heading(point))));
         out.push_str(&aligned(&figures(point)));
         for line in diagnoses(point) {
             out.push_str(&format!("\n{line}\n"));
@@ -49,28 +49,10 @@ fn label(gravity: Gravity) -> &'static str {
     }
 }
 
-fn sentence_case(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
-}
-
 /// The benchmark's fourteen rows of all requests of each arm, and then what it lacks, over epochs.
 pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
-    let mut head = vec![String::new()];
-    head.extend(point.cells.iter().map(|cell| match cell.epochs.len() {
-        1 => format!("{} (1 epoch)", cell.arm),
-        epochs => format!("{} ({epochs} epochs)", cell.arm),
-    }));
-    let mut rows = vec![head];
-    let columns: Vec<_> = point.cells.iter().map(|cell| seed_rows(&cell.pooled)).collect();
-    for row in 0..columns.first().map_or(0, |rows| rows.len()) {
-        let mut cells = vec![columns[0][row].0.to_owned()];
-        for (column, cell) in columns.iter().zip(&point.cells) {
-            let few = column[row].0.starts_with("P99") && cell.pooled.requests < 500;
-            cells.push(format!("{}{}", column[row].1, if few { "*" } else { "" }));
-        }
-        rows.push(cells);
-    }
+    let mut rows = vec![heads(point)];
+    rows.extend(of_all_requests(point));
     for figure in Figure::ALL.into_iter().filter(|figure| beyond_seed(*figure)) {
         let values: Vec<Option<String>> = point.cells.iter().map(|cell| measured(cell, figure)).collect();
         if values.iter().any(Option::is_some) {
@@ -82,13 +64,37 @@ pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
     rows
 }
 
+/// What heads each arm's column.
+pub(super) fn heads(point: &Point) -> Vec<String> {
+    let head = |cell: &Cell| match cell.epochs.len() {
+        1 => format!("{} (1 epoch)", cell.arm),
+        epochs => format!("{} ({epochs} epochs)", cell.arm),
+    };
+    [String::new()].into_iter().chain(point.cells.iter().map(head)).collect()
+}
+
+/// The benchmark's fourteen rows.
+pub(super) fn of_all_requests(point: &Point) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    let columns: Vec<_> = point.cells.iter().map(|cell| seed_rows(&cell.pooled)).collect();
+    for row in 0..columns.first().map_or(0, |rows| rows.len()) {
+        let mut cells = vec![columns[0][row].0.to_owned()];
+        for (column, cell) in columns.iter().zip(&point.cells) {
+            let few = column[row].0.starts_with("P99") && cell.pooled.requests < 500;
+            cells.push(format!("{}{}", column[row].1, if few { "*" } else { "" }));
+        }
+        rows.push(cells);
+    }
+    rows
+}
+
 /// Whether the benchmark's table has no row for it.
 fn beyond_seed(figure: Figure) -> bool {
     use Figure::{OutputTokensPerSecond, RequestsPerSecond, TpotMedian, TpotP99, TtftMedian, TtftP99};
     !matches!(figure, OutputTokensPerSecond | RequestsPerSecond | TtftMedian | TtftP99 | TpotMedian | TpotP99)
 }
 
-fn measured(cell: &Cell, figure: Figure) -> Option<String> {
+pub(super) fn measured(cell: &Cell, figure: Figure) -> Option<String> {
     let found = cell.figures.iter().find(|measured| measured.figure == figure)?;
     let few = if found.few_requests { "*" } else { "" };
     Some(format!("{}{few}", words::value(figure, found.value)))

@@ -30,6 +30,13 @@ pub fn heading(point: &Point) -> String {
     format!("{}{lengths}{kind}", load(point.offered))
 }
 
+/// The same as the begin of a sentence, or a heading.
+#[must_use]
+pub fn sentence_case(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
 /// Which arm was run at which loads.
 pub(super) fn loads_by_arm(points: &[Point]) -> String {
     let mut by_arm: BTreeMap<&str, Vec<String>> = BTreeMap::new();

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::process::{self, Launch, Process};
@@ -12,9 +12,15 @@ use crate::clock::Clock;
 const LIMIT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Where an experiment keeps what is known of the machine.
+#[must_use]
+pub fn machine_in(out: &Path) -> PathBuf {
+    out.join("machine.txt")
+}
+
 /// Runs the commands one after the other, and writes what they say.
 pub(super) async fn record(commands: &[Vec<String>], out: &Path) -> io::Result<()> {
-    let path = out.join("machine.txt");
+    let path = machine_in(out);
     let mut text = format!("forebay {}\n", env!("CARGO_PKG_VERSION"));
     for (name, key) in [("/proc/cpuinfo", "model name"), ("/proc/meminfo", "MemTotal"), ("/proc/version", "Linux")] {
         let line = fs::read_to_string(name).unwrap_or_default();

@@ -19,5 +19,6 @@ mod words;
 
 pub use file::read;
 pub use journal::rows_in;
+pub use machine::machine_in;
 pub use outline::outline;
 pub use runner::{ExperimentError, Options, Outcome, Say, run};
