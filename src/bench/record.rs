@@ -41,8 +41,12 @@ pub struct Record {
     pub first_event_us: Option<u64>,
     /// From sending to the first event with text, in microseconds.
     pub first_token_us: Option<u64>,
-    /// Between each event with a choice and the one before it, in microseconds.
+    /// Between each event with a choice and the one before it, in microseconds. They are most of a row, and may be left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps_us: Vec<u64>,
+    /// From sending to the last event with a choice, in microseconds, where the gaps were left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_event_us: Option<u64>,
     /// From sending to the end of the answer or the failure, in microseconds.
     pub end_us: u64,
     /// Tokens of the prompt, as the server counted.
@@ -72,6 +76,7 @@ impl Record {
             first_event_us: None,
             first_token_us: None,
             gaps_us: Vec::new(),
+            last_event_us: None,
             end_us: 0,
             prompt_tokens: 0,
             output_tokens: 0,
@@ -96,7 +101,8 @@ impl Record {
     /// E2E: to the last event with a choice, as `vllm bench serve` has it.
     #[must_use]
     pub fn e2e(&self) -> Option<Duration> {
-        self.ttft().map(|ttft| ttft + Duration::from_micros(self.gaps_us.iter().sum()))
+        let last = self.last_event_us.or_else(|| Some(self.first_event_us? + self.gaps_us.iter().sum::<u64>()));
+        last.map(Duration::from_micros)
     }
 
     /// TPOT: (E2E − TTFT) / (output tokens − 1); none for an answer of one token.
@@ -115,6 +121,7 @@ impl Record {
             first_event_us: self.first_event_us.map(scale),
             first_token_us: self.first_token_us.map(scale),
             gaps_us: self.gaps_us.iter().map(|gap| scale(*gap)).collect(),
+            last_event_us: self.last_event_us.map(scale),
             end_us: scale(self.end_us),
             ..self.clone()
         }
@@ -136,6 +143,7 @@ pub(crate) mod tests {
             first_event_us: Some(200_000),
             first_token_us: Some(200_000),
             gaps_us: vec![0, 30_000, 50_000, 20_000],
+            last_event_us: None,
             end_us: 301_000,
             prompt_tokens: 100,
             output_tokens: 6,
@@ -153,6 +161,17 @@ pub(crate) mod tests {
         assert_eq!(record.tpot(), Some(Duration::from_millis(20)), "by tokens, not by events");
         assert_eq!(Record { output_tokens: 1, ..record.clone() }.tpot(), None);
         assert_eq!(record.scaled(2.0).tpot(), Some(Duration::from_millis(40)));
+    }
+
+    #[test]
+    fn a_row_without_gaps_has_the_same_latency() {
+        let whole = record(0);
+        let short = Record { gaps_us: vec![], last_event_us: Some(300_000), ..whole.clone() };
+        assert_eq!((short.e2e(), short.tpot()), (whole.e2e(), whole.tpot()));
+        assert_eq!(short.scaled(2.0).e2e(), whole.scaled(2.0).e2e());
+        let line = serde_json::to_string(&short).unwrap();
+        assert!(!line.contains("gaps_us"), "{line}");
+        assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), short);
     }
 
     #[test]

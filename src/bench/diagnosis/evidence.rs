@@ -167,7 +167,8 @@ impl Seen {
         let last = records.iter().map(|record| record.sent_us).max()?;
         let run_us = figures.duration_s * 1e6;
         let open_us: f64 = records.iter().map(|record| record.end_us as f64).sum();
-        let decoding_us: f64 = records.iter().map(|record| record.gaps_us.iter().sum::<u64>() as f64).sum();
+        let decoding = |record: &&Record| Some(record.e2e()? - record.ttft()?);
+        let decoding_us: f64 = records.iter().filter_map(decoding).map(|span| span.as_secs_f64() * 1e6).sum();
         Some(Seen {
             arrivals_s: (last - first) as f64 / 1e6,
             open: open_us / run_us.max(1.0),
