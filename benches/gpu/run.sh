@@ -8,9 +8,10 @@
 # EXPERIMENT  a name in config/experiments, without .toml, or a file.
 #
 # Environment: FOREBAY (default target/release/forebay), PYTHON (python3), BASE (/tmp/forebay-gpu: what is unpacked, compiled and
-# measured; later calls on the machine find it), OUT (what comes back: rows.jsonl.xz, logs.tar.gz, machine.txt, course.txt,
-# took.jsonl, and the report of what there is so far), RESUME (an earlier call's OUT, to go on from on a fresh machine). Give --stop-after less than the call's own limit:
-# unpacking takes about 30 s of it, once, and packing up about 10 s; the time that unpacking took is taken off here.
+# measured; later calls on the machine find it), OUT (what comes back: rows.jsonl.xz.NN, pieces of one file of at most 15 MB
+# each; logs.tar.gz, with the machine's description; course.txt; and the report of what there is so far), RESUME (an earlier call's
+# OUT, to go on from on a fresh machine). Give --stop-after less than the call's own limit: unpacking takes about 10 s of it,
+# once, and packing up about 10 s; the time that unpacking took is taken off here.
 # Exit code: that of `forebay compare` (75: the time is over, call again).
 set -uo pipefail
 begin=$SECONDS
@@ -67,23 +68,23 @@ unpack() {
 
 pack() {
   [[ -e $results/rows.jsonl ]] || : >"$results/rows.jsonl"
+  rm -f "$out"/rows.jsonl.xz.*
   if command -v xz >/dev/null; then
-    xz -T0 -2 -c "$results/rows.jsonl" >"$out/rows.jsonl.xz"
+    xz -T0 -3 -c "$results/rows.jsonl"
   else
     "$PYTHON" -c 'import lzma, shutil, sys
-with open(sys.argv[1], "rb") as a, lzma.open(sys.argv[2], "wb", preset=2) as b: shutil.copyfileobj(a, b)' \
-      "$results/rows.jsonl" "$out/rows.jsonl.xz"
-  fi
-  cp "$results"/machine.txt "$results"/took.jsonl "$out/" 2>/dev/null
-  tar -czf "$out/logs.tar.gz" -C "$results" logs 2>/dev/null
+with open(sys.argv[1], "rb") as a, lzma.open(sys.stdout.buffer, "wb", preset=3) as b: shutil.copyfileobj(a, b)' \
+      "$results/rows.jsonl"
+  fi | split -b 15m -d -a 2 - "$out/rows.jsonl.xz."
+  (cd "$results" && tar -czf "$out/logs.tar.gz" --ignore-failed-read logs machine.txt took.jsonl 2>/dev/null)
 }
 
 restore() {
   [[ -n ${RESUME:-} && ! -e $results/rows.jsonl ]] || return 0
-  "$PYTHON" -c 'import lzma, shutil, sys
-with lzma.open(sys.argv[1]) as a, open(sys.argv[2], "wb") as b: shutil.copyfileobj(a, b)' \
-    "$RESUME/rows.jsonl.xz" "$results/rows.jsonl" || return 1
-  cp "$RESUME"/machine.txt "$RESUME"/took.jsonl "$results/" 2>/dev/null
+  cat "$RESUME"/rows.jsonl.xz.* | "$PYTHON" -c 'import lzma, shutil, sys
+with lzma.open(sys.stdin.buffer) as a, open(sys.argv[1], "wb") as b: shutil.copyfileobj(a, b)' \
+    "$results/rows.jsonl" || return 1
+  tar -xzf "$RESUME/logs.tar.gz" -C "$results" || return 1
   say "goes on from $RESUME"
 }
 
