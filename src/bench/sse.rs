@@ -1,9 +1,8 @@
 //! Reads a stream of an OpenAI API as far as a benchmark needs it: is this event a choice, a count of tokens, an error or the
 //! end? Pure; any split of the bytes gives the same events. 30,000 events a second on one core is its budget.
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// Token counts, as the server gives them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -38,23 +37,34 @@ struct Chunk<'a> {
     choices: Vec<Choice<'a>>,
     usage: Option<Usage>,
     #[serde(borrow)]
-    error: Option<&'a serde_json::value::RawValue>,
+    error: Option<&'a RawValue>,
 }
 
+// Texts stay as they are written: whether there is one is all that is asked.
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow)]
     delta: Option<Delta<'a>>,
     #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
+    text: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Delta<'a> {
     #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
-    #[serde(borrow, alias = "reasoning_content")]
-    reasoning: Option<Cow<'a, str>>,
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    // Its older name; some releases write both.
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+}
+
+impl Choice<'_> {
+    fn has_text(&self) -> bool {
+        let delta = self.delta.iter().flat_map(|delta| [delta.content, delta.reasoning, delta.reasoning_content]);
+        delta.chain([self.text]).flatten().any(|text| text.get() != "\"\"")
+    }
 }
 
 /// A stream that is being read.
@@ -72,10 +82,11 @@ impl Reader {
             self.rest.extend_from_slice(&bytes[used..]);
             return;
         }
-        self.rest.extend_from_slice(bytes);
-        let buffer = std::mem::take(&mut self.rest);
+        let mut buffer = std::mem::take(&mut self.rest);
+        buffer.extend_from_slice(bytes);
         let used = self.read(&buffer, &mut each);
-        self.rest.extend_from_slice(&buffer[used..]);
+        buffer.drain(..used);
+        self.rest = buffer;
     }
 
     /// The last token counts seen, in whichever event.
@@ -114,12 +125,7 @@ impl Reader {
         }
         self.last_usage = chunk.usage.or(self.last_usage);
         if !chunk.choices.is_empty() {
-            let full = |text: &Option<Cow<'_, str>>| text.as_ref().is_some_and(|text| !text.is_empty());
-            let text = chunk.choices.iter().any(|choice| {
-                full(&choice.text)
-                    || choice.delta.as_ref().is_some_and(|delta| full(&delta.content) || full(&delta.reasoning))
-            });
-            return Some(Event::Choice { text });
+            return Some(Event::Choice { text: chunk.choices.iter().any(Choice::has_text) });
         }
         chunk.usage.map(Event::Usage)
     }
@@ -150,6 +156,58 @@ mod tests {
             }
             assert_eq!(events, expected, "pieces of {size}");
             assert_eq!(reader.usage(), Some(usage));
+        }
+    }
+
+    fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Event> {
+        let (mut reader, mut events) = (Reader::default(), Vec::new());
+        for piece in pieces {
+            reader.push(piece, |event| events.push(event));
+        }
+        events
+    }
+
+    /// What vLLM really wrote, with the head and the chunk sizes around it, which are no events.
+    const RECORDED: [&[u8]; 4] = [
+        include_bytes!("../../tests/fixtures/vllm-0.32.0/http/chat-stream-usage.response"),
+        include_bytes!("../../tests/fixtures/vllm-0.32.0/http/chat-stream-n2.response"),
+        include_bytes!("../../tests/fixtures/vllm-0.32.0/http/completion-stream-usage-continuous.response"),
+        include_bytes!("../../tests/fixtures/vllm-0.32.0/http/engine-killed-stream-running.response"),
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn a_recorded_stream_cut_anywhere_gives_the_same_events(
+            which in 0..RECORDED.len(),
+            cuts in proptest::collection::vec(proptest::prelude::any::<proptest::sample::Index>(), 0..20),
+        ) {
+            let stream = RECORDED[which];
+            let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
+            at.extend([0, stream.len()]);
+            at.sort_unstable();
+            let whole = events([stream]);
+            proptest::prop_assert!(whole.len() > 2);
+            proptest::prop_assert_eq!(events(at.windows(2).map(|ends| &stream[ends[0]..ends[1]])), whole);
+        }
+    }
+
+    #[test]
+    fn any_text_of_a_choice_is_text() {
+        let event = |choice: &str| events([format!("data: {{\"choices\":[{choice}]}}\n").as_bytes()]);
+        for choice in [
+            r#"{"text":"a"}"#,
+            r#"{"delta":{"content":"\n"}}"#,
+            r#"{"delta":{"content":null,"reasoning":"a"}}"#,
+            r#"{"delta":{"reasoning_content":"a"}}"#,
+            r#"{"delta":{"reasoning":"a","reasoning_content":"a"}}"#,
+            r#"{"delta":{}},{"delta":{"content":"of the second"}}"#,
+        ] {
+            assert_eq!(event(choice), [Event::Choice { text: true }], "{choice}");
+        }
+        for choice in
+            [r#"{"text":""}"#, r#"{"delta":{"content":null}}"#, r#"{"delta":{"role":"assistant","content":""}}"#, "{}"]
+        {
+            assert_eq!(event(choice), [Event::Choice { text: false }], "{choice}");
         }
     }
 
