@@ -1,5 +1,5 @@
 //! Sends a load and times it. One task for each request; the only thing between the socket and the clock is the parser of
-//! events. Says how late its own timers were, because a generator that lags measures itself.
+//! events. Says how late it noted what had come, because a generator that lags measures itself.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -91,7 +91,7 @@ pub struct Progress {
 pub struct Run {
     /// One for each request, by number.
     pub records: Vec<Record>,
-    /// How late the generator's own timers were, at the 99th percentile.
+    /// How late the generator noted what had come, at the 99th percentile.
     pub lag_p99: Duration,
 }
 

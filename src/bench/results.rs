@@ -186,7 +186,8 @@ fn notes(run: &RunRows) -> String {
         let late = end.lag_p99_us as f64 / 1e3;
         let _ = writeln!(
             out,
-            "WARNING: this generator itself was up to {late:.1} ms late (P99): latencies are too long by that"
+            "WARNING: this generator noted answers up to {late:.1} ms late (P99): latencies are too long by that. Give it a core \
+             of its own, or send less from one process"
         );
     }
     out

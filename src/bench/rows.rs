@@ -102,7 +102,7 @@ pub struct Sample {
 /// A run's last line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct RunEnd {
-    /// How late the load generator's own timers were, at the 99th percentile, in microseconds.
+    /// How late the load generator noted what had come, at the 99th percentile, in microseconds.
     pub lag_p99_us: u64,
 }
 

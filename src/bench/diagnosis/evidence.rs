@@ -31,7 +31,7 @@ pub struct Evidence {
     pub kv_tokens: Option<f64>,
     /// Tokens of an answer at most, where the load fixed them.
     pub output_len: Option<u32>,
-    /// How late the load generator's timers were at the 99th percentile, in milliseconds.
+    /// How late the load generator noted what had come, at the 99th percentile, in milliseconds.
     pub lag_p99_ms: Option<f64>,
     /// What requests tell one by one; none of a table.
     pub seen: Option<Seen>,

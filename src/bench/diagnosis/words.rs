@@ -182,7 +182,7 @@ fn lines(evidence: &Evidence, found: &Found) -> Vec<String> {
         ));
     }
     if let Some(lag) = evidence.lag_p99_ms {
-        lines.push(format!("The load generator's timers were {lag:.1} ms late at the 99th percentile."));
+        lines.push(format!("The load generator noted answers {lag:.1} ms late at the 99th percentile."));
     }
     if !found.share.is_empty() {
         let shares: Vec<String> =
