@@ -132,8 +132,31 @@ impl Process {
 
     fn is_gone(&mut self) -> bool {
         let reaped = self.ended().is_some();
-        reaped && killpg(self.group, None).is_err()
+        reaped && !lives(self.group)
     }
+}
+
+/// Whether anything of a group still runs. What has ended and waits to be taken note of by its parent does not: it holds no
+/// memory, and an orphan's new parent, the first process of a container, may take its time or never do it.
+fn lives(group: Pid) -> bool {
+    if killpg(group, None).is_err() {
+        return false;
+    }
+    let Ok(processes) = fs::read_dir("/proc") else { return true };
+    let mut seen = false;
+    for stat in processes.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok()) {
+        // after the name in brackets, which may hold anything: state, parent, group
+        let mut fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+        let (state, of) = (fields.next(), fields.nth(1).and_then(|of| of.parse().ok()));
+        if of == Some(group.as_raw()) {
+            seen = true;
+            if !matches!(state, Some("Z" | "X")) {
+                return true;
+            }
+        }
+    }
+    // A system that shows no process at all says nothing.
+    !seen
 }
 
 /// Ends all of them at the same time: SIGTERM, and SIGKILL to those that are still there after their grace.
@@ -215,7 +238,7 @@ pub(super) fn end_left_overs(notes: &Path) -> usize {
             ended += 1;
             let clock = Clock::system();
             let begin = clock.now();
-            while killpg(Pid::from_raw(id), None).is_ok() && clock.now().since(begin) < Duration::from_secs(5) {
+            while lives(Pid::from_raw(id)) && clock.now().since(begin) < Duration::from_secs(5) {
                 std::thread::sleep(LOOK);
             }
         }
@@ -254,8 +277,19 @@ mod tests {
         until("both are up", || gentle.said().matches("up\n").count() == 2);
         let mut both = vec![gentle, stubborn];
         stop(&mut both);
-        assert!(both.is_empty() && groups.iter().all(|group| killpg(*group, None).is_err()));
+        assert!(both.is_empty() && !groups.into_iter().any(lives));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the log alone is left");
+    }
+
+    #[test]
+    fn what_has_ended_and_was_not_taken_note_of_does_not_live() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let process = launch(dir.path(), "sleep 600", Duration::ZERO);
+        assert!(lives(process.group));
+        process.signal(Signal::SIGKILL);
+        until("it ends", || !lives(process.group));
+        // Nobody has waited for it yet, so its number is still taken.
+        assert!(killpg(process.group, None).is_ok());
     }
 
     #[test]
