@@ -7,7 +7,7 @@
 mod html;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use forebay::bench::compare::figure::Figure;
 use forebay::bench::compare::model::{Comparison, Crossing, Scope, Verdict};
@@ -206,6 +206,19 @@ fn wrong_usage_is_2_and_a_file_that_cannot_be_read_is_1() {
         let (found, out, error) = command(dir.path(), args);
         assert!(found == code && error.contains(said) && out.is_empty(), "{args:?}: {found} {error}");
     }
+}
+
+#[test]
+fn a_reader_that_has_left_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    written(&in_turn(1, Offered::Unlimited, faster), &dir.path().join("rows.jsonl"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    let piped =
+        command.args(["compare", "rows.jsonl"]).current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut run = piped.spawn().unwrap();
+    drop(run.stdout.take());
+    let done = run.wait_with_output().unwrap();
+    assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
 }
 
 #[test]

@@ -202,6 +202,22 @@ fn failed_checks_and_rows_that_tell_little_are_said() {
     for record in runs.iter_mut().flat_map(|run| &mut run.records) {
         record.outcome = Outcome::Truncated;
     }
-    let source = page(&runs, &[]);
+    let source = page(&runs, &["--slo", "ttft=1s"]);
     assert_contained(&Document::parse(&parsed(&source)).unwrap(), &source);
+}
+
+#[test]
+fn odd_figures_are_drawn_or_left_out() {
+    for offered in [Offered::Unlimited, Offered::Concurrency(4), Offered::Rate(0.001)] {
+        for (requests, ttft, tpot) in [(1, 200.0, 25.0), (3, 0.0, 0.0), (2, 1e-3, 1e-3), (2, 1e9, 1e9)] {
+            let mut runs = in_turn(3, offered, |made| made);
+            for (seed, run) in (0..).zip(&mut runs) {
+                let head = run.head.clone().unwrap();
+                *run = RunRows { head: Some(head), ..made(&Made { offered, requests, ttft, tpot, ..TP2 }, seed / 2) };
+            }
+            let source = page(&runs, &["--slo", "ttft=1ms"]);
+            assert_contained(&Document::parse(&parsed(&source)).unwrap(), &source);
+            assert!(!source.contains("NaN"), "{offered:?} {requests} {ttft} {tpot}");
+        }
+    }
 }

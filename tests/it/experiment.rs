@@ -103,8 +103,11 @@ fn arms_take_turns_and_servers_are_started_again_between() {
     assert!(experiment.is_quiet());
     let machine = std::fs::read_to_string(experiment.out().join("machine.txt")).unwrap();
     assert!(machine.contains("a machine"), "{machine}");
-    let again = experiment.call(&[]);
+    let report = experiment.dir.path().join("report.html");
+    let again = experiment.call(&["--html", report.to_str().unwrap()]);
     assert!(again.status.success() && experiment.rows().len() == 4, "nothing is left to do: {}", words(&again));
+    let report = std::fs::read_to_string(report).unwrap();
+    assert!(["[[arms]]", "a machine"].iter().all(|said| report.contains(said)), "what was run is in it");
 }
 
 #[test]

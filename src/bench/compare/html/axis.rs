@@ -59,7 +59,8 @@ impl Axis {
     /// A straight axis for these values; none of no values.
     pub(super) fn straight(name: &str, unit: Unit, values: impl IntoIterator<Item = f64>) -> Option<Axis> {
         let (from, to) = ends(values)?;
-        let air = ((to - from) * 0.06).max(to.abs() * 0.001).max(f64::MIN_POSITIVE);
+        let to = if to > 0.0 || from < 0.0 { to } else { 1.0 };
+        let air = ((to - from) * 0.06).max(to.abs() * 0.001);
         // An axis that could begin at 0 without much loss does.
         let from = if from >= 0.0 && from < 0.5 * to { 0.0 } else { from - air };
         Some(Axis::between(name, unit, from, to + air))
@@ -196,7 +197,7 @@ mod tests {
         let axis = |values: [f64; 2]| Axis::straight("", Unit::Plain, values).unwrap();
         assert_eq!(labels(&axis([1.0, 5.0]))[0], "0");
         assert!(axis([2375.0, 2400.0]).from > 2370.0);
-        assert!(axis([7.0, 7.0]).from < 7.0 && axis([0.0, 0.0]).to > 0.0);
+        assert!(axis([7.0, 7.0]).from < 7.0 && axis([0.0, 0.0]).to > 1.0);
         assert_eq!(labels(&Axis::between("", Unit::Share, 0.0, 1.0)), ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]);
         assert_eq!([plain(4.3e6), plain(12_500.0), plain(0.1 + 0.2)], ["4.3M", "12.5k", "0.3"]);
     }

@@ -224,3 +224,27 @@ pub(super) fn style() -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::axis::Unit;
+    use super::*;
+
+    #[test]
+    fn the_page_has_a_rule_for_each_arm_s_line_and_thirty_arms_look_each_their_own() {
+        let axis = || Axis::between("", Unit::Plain, 0.0, 1.0);
+        let rules = style();
+        let mut seen = std::collections::BTreeSet::new();
+        for place in 0..30 {
+            let layers = vec![
+                Layer::Line(Look::of(place), vec![(0.0, 0.0), (1.0, 1.0)]),
+                Layer::Marks(Look::of(place), vec![(0.5, 0.5)]),
+            ];
+            let svg = Chart { height: HEIGHT, x: axis(), y: axis(), layers }.svg().expect("a chart");
+            let line = svg.lines().find(|line| line.starts_with("<polyline") && line.contains("stroke-width=\"4\""));
+            let colour = line.and_then(|line| line.split("stroke=\"").nth(1)?.split('"').next()).expect("a colour");
+            assert!(rules.contains(&format!("svg polyline[stroke=\"{colour}\"][stroke-width=\"4\"]")), "{colour}");
+            assert!(seen.insert(svg), "{place} looks like another");
+        }
+    }
+}

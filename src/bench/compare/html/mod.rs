@@ -84,7 +84,7 @@ fn verdicts(comparison: &Comparison) -> Markup {
         @for (number, point) in comparison.points.iter().enumerate() {
             @for pair in &point.pairs { p class={ "verdict " (class(pair)) } { (words::verdict(pair, point)) } }
             @if comparison.points.len() == 1 { (why(point)) }
-            @else if !point.pairs.is_empty() { p.more { a href=(format!("#load-{number}")) { "Figures and reasons" } } }
+            @else if !point.pairs.is_empty() { p.more { a href=(format!("#load-{number}")) { "Figures and reasons " (words::load(point.offered)) } } }
         }
     }
 }
@@ -211,7 +211,7 @@ fn table(caption: &str, head: &[String], groups: &[(&str, &[Vec<String>])]) -> M
                 thead { tr { @for cell in head { @if cell.is_empty() { td {} } @else { th scope="col" { (cell) } } } } }
                 @for (name, rows) in groups {
                     tbody {
-                        @if !name.is_empty() { tr.group { th scope="rowgroup" colspan=(head.len()) { (name) } } }
+                        @if !name.is_empty() { tr { th scope="rowgroup" colspan=(head.len()) { (name) } } }
                         @for row in *rows {
                             tr {
                                 @for (column, cell) in row.iter().enumerate() {

@@ -256,6 +256,7 @@ impl<'a> Plots<'a> {
             layers.push(Layer::Band(x.clamp(low.unwrap_or(f64::MIN_POSITIVE)), x.clamp(high.unwrap_or(f64::MAX))));
             layers.push(Layer::Rule(x.clamp(*load)));
         }
+        let changes = !layers.is_empty();
         let mut told = Vec::new();
         for (arm, points) in &lines {
             let look = self.look(arm);
@@ -271,8 +272,12 @@ impl<'a> Plots<'a> {
         }
         let chart = Chart { height: HEIGHT, x: x.ticks_at(loads().collect()), y, layers };
         let title = format!("{} against load", words::sentence_case(figure.noun()));
-        let caption = "Means of epochs with their 95 % intervals. A line across is the load where the better arm changes, in the band of its \
-             95 % interval.";
+        let caption = if changes {
+            "Means of epochs with their 95 % intervals. A line from top to bottom is the load where the better arm changes, in the band \
+             of its 95 % interval."
+        } else {
+            "Means of epochs with their 95 % intervals."
+        };
         self.plot(title, caption, told.join(" "), &chart, lines.iter().map(|(arm, _)| *arm)).map(Some)
     }
 }
@@ -329,9 +334,10 @@ impl<'a> Sweep<'a> {
             }
         }
         sweeps.retain(|sweep| sweep.points.len() > 1);
-        // A crossover does not tell of which lengths it is.
+        // A crossover does not tell of which lengths it is; and bands of several arms would hide each other.
         let axes: Vec<LoadAxis> = sweeps.iter().map(|sweep| sweep.axis).collect();
-        for sweep in sweeps.iter_mut().filter(|sweep| axes.iter().filter(|axis| **axis == sweep.axis).count() == 1) {
+        let alone = |axis: LoadAxis| axes.iter().filter(|other| **other == axis).count() == 1;
+        for sweep in sweeps.iter_mut().filter(|sweep| comparison.arms.len() == 2 && alone(sweep.axis)) {
             sweep.crossovers = comparison.crossovers.iter().filter(|one| one.axis == sweep.axis).collect();
         }
         sweeps
