@@ -1,7 +1,7 @@
 //! A comparison on a terminal: verdicts first, then what heads them, then tables. Pure.
 
 use super::figure::Figure;
-use super::model::{Cell, Comparison, Gravity, Point};
+use super::model::{Cell, Comparison, Point};
 use super::words;
 use crate::bench::table::{aligned, seed_rows};
 
@@ -17,7 +17,7 @@ pub fn text(comparison: &Comparison) -> String {
         out.push('\n');
     }
     for warning in &comparison.warnings {
-        out.push_str(&format!("{}: {}\n", label(warning.gravity), warning.text));
+        out.push_str(&format!("{}\n", words::warning(warning)));
     }
     for point in &comparison.points {
         out.push_str(&format!("\n{}\n\n", words::sentence_case(&words::heading(point))));
@@ -39,14 +39,6 @@ pub fn text(comparison: &Comparison) -> String {
         }
     }
     out
-}
-
-fn label(gravity: Gravity) -> &'static str {
-    match gravity {
-        Gravity::FailedCheck => "FAILED CHECK",
-        Gravity::Scope => "scope",
-        Gravity::Note => "note",
-    }
 }
 
 /// The benchmark's fourteen rows of all requests of each arm, and then what it lacks, over epochs.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::figure::Figure;
 use super::model::{
-    Axis, Bounds, Comparison, Crossing, Crossover, Pair, Point, Ratio, Scope, Unjudged, Unshown, Verdict,
+    Axis, Bounds, Comparison, Crossing, Crossover, Gravity, Pair, Point, Ratio, Scope, Unjudged, Unshown, Verdict,
+    Warning,
 };
 use crate::bench::rows::Offered;
 
@@ -176,6 +177,17 @@ pub fn crossover(crossover: &Crossover) -> String {
 pub fn verdicts(comparison: &Comparison) -> Vec<String> {
     let of_point = |point: &Point| point.pairs.iter().map(|pair| verdict(pair, point)).collect::<Vec<_>>();
     comparison.points.iter().flat_map(of_point).collect()
+}
+
+/// A warning after its gravity.
+#[must_use]
+pub fn warning(warning: &Warning) -> String {
+    let gravity = match warning.gravity {
+        Gravity::FailedCheck => "FAILED CHECK",
+        Gravity::Scope => "scope",
+        Gravity::Note => "note",
+    };
+    format!("{gravity}: {}", warning.text)
 }
 
 /// An interval's method, for a note below a table.

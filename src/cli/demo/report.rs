@@ -195,6 +195,11 @@ impl Report {
         for verdict in words::verdicts(&self.comparison) {
             let _ = writeln!(out, "  {verdict}");
         }
+        // That it is simulated heads the report, and what lagged closes it, servers included and by the clock.
+        let said = |check: &str| ["simulated", "lag"].contains(&check);
+        for warning in self.comparison.warnings.iter().filter(|warning| !said(warning.check)) {
+            let _ = writeln!(out, "  {}", words::warning(warning));
+        }
         let (measured, simulated) = self.contrasts();
         let found: Vec<&Diagnosis> = self.parts.iter().filter_map(|part| Some(&part.measured.as_ref()?.2)).collect();
         if !found.is_empty() {

@@ -39,9 +39,17 @@ fn a_small_demo_shows_every_arrangement_and_its_rows_can_be_compared() {
     assert_eq!(arms.iter().map(|arm| arm["name"].as_str().unwrap()).collect::<Vec<_>>(), ["S1", "S3", "S2", "S4"]);
     assert_eq!(arms[3]["simulated"]["input_tokens"], 2100, "prompts have exactly their length");
     assert_eq!((&json["simulated"], &arms[0]["measured"]), (&true.into(), &serde_json::Value::Null));
-    for expected in ["SIMULATED", "5 x the wall clock's", "S4 sim", "decoding at once", "forebay compare"] {
+    for expected in [
+        "SIMULATED",
+        "5 x the wall clock's",
+        "S4 sim",
+        "decoding at once",
+        "scope: within one run only",
+        "forebay compare",
+    ] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
+    assert!(!text.contains("FAILED CHECK: the load generator"), "it says so in words of its own\n{text}");
     let rows = crate::bench::rows::read(std::io::BufReader::new(File::open(file).unwrap())).unwrap();
     assert_eq!(rows.len(), 4);
     assert!(
