@@ -96,6 +96,9 @@ pub struct Args {
     /// A vLLM whose /metrics is looked at every second, repeated for several [default: the server itself, if it is one]
     #[arg(long, value_name = "URL", value_parser = |text: &str| Target::parse(text).map_err(|error| error.to_string()))]
     scrape: Vec<Target>,
+    /// Look at no /metrics: a look costs a vLLM some milliseconds of the loop that also answers requests
+    #[arg(long, conflicts_with = "scrape")]
+    no_scrape: bool,
     /// Limits that a request served well meets: ttft=500ms,tpot=50ms,e2e=10s
     #[arg(long)]
     slo: Option<Slo>,
@@ -343,6 +346,9 @@ async fn listed(client: &Client, target: &Target) -> Result<String, String> {
 }
 
 async fn scraped(args: &Args) -> Vec<Scraped> {
+    if args.no_scrape {
+        return Vec::new();
+    }
     if !args.scrape.is_empty() {
         return args.scrape.iter().map(|target| Scraped::of(&target.base)).collect();
     }

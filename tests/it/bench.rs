@@ -64,6 +64,17 @@ fn a_sweep_is_told_as_json_and_its_rows_are_read_back() {
 }
 
 #[test]
+fn metrics_are_left_alone_where_that_is_asked_for() {
+    let sim = Sim::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let load = ["--num-prompts", "4", "--input-len", "10", "--output-len", "4", "--no-scrape", "--output"];
+    assert!(bench(&sim.url(), &[&load[..], &[file.to_str().unwrap()]].concat()).status.success());
+    let run = &read(&file)[0];
+    assert_eq!((run.records.len(), run.samples.len()), (4, 0));
+}
+
+#[test]
 fn prompts_of_completions_have_exactly_their_length() {
     let sim = Sim::start(&[]);
     let args = ["--endpoint", "completions", "--num-prompts", "40", "--input-len", "57", "--output-len", "2", "--json"];

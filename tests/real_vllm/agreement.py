@@ -226,7 +226,7 @@ class Ours(Tool):
         return [args.forebay, "bench", server.url, "--endpoint", "chat", "--model", "tiny", "--dataset", *prompts,
                 "--input-len", load["input"], "--output-len", load["output"], "--num-prompts", load["prompts"],
                 "--request-rate", load["rate"], "--burstiness", args.burstiness, "--seed", seed, "--temperature", 0,
-                "--ignore-eos", "--json"]
+                "--ignore-eos", "--no-scrape", "--json"]
 
     def read(self):
         told = json.loads(self.log.read_text())["runs"][0]
