@@ -124,12 +124,13 @@ fn pin(core: usize) -> Fallible<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-/// CPU time of all threads of this process but the server's.
+/// CPU time of all threads of this process but the server's, and those that end while it is read.
 fn cpu() -> Fallible<Duration> {
     let mut nanos = 0;
     for task in fs::read_dir("/proc/self/task")?.flatten() {
-        if fs::read_to_string(task.path().join("comm"))?.trim_end() != SERVER {
-            let line = fs::read_to_string(task.path().join("schedstat"))?;
+        let read = |file| fs::read_to_string(task.path().join(file));
+        let (Ok(name), Ok(line)) = (read("comm"), read("schedstat")) else { continue };
+        if name.trim_end() != SERVER {
             nanos += line.split_whitespace().next().ok_or("an empty schedstat")?.parse::<u64>()?;
         }
     }
