@@ -245,13 +245,13 @@ impl Faults {
         match before {
             Fault::Hang => self.pacer.thaw(),
             Fault::Slow => self.pacer.slow_down(1.0),
-            Fault::Sigterm => self.pacer.restart(),
+            Fault::Sigterm | Fault::EngineDeath => self.pacer.restart(),
             _ => {}
         }
         match order.fault {
             Fault::Hang | Fault::Sigterm => self.pacer.freeze(),
             Fault::Slow => self.pacer.slow_down(order.factor),
-            Fault::EngineDeath => self.pacer.restart(),
+            Fault::EngineDeath => self.pacer.kill(),
             _ => {}
         }
         drop(active);
@@ -369,6 +369,7 @@ impl Active {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::pacer::Work;
     use crate::sim::profile::Profile;
 
     fn faults() -> Arc<Faults> {
@@ -428,5 +429,18 @@ mod tests {
         assert_eq!(faults.on_request().0, Fault::Error503);
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(faults.on_request().0, Fault::None);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_passed_the_gate_before_the_engine_died_dies_too() {
+        let faults = faults();
+        let work = Work { prompt_tokens: 5, block_hashes: Vec::new().into(), output_tokens: 1000, limited: true };
+        let submit = || faults.pacer.submit(std::slice::from_ref(&work), 1, false).unwrap();
+        faults.order(order(r#"{"fault": "engine_death"}"#));
+        let ticket = submit();
+        ticket.finished().await;
+        assert!(ticket.dead());
+        faults.order(order(r#"{"fault": "none"}"#));
+        assert!(!submit().dead(), "another engine has come");
     }
 }

@@ -38,6 +38,8 @@ struct Inner {
     frozen: Option<(Time, String)>,
     /// Virtual time that passed while it hung.
     lost: Duration,
+    /// The engine is gone, and none has come in its place: what comes to it dies at once.
+    dead: bool,
 }
 
 /// How late the machine let the simulation be, in wall-clock time.
@@ -85,6 +87,7 @@ impl Pacer {
                 lateness: Histogram::new(3).expect("three digits are allowed"),
                 frozen: None,
                 lost: Duration::ZERO,
+                dead: false,
             }),
             clock: Clock::system(),
             time_scale,
@@ -121,6 +124,10 @@ impl Pacer {
     pub fn submit(self: &Arc<Pacer>, work: &[Work], n: u32, each_token: bool) -> Result<Ticket, SubmitError> {
         let mut ticket = Ticket::new(Arc::clone(self), work.len() * n as usize, each_token);
         let mut inner = self.lock();
+        if inner.dead {
+            ticket.progress().die();
+            return Ok(ticket);
+        }
         let now = self.virtual_now(&inner);
         self.catch_up(&mut inner, now);
         let idle = inner.engine.next_step_at().is_none();
@@ -269,10 +276,20 @@ impl Pacer {
         self.lock().engine.slow_down(factor);
     }
 
+    /// Ends the engine: its requests die with it, and so do those that come before [`Pacer::restart`].
+    pub fn kill(&self) {
+        self.replace(true);
+    }
+
     /// A new engine in the place of this one, whose requests die with it.
     pub fn restart(&self) {
+        self.replace(false);
+    }
+
+    fn replace(&self, dead: bool) {
         self.thaw();
         let mut inner = self.lock();
+        inner.dead = dead;
         inner.engine = Engine::new(*inner.engine.config());
         inner.recorder = Recorder::default();
         for (_, sink) in inner.sinks.drain() {
