@@ -34,14 +34,19 @@ fn settled_kib(forebay: &Forebay) -> u64 {
 fn clients_that_read_nothing_of_fast_streams_cost_little_memory_and_nobodys_time() {
     const STUCK: usize = 40;
     /// Per client: both sockets' buffers in hyper, and the pieces between them.
-    const EACH_KIB: u64 = 1024;
+    const EACH_KIB: u64 = 400;
     let mock = Mock::replying(|seen| {
         if seen.json()["stream"] == true {
             return vec![stream_head(), Step::Flood(framed(&token(&"x".repeat(60_000))))];
         }
         answer(200, &[], CHAT)
     });
-    let forebay = Harness::new().config("[limits]\nwrite_stall = \"2s\"").pool("tiny", &[&mock]).start();
+    let forebay = Harness::new()
+        .config("[limits]\nwrite_stall = \"2s\"")
+        .pool("tiny", &[&mock])
+        // What is freed goes back at once: what is left is held.
+        .env("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")
+        .start();
     assert_eq!(forebay.post(PATH, UNARY).status, 200);
     let before = forebay.rss_kib();
     let stuck: Vec<Conn> = (0..STUCK)
