@@ -235,4 +235,5 @@ fn the_experiments_that_are_shipped_are_right() {
     assert!(two.contains("NCCL_NVLS_ENABLE=0") && two.contains("TORCH_SYMM_MEM_DISABLE_MULTICAST=1"), "{two}");
     assert!(dry("two-gpus-rates.toml").contains("6 of s2, 6 of s4"));
     assert!(dry("h200-one-gpu.toml").contains("12 of one, 12 of two"));
+    assert!(dry("h200-overhead.toml").contains("12 of direct, 12 of forebay"));
 }
