@@ -137,20 +137,23 @@ impl Process {
 }
 
 /// Whether anything of a group still runs. What has ended and waits to be taken note of by its parent does not: it holds no
-/// memory, and an orphan's new parent, the first process of a container, may take its time or never do it.
+/// memory, and an orphan's new parent, the first process of a container, may take its time or never do it. One whose first
+/// thread has ended and others have not still holds its ports.
 fn lives(group: Pid) -> bool {
     if killpg(group, None).is_err() {
         return false;
     }
     let Ok(processes) = fs::read_dir("/proc") else { return true };
     let mut seen = false;
-    for stat in processes.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok()) {
+    for process in processes.flatten().map(|entry| entry.path()) {
+        let Ok(stat) = fs::read_to_string(process.join("stat")) else { continue };
         // after the name in brackets, which may hold anything: state, parent, group
         let mut fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
         let (state, of) = (fields.next(), fields.nth(1).and_then(|of| of.parse().ok()));
         if of == Some(group.as_raw()) {
             seen = true;
-            if !matches!(state, Some("Z" | "X")) {
+            let threads = fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+            if threads > 1 || !matches!(state, Some("Z" | "X")) {
                 return true;
             }
         }
