@@ -4,10 +4,12 @@
 //!
 //!     cargo bench --bench vs_nginx            FOREBAY_SIZE=full: more and longer rounds
 //!
-//! `FOREBAY_BIN` names another binary, `NGINX_BIN` another nginx. Loopback only. Exit 1 where a target is missed.
+//! `FOREBAY_BIN` names another binary, `NGINX_BIN` another nginx. `FOREBAY_BASE` names an earlier Forebay that takes part in
+//! the same rounds: what a change costs. Loopback only. Exit 1 where a target is missed.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::fs;
@@ -46,6 +48,9 @@ const PACE: Duration = Duration::from_millis(10);
 const UNARY_CONNECTIONS: usize = 16;
 const IDLE_STREAMS: usize = 2000;
 const ROLE: &str = "FOREBAY_BENCH_ROLE";
+const FOREBAY: &str = "forebay";
+const NGINX: &str = "nginx";
+const BASE: &str = "base";
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -216,14 +221,16 @@ struct Side {
 
 struct Paths {
     forebay: PathBuf,
+    base: Option<PathBuf>,
     nginx: PathBuf,
     dir: PathBuf,
 }
 
-async fn start_forebay(paths: &Paths, backends: [u16; 2]) -> Fallible<Side> {
+async fn start_forebay(name: &'static str, binary: &Path, dir: &Path, backends: [u16; 2]) -> Fallible<Side> {
     let (port, admin) = (free_port()?, free_port()?);
-    let log = fs::File::create(paths.dir.join("forebay.log"))?;
-    let mut command = with_many_files(&paths.forebay);
+    let log_file = dir.join(name).with_extension("log");
+    let log = fs::File::create(&log_file)?;
+    let mut command = with_many_files(binary);
     command.arg("serve");
     for backend in backends {
         command.args(["--backend", &format!("http://127.0.0.1:{backend}")]);
@@ -231,8 +238,8 @@ async fn start_forebay(paths: &Paths, backends: [u16; 2]) -> Fallible<Side> {
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--admin", &format!("127.0.0.1:{admin}")]);
     command.args(["--threads", "1"]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let process = Process(command.spawn()?);
-    ready("forebay", port, &paths.dir.join("forebay.log")).await?;
-    Ok(Side { name: "forebay", port, pid: process.pid(), _process: process })
+    ready(name, port, &log_file).await?;
+    Ok(Side { name, port, pid: process.pid(), _process: process })
 }
 
 async fn start_nginx(paths: &Paths, [a, b]: [u16; 2]) -> Fallible<Side> {
@@ -249,7 +256,17 @@ async fn start_nginx(paths: &Paths, [a, b]: [u16; 2]) -> Fallible<Side> {
     let process = Process(command.spawn()?);
     ready("nginx", port, &paths.dir.join("nginx.log")).await?;
     let pid = child_of(process.pid()).ok_or("nginx has no worker")?;
-    Ok(Side { name: "nginx", port, pid, _process: process })
+    Ok(Side { name: NGINX, port, pid, _process: process })
+}
+
+/// Forebay, nginx and, where one is named, the earlier Forebay.
+async fn start_all(paths: &Paths, backends: [u16; 2]) -> Fallible<Vec<Side>> {
+    let mut sides =
+        vec![start_forebay(FOREBAY, &paths.forebay, &paths.dir, backends).await?, start_nginx(paths, backends).await?];
+    if let Some(base) = &paths.base {
+        sides.push(start_forebay(BASE, base, &paths.dir, backends).await?);
+    }
+    Ok(sides)
 }
 
 /// Waits until a unary request is answered through the proxy.
@@ -432,37 +449,43 @@ fn median(values: &[f64]) -> f64 {
     if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }
 }
 
-/// Figures of one kind: Forebay's and nginx's, round by round.
+/// Figures of one kind, by side, round by round.
 #[derive(Default)]
-struct Figures {
-    forebay: Vec<f64>,
-    nginx: Vec<f64>,
-}
+struct Figures(BTreeMap<&'static str, Vec<f64>>);
 
 impl Figures {
     fn push(&mut self, side: &Side, value: f64) {
-        if side.name == "forebay" { self.forebay.push(value) } else { self.nginx.push(value) }
+        self.0.entry(side.name).or_default().push(value);
     }
 
     /// The median of the rounds' ratios: what slows both in a round falls out.
-    fn ratio(&self) -> f64 {
-        median(&self.forebay.iter().zip(&self.nginx).map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
+    fn times(&self, other: &str) -> f64 {
+        median(&self.0[FOREBAY].iter().zip(&self.0[other]).map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
     }
 
-    /// Prints a line and says whether the target is met.
-    fn verdict(&self, what: &str, unit: &str, got: f64, target: f64, goal: Option<f64>) -> bool {
-        let list = |values: &[f64]| values.iter().map(|value| format!("{value:.1}")).collect::<Vec<_>>().join(" ");
-        let met = got <= target;
-        let goal = goal.map_or(String::new(), |goal| format!(", goal {goal}"));
-        println!(
-            "{what}: forebay {:.1} {unit}, nginx {:.1} {unit}, result {got:.2} (target {target}{goal}): {}",
-            median(&self.forebay),
-            median(&self.nginx),
-            if met { "met" } else { "MISSED" }
-        );
-        println!("  rounds: forebay {}; nginx {}", list(&self.forebay), list(&self.nginx));
+    fn print(&self, what: &str, unit: &str) {
+        println!("{what}, {unit}:");
+        for (side, values) in &self.0 {
+            let rounds = values.iter().map(|value| format!("{value:.1}")).collect::<Vec<_>>().join(" ");
+            println!("  {side:8} {:.1} (rounds: {rounds})", median(values));
+        }
+    }
+
+    /// Prints how many times nginx's and the earlier Forebay's figure ours is, and says whether the targets are met.
+    fn compare(&self, what: &str, unit: &str, target: f64, goal: f64) -> bool {
+        self.print(what, unit);
+        let mut met = verdict(&format!("× {NGINX}"), self.times(NGINX), target, goal);
+        if self.0.contains_key(BASE) {
+            met &= verdict(&format!("× {BASE}"), self.times(BASE), 1.05, 1.0);
+        }
         met
     }
+}
+
+fn verdict(what: &str, got: f64, target: f64, goal: f64) -> bool {
+    let met = got <= target;
+    println!("  {what}: {got:.2} (target {target}, goal {goal}): {}", if met { "met" } else { "MISSED" });
+    met
 }
 
 async fn compare() -> Fallible<bool> {
@@ -472,8 +495,12 @@ async fn compare() -> Fallible<bool> {
     fs::create_dir_all(&dir)?;
     let set = |name: &str, default: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| default.into()));
     let built = option_env!("CARGO_BIN_EXE_forebay").unwrap_or("target/release/forebay");
-    let paths = Paths { forebay: set("FOREBAY_BIN", built), nginx: set("NGINX_BIN", "nginx"), dir };
+    let base = std::env::var_os("FOREBAY_BASE").map(PathBuf::from);
+    let paths = Paths { forebay: set("FOREBAY_BIN", built), base, nginx: set("NGINX_BIN", "nginx"), dir };
     println!("{} beside {}", paths.forebay.display(), paths.nginx.display());
+    if let Some(base) = &paths.base {
+        println!("base: {}", base.display());
+    }
     let result = run(&paths, rounds, window).await;
     let _ = fs::remove_dir_all(&paths.dir);
     result
@@ -489,25 +516,24 @@ async fn run(paths: &Paths, rounds: usize, window: Duration) -> Fallible<bool> {
     let (mut chunk, mut unary, mut memory) = (Figures::default(), Figures::default(), Figures::default());
     for round in 0..if rounds > 5 { 3 } else { 1 } {
         println!("memory, round {}: {IDLE_STREAMS} idle streams", round + 1);
-        for side in [start_forebay(paths, backends).await?, start_nginx(paths, backends).await?] {
+        for side in start_all(paths, backends).await? {
             memory.push(&side, memory_per_stream(&side).await?);
         }
     }
-    let sides = [start_forebay(paths, backends).await?, start_nginx(paths, backends).await?];
+    let sides = start_all(paths, backends).await?;
     for round in 0..rounds {
         println!("CPU, round {} of {rounds}", round + 1);
         // Who goes first changes, so that a drift of the machine favours nobody.
-        for at in 0..2 {
-            let side = &sides[(round + at) % 2];
+        for at in 0..sides.len() {
+            let side = &sides[(round + at) % sides.len()];
             chunk.push(side, cpu_per_chunk(side, window).await?);
             unary.push(side, cpu_per_request(side, window).await?);
         }
     }
     println!("\n{STREAMS} streams, one chunk of {} bytes every {} ms each", EVENT.len(), PACE.as_millis());
-    let met = [
-        chunk.verdict("CPU per SSE chunk, × nginx", "us", chunk.ratio(), 2.0, Some(1.7)),
-        unary.verdict("CPU per unary request, × nginx", "us", unary.ratio(), 3.2, Some(2.7)),
-        memory.verdict("memory per idle stream", "KiB", median(&memory.forebay), 60.0, None),
-    ];
-    Ok(met.iter().all(|met| *met))
+    let mut met = chunk.compare("CPU per SSE chunk", "us", 2.0, 1.7);
+    met &= unary.compare("CPU per unary request", "us", 3.2, 2.7);
+    memory.print("memory per idle stream", "KiB");
+    met &= verdict("KiB", median(&memory.0[FOREBAY]), 60.0, 60.0);
+    Ok(met)
 }
