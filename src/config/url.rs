@@ -5,8 +5,8 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
-use http::Uri;
 use http::uri::Scheme;
+use http::{HeaderValue, Uri};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
@@ -15,6 +15,7 @@ use thiserror::Error;
 pub struct BackendUrl {
     uri: Uri,
     text: String,
+    host_header: HeaderValue,
 }
 
 /// Why a text is no backend URL.
@@ -60,6 +61,12 @@ impl BackendUrl {
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.text["http://".len()..]
+    }
+
+    /// [`Self::authority`] as a header's value, so that no request has to make it.
+    #[must_use]
+    pub fn host_header(&self) -> &HeaderValue {
+        &self.host_header
     }
 
     /// The host: a name, an IPv4 address, or an IPv6 address in brackets; lower case.
@@ -112,7 +119,8 @@ impl FromStr for BackendUrl {
             Some(port) => format!("http://{host}:{port}"),
         };
         let uri = format!("{text}/").parse().map_err(|_| UrlError::Malformed)?;
-        Ok(BackendUrl { uri, text })
+        let host_header = HeaderValue::from_str(&text["http://".len()..]).map_err(|_| UrlError::Malformed)?;
+        Ok(BackendUrl { uri, text, host_header })
     }
 }
 

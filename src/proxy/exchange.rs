@@ -59,7 +59,7 @@ impl Exchange {
             attempted.unwrap_or_else(|| Attempted::Refused(self.exhausted(self.record.attempts, Failure::Deadline)));
         match front {
             Front::Held(reply) => self.finish_held(reply, attempted, deadline).await,
-            Front::Early(tx) => self.finish_late(tx, attempted, deadline).await,
+            Front::Early(tx) => Box::pin(self.finish_late(tx, attempted, deadline)).await,
         }
     }
 

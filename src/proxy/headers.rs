@@ -1,8 +1,8 @@
 //! What happens to headers on the way: hop-by-hop ones end here in both directions, ours are added, the rest passes.
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -16,6 +16,19 @@ pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explai
 
 /// Where Anthropic's clients put their key.
 pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// RFC 9110 section 7.6.1, and what is between the two ends of a connection by section 11.7 or by custom.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
 
 /// A client's request id longer than this is replaced.
 const REQUEST_ID_MAX: usize = 128;
@@ -31,10 +44,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    for name in [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"] {
+    for name in HOP_BY_HOP {
         headers.remove(name);
     }
 }
@@ -43,7 +53,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// depends on the backend ([`authorize`]).
 pub(super) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, streamed: bool, keep_authorization: bool) {
     remove_hop_by_hop(headers);
-    // Host and length are the client library's, from the target and the body; `Expect` was answered here.
+    // The host is the backend's, put on with the target; the length is the client library's; `Expect` was answered here.
     for name in [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN] {
         headers.remove(name);
     }
@@ -75,7 +85,9 @@ pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
     match headers.get(REQUEST_ID) {
         Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX && id.to_str().is_ok() => id.clone(),
         _ => {
-            HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits are a valid value")
+            let random = fastrand::u128(..);
+            let digits: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[(random >> (4 * at)) as usize & 15]);
+            HeaderValue::from_bytes(&digits).expect("hexadecimal digits are a valid value")
         }
     }
 }

@@ -175,9 +175,12 @@ where
         }
         let record = Record::new(&shared, self.client, &head);
         let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
+        let telemetry = Arc::clone(&shared.telemetry);
+        // A future that holds another by value has room for it twice, as its argument and as what it waits for, and each move
+        // copies all of that.
+        let serving = Box::pin(serve(shared, record, head, body));
         Box::pin(async move {
-            let telemetry = Arc::clone(&shared.telemetry);
-            let served = caught(&telemetry, Panicked::Request, serve(shared, record, head, body)).await;
+            let served = caught(&telemetry, Panicked::Request, serving).await;
             Ok(served.unwrap_or_else(|| internal_error(&request_id, shape)))
         })
     }
@@ -198,7 +201,6 @@ where
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     let telemetry = Arc::clone(&shared.telemetry);
     let exchange = Box::new(Exchange { shared, settings, work: *work, record });
-    // Each future that holds another by value has room for it twice: as its argument and as what it waits for.
     let run = Box::pin(exchange.run(reply));
     tokio::spawn(async move { caught(&telemetry, Panicked::Request, run).await });
     answer.await.unwrap_or_else(|_| internal_error(&request_id, shape))

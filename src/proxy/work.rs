@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
@@ -99,6 +100,7 @@ impl Work {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = upstream::target(&backend.url, &self.path);
         *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert(HOST, backend.url.host_header().clone());
         if let Some(key) = &backend.key {
             headers::authorize(request.headers_mut(), key.expose());
         }
@@ -140,7 +142,8 @@ pub(super) async fn prepare(
         Route::Model(Endpoint { body: BodyForm::Json, .. }) => {
             parse_json(&bytes, body_session(snapshot), hashing(shared, snapshot)).await?
         }
-        Route::Model(_) => Parsed { peek: None, model: multipart::model(&head.headers, &bytes).await },
+        // On the heap: few requests are forms, and all would carry the room for reading one.
+        Route::Model(_) => Parsed { peek: None, model: Box::pin(multipart::model(&head.headers, &bytes)).await },
         _ => Parsed { peek: None, model: None },
     };
     record.model.clone_from(&parsed.model);

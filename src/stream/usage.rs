@@ -78,7 +78,7 @@ pub fn usage_of_body(api: Api, body: &[u8]) -> Option<Usage> {
     struct Body {
         usage: Option<Written>,
     }
-    memmem::rfind(body, b"\"usage\"")?;
+    memmem::find(body, b"\"usage\"")?;
     serde_json::from_slice::<Body>(body).ok()?.usage?.over(None, api)
 }
 
