@@ -1,4 +1,4 @@
-"""Routing before two real vLLM servers of which the second runs two sequences at once: predicted_ttft beside round_robin.
+"""Routing before two real vLLM servers of which the second runs one sequence at once: predicted_ttft beside round_robin.
 
     routing.py [streams | embeddings]      run.sh starts the servers; embeddings wants them with --runner pooling
 
@@ -26,7 +26,7 @@ RUN_DIR = pathlib.Path(os.environ["RUN_DIR"])
 FULL = os.environ.get("FOREBAY_SIZE", "ci") == "full"
 PAIRS = 10 if FULL else 5
 SECONDS = 10 if FULL else 5  # of arrivals in one run
-RATE = 24  # requests a second: half of it is more than two sequences at once can do beside everything else on the machine
+RATE = 24  # requests a second: half of it is more than one sequence at once can do, even on a fast machine (under 0.9 ms a step)
 TOKENS = 96
 POLICIES = ("predicted_ttft", "round_robin")
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
@@ -160,7 +160,7 @@ def explain_names_the_queue():
     request.write_text(json.dumps(chat(1)))
     with Forebay(POLICIES[0]) as forebay, concurrent.futures.ThreadPoolExecutor(12) as pool:
         # Load that is not this Forebay's own: it shows in vLLM's queue depth, and is scraped.
-        held = [pool.submit(post, SLOW, CHAT, chat(number) | {"max_tokens": 1500}) for number in range(12)]
+        held = [pool.submit(post, SLOW, CHAT, chat(number) | {"max_tokens": 800}) for number in range(12)]
 
         def queue():
             depth = total(get(forebay.admin, "/metrics"), "forebay_backend_queue_depth")
@@ -180,12 +180,13 @@ def explain_names_the_queue():
 
 
 def embeddings_starve_nobody():
-    """Work without a decode: every request is answered, and both servers have a part in it."""
+    """Work without a decode: every request is answered, and both servers have a part in it. Either could do it all (half a
+    request is in flight), so the lesser part may be small; with none at all nobody would know how fast that server is."""
     with Forebay(POLICIES[0]) as forebay:
         times = run(forebay.url, embedding_time, 1, rate=40)
         parts = forebay.served(FAST), forebay.served(SLOW)
     note = f"{len(times)} answered, P50 {quantile(times, 0.5):.3f} s, P99 {quantile(times, 0.99):.3f} s; {parts[0]:g} and {parts[1]:g} by server"
-    assert min(parts) > 0.05 * sum(parts), note
+    assert min(parts) > 0, note
     return note
 
 

@@ -187,9 +187,9 @@ ejection = { base = "2s", max = "4s" }'
 
     # routing.py starts its own Forebays, one for each policy.
     export FOREBAY=$forebay
-    echo "== two vLLM servers, the second with --max-num-seqs 2, behind two policies"
+    echo "== two vLLM servers, the second with --max-num-seqs 1, behind two policies"
     start_engine "$i"
-    start_engine "$j" --max-num-seqs 2
+    start_engine "$j" --max-num-seqs 1
     wait_engines
     export FOREBAY_VLLM_URLS=http://127.0.0.1:$i,http://127.0.0.1:$j
     run_checks routing.py streams
