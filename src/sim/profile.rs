@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::engine::{EngineConfig, StepCost};
 
 /// The profiles in the binary: name and text.
-pub const BUILT_IN: [(&str, &str); 7] = [
+pub const BUILT_IN: [(&str, &str); 8] = [
     ("fast", include_str!("../../config/sim/fast.toml")),
     ("rtx4090-tp1-qwen7b", include_str!("../../config/sim/rtx4090-tp1-qwen7b.toml")),
     ("rtx4090-tp2-qwen7b", include_str!("../../config/sim/rtx4090-tp2-qwen7b.toml")),
@@ -16,6 +16,7 @@ pub const BUILT_IN: [(&str, &str); 7] = [
     ("rtx4090-tp1-llama8b", include_str!("../../config/sim/rtx4090-tp1-llama8b.toml")),
     ("rtx4090-tp2-llama8b", include_str!("../../config/sim/rtx4090-tp2-llama8b.toml")),
     ("rtx4090x2-tp1-llama8b", include_str!("../../config/sim/rtx4090x2-tp1-llama8b.toml")),
+    ("h200-tp1-qwen7b", include_str!("../../config/sim/h200-tp1-qwen7b.toml")),
 ];
 
 /// A server to imitate.
@@ -49,6 +50,9 @@ pub struct Step {
     pub base_ms: f64,
     /// Each decoding sequence, in milliseconds.
     pub per_decode_ms: f64,
+    /// What many sequences cost on top of that.
+    #[serde(default)]
+    pub crowd: Crowd,
     /// Each prompt token computed, in microseconds.
     pub per_prefill_token_us: f64,
     /// Each token of context, in nanoseconds.
@@ -56,6 +60,16 @@ pub struct Step {
     /// Relative spread of a step's time: uniform within ± this share, below 1.
     #[serde(default)]
     pub jitter: f64,
+}
+
+/// Work of the engine's process on the CPU: it goes on beside the GPU's, and lengthens a step only where it takes longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Crowd {
+    /// So many decoding sequences are hidden behind the GPU's work.
+    pub sequences: u32,
+    /// Each above them, in milliseconds.
+    pub per_decode_ms: f64,
 }
 
 /// What the GPUs of a tensor-parallel instance say to each other in a step: after attention and after the MLP of each layer
@@ -199,6 +213,7 @@ impl Profile {
             (self.gpus > 0, "gpus", "must be at least 1"),
             (cost(step.base_ms) && step.base_ms > 0.0, "step.base_ms", "must be above 0"),
             (cost(step.per_decode_ms), "step.per_decode_ms", "must be 0 or more"),
+            (cost(step.crowd.per_decode_ms), "step.crowd.per_decode_ms", "must be 0 or more"),
             (cost(step.per_prefill_token_us), "step.per_prefill_token_us", "must be 0 or more"),
             (cost(step.per_kv_token_ns), "step.per_kv_token_ns", "must be 0 or more"),
             ((0.0..1.0).contains(&step.jitter), "step.jitter", "must be at least 0 and below 1"),
@@ -227,6 +242,8 @@ impl Profile {
             cost: StepCost {
                 base_us: self.step.base_ms * 1e3,
                 decode_us: self.step.per_decode_ms * 1e3,
+                crowd_us: self.step.crowd.per_decode_ms * 1e3,
+                crowd: self.step.crowd.sequences,
                 prefill_us: self.step.per_prefill_token_us,
                 kv_us: self.step.per_kv_token_ns * 1e-3,
                 all_reduce_us: self.all_reduce.step_us(),

@@ -14,6 +14,8 @@ const fn engine(cost: [f64; 4], max_num_seqs: u32, kv_tokens: u32) -> EngineConf
             decode_us,
             prefill_us,
             kv_us,
+            crowd_us: 0.0,
+            crowd: 0,
             all_reduce_us: 0.0,
             all_reduce_token_us: 0.0,
             jitter: 0.0,
@@ -41,6 +43,7 @@ pub(crate) fn slowed(cost: StepCost, factor: f64) -> StepCost {
     StepCost {
         base_us: cost.base_us * factor,
         decode_us: cost.decode_us * factor,
+        crowd_us: cost.crowd_us * factor,
         prefill_us: cost.prefill_us * factor,
         kv_us: cost.kv_us * factor,
         ..cost

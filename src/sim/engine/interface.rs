@@ -9,7 +9,7 @@ use crate::clock::Time;
 pub const ITERATION_EDGES: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
-/// How long a step takes: the computing (the first four terms), then what the GPUs of a tensor-parallel instance need to add
+/// How long a step takes: the computing (the first five terms), then what the GPUs of a tensor-parallel instance need to add
 /// up their partial results (the all-reduce; 0 with one GPU). The computing figures are those of one GPU's share of the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepCost {
@@ -17,6 +17,11 @@ pub struct StepCost {
     pub base_us: f64,
     /// Each decoding sequence in the step, in microseconds.
     pub decode_us: f64,
+    /// Each decoding sequence above `crowd`, in microseconds, on top of that: work of the engine's process on the CPU, which
+    /// the GPU's hides until then.
+    pub crowd_us: f64,
+    /// Sequences whose work on the CPU is hidden.
+    pub crowd: u32,
     /// Each prompt token computed in the step, in microseconds.
     pub prefill_us: f64,
     /// Each token of context of the sequences in the step, in microseconds.
@@ -35,6 +40,7 @@ impl StepCost {
     pub fn step_us(&self, decoding: u32, prefill: u32, context: u64) -> f64 {
         self.base_us
             + self.decode_us * f64::from(decoding)
+            + self.crowd_us * f64::from(decoding.saturating_sub(self.crowd))
             + self.prefill_us * f64::from(prefill)
             + self.kv_us * context as f64
             + self.all_reduce_us

@@ -53,6 +53,12 @@ fn the_all_reduce_adds_to_every_step_and_to_every_token_in_it() {
 }
 
 #[test]
+fn sequences_above_the_crowd_cost_more() {
+    let cost = StepCost { base_us: 1000.0, decode_us: 10.0, crowd: 2, crowd_us: 100.0, ..StepCost::default() };
+    assert_eq!([1, 2, 3, 5].map(|decoding| cost.step_us(decoding, 0, 0)), [1010.0, 1020.0, 1130.0, 1350.0]);
+}
+
+#[test]
 fn a_slowed_engine_takes_longer_from_its_next_step_on() {
     let cost = StepCost { base_us: 1000.0, ..StepCost::default() };
     let mut engine = Engine::new(EngineConfig { cost, ..config(100) });
