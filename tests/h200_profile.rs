@@ -58,7 +58,7 @@ use Figure::{MeanTpot, MedianItl, MedianTtft, OutputTokensPerSecond, P99Ttft};
 /// A load in words and in numbers, and what was measured under it.
 type Row = (&'static str, Load, &'static [(Figure, f64)]);
 
-/// Bursts on one and on two servers: means over six and eighteen
+/// What was measured. Bursts on one and on two servers: means over six and eighteen
 /// turns through Forebay (`benches/results/two-h200`). The rest: one turn each straight to one server, by `vllm bench serve`.
 #[rustfmt::skip]
 const MEASURED: [Row; 15] = [
