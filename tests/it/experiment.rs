@@ -101,6 +101,10 @@ fn arms_take_turns_and_servers_are_started_again_between() {
         assert!(run.records.iter().all(|record| record.arm == head.arm) && head.simulated);
     }
     assert!(experiment.is_quiet());
+    let counted = std::fs::read_to_string(experiment.out().join("logs/forebay-pair-1.prom")).unwrap();
+    for kept in ["\nprocess_cpu_seconds_total ", "\nforebay_prediction_error_ratio_count{"] {
+        assert!(counted.contains(kept), "{kept} in {counted}");
+    }
     let machine = std::fs::read_to_string(experiment.out().join("machine.txt")).unwrap();
     assert!(machine.contains("a machine"), "{machine}");
     let report = experiment.dir.path().join("report.html");
@@ -236,4 +240,6 @@ fn the_experiments_that_are_shipped_are_right() {
     assert!(dry("two-gpus-rates.toml").contains("6 of s2, 6 of s4"));
     assert!(dry("h200-one-gpu.toml").contains("12 of one, 12 of two"));
     assert!(dry("h200-overhead.toml").contains("12 of direct, 12 of forebay"));
+    assert!(dry("h200-routing.toml").contains("6 of predicted-ttft, 6 of least-inflight, 6 of round-robin"));
+    assert!(dry("h200-diagnosis.toml").contains("3 of kv-room, 3 of max-num-seqs"));
 }

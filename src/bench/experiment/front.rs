@@ -13,16 +13,19 @@ use super::spec::{Arm, Experiment};
 use crate::bench::client::Client;
 use crate::clock::Clock;
 use crate::config::model::PolicyName;
+use crate::upstream::probe::ProbeClient;
 
 const READY: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// Nothing is under way when it is told to end.
 const GRACE: Duration = Duration::from_secs(2);
+const MAX_METRICS: usize = 8 << 20;
 
 /// A Forebay that is up, until this is dropped.
 pub(super) struct Front {
     /// Where it takes requests.
     pub(super) base: String,
+    admin: SocketAddr,
     process: Vec<Process>,
 }
 
@@ -86,13 +89,24 @@ pub(super) async fn start(
                 .is_some_and(|models| models.iter().any(|one| one["id"] == experiment.model.as_str()))
         };
         if listed.as_ref().is_ok_and(serves) {
-            return Ok(Front { base, process: vec![process] });
+            return Ok(Front { base, admin, process: vec![process] });
         }
         if process.ended().is_some() || clock.now().since(begun) > READY {
             let words = process.last_words();
             return Err(FrontError::NotReady { arm: arm.name.clone(), model: experiment.model.clone(), words });
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl Front {
+    /// Keeps what its `/metrics` say at the end of a turn in a file: its CPU time and how good its predictions were, among others.
+    /// The error is for people.
+    pub(super) async fn keep_metrics(&self, path: &Path) -> Result<(), String> {
+        let uri = format!("http://{}/metrics", self.admin).parse().map_err(|error| format!("{error}"))?;
+        let text =
+            ProbeClient::new(READY).get_ok(uri, None, READY, MAX_METRICS).await.map_err(|error| error.to_string())?;
+        fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One arm's turn: a Forebay of its own, and a run as `forebay bench` makes it. Only a turn that ended is written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::front::{self, Front, FrontError};
@@ -69,12 +69,24 @@ impl<'a> Turns<'a> {
         };
         spec.targets = vec![target(experiment, arm, front.as_ref())];
         let run = run::run(&self.client, &spec, &prompts, &Arc::new(Progress::default())).await.map_err(wrong)?;
+        let kept = match &front {
+            Some(front) => front.keep_metrics(&metrics_file(experiment, arm, epoch)).await,
+            None => Ok(()),
+        };
         drop(front);
         self.prompts = Some((*epoch, prompts));
         let mut text = Vec::new();
         run::write(&mut text, &run).expect("writing to memory cannot fail");
-        Ok(Turn { line: line(&Summary::of(&run.records)), head: spec.head, text })
+        let mut line = line(&Summary::of(&run.records));
+        if let Err(reason) = kept {
+            line.push_str(&format!("; Forebay's metrics were not kept: {reason}"));
+        }
+        Ok(Turn { line, head: spec.head, text })
     }
+}
+
+fn metrics_file(experiment: &Experiment, arm: &Arm, epoch: &Epoch) -> PathBuf {
+    experiment.out.join("logs").join(format!("forebay-{}-{}.prom", arm.name, epoch.number))
 }
 
 fn spec(experiment: &Experiment, epoch: &Epoch, start: u32) -> RunSpec {
