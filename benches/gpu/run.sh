@@ -5,7 +5,8 @@
 #
 # PARTS       a folder with parts/*/{site.tar.xz.NN,count,site.tar.xz.sha256}, a Python tree that has vLLM, and
 #             tools/make_models.py, which writes the model folders.
-# EXPERIMENT  a name in config/experiments, without .toml, or a file.
+# EXPERIMENT  a name in config/experiments, without .toml, or a file; or failures.sh beside this one, which is given the environment
+#             that servers need and a folder for what it says.
 #
 # Environment: FOREBAY (default target/release/forebay), PYTHON (python3), BASE (/tmp/forebay-gpu: what is unpacked, compiled and
 # measured; later calls on the machine find it), OUT (what comes back: rows.jsonl.xz.NN, pieces of one file of at most 15 MB
@@ -24,7 +25,7 @@ base=${BASE:-/tmp/forebay-gpu}
 out=${OUT:-$base/out}
 file=$name
 [[ -f $file ]] || file=$root/config/experiments/$name.toml
-name=$(basename "$file" .toml)
+name=$(basename "${file%.*}")
 results=$base/results/$name
 export PYTHON=${PYTHON:-python3} MODELS=$base/models CACHE=$base/cache
 mkdir -p "$results" "$out" "$CACHE"
@@ -112,7 +113,11 @@ child=
 # shellcheck disable=SC2317 # they are traps
 stop() { [[ $child ]] && kill -TERM "$child" 2>/dev/null && wait "$child"; pack; exit 143; }
 trap stop INT TERM
-"$forebay" compare "$file" --out "$results" "${args[@]}" 2> >(tee -a "$results/logs.txt" >&2) &
+if [[ $file == *.sh ]]; then
+  FOREBAY=$forebay bash "$file" "$results" 2> >(tee -a "$results/logs.txt" >&2) &
+else
+  "$forebay" compare "$file" --out "$results" "${args[@]}" 2> >(tee -a "$results/logs.txt" >&2) &
+fi
 child=$!
 wait "$child"
 status=$?
@@ -120,6 +125,7 @@ child=
 cp "$results/logs.txt" "$out/course.txt" 2>/dev/null
 pack
 # what there is so far, also where the time ended first
+cp "$results/said.txt" "$out/" 2>/dev/null
 timeout 60 "$forebay" compare "$results/rows.jsonl" --markdown "$out/report.md" >"$out/report.txt" 2>&1
 say "exit code $status; $(du -ch "$out"/* | tail -n 1 | cut -f1) to bring back"
 exit "$status"

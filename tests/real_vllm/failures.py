@@ -3,7 +3,8 @@
     tests/real_vllm/run.sh REAL_VLLM_DIR VENV [FOREBAY]    starts everything and runs every part
     failures.py full      two servers with a short queue and small prefill chunks, the second one with --shutdown-timeout:
                           shedding, one long prompt, a hang, a drain (which ends the second server)
-    failures.py deaths    two servers: an engine is killed, the other server gets SIGTERM (which end both)
+    failures.py deaths    two servers: 200 clients leave at once, an engine is killed, the other server gets SIGTERM (which end both)
+    failures.py gpu       two servers of benches/gpu/failures.sh: a hang, 200 clients that leave, an engine that is killed
 
 Environment: as for check.py, and RUN_DIR with PORT.pid of each server. Forebay's stall_timeout must be 2 s. One line a check;
 the last line is `N passed, N failed`; exit 1 on a failure. Signals go to the servers of FOREBAY_VLLM_URLS alone, by pid.
@@ -32,7 +33,8 @@ MODEL = os.environ.get("FOREBAY_MODEL", "tiny")
 COMPLETIONS = "/v1/completions"
 STALL = 2.0
 DEADLINE = 30.0
-CHECKS = {"full": [], "deaths": []}
+STORM = 200
+CHECKS = {"full": [], "deaths": [], "gpu": []}
 
 
 def check(part):
@@ -226,6 +228,7 @@ def a_long_prompt_in_many_chunks_is_no_hang():
     return f"{json.loads(text)['usage']['prompt_tokens']} tokens, {took:.1f} s with stall_timeout {STALL} s"
 
 
+@check("gpu")
 @check("full")
 def a_stopped_engine_is_found_and_used_again():
     url = VLLM[1]
@@ -291,10 +294,33 @@ def a_server_that_drains_loses_nothing():
     return f"{len(streams)} streams and {len(results)} requests, 0 failed"
 
 
+@check("gpu")
+@check("deaths")
+def a_storm_that_leaves_frees_the_engines():
+    def at_work():
+        texts = [get(url, "/metrics") for url in VLLM]
+        return sum(total(text, f"vllm:num_requests_{kind}") for text in texts for kind in ("running", "waiting"))
+
+    asked = [Answer(URL, COMPLETIONS, body(1500, prompt=f"{number}: why does a queue grow?")) for number in range(STORM)]
+    eventually("they are at work", lambda: ((seen := at_work()) >= 0.9 * STORM, f"{seen:g} requests"), DEADLINE)
+    left = time.monotonic()
+    for one in asked:
+        one.leave()
+    took = time.monotonic() - left
+    idle = eventually("engines idle", lambda: ((seen := at_work()) == 0, f"{seen:g} requests"), DEADLINE)
+    for url in VLLM:
+        assert state(url) == "healthy", f"{url} is {state(url)}: clients that leave are no illness"
+    answer, text = post(URL, COMPLETIONS, body(4, stream=False))
+    assert answer.status == 200, f"{answer.status}: {text[:200]}"
+    return f"{STORM} left within {took:.2f} s; vLLM ran nothing {idle:.2f} s later, and the next request was answered"
+
+
+@check("gpu")
 @check("deaths")
 def a_killed_engine_costs_only_what_had_tokens():
-    url = VLLM[1]
     streams = start_streams(30, 600)
+    # The one that has most of them, which is a real loss, however they were divided.
+    url = max(VLLM, key=lambda url: sum(stream.backend == authority(url) for stream in streams))
     had = {stream: stream.tokens for stream in streams}
     os.kill(engine_pid(url), signal.SIGKILL)
     finish(streams, 60)
@@ -312,7 +338,7 @@ def a_killed_engine_costs_only_what_had_tokens():
 
 @check("deaths")
 def streams_that_a_terminated_server_leaves_hanging_are_told():
-    url = VLLM[0]
+    url = next(url for url in VLLM if state(url) != "ejected")
     streams = start_streams(6, 1900)
     started = time.monotonic()
     os.kill(server_pid(url), signal.SIGTERM)
