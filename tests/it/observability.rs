@@ -168,8 +168,8 @@ fn close(what: &str, a: f64, b: f64, within: f64) {
 fn page_rows_and_prometheus_say_the_same_of_arms_split_in_half() {
     let full = std::env::var("FOREBAY_SIZE").as_deref() == Ok("full");
     let (sessions, within) = if full { (5_000, 0.01) } else { (400, 0.05) };
-    // A client's clock begins before the proxy's and ends after it, by what two processes wait for a core: 1 ms with nothing else
-    // on the machine, 5 beside the other tests, and more at the begin, which is a larger part of a short run.
+    // A client's clock begins before the proxy's and ends after it, presumably by what two processes wait for a core: 1 ms with
+    // nothing else on the machine, once 5 beside the other tests, and more at the begin, which is a larger part of a short run.
     let apart = if full { 0.01 } else { 0.02 };
     let (forebay, _sims) = two_arms();
     let Some(prometheus) = Prometheus::start(&forebay) else { return };
