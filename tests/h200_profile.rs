@@ -3,10 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+use forebay::bench::record::Record;
+use forebay::bench::summary::Summary;
 use forebay::bench::table::{aligned, number};
 use forebay::clock::Time;
 use forebay::sim::engine::{Engine, Event, RequestId, Submission};
 use forebay::sim::profile::Profile;
+
+#[path = "seed_columns/records.rs"]
+mod records;
+
+use records::note;
 
 /// A load: so many requests, so many of them at a time on each engine, the next when one ends.
 #[derive(Clone, Copy)]
@@ -32,28 +39,16 @@ const fn at_a_time(number: u32) -> Load {
     Load { at_a_time: number, requests: 3 * number, output: 256, ..BURST }
 }
 
-/// Figures of a run; milliseconds but for the throughput.
-#[derive(Clone, Copy)]
-enum Figure {
-    OutputTokensPerSecond,
-    MedianTtft,
-    P99Ttft,
-    MeanTpot,
-    MedianItl,
-}
+/// A figure of a run: its name, what it is, and how far the simulated one may be off as a share.
+type Figure = (&'static str, fn(&Summary) -> Option<f64>, f64);
 
-impl Figure {
-    /// How far it may be off, as a share, set after the fit: a guard against drift, and no claim. Turns of the same server differed by up to 1.6 times. The server's HTTP process is not
-    /// simulated: it takes 10 ms for one request and 0.1 to 0.5 s for 300 at once, most of which is in the median of TTFT.
-    fn tolerance(self) -> f64 {
-        match self {
-            MedianTtft => 0.6,
-            OutputTokensPerSecond | P99Ttft | MeanTpot | MedianItl => 0.25,
-        }
-    }
-}
-
-use Figure::{MeanTpot, MedianItl, MedianTtft, OutputTokensPerSecond, P99Ttft};
+// The shares were set after the fit: a guard against drift, and no claim. Turns of the same server differed by up to 1.6 times.
+const TOKENS_PER_S: Figure = ("output tokens/s", |run| Some(run.output_tokens_per_second()), 0.25);
+const MEAN_TPOT: Figure = ("mean TPOT ms", |run| run.tpot_ms.mean, 0.25);
+const MEDIAN_ITL: Figure = ("median ITL ms", |run| run.itl_ms.p50, 0.25);
+const P99_TTFT: Figure = ("P99 TTFT ms", |run| run.ttft_ms.p99, 0.25);
+// The server's HTTP process is not simulated: it takes 10 ms for one request and 0.1 to 0.5 s for 300 at once.
+const MEDIAN_TTFT: Figure = ("median TTFT ms", |run| run.ttft_ms.p50, 0.6);
 
 /// A load in words and in numbers, and what was measured under it.
 type Row = (&'static str, Load, &'static [(Figure, f64)]);
@@ -64,41 +59,33 @@ type Row = (&'static str, Load, &'static [(Figure, f64)]);
 /// bursts gave 13,219 to 21,918 output tokens/s, where the six turns here gave 15,780.
 #[rustfmt::skip]
 const MEASURED: [Row; 15] = [
-    ("100 in, 256 out, 1 at a time", at_a_time(1), &[(MeanTpot, 4.79)]),
-    ("8 at a time", at_a_time(8), &[(MeanTpot, 5.07)]),
-    ("32", at_a_time(32), &[(MeanTpot, 5.27)]),
-    ("64", at_a_time(64), &[(MeanTpot, 5.59)]),
-    ("128", at_a_time(128), &[(MeanTpot, 6.44)]),
-    ("256", at_a_time(256), &[(MeanTpot, 11.5)]),
-    ("alone, 100 in", alone(100), &[(MedianTtft, 17.0)]),
-    ("512", alone(512), &[(MedianTtft, 21.4)]),
-    ("2048", alone(2048), &[(MedianTtft, 60.0)]),
-    ("8192", alone(8192), &[(MedianTtft, 228.0)]),
-    ("300 at once, 600 out", BURST, &[(OutputTokensPerSecond, 15780.0), (MedianTtft, 608.0), (P99Ttft, 892.0), (MeanTpot, 18.2)]),
-    ("two servers, half each", Load { engines: 2, ..BURST }, &[(OutputTokensPerSecond, 29262.0), (MedianTtft, 376.0), (P99Ttft, 514.0), (MeanTpot, 9.29)]),
-    ("KV room for 80,000", Load { kv_tokens: Some(80_000), ..BURST }, &[(OutputTokensPerSecond, 14496.0), (MedianTtft, 916.0), (P99Ttft, 1017.0), (MeanTpot, 13.9), (MedianItl, 8.7)]),
-    ("KV room for 25,600", Load { kv_tokens: Some(25_600), ..BURST }, &[(OutputTokensPerSecond, 8366.0), (MedianTtft, 777.0), (P99Ttft, 15050.0), (MeanTpot, 14.75), (MedianItl, 5.85)]),
-    ("--max-num-seqs 50", Load { max_num_seqs: Some(50), ..BURST }, &[(OutputTokensPerSecond, 7063.0), (MedianTtft, 11555.0), (P99Ttft, 21420.0), (MeanTpot, 6.8), (MedianItl, 6.1)]),
+    ("100 in, 256 out, 1 at a time", at_a_time(1), &[(MEAN_TPOT, 4.79)]),
+    ("8 at a time", at_a_time(8), &[(MEAN_TPOT, 5.07)]),
+    ("32", at_a_time(32), &[(MEAN_TPOT, 5.27)]),
+    ("64", at_a_time(64), &[(MEAN_TPOT, 5.59)]),
+    ("128", at_a_time(128), &[(MEAN_TPOT, 6.44)]),
+    ("256", at_a_time(256), &[(MEAN_TPOT, 11.5)]),
+    ("alone, 100 in", alone(100), &[(MEDIAN_TTFT, 17.0)]),
+    ("512", alone(512), &[(MEDIAN_TTFT, 21.4)]),
+    ("2048", alone(2048), &[(MEDIAN_TTFT, 60.0)]),
+    ("8192", alone(8192), &[(MEDIAN_TTFT, 228.0)]),
+    ("300 at once, 600 out", BURST, &[(TOKENS_PER_S, 15780.0), (MEDIAN_TTFT, 608.0), (P99_TTFT, 892.0), (MEAN_TPOT, 18.2)]),
+    ("two servers, half each", Load { engines: 2, ..BURST }, &[(TOKENS_PER_S, 29262.0), (MEDIAN_TTFT, 376.0), (P99_TTFT, 514.0), (MEAN_TPOT, 9.29)]),
+    ("KV room for 80,000", Load { kv_tokens: Some(80_000), ..BURST }, &[(TOKENS_PER_S, 14496.0), (MEDIAN_TTFT, 916.0), (P99_TTFT, 1017.0), (MEAN_TPOT, 13.9), (MEDIAN_ITL, 8.7)]),
+    ("KV room for 25,600", Load { kv_tokens: Some(25_600), ..BURST }, &[(TOKENS_PER_S, 8366.0), (MEDIAN_TTFT, 777.0), (P99_TTFT, 15050.0), (MEAN_TPOT, 14.75), (MEDIAN_ITL, 5.85)]),
+    ("--max-num-seqs 50", Load { max_num_seqs: Some(50), ..BURST }, &[(TOKENS_PER_S, 7063.0), (MEDIAN_TTFT, 11555.0), (P99_TTFT, 21420.0), (MEAN_TPOT, 6.8), (MEDIAN_ITL, 6.1)]),
 ];
 
-struct Run {
-    ttft_ms: Vec<f64>,
-    tpot_ms: Vec<f64>,
-    gaps_ms: Vec<f64>,
-    tokens_per_s: f64,
-}
-
-fn run(mut profile: Profile, load: Load) -> Run {
+fn run(mut profile: Profile, load: Load) -> Summary {
     profile.scheduler.max_num_seqs = load.max_num_seqs.unwrap_or(profile.scheduler.max_num_seqs);
     profile.kv.tokens = load.kv_tokens.unwrap_or(profile.kv.tokens);
-    let (mut times, mut ended) = (vec![Vec::<f64>::new(); load.requests as usize], 0.0_f64);
-    let mut sent = vec![0.0; load.requests as usize];
+    let mut records: Vec<Record> = (0..load.requests).map(|id| Record::unsent(id, 0)).collect();
     for part in 0..load.engines {
         let mut engine = Engine::new(profile.engine(part as u64));
         let mut waiting = (0..load.requests).skip(part).step_by(load.engines);
-        let mut submit = |engine: &mut Engine, now: Time| {
+        let mut submit = |engine: &mut Engine, records: &mut [Record], now: Time| {
             let Some(id) = waiting.next() else { return };
-            sent[id as usize] = ms(now);
+            records[id as usize].sent_us = now.as_micros();
             // No two begin alike, but a preempted one may find blocks of its own.
             let blocks = (load.input + load.output) / 16;
             let block_hashes = (0..u64::from(blocks)).map(|block| u64::from(id) << 32 | block).collect();
@@ -107,36 +94,20 @@ fn run(mut profile: Profile, load: Load) -> Run {
             engine.submit(now, &Submission { id, prompt_tokens, output_tokens, sequences: 1, block_hashes }).unwrap();
         };
         for _ in 0..load.at_a_time {
-            submit(&mut engine, Time::ZERO);
+            submit(&mut engine, &mut records, Time::ZERO);
         }
         let mut events: Vec<Event> = Vec::new();
         while let Some(now) = engine.next_step_at() {
             engine.step(now, &mut events);
             for event in events.drain(..) {
-                times[event.id.0 as usize].push(ms(event.at));
-                ended = ended.max(ms(event.at));
+                note(&mut records[event.id.0 as usize], &event);
                 if event.finished {
-                    submit(&mut engine, event.at);
+                    submit(&mut engine, &mut records, event.at);
                 }
             }
         }
     }
-    let gaps = |times: &[f64]| times.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
-    Run {
-        ttft_ms: times.iter().zip(&sent).map(|(times, sent)| times[0] - sent).collect(),
-        tpot_ms: times.iter().map(|times| (times[times.len() - 1] - times[0]) / (times.len() - 1) as f64).collect(),
-        gaps_ms: times.iter().flat_map(|times| gaps(times)).collect(),
-        tokens_per_s: f64::from(load.requests * load.output) / ended * 1e3,
-    }
-}
-
-fn ms(at: Time) -> f64 {
-    at.as_micros() as f64 / 1e3
-}
-
-fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * share).round() as usize]
+    Summary::of(&records)
 }
 
 #[test]
@@ -146,23 +117,17 @@ fn the_profile_gives_what_was_measured() {
     let mut wrong = Vec::new();
     for (what, load, figures) in MEASURED {
         let run = run(profile.clone(), load);
-        for (figure, measured) in figures {
-            let (name, simulated) = match figure {
-                OutputTokensPerSecond => ("output tokens/s", run.tokens_per_s),
-                MedianTtft => ("median TTFT ms", quantile(run.ttft_ms.clone(), 0.5)),
-                P99Ttft => ("P99 TTFT ms", quantile(run.ttft_ms.clone(), 0.99)),
-                MeanTpot => ("mean TPOT ms", run.tpot_ms.iter().sum::<f64>() / run.tpot_ms.len() as f64),
-                MedianItl => ("median ITL ms", quantile(run.gaps_ms.clone(), 0.5)),
-            };
+        for ((name, of, tolerance), measured) in figures {
+            let simulated = of(&run).unwrap();
             let off = simulated / measured - 1.0;
             table.push(vec![
                 what.to_owned(),
-                name.to_owned(),
+                (*name).to_owned(),
                 number(Some(*measured), 2),
                 number(Some(simulated), 2),
                 format!("{:+.0} %", off * 100.0),
             ]);
-            if off.abs() > figure.tolerance() {
+            if off.abs() > *tolerance {
                 wrong.push(format!("{what}: {name} is {:+.0} % off", off * 100.0));
             }
         }

@@ -4,13 +4,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use forebay::bench::record::{Outcome, Record};
+use forebay::bench::record::Record;
 use forebay::bench::seed::{MEASURED, Measured};
 use forebay::bench::summary::{Distribution, Summary};
 use forebay::bench::table::{aligned, number, seed_rows};
 use forebay::clock::{Clock, Time};
 use forebay::sim::engine::{Engine, Event, RequestId, Submission};
 use forebay::sim::profile::Profile;
+
+#[path = "seed_columns/records.rs"]
+mod records;
+
+use records::note;
 
 const REQUESTS: u32 = 300;
 const INPUT: u32 = 100;
@@ -79,17 +84,8 @@ fn records(events: &[Event]) -> Vec<Record> {
     let mut records: Vec<Record> = (0..REQUESTS).map(|id| Record::unsent(id, 0)).collect();
     for event in events {
         let record = &mut records[event.id.0 as usize];
-        let at = event.at.as_micros();
-        match record.first_event_us {
-            None => record.first_event_us = Some(at),
-            Some(_) => record.gaps_us.push(at - record.end_us),
-        }
-        record.end_us = at;
         record.prompt_tokens = u64::from(INPUT);
-        record.output_tokens = u64::from(event.tokens);
-        if event.finished {
-            record.outcome = Outcome::Success;
-        }
+        note(record, event);
     }
     records
 }
