@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A server that works hard answers late, but this late it says nothing of the moment at which it was asked.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// As the proxy's own scraper has it.
-const MAX_TEXT: usize = 8 << 20;
+pub(super) const MAX_TEXT: usize = 8 << 20;
 
 /// A server to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::process::{self, Launch, LaunchError, Process};
 use super::spec::{Arm, Experiment};
 use crate::bench::client::Client;
+use crate::bench::sampler::MAX_TEXT;
 use crate::clock::Clock;
 use crate::config::model::PolicyName;
 use crate::upstream::probe::ProbeClient;
@@ -19,7 +20,6 @@ const READY: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(50);
 /// Nothing is under way when it is told to end.
 const GRACE: Duration = Duration::from_secs(2);
-const MAX_METRICS: usize = 8 << 20;
 
 /// A Forebay that is up, until this is dropped.
 pub(super) struct Front {
@@ -105,7 +105,7 @@ impl Front {
     pub(super) async fn keep_metrics(&self, path: &Path) -> Result<(), String> {
         let uri = format!("http://{}/metrics", self.admin).parse().map_err(|error| format!("{error}"))?;
         let text =
-            ProbeClient::new(READY).get_ok(uri, None, READY, MAX_METRICS).await.map_err(|error| error.to_string())?;
+            ProbeClient::new(READY).get_ok(uri, None, READY, MAX_TEXT).await.map_err(|error| error.to_string())?;
         fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
