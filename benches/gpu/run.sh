@@ -124,8 +124,10 @@ status=$?
 child=
 cp "$results/logs.txt" "$out/course.txt" 2>/dev/null
 pack
-# what there is so far, also where the time ended first
-cp "$results/said.txt" "$out/" 2>/dev/null
-timeout 60 "$forebay" compare "$results/rows.jsonl" --markdown "$out/report.md" >"$out/report.txt" 2>&1
+if [[ $file == *.sh ]]; then
+  cp "$results/said.txt" "$out/"
+else # what there is so far, also where the time ended first
+  timeout 60 "$forebay" compare "$results/rows.jsonl" --markdown "$out/report.md" >"$out/report.txt" 2>&1
+fi
 say "exit code $status; $(du -ch "$out"/* | tail -n 1 | cut -f1) to bring back"
 exit "$status"
