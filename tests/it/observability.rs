@@ -166,11 +166,10 @@ fn close(what: &str, a: f64, b: f64, within: f64) {
 
 #[test]
 fn page_rows_and_prometheus_say_the_same_of_arms_split_in_half() {
+    // The client's clock begins before the proxy's: on a busy machine the begin of a short run is a part of its mean. At full
+    // size `.ci/run` runs this alone; beside the other tests the two were once 5 ms of 419 apart, else 1 to 2.
     let full = std::env::var("FOREBAY_SIZE").as_deref() == Ok("full");
     let (sessions, within) = if full { (5_000, 0.01) } else { (400, 0.05) };
-    // A client's clock begins before the proxy's and ends after it, presumably by what two processes wait for a core: 1 ms with
-    // nothing else on the machine, once 5 beside the other tests, and more at the begin, which is a larger part of a short run.
-    let apart = if full { 0.01 } else { 0.02 };
     let (forebay, _sims) = two_arms();
     let Some(prometheus) = Prometheus::start(&forebay) else { return };
     let dir = TempDir::new().unwrap();
@@ -196,7 +195,6 @@ fn page_rows_and_prometheus_say_the_same_of_arms_split_in_half() {
             assert_eq!(figure("count"), of("count"));
             assert!(figure("count") - row.0 <= 1.0, "{} {}", figure("count"), row.0);
             close(&format!("{metric} mean, Prometheus"), figure("mean_seconds"), of("sum") / of("count"), 1e-4);
-            let within = if metric == "ttft" { apart / row.1 } else { within };
             close(&format!("{metric} mean, rows"), figure("mean_seconds"), row.1, within);
             for (q, at) in [(0.5, "p50_seconds"), (0.95, "p95_seconds"), (0.99, "p99_seconds")] {
                 let (low, high) = bucket(&prometheus, metric, name, q);
