@@ -180,13 +180,13 @@ def explain_names_the_queue():
 
 
 def embeddings_starve_nobody():
-    """Work without a decode: every request is answered, and both servers have a part in it. Either could do it all (half a
-    request is in flight), so the lesser part may be small; with none at all nobody would know how fast that server is."""
+    """Work without a decode: every request is answered, and both servers have a part in it."""
     with Forebay(POLICIES[0]) as forebay:
-        times = run(forebay.url, embedding_time, 1, rate=40)
+        # So many that more than one is in flight: with one at a time either server may do nearly all of them.
+        times = run(forebay.url, embedding_time, 1, rate=120)
         parts = forebay.served(FAST), forebay.served(SLOW)
     note = f"{len(times)} answered, P50 {quantile(times, 0.5):.3f} s, P99 {quantile(times, 0.99):.3f} s; {parts[0]:g} and {parts[1]:g} by server"
-    assert min(parts) > 0, note
+    assert min(parts) > 0.05 * sum(parts), note
     return note
 
 
