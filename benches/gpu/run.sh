@@ -78,6 +78,7 @@ with open(sys.argv[1], "rb") as a, lzma.open(sys.stdout.buffer, "wb", preset=3) 
       "$results/rows.jsonl"
   fi | split -b 15m -d -a 2 - "$out/rows.jsonl.xz."
   (cd "$results" && tar -czf "$out/logs.tar.gz" --ignore-failed-read logs machine.txt took.jsonl 2>/dev/null)
+  [[ ! -e $results/said.txt ]] || cp "$results/said.txt" "$out/"
 }
 
 restore() {
@@ -124,9 +125,7 @@ status=$?
 child=
 cp "$results/logs.txt" "$out/course.txt" 2>/dev/null
 pack
-if [[ $file == *.sh ]]; then
-  cp "$results/said.txt" "$out/"
-else # what there is so far, also where the time ended first
+if [[ $file != *.sh ]]; then # what there is so far, also where the time ended first
   timeout 60 "$forebay" compare "$results/rows.jsonl" --markdown "$out/report.md" >"$out/report.txt" 2>&1
 fi
 say "exit code $status; $(du -ch "$out"/* | tail -n 1 | cut -f1) to bring back"
