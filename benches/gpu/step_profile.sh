@@ -6,51 +6,22 @@
 #   PY_SPY=… benches/gpu/run.sh PARTS benches/gpu/step_profile.sh     on a machine without a network; or, where vLLM is installed,
 #   PYTHON=python3 MODELS=… FOREBAY=… PY_SPY=… benches/gpu/step_profile.sh OUT
 #
-# OUT gets said.txt (the figures) and logs/ (*.stacks: the samples, as flame graphs take them). Environment: PY_SPY is the program
-# (default py-spy), PYTHON runs vLLM, MODELS holds the model's folder qwen7b, CACHE keeps what is compiled, SERVER_ARGS in place of the
-# arguments that a GPU server gets, ROUNDS of each load as it is (default 3). Everything started here is ended here, by pid.
+# OUT gets said.txt (the figures) and logs/ (*.stacks: the samples, as flame graphs take them). Environment: see servers.sh; PY_SPY is the
+# program (default py-spy), ROUNDS of each load as it is (default 3). Everything started here is ended here, by pid.
 set -uo pipefail
 out=${1:?usage: step_profile.sh OUT}
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-forebay=${FOREBAY:-$root/target/release/forebay}
+. "$(dirname "${BASH_SOURCE[0]}")/servers.sh"
 spy=${PY_SPY:-py-spy}
-cache=${CACHE:-$out/cache}
-logs=$out/logs
-port=8160
-mkdir -p "$logs"
-export CUDA_VISIBLE_DEVICES=0 VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
-export VLLM_HOST_IP=127.0.0.1 CUDA_MODULE_LOADING=LAZY PYTHONUNBUFFERED=1
-export VLLM_CACHE_ROOT=$cache/gpu0/vllm TRITON_CACHE_DIR=$cache/gpu0/triton TORCHINDUCTOR_CACHE_DIR=$cache/gpu0/inductor
-read -r -a server_args <<<"${SERVER_ARGS:---load-format dummy --max-num-seqs 1024 --gpu-memory-utilization 0.40 --kv-cache-memory-bytes 16G}"
-server='' engine='' seed=10
+port='' server='' engine='' seed=10
 
-stop() {
-  [[ $server ]] || return 0
-  kill -TERM -- "-$server" 2>/dev/null
-  for _ in $(seq 50); do kill -0 -- "-$server" 2>/dev/null || break; sleep 0.2; done
-  kill -KILL -- "-$server" 2>/dev/null
-  server=
+# Sets port, server and engine, the pids of its first process and of its engine's.
+start() { # PORT [argument...]
+  start_server "$@"
+  port=$1 server=${groups[-1]} engine=
+  for pid in $(pgrep -g "$server"); do grep -qz VLLM::EngineCore "/proc/$pid/cmdline" 2>/dev/null && engine=$pid; done
+  [[ $engine ]] || { echo "no process named VLLM::EngineCore:" >&2; pgrep -ag "$server" >&2; exit 1; }
+  load 300 32 1 >"$logs/$port-warm-up.json" 2>&1
 }
-trap stop EXIT
-trap 'exit 143' INT TERM
-
-start() { # NAME [argument...]
-  local name=$1 end=$((SECONDS + 300))
-  shift
-  setsid "$PYTHON" -m vllm.entrypoints.cli.main serve "$MODELS/qwen7b" --served-model-name qwen7b --host 127.0.0.1 --port $port \
-    --seed 0 --disable-uvicorn-access-log --max-model-len 8192 "${server_args[@]}" "$@" >"$logs/$name.log" 2>&1 </dev/null &
-  server=$!
-  until "$PYTHON" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=2)' "http://127.0.0.1:$port/health" 2>/dev/null; do
-    kill -0 "$server" 2>/dev/null || { tail -n 20 "$logs/$name.log" >&2; return 1; }
-    ((SECONDS < end)) || { echo "the server did not answer in 300 s" >&2; return 1; }
-    sleep 0.5
-  done
-  echo "$name is up, $SECONDS s from the begin" >&2
-  engine=$(named VLLM::EngineCore | head -n 1)
-  [[ $engine ]] || { echo "no process named VLLM::EngineCore:" >&2; pgrep -ag "$server" >&2; return 1; }
-  load 300 32 1 >"$logs/$name-warm-up.json" 2>&1
-}
-named() { for pid in $(pgrep -g "$server"); do grep -qz "$1" "/proc/$pid/cmdline" 2>/dev/null && echo "$pid"; done; }
 
 load() { # COUNT TOKENS SEED
   "$forebay" bench http://127.0.0.1:$port --num-prompts "$1" --input-len 100 --output-len "$2" --ignore-eos --temperature 0 --seed "$3" \
@@ -83,13 +54,12 @@ measure() { # NAME COUNT [PID to watch with py-spy]
 }
 
 rounds=${ROUNDS:-3}
-start one || exit 1
+start 8160
 for i in $(seq "$rounds"); do measure "one-300-$i" 300; done
 measure one-150 150
 measure one-300-engine 300 "$engine"
 measure one-300-http 300 "$server"
 "$PYTHON" "$root/benches/gpu/step_profile.py" "$logs/one-300-engine.stacks" "$logs/one-300-http.stacks" | tee -a "$out/said.txt"
 stop
-start two --api-server-count 2 || exit 1
+start 8161 --api-server-count 2
 for i in $(seq "$rounds"); do measure "two-300-$i" 300; done
-stop
