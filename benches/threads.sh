@@ -27,14 +27,14 @@ model = "m"
 policy = "least_inflight"
 backends = [{ url = "http://127.0.0.1:9301" }, { url = "http://127.0.0.1:9302" }]
 TOML
-metric() { exec 3<>/dev/tcp/127.0.0.1/9304; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; awk -v n="^$1[ {]" '$0 ~ n { s += $NF } END { print s }' <&3; exec 3<&-; }
+admin() { (exec 3<>/dev/tcp/127.0.0.1/9304 && printf 'GET %s HTTP/1.0\r\n\r\n' "$1" >&3 && cat <&3) 2>/dev/null; }
+metric() { admin /metrics | awk -v n="^$1[ {]" '$0 ~ n { s += $NF } END { print s }'; }
 for _ in $(seq "$rounds"); do
   for count in $threads; do
     "$forebay" serve --config "$dir/forebay.toml" --threads "$count" >"$dir/forebay.log" 2>&1 &
     proxy=$!
     pids+=($proxy)
-    until (exec 3<>/dev/tcp/127.0.0.1/9304) 2>/dev/null; do kill -0 $proxy; sleep 0.1; done
-    sleep 1 # a first poll of the backends
+    until admin /ready | grep '^HTTP/1.. 200' >/dev/null; do kill -0 $proxy; sleep 0.1; done
     "$forebay" bench http://127.0.0.1:9303 --num-prompts 300 --input-len 100 --output-len 600 --ignore-eos --no-scrape --json >"$dir/load.json"
     cpu=$(metric process_cpu_seconds_total) tokens=$(metric forebay_output_tokens_total)
     switches=$(cat /proc/$proxy/task/*/status | awk '/ctxt/ { s += $2 } END { print s }')
