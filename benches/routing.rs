@@ -12,7 +12,8 @@ use forebay::clock::Time;
 use forebay::config::model::{Affinity, Arm, Backend, Config, PolicyName, Pool, SessionKey};
 use forebay::fleet::controller::{Controller, Settings};
 use forebay::fleet::{Outcome, Pool as FleetPool, Sample};
-use forebay::routing::affinity::{HOLDERS, Mark, Marks, Table};
+use forebay::proxy::peek::peek;
+use forebay::routing::affinity::{BLOCK_ENDS, HOLDERS, Index, Mark, Marks, Sent};
 use forebay::routing::candidate::{Candidate, PoolRatios};
 use forebay::routing::estimate::{DecayedRatio, TTFT_TAU};
 use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
@@ -103,20 +104,21 @@ fn dispatch(c: &mut Criterion) {
     group.finish();
 }
 
-/// A request of 2,200 tokens whose session and first 2,000 tokens (seven marks) are known to four backends, the most that are kept.
+/// A request of 4,000 tokens (62 blocks), all of which its session and its prefix are known by.
 fn known() -> RequestFacts {
-    let mut marks = Marks::session(1);
-    for (key, tokens) in (2..).zip([256, 384, 512, 768, 1024, 1536, 2048]) {
-        marks.push(Mark { key, tokens });
-    }
-    RequestFacts { est_tokens: 2200, marks, ..FACTS }
+    let block = |end: u32| Mark { key: u64::from(end).wrapping_mul(0x9E37_79B9_7F4A_7C15), tokens: end };
+    let prefix: Vec<Mark> = BLOCK_ENDS.iter().filter(|end| **end <= 4_000).map(|end| block(*end)).collect();
+    let mut marks = Marks::of(&prefix);
+    marks.session = Some(1);
+    RequestFacts { est_tokens: 4_000, marks, ..FACTS }
 }
 
-/// The dispatch of a request that was sent to four backends before, and the table alone: claiming and noting it.
+/// The dispatch of a request that was sent before to as many backends as are remembered, and the index alone: claiming it,
+/// claiming one that is not known, weighing what it evicts, and noting it.
 fn affinity(c: &mut Criterion) {
     let mut group = c.benchmark_group("affinity");
     let facts = known();
-    for size in SIZES {
+    for size in [2, 16, 128] {
         let (_controller, pool) = busy_pool(size, PolicyName::PredictedTtft);
         let mut rng = fastrand::Rng::with_seed(7);
         let now = Time::from_micros(900_000);
@@ -133,19 +135,43 @@ fn affinity(c: &mut Criterion) {
         });
         let mut rows: Vec<Candidate> =
             (0..size).map(|place| Candidate::idle(BackendId(u32::from(place)), place)).collect();
-        let mut table = Table::default();
-        table.reserve(usize::from(size));
-        for holder in 0..HOLDERS as u32 {
-            table.note(&facts, BackendId(holder), holder, 0);
+        let mut index = Index::default();
+        index.reserve(usize::from(size));
+        let sent = |slot: u16| Sent { backend: BackendId(u32::from(slot)), slot, generated: 0, matched: 0, now };
+        for holder in 0..size.min(HOLDERS as u16) {
+            index.note(&facts, sent(holder));
         }
-        group.bench_function(BenchmarkId::new("claim", size), |b| {
-            b.iter(|| table.claim(black_box(&facts), black_box(&mut rows), |slot| slot as usize));
+        let strange = RequestFacts { marks: facts.marks.clone().within(0xABCD), ..facts.clone() };
+        for (name, facts) in [("claim", &facts), ("claim_unknown", &strange)] {
+            group.bench_function(BenchmarkId::new(name, size), |b| {
+                b.iter(|| index.claim(black_box(facts), black_box(&mut rows), usize::from));
+            });
+        }
+        group.bench_function(BenchmarkId::new("weigh_evictions", size), |b| {
+            b.iter(|| index.weigh_evictions(black_box(&facts), black_box(&mut rows), now, usize::from));
         });
         group.bench_function(BenchmarkId::new("note", size), |b| {
-            b.iter(|| table.note(black_box(&facts), BackendId(1), 1, 0));
+            b.iter(|| index.note(black_box(&facts), sent(1)));
         });
+        for tokens in [100_000, 2_000_000] {
+            (0..usize::from(size)).for_each(|slot| index.set_capacity(slot, tokens));
+            let (bytes, keys) = (index.bytes() as f64 / 1e6, index.capacity());
+            println!("the index of {size} backends of {tokens} tokens takes {bytes:.1} MB for {keys} keys");
+        }
     }
     group.finish();
+}
+
+/// A chat request of 16 KB (4,000 tokens) that is read with and without hashing its prompt.
+fn hashing(c: &mut Criterion) {
+    let words = "one two\\nthree ".repeat((16 << 10) / 15);
+    let body = format!(
+        "{{\"model\": \"tiny\", \"messages\": [{{\"role\": \"user\", \"content\": \"{words}\"}}], \"max_tokens\": 8, \
+         \"stream\": true}}"
+    );
+    for (name, seed) in [("affinity/peek_16_kb_without_hashing", None), ("affinity/peek_16_kb_with_hashing", Some(1))] {
+        c.bench_function(name, |b| b.iter(|| peek(black_box(body.as_bytes()), Some("user"), seed)));
+    }
 }
 
 fn pick(c: &mut Criterion) {
@@ -268,6 +294,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     dispatch(&mut criterion);
     affinity(&mut criterion);
+    hashing(&mut criterion);
     pick(&mut criterion);
     event(&mut criterion);
     estimator(&mut criterion);

@@ -128,7 +128,7 @@ fn answer(
                 .to_owned(),
         ));
     }
-    let facts = RequestFacts { arm, ..request.facts };
+    let facts = RequestFacts { arm, ..request.facts.clone() };
     let explained = pool.explain(request.model.as_deref(), &facts, &args.matched, fleet.now, &mut rng);
     let shown = table::Shown { pool, facts: &facts, explained: &explained, notes: &notes };
     let text = if args.json { shown.json() } else { shown.text() };

@@ -17,6 +17,7 @@ use super::ticket::Ticket;
 use super::waiting::{Full, Room};
 use crate::clock::Time;
 use crate::error::Refusal;
+use crate::routing::affinity::Sent;
 use crate::routing::candidate::Candidate;
 use crate::routing::cost;
 use crate::routing::decision::{Decision, Scope, Trace};
@@ -238,14 +239,17 @@ impl Pool {
                 tokens: cost::uncached(facts, row.matched),
                 prompt: facts.est_tokens,
                 claimed: row.claimed,
+                depth: row.depth,
                 raw: decision.terms.raw,
                 turn,
             },
             now,
             lived,
         );
-        let sent = numbers.sent_tokens();
-        gate.affinity.note(facts, row.id, u32::try_from(slot).unwrap_or(u32::MAX), sent);
+        let generated = numbers.generated();
+        if let Ok(slot) = u16::try_from(slot) {
+            gate.affinity.note(facts, Sent { backend: row.id, slot, generated, matched: row.matched, now });
+        }
         backend.metrics.expected_cached_tokens.increment(u64::from(row.matched));
         self.count_crossing(&decision, tried);
         let predicted = (facts.kind == Kind::Stream)
@@ -304,7 +308,7 @@ impl Pool {
             lived: gate.pace.lived(now),
         };
         rows.prepare(wanted, &gate.slots);
-        rows.claim(facts, &gate.affinity);
+        rows.claim(facts, &mut gate.affinity, now);
         if let Some(alter) = &mut way.alter {
             alter(rows.changing());
         }

@@ -8,7 +8,7 @@ use super::rows::Rows;
 use super::waiting::Room;
 use crate::clock::Time;
 use crate::config::model::Affinity;
-use crate::routing::affinity::Table;
+use crate::routing::affinity::Index;
 use crate::routing::estimate::{DecayedRatio, PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT, PROMPT_TAU, Pace};
 use crate::routing::facts::ArmIndex;
 use crate::routing::retry::Bucket;
@@ -23,7 +23,7 @@ pub(super) struct Gate {
     /// The rows of the last decision for each arm.
     rows: Vec<Rows>,
     /// Which backend was sent what.
-    pub(super) affinity: Table,
+    pub(super) affinity: Index,
     /// Dispatches so far.
     pub(super) turn: u64,
     /// Pays for retries.
@@ -41,7 +41,7 @@ impl Gate {
             slots: Slots::default(),
             admitted: Vec::new(),
             rows: Vec::new(),
-            affinity: Table::default(),
+            affinity: Index::default(),
             turn: 0,
             budget,
             room: Room::default(),
@@ -60,7 +60,7 @@ impl Gate {
         }
         self.slots.changed.reserve(CHANGES);
         if affinity != Affinity::Off {
-            self.affinity.reserve(members);
+            self.affinity.reserve(self.slots.numbers.len());
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Lease {
     pub(super) sequences: u32,
     pub(super) tokens: u32,
     pub(super) claimed: u32,
+    pub(super) depth: f64,
+    pub(super) prompt: u32,
     pub(super) kv_tokens: u64,
     pub(super) raw: f64,
     pub(super) dispatched: Time,
@@ -43,6 +45,8 @@ pub(super) struct Entry {
     pub(super) prompt: u32,
     /// Prompt tokens that were sent here before.
     pub(super) claimed: u32,
+    /// Tokens that the cache has used since it used those.
+    pub(super) depth: f64,
     /// Expected TTFT before the backend's ratio, in seconds.
     pub(super) raw: f64,
     /// The pool's dispatch number.

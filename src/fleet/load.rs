@@ -27,9 +27,6 @@ use crate::routing::estimate::{DecayedRate, DecayedRatio, GAP_POOL_TAU, GAP_TAU,
 use crate::routing::facts::Kind;
 use crate::units::BackendId;
 
-/// More tokens than any cache holds: what is added to those sent, so that all that was sent before is taken to be gone.
-const RESTARTED: u64 = 1 << 40;
-
 /// The load of one backend: a slot behind its pool's gate, given back when the last holder lets go.
 #[derive(Debug)]
 pub struct Load {
@@ -56,8 +53,8 @@ pub(super) struct Numbers {
     gap: DecayedRatio,
     done: DecayedRate,
     backoff: Backoff,
-    /// What its KV cache has taken in from here.
-    sent_tokens: u64,
+    /// Tokens that it has generated for requests from here.
+    generated: u64,
     worth: Worth,
     served: Option<Kind>,
     progress: u64,
@@ -142,7 +139,9 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        locked(&self.gate).slots.give_back(self.slot);
+        let mut gate = locked(&self.gate);
+        gate.slots.give_back(self.slot);
+        gate.affinity.released(self.slot);
     }
 }
 
@@ -163,7 +162,7 @@ impl Numbers {
             gap: DecayedRatio::default(),
             done: DecayedRate::default(),
             backoff: Backoff::default(),
-            sent_tokens: 0,
+            generated: 0,
             worth: Worth::default(),
             served: None,
             progress: 0,
@@ -203,12 +202,14 @@ impl Numbers {
             k: 1.0,
             v: 1.0,
             shape: self.shape,
-            sent_tokens: self.sent_tokens,
             block_tokens: scrape.and_then(|scrape| scrape.sample.kv_block_tokens).unwrap_or(BLOCK),
             // Without a fresh scrape nothing says that a claim is wrong.
             worth: scrape.map_or(1.0, |_| self.worth.factor(now)),
             claimed: 0,
+            depth: 0.0,
             matched: 0,
+            redundant: 0,
+            evicts: 0.0,
             fails: self.backoff.fails(),
             open_for: self.backoff.open_for(now),
             probing: self.backoff.probing(),
@@ -216,9 +217,9 @@ impl Numbers {
         }
     }
 
-    /// What its KV cache has taken in from here.
-    pub(super) fn sent_tokens(&self) -> u64 {
-        self.sent_tokens
+    /// Tokens that it has generated for requests from here.
+    pub(super) fn generated(&self) -> u64 {
+        self.generated
     }
 
     /// Own sequences in flight.
@@ -245,8 +246,7 @@ impl Numbers {
             self.engaged += 1;
             self.prefilling += entry.sequences;
             self.queued_tokens += u64::from(entry.tokens);
-            self.kv_tokens += u64::from(entry.prompt);
-            self.sent_tokens += u64::from(entry.tokens);
+            self.kv_tokens += u64::from(entry.tokens);
             queued = self.waiting.enter(Waiting { since: now, tokens: entry.tokens });
         }
         Lease {
@@ -257,7 +257,9 @@ impl Numbers {
             sequences: entry.sequences,
             tokens: if engine { entry.tokens } else { 0 },
             claimed: entry.claimed,
-            kv_tokens: if engine { u64::from(entry.prompt) } else { 0 },
+            depth: entry.depth,
+            prompt: entry.prompt,
+            kv_tokens: if engine { u64::from(entry.tokens) } else { 0 },
             raw: entry.raw,
             dispatched: now,
             last_event: now,
@@ -283,7 +285,7 @@ impl Numbers {
     /// prefilled in the step is expected too: else busy backends look slow, and equal ones do not share evenly.
     fn event(&mut self, lease: &mut Lease, now: Time, client_blocked: bool) {
         self.kv_tokens += 1;
-        self.sent_tokens += 1;
+        self.generated += 1;
         self.progress += 1;
         lease.kv_tokens += 1;
         if !client_blocked && lease.sequences == 1 {
@@ -334,16 +336,17 @@ impl Numbers {
         self.backoff.leave(lease.attempt);
     }
 
-    fn set_sample(&mut self, sample: Sample, now: Time) {
+    /// Takes over a scrape; whether the engine was restarted since the one before.
+    fn set_sample(&mut self, sample: Sample, now: Time) -> bool {
         let own = Own { prefilling: self.prefilling, decoding: self.decoding, kv_tokens: self.kv_tokens };
         let scrape = Scrape::new(sample, own, now, self.stale_after);
-        if self.worth.report(scrape.sample.prefix_queries, scrape.sample.prefix_hits, now) {
-            // Another engine: nothing of what was sent before is in its cache.
-            self.sent_tokens = self.sent_tokens.saturating_add(RESTARTED);
+        let restarted = self.worth.report(scrape.sample.prefix_queries, scrape.sample.prefix_hits, now);
+        if restarted {
             self.ttft.renew();
         }
         self.scrape = Some(scrape);
         self.scrape_failures = 0;
+        restarted
     }
 
     fn view(&self, now: Time) -> LoadView {
@@ -361,7 +364,7 @@ impl Numbers {
             foreign_waiting: fresh.map_or(0.0, |scrape| scrape.waiting),
             foreign_kv_tokens: fresh.map_or(0.0, |scrape| scrape.kv_tokens),
             completions_per_second: self.done.read(now),
-            sent_tokens: self.sent_tokens,
+            generated_tokens: self.generated,
             prefix_worth: self.worth.factor(now),
             fails: self.backoff.fails(),
             open_for_seconds: self.backoff.open_for(now).as_secs_f64(),

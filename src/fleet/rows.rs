@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::gate::Slots;
 use super::snapshot::Member;
 use crate::clock::Time;
-use crate::routing::affinity::Table;
+use crate::routing::affinity::{self, Index};
 use crate::routing::candidate::{Candidate, PoolEvidence, PoolRatios};
 use crate::routing::eligible;
 use crate::routing::facts::RequestFacts;
@@ -121,15 +121,20 @@ impl Rows {
     }
 
     /// Writes what the request's prompt should find in each backend's cache.
-    pub(super) fn claim(&mut self, facts: &RequestFacts, affinity: &Table) {
+    pub(super) fn claim(&mut self, facts: &RequestFacts, affinity: &mut Index, now: Time) {
         let Rows { rows, row_of, .. } = self;
-        let row_of = |slot: u32| row_of.get(slot as usize).map_or(usize::MAX, |&row| usize::from(row));
+        let row_of = |slot: u16| row_of.get(usize::from(slot)).map_or(usize::MAX, |&row| usize::from(row));
         self.claimed = affinity.claim(facts, rows, row_of);
+        self.claimed |= affinity.weigh_evictions(facts, rows, now, row_of);
     }
 
     /// Drops the rows that back off, unless all do. Returns whether all do.
     pub(super) fn skip_backing_off(&mut self) -> bool {
-        self.backing_off && eligible::skip_backing_off(self.changing())
+        let all = self.backing_off && eligible::skip_backing_off(self.changing());
+        if self.claimed && self.backing_off {
+            affinity::compare(&mut self.rows);
+        }
+        all
     }
 
     /// The rows for whoever changes them beyond what `finish` takes back: they are not kept.
@@ -142,7 +147,7 @@ impl Rows {
     pub(super) fn finish(&mut self) {
         if std::mem::take(&mut self.claimed) {
             for row in &mut self.rows {
-                (row.claimed, row.matched) = (0, 0);
+                (row.claimed, row.depth, row.matched, row.redundant, row.evicts) = (0, 0.0, 0, 0, 0.0);
             }
         }
     }

@@ -77,6 +77,11 @@ impl Ticket {
         self.backend.load.event(&mut self.lease, now, client_blocked);
     }
 
+    /// The answer said how many tokens its prompt has and how many of them were in the prefix cache.
+    pub fn cached(&self, prompt_tokens: u64, cached_tokens: u64) {
+        self.backend.load.cached(&self.lease, prompt_tokens, cached_tokens);
+    }
+
     /// The end. Without it, a drop is an attempt abandoned, blamed on nobody.
     pub fn finish(self, outcome: Outcome, now: Time) {
         match outcome {

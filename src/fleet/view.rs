@@ -269,8 +269,8 @@ pub struct LoadView {
     pub foreign_kv_tokens: f64,
     /// Sequences completed a second.
     pub completions_per_second: f64,
-    /// Tokens that its KV cache took in from here: prompts that were not cached, and what it generated.
-    pub sent_tokens: u64,
+    /// Tokens that it has generated for requests from here.
+    pub generated_tokens: u64,
     /// What an expected prefix hit is worth here, 0 to 1, as learned from the hits that vLLM reports; 1 until there is evidence.
     pub prefix_worth: f64,
     /// Blamed failures since the last success, one for each open period.

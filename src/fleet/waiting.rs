@@ -303,7 +303,7 @@ impl Pool {
         {
             drop(gate);
             let arm = later.arm_of(&self.arm_name(ask.facts.arm), ask.session, rng);
-            let facts = RequestFacts { arm, ..*ask.facts };
+            let facts = RequestFacts { arm, ..ask.facts.clone() };
             let mut admission = later.dispatch_or_wait(Ask { facts: &facts, ..ask }, rng)?;
             if let Admission::Placed(placed) = &mut admission {
                 placed.pool.get_or_insert(later);
@@ -341,7 +341,7 @@ impl Pool {
         let refused = || Refusal::WaitRoomFull(self.model.clone());
         let (sender, answer) = oneshot::channel();
         let waiter = Waiter {
-            facts: *ask.facts,
+            facts: ask.facts.clone(),
             tried: ask.tried.to_vec(),
             session: ask.session.cloned(),
             explain: ask.explain,

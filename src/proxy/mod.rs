@@ -35,7 +35,7 @@ mod work;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::Future;
-use std::hash::RandomState;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -103,8 +103,8 @@ struct Shared {
     shutdown: Shutdown,
     bodies: Arc<BodyMemory>,
     responses: ResponseHomes,
-    /// Keys of this process's hashes of sessions and prompts.
-    hashing: RandomState,
+    /// Seed of the hashes of sessions and prompts where no pool has a `split_salt`: nobody can aim at it.
+    seed: u64,
 }
 
 /// The proxy. Cheap to clone.
@@ -129,7 +129,7 @@ impl Proxy {
             shutdown,
             bodies,
             responses,
-            hashing: RandomState::new(),
+            seed: RandomState::new().hash_one(0),
         }))
     }
 

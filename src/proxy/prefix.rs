@@ -1,50 +1,40 @@
-//! What a prompt begins with, as hashes at growing positions, so that two prompts with a common beginning have their first
-//! marks in common though the rest differs. Keeps no text; the hashes are keyed by the process, so that no client can aim at
-//! another's.
+//! The beginning of a prompt as a chain of hashes, one at the end of each block of its text. Two prompts with a common beginning
+//! have the hashes of its blocks in common, though the rest differs. No text is kept.
 //!
-//! Hot path: SipHash over at most the first 192 KiB of a prompt's text, about 1 ns a byte; no allocation.
+//! Hot path: XXH3 over at most the first 2.8 MB of a prompt's text, a fifth of a nanosecond a byte and a twentieth of a microsecond
+//! a block; allocates for the chain it returns.
 
-use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
+use std::hash::Hasher as _;
 
-use crate::routing::affinity::{Mark, Marks, PREFIX_MARKS};
+use twox_hash::xxhash3_64::Hasher;
 
-/// Positions of the marks, in bytes of text: each a third or a half beyond the last, so that of a common beginning at least two
-/// thirds are recognised. A shorter one than the first is not worth a place in the table.
-const AT: [usize; PREFIX_MARKS] = {
-    let mut at = [0; PREFIX_MARKS];
-    let mut i = 0;
-    while i < PREFIX_MARKS {
-        at[i] = if i % 2 == 0 { 1024 << (i / 2) } else { 1536 << (i / 2) };
-        i += 1;
-    }
-    at
-};
+use crate::routing::affinity::{BLOCK_ENDS, Mark, Marks};
+
 /// Of a string that is no text (an image's data, a URL) so many bytes of both ends tell it from others.
 const SAMPLED: usize = 256;
 /// Bytes of text for one token, as the estimate of a prompt has it.
 const BYTES_FOR_TOKEN: u64 = 4;
 
 /// A prompt's beginning, while it is read.
-#[derive(Debug)]
 pub(super) struct Prefix {
     /// None: nobody wants to know.
-    hasher: Option<DefaultHasher>,
+    hasher: Option<Hasher>,
     /// Bytes of text so far, as written.
     written: usize,
     /// Bytes of text so far, escapes taken for what they stand for.
     text: u64,
-    marks: Marks,
+    marks: Vec<Mark>,
 }
 
 impl Prefix {
-    /// Hashes with the process's `keys`; without them nothing.
-    pub(super) fn new(keys: Option<&RandomState>) -> Prefix {
-        Prefix { hasher: keys.map(BuildHasher::build_hasher), written: 0, text: 0, marks: Marks::NONE }
+    /// Hashes with this seed; without one nothing.
+    pub(super) fn new(seed: Option<u64>) -> Prefix {
+        Prefix { hasher: seed.map(Hasher::with_seed), written: 0, text: 0, marks: Vec::new() }
     }
 
     /// The marks of what was read.
     pub(super) fn into_marks(self) -> Marks {
-        self.marks
+        Marks::of(&self.marks)
     }
 
     /// A string of the prompt's text, `escaped` bytes of which are escaping alone.
@@ -77,7 +67,7 @@ impl Prefix {
         let mut packed = [0; 8];
         let kept = digits.len().min(packed.len());
         packed[..kept].copy_from_slice(&digits[..kept]);
-        hasher.write_u64(u64::from_le_bytes(packed));
+        hasher.write(&packed);
         self.written += BYTES_FOR_TOKEN as usize;
         self.text += BYTES_FOR_TOKEN;
         if self.written >= next {
@@ -91,13 +81,13 @@ impl Prefix {
             return;
         }
         let Some(hasher) = &mut self.hasher else { return };
-        hasher.write_usize(string.len());
+        hasher.write(&(string.len() as u64).to_le_bytes());
         hasher.write(&string[..string.len().min(SAMPLED)]);
         hasher.write(&string[string.len().saturating_sub(SAMPLED)..]);
     }
 
     fn next_mark(&self) -> Option<usize> {
-        AT.get(self.marks.prefix().len()).copied()
+        BLOCK_ENDS.get(self.marks.len()).map(|end| *end as usize * BYTES_FOR_TOKEN as usize)
     }
 
     fn mark(&mut self, text: u64) {
@@ -112,8 +102,8 @@ impl Prefix {
 mod tests {
     use super::*;
 
-    fn marks(keys: &RandomState, strings: &[&str]) -> Marks {
-        let mut prefix = Prefix::new(Some(keys));
+    fn marks(seed: u64, strings: &[&str]) -> Marks {
+        let mut prefix = Prefix::new(Some(seed));
         for string in strings {
             prefix.text(string.as_bytes(), 0);
         }
@@ -121,32 +111,28 @@ mod tests {
     }
 
     #[test]
-    fn marks_lie_at_growing_positions_up_to_192_kib() {
-        assert_eq!(AT.map(|at| at / 512), [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384]);
-        let keys = RandomState::new();
-        let all = marks(&keys, &["x".repeat(1 << 20).as_str()]);
-        assert_eq!(all.prefix().iter().map(|mark| mark.tokens as usize * 4).collect::<Vec<_>>(), AT);
-        assert!(marks(&keys, &["short"]).is_empty());
+    fn a_long_prompt_has_all_blocks_and_a_short_one_none() {
+        let all = marks(1, &["x".repeat(8 << 20).as_str()]);
+        assert_eq!(all.prefix().iter().map(|mark| mark.tokens).collect::<Vec<_>>(), BLOCK_ENDS);
+        assert!(marks(1, &["short"]).is_empty());
     }
 
     #[test]
-    fn a_common_beginning_has_common_marks_and_no_more() {
-        let keys = RandomState::new();
+    fn a_common_beginning_has_common_blocks_and_no_more() {
         let shared = "You are a helpful assistant. ".repeat(280);
         let (one, other) = (shared.clone() + &"a".repeat(9000), shared.clone() + &"b".repeat(9000));
-        let (one, other) = (marks(&keys, &[&one]), marks(&keys, &[&other]));
+        let (one, other) = (marks(1, &[&one]), marks(1, &[&other]));
         let common = one.prefix().iter().zip(other.prefix()).take_while(|(a, b)| a == b).count();
-        assert_eq!(one.prefix()[common - 1].tokens, 1536, "6 KiB of {} bytes", shared.len());
-        assert_ne!(one.prefix()[common].key, other.prefix()[common].key);
+        assert_eq!(one.prefix()[common - 1].tokens as usize, shared.len() / 256 * 64);
+        assert!(one.prefix()[common..].iter().zip(&other.prefix()[common..]).all(|(a, b)| a.key != b.key));
     }
 
     #[test]
     fn where_a_string_ends_and_what_stands_beside_it_matter() {
-        let keys = RandomState::new();
         let (a, b) = ("a".repeat(700), "b".repeat(700));
-        assert_ne!(marks(&keys, &[&a, &b]), marks(&keys, &[&(a.clone() + &b)]));
+        assert_ne!(marks(1, &[&a, &b]), marks(1, &[&(a.clone() + &b)]));
         let with_role = |role: &str| {
-            let mut prefix = Prefix::new(Some(&keys));
+            let mut prefix = Prefix::new(Some(1));
             prefix.aside(role.as_bytes());
             prefix.text(a.as_bytes(), 0);
             prefix.text(b.as_bytes(), 0);
@@ -157,18 +143,27 @@ mod tests {
     }
 
     #[test]
-    fn another_process_has_other_hashes() {
+    fn a_seed_decides_the_hashes_in_every_process_alike() {
         let text = "x".repeat(2000);
-        let (one, other) = (marks(&RandomState::new(), &[&text]), marks(&RandomState::new(), &[&text]));
-        assert_ne!(one.prefix()[0].key, other.prefix()[0].key);
-        assert_eq!(one.prefix()[0].tokens, other.prefix()[0].tokens);
+        let (one, other) = (marks(1, &[&text]), marks(2, &[&text]));
+        assert!(one.prefix().iter().zip(other.prefix()).all(|(a, b)| a.key != b.key && a.tokens == b.tokens));
+        // Replicas of different versions share a `split_salt`: this figure may never change.
+        assert_eq!(one.prefix()[0].key, 10_421_567_070_846_207_039);
     }
 
     #[test]
     fn escapes_count_for_what_they_stand_for() {
-        let mut prefix = Prefix::new(Some(&RandomState::new()));
-        prefix.text("\\u4e16".repeat(400).as_bytes(), 1200);
+        let mut prefix = Prefix::new(Some(7));
+        prefix.text("\\u4e16".repeat(128).as_bytes(), 384);
         let marks = prefix.into_marks();
-        assert_eq!(marks.prefix().iter().map(|mark| mark.tokens).collect::<Vec<_>>(), [128, 192, 256]);
+        assert_eq!(marks.prefix().iter().map(|mark| mark.tokens).collect::<Vec<_>>(), [32, 64, 96]);
+    }
+
+    #[test]
+    fn token_ids_are_a_chain_too() {
+        let mut prefix = Prefix::new(Some(7));
+        (0..100).for_each(|id: u32| prefix.id(id.to_string().as_bytes()));
+        let marks = prefix.into_marks();
+        assert_eq!(marks.prefix().iter().map(|mark| mark.tokens).collect::<Vec<_>>(), [64]);
     }
 }

@@ -188,6 +188,11 @@ pub(super) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Fa
         Ok(()) if record.is_error_answer() => ticket.finish(Outcome::Neutral, now),
         Ok(()) => {
             record.succeeded();
+            if let Some(usage) = record.usage
+                && let Some(cached) = usage.cached_tokens
+            {
+                ticket.cached(usage.prompt_tokens, cached);
+            }
             ticket.finish(Outcome::Success, now);
         }
         Err(failure) => {

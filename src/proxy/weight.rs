@@ -157,12 +157,12 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
-            Weight::default().add(&bytes, &mut Prefix::new(Some(&std::hash::RandomState::new())));
+            Weight::default().add(&bytes, &mut Prefix::new(Some(7)));
         }
 
         #[test]
         fn no_near_json_panics(text in "[\\[\\]{}\",:0-9a\\\\u \n-]{0,80}") {
-            Weight::default().add(text.as_bytes(), &mut Prefix::new(Some(&std::hash::RandomState::new())));
+            Weight::default().add(text.as_bytes(), &mut Prefix::new(Some(7)));
         }
     }
 }

@@ -1,6 +1,5 @@
 //! What a request is, once its body is read: its pool and arm, what routing weighs it by, and what is sent to a backend.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,6 +7,7 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
+use twox_hash::XxHash3_64;
 
 use super::Shared;
 use super::headers;
@@ -140,7 +140,7 @@ pub(super) async fn prepare(
     };
     let parsed = match route {
         Route::Model(Endpoint { body: BodyForm::Json, .. }) => {
-            parse_json(&bytes, body_session(snapshot), hashing(shared, snapshot)).await?
+            parse_json(&bytes, body_session(snapshot), seed(shared, settings)).await?
         }
         // On the heap: few requests are forms, and all would carry the room for reading one.
         Route::Model(_) => Parsed { peek: None, model: Box::pin(multipart::model(&head.headers, &bytes)).await },
@@ -159,7 +159,7 @@ pub(super) async fn prepare(
     let session = session(&pool, head, parsed.peek.as_ref());
     let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
-    let marks = marks(shared, &pool, session.as_deref(), &parsed);
+    let marks = marks(seed(shared, settings), &pool, session.as_deref(), &parsed);
     let (body, usage_injected) = outgoing(&pool, settings, endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();
     headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
@@ -179,12 +179,12 @@ pub(super) async fn prepare(
     })
 }
 
-async fn parse_json(bytes: &Bytes, session: Option<String>, keys: Option<RandomState>) -> Result<Parsed, Refusal> {
+async fn parse_json(bytes: &Bytes, session: Option<String>, seed: Option<u64>) -> Result<Parsed, Refusal> {
     let peeked = if bytes.len() <= PARSE_INLINE {
-        peek(bytes, session.as_deref(), keys.as_ref())
+        peek(bytes, session.as_deref(), seed)
     } else {
         let bytes = bytes.clone();
-        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, session.as_deref(), keys.as_ref()));
+        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, session.as_deref(), seed));
         parsing.await.map_err(|_| Refusal::Internal)?
     };
     let peek = peeked.map_err(|error| Refusal::BadRequest(error.to_string()))?;
@@ -262,24 +262,29 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     found.map(Some).ok_or_else(unknown)
 }
 
-/// With what to hash prompts' beginnings, if some pool wants them.
-fn hashing(shared: &Shared, snapshot: &Snapshot) -> Option<RandomState> {
-    let wanted = snapshot.pools.iter().any(|pool| pool.affinity != Affinity::Off);
-    wanted.then(|| shared.hashing.clone())
+/// The seed of the hashes of sessions and prompts, if some pool has affinity. Replicas with the same `split_salt` have the same
+/// seed, and so name a prompt alike.
+fn seed(shared: &Shared, settings: &Config) -> Option<u64> {
+    let wanted = settings.pools.iter().any(|pool| pool.affinity != Affinity::Off);
+    let salt = settings.pools.iter().map(|pool| pool.split_salt.as_str()).find(|salt| !salt.is_empty());
+    wanted.then(|| salt.map_or(shared.seed, |salt| XxHash3_64::oneshot(salt.as_bytes())))
 }
 
 /// By what the request is recognised, as its pool has it.
-fn marks(shared: &Shared, pool: &Pool, session: Option<&str>, parsed: &Parsed) -> Marks {
-    let mut marks = parsed.peek.as_ref().map_or(Marks::NONE, |peek| peek.marks);
+fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parsed: &Parsed) -> Marks {
+    let Some(seed) = seed else { return Marks::NONE };
+    let mut marks = parsed.peek.as_ref().map_or(Marks::NONE, |peek| peek.marks.clone());
     match (pool.affinity, session) {
         (Affinity::Off, _) => return Marks::NONE,
-        (Affinity::Session, Some(session)) => marks.session = Some(shared.hashing.hash_one(session)),
+        (Affinity::Session, Some(session)) => {
+            marks.session = Some(XxHash3_64::oneshot_with_seed(seed, session.as_bytes()))
+        }
         (Affinity::Session, None) | (Affinity::Prefix, _) => {}
     }
     match &parsed.model {
         // An adapter's cache is not its base model's.
         Some(model) if *model != pool.model && !pool.aliases.contains(model) => {
-            marks.within(shared.hashing.hash_one(model))
+            marks.within(XxHash3_64::oneshot_with_seed(seed, model.as_bytes()))
         }
         _ => marks,
     }

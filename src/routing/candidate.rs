@@ -70,16 +70,21 @@ pub struct Candidate {
     pub v: f64,
     /// Expected times before anything is measured.
     pub shape: Shape,
-    /// Tokens that its KV cache has taken in from here since it is known: prompts that were not cached, and what it generated.
-    pub sent_tokens: u64,
     /// Tokens of a block of its KV cache.
     pub block_tokens: u32,
     /// What a claimed token is worth, 0 to 1, as learned from the hits that the engine reports.
     pub worth: f64,
     /// Tokens of this request's prompt that were sent to the backend before; 0 where nothing is known.
     pub claimed: u32,
+    /// Tokens that its cache has used since it used the claimed ones.
+    pub depth: f64,
     /// Tokens of this request's prompt that the backend is expected to find in its prefix cache: claimed ones at their worth.
     pub matched: u32,
+    /// Tokens of the prompt that it would compute although another row's backend is expected to find them.
+    pub redundant: u32,
+    /// How much sooner than elsewhere what the prompt evicts would have been used again: 0 where nothing is evicted, or what
+    /// was unused the longest; 1 where it was used just now.
+    pub evicts: f32,
     /// Blamed failures, one for each open period, since the last success.
     pub fails: u32,
     /// For how much longer the backend is left alone.
@@ -111,11 +116,13 @@ impl Candidate {
             k: 1.0,
             v: 1.0,
             shape: Shape::PRIOR,
-            sent_tokens: 0,
             block_tokens: affinity::BLOCK,
             worth: 1.0,
             claimed: 0,
+            depth: 0.0,
             matched: 0,
+            redundant: 0,
+            evicts: 0.0,
             fails: 0,
             open_for: Duration::ZERO,
             probing: false,

@@ -24,6 +24,12 @@ pub const TOKEN: f64 = 0.000_1;
 /// Weight of the delay that the prompt puts on the backend's other sequences (wu). 0 costs 12 % where sessions repeat and 15 % of
 /// TPOT on mixed speeds; double costs 13 % on mixed speeds.
 pub const OTHERS_WEIGHT: f64 = 0.005;
+/// How many requests are delayed by work that another backend has done already, for each one that waits here now (Little's law:
+/// as many will wait behind it as wait now, and more the busier the backend is). The request itself counts as one more.
+pub const REDUNDANCY_WEIGHT: f64 = 2.0;
+/// How often a block that is evicted is computed again, for each time that it is expected to be wanted: once where it is wanted
+/// next, and that evicts another.
+pub const EVICTION_WEIGHT: f64 = 2.0;
 /// The least uncached prompt, in tokens: a whole prefix hit still computes its last block.
 pub const MIN_UNCACHED: u32 = 16;
 /// The most of the head's prompt that is taken as done before its first token is seen. 0 costs 3 % on equal backends and gains 5 % on
@@ -93,6 +99,10 @@ pub struct Terms {
     pub kv_wait: f64,
     /// Delay put on the backend's other sequences: part of the score, not of the TTFT.
     pub others: f64,
+    /// Delay put on later requests by computing here what another backend holds: part of the score, not of the TTFT.
+    pub redundancy: f64,
+    /// Work that later requests have to do again, since their blocks are evicted for this prompt's: part of the score.
+    pub eviction: f64,
     /// What was expected before `k`: the ticket keeps it, and the measured TTFT is compared with it.
     pub raw: f64,
 }
@@ -109,7 +119,7 @@ impl Terms {
     #[must_use]
     #[inline]
     pub fn score(&self) -> f64 {
-        let score = self.ttft() + self.others;
+        let score = self.ttft() + self.others + self.redundancy + self.eviction;
         if score.is_finite() { score } else { f64::MAX }
     }
 }
@@ -134,13 +144,12 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
     let per_token = k * shape.token;
     let ahead = ahead(row, now);
     let step = STEPS * v * shape.step(sequences);
+    let waiting = f64::from(row.prefilling) + row.foreign.waiting;
     let kv_wait = match row.kv_capacity {
         Some(room)
-            if facts.est_tokens > 0
-                && row.kv_tokens as f64 + row.foreign.kv_tokens + f64::from(facts.est_tokens)
-                    > KV_FULL * room as f64 =>
+            if facts.est_tokens > 0 && row.kv_tokens as f64 + row.foreign.kv_tokens + own > KV_FULL * room as f64 =>
         {
-            (f64::from(row.prefilling) + row.foreign.waiting + 1.0) / row.done_per_second.max(MIN_DONE_RATE)
+            (waiting + 1.0) / row.done_per_second.max(MIN_DONE_RATE)
         }
         _ => 0.0,
     };
@@ -152,6 +161,8 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
         prompt: per_token * own,
         kv_wait,
         others: OTHERS_WEIGHT * sequences * per_token * own,
+        redundancy: per_token * f64::from(row.redundant) * (1.0 + REDUNDANCY_WEIGHT * waiting),
+        eviction: EVICTION_WEIGHT * per_token * own * f64::from(row.evicts),
         raw: step + shape.token * (ahead + own),
     }
 }

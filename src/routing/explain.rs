@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::affinity;
 use super::candidate::{Candidate, PoolRatios};
 use super::cost;
 use super::decision::{Considered, Decision, Reason, Scope, Trace};
@@ -88,8 +89,10 @@ pub fn explain(
     let mut rows: Vec<Candidate> = admitted.iter().map(|&place| book.rows[usize::from(place)]).collect();
     let ratios = PoolRatios::of(&rows);
     ratios.fill(&mut rows);
+    affinity::compare(&mut rows);
     trace.record(&rows, facts, now);
     let all_backing_off = skip_backing_off(&mut rows);
+    affinity::compare(&mut rows);
     let sequences = facts.engine_sequences();
     if let Some(limit) = book.max_in_flight.filter(|_| sequences > 0) {
         rows.retain(|row| fits(row.in_flight(), sequences, limit) && !book.held.contains(&row.id));
@@ -101,6 +104,7 @@ pub fn explain(
     });
     let mut all = book.rows.clone();
     ratios.fill(&mut all);
+    affinity::compare(&mut all);
     let mut members = Trace::default();
     members.record(&all, facts, now);
     let verdict = |considered: &Considered, seat: &Seat| match seat.standing {
@@ -202,7 +206,8 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
     let slower = if mine.k > 0.0 { theirs.k / mine.k } else { 1.0 };
     let behind = |term: fn(&cost::Terms) -> f64| term(theirs) - term(mine);
     let at_speed = |term: fn(&cost::Terms) -> f64| term(theirs) / slower - term(mine);
-    let scaled: [fn(&cost::Terms) -> f64; 4] = [|t| t.step, |t| t.queue, |t| t.prompt, |t| t.others];
+    let scaled: [fn(&cost::Terms) -> f64; 6] =
+        [|t| t.step, |t| t.queue, |t| t.prompt, |t| t.others, |t| t.redundancy, |t| t.eviction];
     let unexplained = scaled.iter().map(|term| at_speed(*term)).sum::<f64>() + behind(|t| t.kv_wait);
     if slower >= SLOWER && unexplained < 0.5 * (theirs.score() - mine.score()) {
         return format!("({ttft}) was measured {slower:.1} times as slow");
@@ -212,11 +217,15 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
     } else {
         "takes longer for a step".to_owned()
     };
-    let words: [(f64, String); 4] = [
+    let words: [(f64, String); 5] = [
         (behind(|t| t.queue), format!("waits behind {} queued prompt tokens", grouped(other.ahead_tokens))),
-        (behind(|t| t.prompt), format!("would compute {} prompt tokens", grouped(f64::from(other.uncached)))),
+        (
+            behind(|t| t.prompt + t.redundancy),
+            format!("would compute {} prompt tokens", grouped(f64::from(other.uncached))),
+        ),
         (behind(|t| t.step + t.others), busy),
         (behind(|t| t.kv_wait), "waits for room in its KV cache".to_owned()),
+        (behind(|t| t.eviction), "would evict what is likely wanted again".to_owned()),
     ];
     let (by, words) = words.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default();
     format!("({ttft}) {words} ({} more)", seconds(by))

@@ -28,7 +28,7 @@ pub enum Kind {
 pub const MAX_SEQUENCES: u32 = 16_384;
 
 /// The facts of one request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestFacts {
     /// Estimated prompt tokens of all its prompts together: text bytes / 4, a constant for each image or audio part.
     pub est_tokens: u32,

@@ -193,6 +193,13 @@ impl Engine {
         self.waiting.len()
     }
 
+    /// Tokens of a prompt with these blocks that a request would find in the prefix cache now: at most all but the last.
+    #[must_use]
+    pub fn cached_tokens(&self, hashes: &[u64], prompt_tokens: u32) -> u32 {
+        let whole_blocks = prompt_tokens.saturating_sub(1) / self.config.block_size;
+        self.kv.matched(hashes, whole_blocks) * self.config.block_size
+    }
+
     /// Share of the memory in use, 0 to 1.
     #[must_use]
     pub fn kv_usage(&self) -> f64 {

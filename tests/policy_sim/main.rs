@@ -8,12 +8,15 @@
 mod engines;
 mod figures;
 mod oracle;
+mod peers;
+mod prefixes;
 mod traffic;
 mod trials;
 mod workloads;
 mod world;
 
 mod ablations;
+mod affinity;
 mod bounds;
 mod properties;
 mod unseen;

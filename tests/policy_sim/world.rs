@@ -12,15 +12,17 @@ use forebay::config::model::{Arm, Backend, Config, PolicyName, Pool};
 use forebay::error::Failure;
 use forebay::fleet::controller::{Controller, Settings};
 use forebay::fleet::{Outcome, Probed, Sample, Ticket};
+use forebay::routing::affinity;
 use forebay::routing::candidate::Candidate;
 use forebay::routing::facts::{ArmIndex, RequestFacts};
-use forebay::routing::policy::Policy;
+use forebay::routing::policy::{Policy, PredictedTtft};
 use forebay::sim::engine::{Engine, EngineConfig, Event, RequestId, Submission};
 use forebay::telemetry::Telemetry;
 use forebay::units::BackendId;
 
 use crate::engines::slowed;
 use crate::oracle::Oracle;
+use crate::peers::{Load, Peer, Seen};
 use crate::traffic::{Request, To};
 
 const MODEL: &str = "m";
@@ -35,8 +37,21 @@ pub(crate) enum Chooser<'a> {
     Named(PolicyName),
     /// Another one, on rows of which something was taken away.
     Trial(&'a dyn Policy, fn(&mut [Candidate])),
+    /// The default policy with exact knowledge of the prefix caches, as KV events would give it.
+    Exact,
+    /// The rule of another router.
+    Peer(fn() -> Box<dyn Peer>),
     /// The clairvoyant one.
     Oracle,
+}
+
+impl Chooser<'_> {
+    fn policy(self) -> PolicyName {
+        match self {
+            Chooser::Named(policy) => policy,
+            Chooser::Trial(..) | Chooser::Exact | Chooser::Peer(_) | Chooser::Oracle => PolicyName::PredictedTtft,
+        }
+    }
 }
 
 /// What happens to a backend during a run.
@@ -52,6 +67,8 @@ pub(crate) enum Incident {
     Fails(bool),
     /// Its probes fail and it is out, or they succeed again.
     Out(bool),
+    /// Its engine starts anew with an empty cache. It must be idle.
+    Restart,
 }
 
 /// What a run is made of beside its requests.
@@ -63,6 +80,12 @@ pub(crate) struct Fleet {
     pub(crate) incidents: Vec<(Time, usize, Incident)>,
     /// Proxies that share nothing but the backends.
     pub(crate) proxies: usize,
+    /// All engines share one GPU: a step takes as many times as long as engines have work.
+    pub(crate) one_gpu: bool,
+    /// The proxies scrape the backends' metrics.
+    pub(crate) metrics: bool,
+    /// Answers say how many tokens of their prompts were cached.
+    pub(crate) usage: bool,
 }
 
 /// One request as it was served.
@@ -101,6 +124,7 @@ struct Proxy {
 struct Live {
     ticket: Option<Ticket>,
     served: Served,
+    uncached: u32,
     done: bool,
 }
 
@@ -118,6 +142,10 @@ struct World<'a> {
     live: Vec<Option<Live>>,
     scrapes: Vec<Time>,
     oracle: Oracle,
+    peer: Option<Box<dyn Peer>>,
+    /// What each backend has to do, exactly, for peers.
+    loads: Vec<Load>,
+    rng: fastrand::Rng,
     out: Run,
     open: usize,
 }
@@ -134,10 +162,7 @@ impl<'a> World<'a> {
         let count = fleet.engines.len();
         let joins = |place: usize| fleet.incidents.iter().any(|&(_, of, what)| of == place && what == Incident::Join);
         let up: Vec<bool> = (0..count).map(|place| !joins(place)).collect();
-        let policy = match chooser {
-            Chooser::Named(policy) => policy,
-            Chooser::Trial(..) | Chooser::Oracle => PolicyName::PredictedTtft,
-        };
+        let policy = chooser.policy();
         let proxies = (0..fleet.proxies)
             .map(|number| {
                 let rng = fastrand::Rng::with_seed(seed.wrapping_mul(1000).wrapping_add(number as u64));
@@ -161,6 +186,12 @@ impl<'a> World<'a> {
             live: requests.iter().map(|_| None).collect(),
             scrapes: (0..count).map(|place| Time::ZERO + SCRAPE * (place as u32 + 1) / (count as u32 + 1)).collect(),
             oracle: Oracle::default(),
+            peer: match chooser {
+                Chooser::Peer(make) => Some(make()),
+                _ => None,
+            },
+            loads: vec![Load::default(); count],
+            rng: fastrand::Rng::with_seed(seed),
             out: Run::default(),
             open: 0,
         }
@@ -182,6 +213,10 @@ impl<'a> World<'a> {
             }
             for place in 0..self.engines.len() {
                 if self.engines[place].next_step_at().is_some_and(|at| at <= now) {
+                    if self.fleet.one_gpu {
+                        let busy = self.engines.iter().filter(|engine| engine.next_step_at().is_some()).count();
+                        self.engines[place].slow_down(busy as f64);
+                    }
                     self.engines[place].step(now, &mut events);
                     self.warm(place);
                     for event in events.drain(..) {
@@ -215,13 +250,14 @@ impl<'a> World<'a> {
             Incident::Fails(fails) => self.failing[place] = fails,
             Incident::Join => {
                 self.up[place] = true;
-                let policy = match self.chooser {
-                    Chooser::Named(policy) => policy,
-                    Chooser::Trial(..) | Chooser::Oracle => PolicyName::PredictedTtft,
-                };
+                let policy = self.chooser.policy();
                 for proxy in &mut self.proxies {
                     proxy.apply(self.fleet, &self.up, policy, now);
                 }
+            }
+            Incident::Restart => {
+                assert!(self.engines[place].next_step_at().is_none(), "backend {place} restarts with work");
+                self.engines[place] = Engine::new(self.fleet.engines[place]);
             }
             Incident::Out(out) => {
                 self.up[place] = !out;
@@ -255,8 +291,12 @@ impl<'a> World<'a> {
         };
         let served =
             Served { arrived: now, first: END, ended: END, prompt: request.prompt, output: request.output, backend };
+        let uncached =
+            request.prompt - self.engines[backend].cached_tokens(&request.hashes, request.prompt).min(request.prompt);
+        self.loads[backend].in_flight += 1;
+        self.loads[backend].uncached += u64::from(uncached);
         self.engines[backend].submit(now, &submission).unwrap();
-        self.live[index] = Some(Live { ticket, served, done: false });
+        self.live[index] = Some(Live { ticket, served, uncached, done: false });
         self.open += 1;
     }
 
@@ -268,7 +308,7 @@ impl<'a> World<'a> {
             kind: request.kind,
             arm: ArmIndex(0),
             pinned: None,
-            marks: request.marks,
+            marks: request.marks.clone(),
         };
         let mut tried = Vec::new();
         loop {
@@ -281,6 +321,27 @@ impl<'a> World<'a> {
                 Chooser::Named(_) => pool.dispatch(&facts, &tried, now, &mut proxy.rng),
                 Chooser::Trial(policy, alter) => {
                     pool.dispatch_trial(&facts, &tried, now, &mut proxy.rng, policy, alter)
+                }
+                Chooser::Exact => {
+                    let (engines, places) = (&self.engines, &proxy.places);
+                    let exact = |rows: &mut [Candidate]| {
+                        for row in rows.iter_mut() {
+                            let place = places.iter().find(|(id, _)| *id == row.id).unwrap().1;
+                            let cached = engines[place].cached_tokens(&request.hashes, request.prompt);
+                            row.matched =
+                                (u64::from(cached) * u64::from(request.estimate) / u64::from(request.prompt)) as u32;
+                        }
+                        affinity::compare(rows);
+                    };
+                    pool.dispatch_trial(&facts, &tried, now, &mut proxy.rng, &PredictedTtft, exact)
+                }
+                Chooser::Peer(_) => {
+                    let usable: Vec<bool> =
+                        self.up.iter().zip(&self.failing).map(|(up, fails)| *up && !fails).collect();
+                    let seen = Seen { engines: &self.engines, loads: &self.loads, usable: &usable, request };
+                    let place = self.peer.as_mut().unwrap().choose(&seen, &mut self.rng);
+                    facts.pinned = Some(proxy.id(place));
+                    pool.dispatch(&facts, &tried, now, &mut proxy.rng)
                 }
                 Chooser::Oracle => {
                     let usable: Vec<bool> =
@@ -313,13 +374,19 @@ impl<'a> World<'a> {
                 _ => ticket.event(now, false),
             }
         }
-        if event.tokens == 1 {
+        let load = &mut self.loads[live.served.backend];
+        if event.tokens == 1 && live.served.first == END {
             live.served.first = now;
+            load.uncached -= u64::from(live.uncached);
         }
         if event.finished {
+            load.in_flight -= 1;
             live.served.ended = now;
             live.done = true;
             if let Some(ticket) = live.ticket.take() {
+                if self.fleet.usage {
+                    ticket.cached(u64::from(request.prompt), u64::from(event.cached_tokens));
+                }
                 ticket.finish(Outcome::Success, now);
             }
             self.open -= 1;
@@ -332,7 +399,7 @@ impl<'a> World<'a> {
     fn scrape(&mut self, now: Time) {
         for (place, due) in self.scrapes.iter_mut().enumerate().filter(|(_, due)| **due <= now) {
             *due = *due + SCRAPE;
-            if !self.up[place] {
+            if !self.up[place] || !self.fleet.metrics {
                 continue;
             }
             let sample = sample(&self.engines[place]);

@@ -138,7 +138,7 @@ impl Shown<'_> {
             seconds(terms.queue),
             seconds(terms.prompt),
             seconds(terms.kv_wait),
-            seconds(terms.others),
+            seconds(terms.others + terms.redundancy + terms.eviction),
             verdict_in_words(verdict, backend, row),
         ]
     }

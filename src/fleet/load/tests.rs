@@ -35,7 +35,7 @@ impl Load {
 fn entry(kind: Kind, tokens: u32) -> Entry {
     let sequences = u32::from(kind != Kind::Light);
     let tokens = if kind == Kind::Light { 0 } else { tokens };
-    Entry { kind, sequences, tokens, prompt: tokens, claimed: 0, raw: 0.1, turn: 1 }
+    Entry { kind, sequences, tokens, prompt: tokens, claimed: 0, depth: 0.0, raw: 0.1, turn: 1 }
 }
 
 fn row(load: &Load, now: Time) -> Candidate {
@@ -69,6 +69,18 @@ fn a_stream_moves_from_prefill_to_decode_and_gives_back_what_it_took() {
     let after = row(&load, at(80));
     assert_eq!((after.in_flight(), after.queued_tokens, after.kv_tokens), (0, 0, 0));
     assert_eq!(load.view(at(80)).open_attempts, 0);
+}
+
+#[test]
+fn prompt_tokens_that_are_cached_take_no_more_of_the_kv_cache() {
+    let load = load();
+    let mut lease = load.enter(Entry { tokens: 100, claimed: 200, ..entry(Kind::Stream, 300) }, at(0));
+    assert_eq!(row(&load, at(0)).kv_tokens, 100);
+    load.first_token(&mut lease, at(50));
+    load.event(&mut lease, at(60), false);
+    assert_eq!((row(&load, at(60)).kv_tokens, load.view(at(60)).generated_tokens), (101, 1));
+    load.end(&lease);
+    assert_eq!((row(&load, at(70)).kv_tokens, load.view(at(70)).generated_tokens), (0, 1));
 }
 
 #[test]

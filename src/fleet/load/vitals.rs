@@ -1,12 +1,29 @@
 //! What a load is told and shows of its backend, beside its requests: scrapes, progress, failures in a row, trials.
 
-use super::{Failure, Kind, Load, Sample, Time};
+use super::{Failure, Kind, Lease, Load, Sample, Time, locked};
 use crate::fleet::watchdog::Sight;
 
 impl Load {
     /// A scrape came in. What it shows beyond our own in-flight *at this instant* is others' load, until it is stale.
     pub fn set_sample(&self, sample: Sample, now: Time) {
-        self.with(|numbers| numbers.set_sample(sample, now));
+        let mut gate = locked(&self.gate);
+        let capacity = sample.kv_capacity_tokens.filter(|tokens| *tokens > 0);
+        if gate.slots.get_mut(self.slot).set_sample(sample, now) {
+            // Another engine: nothing of what was sent before is in its cache.
+            gate.affinity.restarted(self.slot);
+        }
+        if let Some(tokens) = capacity {
+            gate.affinity.set_capacity(self.slot, tokens);
+        }
+    }
+
+    /// The attempt's answer said how many of its prompt's tokens were found in the prefix cache.
+    pub(in crate::fleet) fn cached(&self, lease: &Lease, prompt_tokens: u64, cached_tokens: u64) {
+        if prompt_tokens > 0 && lease.prompt > 0 {
+            let claimed = f64::from(lease.claimed) / f64::from(lease.prompt);
+            let found = cached_tokens as f64 / prompt_tokens as f64;
+            locked(&self.gate).affinity.learn(self.slot, claimed, lease.depth, found);
+        }
     }
 
     /// A scrape failed. The last good one stays until it is stale.

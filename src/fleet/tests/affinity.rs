@@ -78,7 +78,7 @@ fn a_cache_without_hits_wins_no_more_and_a_restarted_engine_holds_nothing() {
 }
 
 #[test]
-fn a_loaded_home_is_left_when_waiting_costs_more_than_the_prefill() {
+fn a_loaded_home_is_left_when_waiting_costs_more_than_the_prefill_here_and_for_who_comes_next() {
     let controller = controller(pool(vec![arm("default", &[1, 2])]));
     let (home, _) = served(&controller, &request(2000, 7), at(0));
     let other = controller.fleet().snapshot().backends().map(|backend| backend.id).find(|id| *id != home).unwrap();
@@ -93,7 +93,10 @@ fn a_loaded_home_is_left_when_waiting_costs_more_than_the_prefill() {
         the_pool(&controller).dispatch(&request(2000, 7), &[], now, rng).unwrap().decision.backend
     };
     assert_eq!(choice(&mut rng), home);
+    // A copy elsewhere delays the requests behind it as well: 2,000 tokens count twice on an idle backend.
     let second = queue(1500, &mut rng);
+    assert_eq!(choice(&mut rng), home);
+    let third = queue(1500, &mut rng);
     assert_eq!(choice(&mut rng), other);
-    drop((first, second));
+    drop((first, second, third));
 }

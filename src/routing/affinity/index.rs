@@ -1,0 +1,359 @@
+//! The index: block hash → the backends that were sent the block, each with the epoch of its cache's model. Its memory is
+//! bounded: a key has four places it can be in, and takes that of the one longest unused.
+
+use super::cache::{Cache, UNKNOWN_CAPACITY};
+use crate::clock::Time;
+use crate::routing::candidate::Candidate;
+use crate::routing::facts::{ArmIndex, RequestFacts};
+use crate::units::BackendId;
+
+/// Backends remembered for a block. A block that so many hold is taken to be everywhere.
+pub const HOLDERS: usize = 8;
+
+const WAYS: usize = 4;
+/// Tokens of the smallest block: one entry for so many tokens of KV cache.
+const TOKENS_FOR_EACH: u64 = 64;
+/// Entries for each, so that few sets have more keys than places.
+const SPARE: u64 = 2;
+const SETS_MIN: usize = 1_024;
+/// 62 MB.
+const SETS_MAX: usize = 242_000;
+/// Share of what is known of earlier requests that is kept at each request: some hundred are remembered.
+const KEPT: f64 = 0.99;
+/// Blocks in a row that are not known, after which no more of a prompt is.
+const GAPS: usize = 3;
+
+/// Keys that share a place, with their holders. 256 bytes.
+#[derive(Clone, Copy, Debug)]
+struct Set {
+    keys: [u64; WAYS],
+    /// When each was last sent, in dispatches; 0: never.
+    used: [u32; WAYS],
+    /// Tokens that a session's last prompt had.
+    tokens: [u32; WAYS],
+    /// Slots of the backends that hold each.
+    slots: [[u16; HOLDERS]; WAYS],
+    /// The epochs in which they were sent it; 0: nobody.
+    epochs: [[u32; HOLDERS]; WAYS],
+}
+
+const EMPTY: Set = Set {
+    keys: [0; WAYS],
+    used: [0; WAYS],
+    tokens: [0; WAYS],
+    slots: [[0; HOLDERS]; WAYS],
+    epochs: [[0; HOLDERS]; WAYS],
+};
+
+/// Where a request went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The backend.
+    pub backend: BackendId,
+    /// Its slot in the caller's books.
+    pub slot: u16,
+    /// Tokens that it has generated for this proxy so far.
+    pub generated: u64,
+    /// Tokens of the prompt that it is expected to find.
+    pub matched: u32,
+    /// The present.
+    pub now: Time,
+}
+
+/// The index of a pool.
+#[derive(Debug, Default)]
+pub struct Index {
+    sets: Vec<Set>,
+    /// By slot.
+    caches: Vec<Cache>,
+    dispatches: u32,
+    /// Prompt tokens sent of late, and those of them that were expected to be found.
+    sent: f64,
+    found: f64,
+}
+
+impl Index {
+    /// An answer said how much of its prompt was found in the cache: `found` of it, where `claimed` was expected (shares), after
+    /// `depth` tokens had been used since.
+    pub fn learn(&mut self, slot: usize, claimed: f64, depth: f64, found: f64) {
+        if let Some(cache) = self.caches.get_mut(slot).filter(|_| claimed > 0.0) {
+            cache.learn(depth, found >= 0.5 * claimed);
+        }
+    }
+
+    /// Makes room for so many slots of backends, so that no dispatch has to. Keeps what it knows and never shrinks.
+    pub fn reserve(&mut self, slots: usize) {
+        if self.caches.len() < slots {
+            self.caches.resize(slots, Cache::empty());
+        }
+        let capacities = self.caches.iter().map(|cache| cache.capacity().max(UNKNOWN_CAPACITY));
+        let tokens = capacities.fold(0_u64, u64::saturating_add).saturating_mul(SPARE);
+        let wanted = usize::try_from(tokens / (TOKENS_FOR_EACH * WAYS as u64)).unwrap_or(SETS_MAX);
+        let sets = wanted.clamp(SETS_MIN, SETS_MAX);
+        if sets <= self.sets.len() {
+            return;
+        }
+        let old = std::mem::replace(&mut self.sets, vec![EMPTY; sets]);
+        for set in old {
+            for way in (0..WAYS).filter(|&way| set.used[way] > 0) {
+                let place = self.place(set.keys[way]);
+                let new = &mut self.sets[place];
+                let into = new.longest_unused(self.dispatches);
+                new.keys[into] = set.keys[way];
+                new.used[into] = set.used[way];
+                new.tokens[into] = set.tokens[way];
+                new.slots[into] = set.slots[way];
+                new.epochs[into] = set.epochs[way];
+            }
+        }
+    }
+
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.sets.len() * size_of::<Set>() + self.caches.len() * size_of::<Cache>()
+    }
+
+    /// Keys that it can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.sets.len() * WAYS
+    }
+
+    /// Keys that it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sets.iter().flat_map(|set| set.used).filter(|&used| used > 0).count()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The backend in this slot was restarted: its cache is empty.
+    pub fn restarted(&mut self, slot: usize) {
+        if let Some(cache) = self.caches.get_mut(slot) {
+            cache.clear();
+        }
+    }
+
+    /// The slot is free: another backend may get it.
+    pub fn released(&mut self, slot: usize) {
+        if let Some(cache) = self.caches.get_mut(slot) {
+            cache.release();
+        }
+    }
+
+    /// The engine in this slot says how many tokens its KV cache holds. Allocates where that is more than was known.
+    pub fn set_capacity(&mut self, slot: usize, tokens: u64) {
+        let Some(cache) = self.caches.get_mut(slot).filter(|cache| cache.capacity() != tokens) else { return };
+        cache.set_capacity(tokens);
+        self.reserve(0);
+    }
+
+    /// Writes to `claimed` and `matched` of each row how much of the request's prompt its backend should have. `row_of` finds
+    /// a holder's row by its slot; a row of another backend there, or none, is a holder that may not have the request. Whether any row
+    /// was written to.
+    pub fn claim(&mut self, facts: &RequestFacts, rows: &mut [Candidate], row_of: impl Fn(u16) -> usize) -> bool {
+        if facts.marks.is_empty() || self.sets.is_empty() {
+            return false;
+        }
+        let mut found = false;
+        let (mut everywhere, mut gaps) = (0, 0);
+        for mark in facts.marks.prefix() {
+            // Who holds more of a prompt holds less of it as well: past a few unknown blocks there is nothing. One may have had to
+            // make room for another.
+            let tokens = mark.tokens.min(facts.est_tokens);
+            match self.reach(in_arm(mark.key, facts.arm), tokens, rows, &row_of) {
+                0 if gaps + 1 == GAPS => break,
+                0 => gaps += 1,
+                holders => {
+                    (found, gaps) = (true, 0);
+                    if holders == HOLDERS {
+                        everywhere = tokens;
+                    }
+                }
+            }
+        }
+        if let Some(key) = facts.marks.session {
+            found |= self.reach(in_arm(key, facts.arm), facts.est_tokens, rows, &row_of) > 0;
+        }
+        if found {
+            for (slot, cache) in (0..).zip(&mut self.caches) {
+                let (tokens, epoch) = std::mem::take(&mut cache.reached);
+                let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
+                row.claim(tokens, cache.kept(epoch));
+            }
+            for row in rows.iter_mut() {
+                row.matched = row.priced(row.claimed.max(row.whole_blocks(everywhere)));
+            }
+            compare(rows);
+        }
+        found
+    }
+
+    /// Takes down how far the holders of a block have come; how many of them may have the request.
+    fn reach(&mut self, key: u64, most: u32, rows: &mut [Candidate], row_of: &impl Fn(u16) -> usize) -> usize {
+        let set = &self.sets[self.place(key)];
+        let Some(way) = (0..WAYS).find(|&way| set.keys[way] == key && set.used[way] > 0) else { return 0 };
+        let tokens = set.tokens[way].min(most);
+        let mut valid = 0;
+        for (&slot, &epoch) in set.slots[way].iter().zip(&set.epochs[way]) {
+            let Some(cache) = self.caches.get_mut(usize::from(slot)).filter(|cache| cache.keeps(epoch)) else {
+                continue;
+            };
+            let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
+            valid += 1;
+            let (before, last) = cache.reached;
+            if last != epoch && before > 0 {
+                row.claim(before, cache.kept(last));
+            }
+            if tokens >= before {
+                cache.reached = (tokens, epoch);
+            }
+        }
+        valid
+    }
+
+    /// Writes to `evicts` of each row how much of what the prompt evicts there would have been used again.
+    pub fn weigh_evictions(
+        &self,
+        facts: &RequestFacts,
+        rows: &mut [Candidate],
+        now: Time,
+        row_of: impl Fn(u16) -> usize,
+    ) -> bool {
+        if facts.marks.is_empty() || self.sets.is_empty() {
+            return false;
+        }
+        let reuse = self.found / self.sent.max(1.0);
+        let (mut best, mut least) = (0.0_f64, 1.0_f64);
+        let ages = || (0_u16..).zip(&self.caches).filter(|(_, cache)| cache.backend.0 != u32::MAX);
+        for (slot, cache) in ages() {
+            let Some(row) = rows.get(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
+            least = least.min(cache.fill());
+            best = best.max(cache.age(facts.est_tokens - row.claimed.min(facts.est_tokens), now));
+        }
+        for (slot, cache) in ages() {
+            let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
+            let age = cache.age(facts.est_tokens - row.claimed.min(facts.est_tokens), now);
+            let younger = if age < best { 1.0 - age / best } else { 0.0 };
+            row.evicts = (reuse * younger.max(cache.fill() - least)) as f32;
+        }
+        true
+    }
+
+    /// Takes down that the request was sent to this backend.
+    pub fn note(&mut self, facts: &RequestFacts, sent: Sent) {
+        let Some(cache) = self.caches.get_mut(usize::from(sent.slot)).filter(|_| !self.sets.is_empty()) else { return };
+        self.dispatches = self.dispatches.wrapping_add(1).max(1);
+        cache.serve(sent.backend);
+        cache.begin(sent.generated, sent.now);
+        self.sent = self.sent * KEPT + f64::from(facts.est_tokens);
+        self.found = self.found * KEPT + f64::from(sent.matched);
+        let mut until = 0;
+        for mark in facts.marks.prefix() {
+            self.put(in_arm(mark.key, facts.arm), sent.slot, mark.tokens, mark.tokens.saturating_sub(until));
+            until = mark.tokens;
+        }
+        let rest = facts.est_tokens.saturating_sub(until);
+        match facts.marks.session {
+            Some(key) => self.put(in_arm(key, facts.arm), sent.slot, facts.est_tokens, rest),
+            None => self.caches[usize::from(sent.slot)].take_in(f64::from(rest)),
+        }
+        self.caches[usize::from(sent.slot)].evict();
+    }
+
+    #[inline]
+    fn place(&self, key: u64) -> usize {
+        // The key as a fraction of all keys, times the number of sets. Multiplied first, since an arm's salt has few bits.
+        let spread = key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        ((u128::from(spread) * self.sets.len() as u128) >> 64) as usize
+    }
+
+    /// Stamps a block, or the end of a session's prompt, of `weight` tokens as sent to the backend in this slot.
+    #[inline]
+    fn put(&mut self, key: u64, slot: u16, tokens: u32, weight: u32) {
+        let place = self.place(key);
+        let set = &mut self.sets[place];
+        // A session's prompt grows: only so much of it was sent before.
+        let (way, before) = match (0..WAYS).find(|&way| set.keys[way] == key && set.used[way] > 0) {
+            Some(way) => (way, set.tokens[way].min(weight)),
+            None => {
+                let way = set.longest_unused(self.dispatches);
+                set.keys[way] = key;
+                set.epochs[way] = [0; HOLDERS];
+                (way, 0)
+            }
+        };
+        set.used[way] = self.dispatches;
+        set.tokens[way] = tokens;
+        let (slots, epochs) = (&mut set.slots[way], &mut set.epochs[way]);
+        let (old, new) = (f64::from(before), f64::from(weight - before));
+        let known = (0..HOLDERS).find(|&place| epochs[place] > 0 && slots[place] == slot);
+        let gone = |place: &usize| {
+            epochs[*place] == 0
+                || !self.caches.get(usize::from(slots[*place])).is_some_and(|cache| cache.keeps(epochs[*place]))
+        };
+        let place = known.or_else(|| (0..HOLDERS).find(gone));
+        let at = place.unwrap_or(self.dispatches as usize % HOLDERS);
+        let cache = &mut self.caches[usize::from(slot)];
+        let now = cache.epoch();
+        match known {
+            Some(_) if epochs[at] == now => cache.take_in(new),
+            Some(_) if cache.keeps(epochs[at]) => {
+                cache.move_up(epochs[at], old);
+                cache.take_in(new);
+            }
+            // More backends hold it than are remembered: it is everywhere, and was here before.
+            None if place.is_none() => cache.take_in(new),
+            _ => cache.take_in(old + new),
+        }
+        (slots[at], epochs[at]) = (slot, now);
+    }
+}
+
+/// Writes to each row what it would compute although another row's backend has it.
+pub fn compare(rows: &mut [Candidate]) {
+    let most = rows.iter().map(|row| row.matched).max().unwrap_or(0);
+    for row in rows {
+        row.redundant = most - row.matched;
+    }
+}
+
+impl Set {
+    fn longest_unused(&self, now: u32) -> usize {
+        let idle = |way: &usize| if self.used[*way] == 0 { u32::MAX } else { now.wrapping_sub(self.used[*way]) };
+        (0..WAYS).max_by_key(idle).unwrap_or(0)
+    }
+}
+
+/// What an arm's backends hold is of no use to another's, and must not crowd it out.
+#[inline]
+fn in_arm(key: u64, arm: ArmIndex) -> u64 {
+    key ^ u64::from(arm.0).wrapping_mul(0xD6E8_FEB8_6659_FD93)
+}
+
+impl Candidate {
+    /// Raises the claim to this share of so many tokens, after which `depth` others were used.
+    #[inline]
+    fn claim(&mut self, tokens: u32, (kept, depth): (f32, f64)) {
+        let claimed = self.whole_blocks((f64::from(tokens) * f64::from(kept)) as u32);
+        if claimed > self.claimed {
+            (self.claimed, self.depth) = (claimed, depth);
+        }
+    }
+
+    #[inline]
+    fn whole_blocks(&self, tokens: u32) -> u32 {
+        tokens - tokens % self.block_tokens.max(1)
+    }
+
+    /// Tokens that a claim is worth here: 0 to `tokens`.
+    #[inline]
+    pub(super) fn priced(&self, tokens: u32) -> u32 {
+        (f64::from(tokens) * self.worth.clamp(0.0, 1.0)) as u32
+    }
+}
