@@ -43,6 +43,10 @@ pub struct Ask<'a> {
 
 /// What comes of it.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a place is the usual answer; a box would be an allocation for each request"
+)]
 pub enum Admission {
     /// It has a backend.
     Placed(Placed),

@@ -140,7 +140,7 @@ pub(super) async fn prepare(
     };
     let parsed = match route {
         Route::Model(Endpoint { body: BodyForm::Json, .. }) => {
-            parse_json(&bytes, body_session(snapshot), seed(shared, settings)).await?
+            parse_json(&bytes, body_session(snapshot), seed(shared, snapshot)).await?
         }
         // On the heap: few requests are forms, and all would carry the room for reading one.
         Route::Model(_) => Parsed { peek: None, model: Box::pin(multipart::model(&head.headers, &bytes)).await },
@@ -159,7 +159,7 @@ pub(super) async fn prepare(
     let session = session(&pool, head, parsed.peek.as_ref());
     let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
-    let marks = marks(seed(shared, settings), &pool, session.as_deref(), &parsed);
+    let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
     let (body, usage_injected) = outgoing(&pool, settings, endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();
     headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
@@ -264,9 +264,9 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
 
 /// The seed of the hashes of sessions and prompts, if some pool has affinity. Replicas with the same `split_salt` have the same
 /// seed, and so name a prompt alike.
-fn seed(shared: &Shared, settings: &Config) -> Option<u64> {
-    let wanted = settings.pools.iter().any(|pool| pool.affinity != Affinity::Off);
-    let salt = settings.pools.iter().map(|pool| pool.split_salt.as_str()).find(|salt| !salt.is_empty());
+fn seed(shared: &Shared, snapshot: &Snapshot) -> Option<u64> {
+    let wanted = snapshot.pools.iter().any(|pool| pool.affinity != Affinity::Off);
+    let salt = snapshot.pools.iter().map(|pool| pool.split_salt.as_str()).find(|salt| !salt.is_empty());
     wanted.then(|| salt.map_or(shared.seed, |salt| XxHash3_64::oneshot(salt.as_bytes())))
 }
 

@@ -4,6 +4,11 @@
 //! A build without optimisation runs one seed of a few workloads. `FOREBAY_SIZE=full` adds the oracle, exact knowledge of the
 //! caches and the largest fleets to the tables.
 
+#![cfg_attr(
+    debug_assertions,
+    allow(dead_code, unused_imports, reason = "a build without optimisation runs a few tests")
+)]
+
 use std::fmt::Write as _;
 
 use forebay::clock::Time;
@@ -155,8 +160,12 @@ fn reasoning() {
 #[test]
 #[cfg(not(debug_assertions))]
 fn a_hundred_and_twenty_eight_servers() {
+    let workload = prefixes::a14();
     if full() {
-        hold(&prefixes::a14());
+        hold(&workload);
+    } else {
+        // `row` asserts that every request is served.
+        print(&workload, &[&row(&workload, OURS)]);
     }
 }
 

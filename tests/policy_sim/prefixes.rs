@@ -2,6 +2,8 @@
 //! of a seed. What a prompt consists of is a list of pieces, so that what two prompts share is exact for the engine, and for the
 //! proxy known as far as its estimate of tokens goes.
 
+#![cfg_attr(debug_assertions, allow(dead_code, reason = "a build without optimisation runs a few of them"))]
+
 use std::sync::Arc;
 
 use forebay::routing::affinity::{BLOCK_ENDS, Mark, Marks};

@@ -132,7 +132,7 @@ run_checks() { # SCRIPT PART
 }
 
 starting=()
-read -r a b c d e f g h i j k l m n < <(free_ports 14)
+read -r a b c d e f g h i j k l m n o p < <(free_ports 16)
 
 echo "== two vLLM servers behind Forebay"
 start_engine "$a"
@@ -158,6 +158,15 @@ stop_forebay
 stop_engines
 
 if [ "$direct" != 1 ]; then
+    echo "== two vLLM servers whose KV caches hold all shared prefixes only together"
+    KV_CACHE=16M start_engine "$o"
+    KV_CACHE=16M start_engine "$p"
+    wait_engines
+    start_forebay "http://127.0.0.1:$o" "http://127.0.0.1:$p"
+    run_checks affinity.py prefixes
+    stop_forebay
+    stop_engines
+
     health='[health]
 interval = "500ms"
 timeout = "500ms"
@@ -210,5 +219,5 @@ ejection = { base = "2s", max = "4s" }'
     run_experiment "$m" "$n"
 fi
 
-tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,streams,embeddings,agreement,experiment}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
+tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,prefixes,streams,embeddings,agreement,experiment}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
 exit "$failed"
