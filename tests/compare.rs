@@ -65,6 +65,7 @@ fn made(made: &Made, seed: u64) -> RunRows {
             first_token_us: Some(ttft),
             gaps_us: vec![gap; tokens as usize - 1],
             end_us: ttft + gap * (tokens - 1),
+            cached_tokens: None,
             prompt_tokens: 100,
             output_tokens: tokens,
             outcome: Outcome::Success,

@@ -125,6 +125,7 @@ impl Exchange {
             return Err((Outcome::Status, String::from_utf8_lossy(&text).into_owned()));
         }
         let usage = reader.usage();
+        record.cached_tokens = usage.and_then(|usage| usage.cached_tokens());
         record.prompt_tokens = usage.map_or(0, |usage| usage.prompt_tokens);
         record.output_tokens = usage.map_or(seen.text_events, |usage| usage.completion_tokens);
         if let Some(error) = seen.error {

@@ -51,6 +51,10 @@ pub struct Record {
     pub end_us: u64,
     /// Tokens of the prompt, as the server counted.
     pub prompt_tokens: u64,
+    /// Tokens of the prompt that were in the server's prefix cache; none where it does not say
+    /// (vLLM: `--enable-prompt-tokens-details`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached_tokens: Option<u64>,
     /// Tokens of the answer, as the server counted; events with text where it did not tell.
     pub output_tokens: u64,
     /// How it ended.
@@ -79,6 +83,7 @@ impl Record {
             last_event_us: None,
             end_us: 0,
             prompt_tokens: 0,
+            cached_tokens: None,
             output_tokens: 0,
             outcome: Outcome::Truncated,
             status: None,
@@ -146,6 +151,7 @@ pub(crate) mod tests {
             last_event_us: None,
             end_us: 301_000,
             prompt_tokens: 100,
+            cached_tokens: None,
             output_tokens: 6,
             outcome: Outcome::Success,
             status: Some(200),
@@ -172,6 +178,14 @@ pub(crate) mod tests {
         let line = serde_json::to_string(&short).unwrap();
         assert!(!line.contains("gaps_us"), "{line}");
         assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), short);
+    }
+
+    #[test]
+    fn cached_tokens_are_written_only_where_they_are_known() {
+        let line = |cached_tokens| serde_json::to_string(&Record { cached_tokens, ..record(3) }).unwrap();
+        assert!(!line(None).contains("cached_tokens"));
+        assert!(line(Some(0)).contains("\"cached_tokens\":0"));
+        assert_eq!(serde_json::from_str::<Record>(&line(Some(96))).unwrap().cached_tokens, Some(96));
     }
 
     #[test]

@@ -124,7 +124,8 @@ pub fn text(runs: &[RunRows], slo: Option<&Slo>) -> String {
 }
 
 fn table(parts: &[Part], gpus: Option<u32>) -> String {
-    let columns: Vec<Vec<(String, String)>> = parts.iter().map(|part| column(part, gpus)).collect();
+    let told = parts.iter().any(|part| part.summary.cached_share.is_some());
+    let columns: Vec<Vec<(String, String)>> = parts.iter().map(|part| column(part, gpus, told)).collect();
     let mut rows = vec![["figure".to_owned()].into_iter().chain(parts.iter().map(|part| part.name.clone())).collect()];
     for (index, (name, _)) in columns[0].iter().enumerate() {
         let cells = columns.iter().map(|column| column[index].1.clone());
@@ -133,11 +134,15 @@ fn table(parts: &[Part], gpus: Option<u32>) -> String {
     aligned(&rows)
 }
 
-fn column(part: &Part, gpus: Option<u32>) -> Vec<(String, String)> {
+/// The rows of a part; `cached`: some part of the table knows how many prompt tokens were cached.
+fn column(part: &Part, gpus: Option<u32>, cached: bool) -> Vec<(String, String)> {
     let summary = &part.summary;
     let mut rows: Vec<(String, String)> =
         seed_rows(summary).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     rows.push(("failed".to_owned(), summary.failed.to_string()));
+    if cached {
+        rows.push(("cached prompt tokens %".to_owned(), number(summary.cached_share.map(|share| share * 100.0), 1)));
+    }
     let Latency { mean, p95, .. } = summary.ttft_ms;
     rows.push(("mean TTFT ms".to_owned(), number(mean, 2)));
     rows.push(("P95 TTFT ms".to_owned(), number(p95, 2)));
@@ -228,6 +233,14 @@ mod tests {
             std::fs::write(path, &text).unwrap();
         }
         assert_eq!(text, std::fs::read_to_string(path).unwrap());
+    }
+
+    #[test]
+    fn the_share_of_cached_prompt_tokens_is_told_where_it_is_known() {
+        let cached = RunRows { records: vec![Record { cached_tokens: Some(25), ..record(0) }], ..RunRows::default() };
+        let row = |run| text(&[run], None).lines().find(|line| line.starts_with("cached")).map(str::to_owned);
+        assert!(row(cached).unwrap().ends_with(" 25.0"));
+        assert_eq!(row(run()), None);
     }
 
     #[test]

@@ -13,6 +13,25 @@ pub struct Usage {
     /// Tokens of the answer.
     #[serde(default)]
     pub completion_tokens: u64,
+    /// More about the prompt. vLLM writes it in the last event, and only with `--enable-prompt-tokens-details`.
+    #[serde(default)]
+    pub prompt_tokens_details: Option<PromptDetails>,
+}
+
+/// What a server says about a prompt's tokens beside their number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct PromptDetails {
+    /// Tokens found in the prefix cache; none where the server does not say.
+    #[serde(default)]
+    pub cached_tokens: Option<u64>,
+}
+
+impl Usage {
+    /// Prompt tokens found in the prefix cache; none where the server does not say.
+    #[must_use]
+    pub fn cached_tokens(&self) -> Option<u64> {
+        self.prompt_tokens_details?.cached_tokens
+    }
 }
 
 /// What an event is.
@@ -146,7 +165,7 @@ mod tests {
 
     #[test]
     fn any_split_gives_the_same_events() {
-        let usage = Usage { prompt_tokens: 18, completion_tokens: 8 };
+        let usage = Usage { prompt_tokens: 18, completion_tokens: 8, prompt_tokens_details: None };
         let choice = |text| Event::Choice { text };
         let expected = [choice(false), choice(true), choice(true), Event::Usage(usage), Event::Done];
         for size in 1..STREAM.len() {
@@ -189,6 +208,21 @@ mod tests {
             proptest::prop_assert!(whole.len() > 2);
             proptest::prop_assert_eq!(events(at.windows(2).map(|ends| &stream[ends[0]..ends[1]])), whole);
         }
+    }
+
+    #[test]
+    fn cached_tokens_are_known_only_where_the_server_says_them() {
+        let said = |stream: &[u8]| {
+            let mut reader = Reader::default();
+            reader.push(stream, |_| {});
+            reader.usage().unwrap().cached_tokens()
+        };
+        let first =
+            include_bytes!("../../tests/fixtures/vllm-0.32.0/http/opt-chat-stream-cached-tokens-1.response").as_slice();
+        let again =
+            include_bytes!("../../tests/fixtures/vllm-0.32.0/http/opt-chat-stream-cached-tokens-2.response").as_slice();
+        assert_eq!((said(first), said(again), said(RECORDED[0])), (Some(0), Some(192), None));
+        assert_eq!(said(b"data: {\"choices\":[],\"usage\":{\"prompt_tokens_details\":{}}}\n"), None);
     }
 
     #[test]
