@@ -35,6 +35,12 @@ pub struct Record {
     pub backend: Option<String>,
     /// The part of an experiment that it belongs to.
     pub epoch: u32,
+    /// Its conversation, from 0, where the load has conversations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<u32>,
+    /// Its turn in the conversation, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<u32>,
     /// When it was sent, from the begin of the run, in microseconds.
     pub sent_us: u64,
     /// From sending to the first event with a choice, in microseconds.
@@ -76,6 +82,8 @@ impl Record {
             assigned: None,
             backend: None,
             epoch,
+            conversation: None,
+            turn: None,
             sent_us: 0,
             first_event_us: None,
             first_token_us: None,
@@ -144,6 +152,8 @@ pub(crate) mod tests {
             assigned: None,
             backend: None,
             epoch: 0,
+            conversation: None,
+            turn: None,
             sent_us: 1000,
             first_event_us: Some(200_000),
             first_token_us: Some(200_000),

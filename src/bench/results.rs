@@ -100,6 +100,7 @@ pub fn offered(run: &RunRows) -> String {
     match run.head.as_ref().map(|head| head.load.offered) {
         Some(Offered::Rate(rate)) => format!("{rate} requests/s"),
         Some(Offered::Concurrency(limit)) => format!("{limit} at a time"),
+        Some(Offered::Trace(speedup)) => format!("{speedup} times as fast as the trace"),
         Some(Offered::Unlimited) | None => "all at once".to_owned(),
     }
 }
@@ -179,6 +180,15 @@ fn notes(run: &RunRows) -> String {
         };
         let shown = if one.outcome == Outcome::Status { status.as_str() } else { "" };
         let _ = writeln!(out, "{} failed: {kind}{shown}: {}", one.count, one.error.trim());
+    }
+    let planned = run.head.as_ref().map_or(0, |head| head.load.num_prompts as usize);
+    let sent = run.records.len();
+    if sent < planned && run.records.iter().any(|record| record.turn.is_some()) {
+        let _ = writeln!(
+            out,
+            "{} of {planned} prompts were not sent, because an earlier turn of their conversation failed",
+            planned - sent
+        );
     }
     let asked = run.head.as_ref().and_then(|head| head.load.input_len).map(u64::from);
     let counted = || run.records.iter().filter(|record| record.succeeded()).map(|record| record.prompt_tokens);

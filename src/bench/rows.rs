@@ -19,6 +19,8 @@ pub enum Offered {
     Rate(f64),
     /// So many under way at any time (a closed loop).
     Concurrency(u32),
+    /// At the times of a trace, so many times as fast.
+    Trace(f64),
 }
 
 /// The load of a run.
@@ -28,6 +30,9 @@ pub struct Load {
     pub offered: Offered,
     /// How many.
     pub num_prompts: u32,
+    /// The dataset and what shapes it, in words that are equal where it is; none: random prompts that share nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
     /// Tokens of each prompt; none: the dataset's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_len: Option<u32>,
@@ -244,8 +249,14 @@ mod tests {
     use crate::bench::record::tests::record;
 
     fn head(arm: &str, epoch: u32) -> RunHead {
-        let load =
-            Load { offered: Offered::Rate(4.0), num_prompts: 2, input_len: Some(100), output_len: Some(600), seed: 0 };
+        let load = Load {
+            offered: Offered::Rate(4.0),
+            num_prompts: 2,
+            dataset: None,
+            input_len: Some(100),
+            output_len: Some(600),
+            seed: 0,
+        };
         RunHead {
             arm: Some(arm.to_owned()),
             epoch,

@@ -80,6 +80,12 @@ struct Delta<'a> {
 }
 
 impl Choice<'_> {
+    /// Returns what the model said to the user, without its reasoning: clients do not send that back.
+    fn said(&self) -> Option<String> {
+        let text = self.delta.as_ref().and_then(|delta| delta.content).or(self.text)?;
+        serde_json::from_str::<Option<String>>(text.get()).ok()?
+    }
+
     fn has_text(&self) -> bool {
         let delta = self.delta.iter().flat_map(|delta| [delta.content, delta.reasoning, delta.reasoning_content]);
         delta.chain([self.text]).flatten().any(|text| text.get() != "\"\"")
@@ -91,9 +97,22 @@ impl Choice<'_> {
 pub struct Reader {
     rest: Vec<u8>,
     last_usage: Option<Usage>,
+    said: Option<String>,
 }
 
 impl Reader {
+    /// Returns a reader that keeps the text of the answer.
+    #[must_use]
+    pub fn keeping_text() -> Reader {
+        Reader { said: Some(String::new()), ..Reader::default() }
+    }
+
+    /// Returns the text of the answer so far, without reasoning; nothing unless the reader keeps it.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        self.said.unwrap_or_default()
+    }
+
     /// Takes bytes, and gives each event that they complete.
     pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(Event)) {
         if self.rest.is_empty() {
@@ -143,6 +162,9 @@ impl Reader {
             return Some(Event::Error(error.get().to_owned()));
         }
         self.last_usage = chunk.usage.or(self.last_usage);
+        if let Some(said) = &mut self.said {
+            said.extend(chunk.choices.first().and_then(Choice::said));
+        }
         if !chunk.choices.is_empty() {
             return Some(Event::Choice { text: chunk.choices.iter().any(Choice::has_text) });
         }
@@ -208,6 +230,18 @@ mod tests {
             proptest::prop_assert!(whole.len() > 2);
             proptest::prop_assert_eq!(events(at.windows(2).map(|ends| &stream[ends[0]..ends[1]])), whole);
         }
+    }
+
+    #[test]
+    fn a_reader_keeps_what_was_said_without_reasoning() {
+        let mut reader = Reader::keeping_text();
+        reader.push(STREAM.as_bytes(), |_| {});
+        reader.push(b"data: {\"choices\":[{\"delta\":{\"reasoning\":\"hm\",\"content\":null}}]}\n", |_| {});
+        reader.push(b"data: {\"choices\":[{\"delta\":{\"content\":\"\\u00e4\\n\"}}]}\n", |_| {});
+        assert_eq!(reader.into_text(), "a\"b six\u{e4}\n");
+        let mut plain = Reader::default();
+        plain.push(STREAM.as_bytes(), |_| {});
+        assert_eq!(plain.into_text(), "");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::front::{self, Front, FrontError};
 use super::plan::Epoch;
 use super::spec::{Arm, Experiment, LoadSpec, Route};
 use crate::bench::client::{Client, Progress, Sending, Target};
-use crate::bench::prompts::Dataset;
+use crate::bench::dataset::Dataset;
 use crate::bench::rows::{Load, Offered, RunHead};
 use crate::bench::run::{self, Prompts, RunError, RunSpec};
 use crate::bench::sampler::Scraped;
@@ -122,6 +122,7 @@ fn workload(experiment: &Experiment, load: &LoadSpec, seed: u64) -> Workload {
         rate: match load.offered {
             Offered::Rate(rate) => Rate::PerSecond(rate),
             Offered::Unlimited | Offered::Concurrency(_) => Rate::Unlimited,
+            Offered::Trace(speedup) => Rate::OfTrace { speedup },
         },
         seed,
     }
@@ -145,6 +146,7 @@ pub(super) fn load_of(experiment: &Experiment, epoch: &Epoch) -> Load {
     Load {
         offered: load.offered,
         num_prompts: load.num_prompts,
+        dataset: None,
         input_len: Some(load.input_len),
         output_len: Some(load.output_len),
         seed: epoch.seed,
