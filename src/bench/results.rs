@@ -97,8 +97,11 @@ pub fn failures(records: &[Record]) -> Vec<Failures> {
 /// A load in words.
 #[must_use]
 pub fn offered(run: &RunRows) -> String {
+    let whole = run.records.iter().any(|record| record.turn.is_some());
     match run.head.as_ref().map(|head| head.load.offered) {
+        Some(Offered::Rate(rate)) if whole => format!("{rate} conversations/s"),
         Some(Offered::Rate(rate)) => format!("{rate} requests/s"),
+        Some(Offered::Concurrency(limit)) if whole => format!("{limit} conversations at a time"),
         Some(Offered::Concurrency(limit)) => format!("{limit} at a time"),
         Some(Offered::Trace(speedup)) => format!("{speedup} times as fast as the trace"),
         Some(Offered::Unlimited) | None => "all at once".to_owned(),
@@ -224,7 +227,7 @@ pub fn json(runs: &[RunRows], slo: Option<&Slo>) -> Value {
 mod tests {
     use super::*;
     use crate::bench::record::tests::record;
-    use crate::bench::rows::RunEnd;
+    use crate::bench::rows::{Load, RunEnd, RunHead};
 
     fn run() -> RunRows {
         let arm = |id: u32, arm: &str| Record { arm: Some(arm.to_owned()), ..record(id) };
@@ -251,6 +254,24 @@ mod tests {
         let row = |run| text(&[run], None).lines().find(|line| line.starts_with("cached")).map(str::to_owned);
         assert!(row(cached).unwrap().ends_with(" 25.0"));
         assert_eq!(row(run()), None);
+    }
+
+    #[test]
+    fn conversations_are_offered_whole_and_prompts_that_were_not_sent_are_said() {
+        let turn = |id| Record { conversation: Some(0), turn: Some(id), ..record(id) };
+        let cut = Record { outcome: Outcome::Truncated, ..turn(1) };
+        let load = Load {
+            offered: Offered::Rate(2.0),
+            num_prompts: 5,
+            dataset: Some("conversations".to_owned()),
+            input_len: None,
+            output_len: Some(6),
+            seed: 0,
+        };
+        let head = RunHead { load, ..crate::bench::rows::tests::head("a", 0) };
+        let run = RunRows { head: Some(head), records: vec![turn(0), cut], ..RunRows::default() };
+        let text = text(&[run], None);
+        assert!(text.contains("2 conversations/s:") && text.contains("3 of 5 prompts were not sent"), "{text}");
     }
 
     #[test]

@@ -68,8 +68,6 @@ pub struct Args {
     /// A run for each value: rate=1,2,4,8 or concurrency=1,8,64
     #[arg(long, value_parser = sweep, conflicts_with_all = ["request_rate", "max_concurrency"])]
     sweep: Option<Sweep>,
-    #[command(flatten)]
-    dataset: DatasetArgs,
     /// Let each answer go on up to --output-len
     #[arg(long)]
     ignore_eos: bool,
@@ -118,6 +116,9 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    // Last: its heading would stand above whatever follows.
+    #[command(flatten)]
+    dataset: DatasetArgs,
 }
 
 /// Loads to offer one after the other.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use humantime::format_duration;
 
 use crate::bench::client::Client;
 use crate::bench::counting::Counted;
@@ -262,8 +263,9 @@ impl DatasetArgs {
             told_output_len: Some(output_len),
             described: Some(format!(
                 "conversations of {turns} turns, {common_prefix_len} common + {prefix_len} own + {input_len} tokens a turn, \
-                 {:?} + {:?} to think",
-                think.constant, think.mean
+                 {} + {} to think; they begin at the rate",
+                format_duration(think.constant),
+                format_duration(think.mean)
             )),
             notes,
             ..plain
@@ -290,7 +292,8 @@ impl DatasetArgs {
         let traces = &[Trace, TimedTrace][..];
         let options: [(&str, bool, &[Name]); 20] = [
             ("--dataset-path", self.dataset_path.is_some(), &[Custom, ShareGpt, Trace, TimedTrace]),
-            ("--input-len", self.input_len.is_some(), &[Random]),
+            // A file has lengths of its own, and has always been read beside --input-len.
+            ("--input-len", self.input_len.is_some(), &[Random, Custom]),
             ("--output-len", self.output_len.is_some(), &[Random, Custom, PrefixRepetition, ShareGpt, Conversations]),
             ("--random-prefix-len", self.random_prefix_len.is_some(), &[Random]),
             ("--prefix-repetition-prefix-len", self.prefix_repetition_prefix_len.is_some(), &[PrefixRepetition]),
