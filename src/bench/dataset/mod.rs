@@ -8,6 +8,7 @@ pub mod supply;
 pub mod trace;
 pub mod vocabulary;
 
+use std::fmt;
 use std::sync::Arc;
 
 use self::conversations::Conversations;
@@ -37,6 +38,13 @@ pub struct Prefixes {
     pub len: u32,
     /// How many beginnings there are, at least 1.
     pub count: u32,
+}
+
+/// The dataset in words, as rows have it.
+impl fmt::Display for Prefixes {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "prefix_repetition of {} prefixes of {} tokens", self.count, self.len)
+    }
 }
 
 impl Prefixes {

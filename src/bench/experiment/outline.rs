@@ -19,9 +19,10 @@ pub fn outline(experiment: &Experiment) -> String {
     }
     for load in &experiment.loads {
         let eos = if load.ignore_eos { ", past the end token" } else { "" };
+        let behind = load.prefixes.map_or_else(String::new, |prefixes| format!(" ({prefixes} before them)"));
         _ = writeln!(
             out,
-            "load: {} prompts {}, {} tokens in, up to {} out{eos}; before it {} prompts of the same length, {} out",
+            "load: {} prompts {}, {} tokens in{behind}, up to {} out{eos}; before it {} prompts of the same length, {} out",
             load.num_prompts,
             offered(load.offered),
             load.input_len,

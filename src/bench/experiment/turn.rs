@@ -96,7 +96,7 @@ fn spec(experiment: &Experiment, epoch: &Epoch, start: u32) -> RunSpec {
         targets: Vec::new(),
         tokenizer: bases().next().unwrap_or_default(),
         workload: workload(experiment, load, epoch.seed),
-        dataset: Dataset::Random,
+        dataset: load.prefixes.map_or(Dataset::Random, Dataset::Prefixes),
         warm_up: experiment.warm_up,
         sending: Sending {
             max_concurrency: load.max_concurrency.map(|limit| limit as usize),
@@ -146,8 +146,8 @@ pub(super) fn load_of(experiment: &Experiment, epoch: &Epoch) -> Load {
     Load {
         offered: load.offered,
         num_prompts: load.num_prompts,
-        dataset: None,
-        input_len: Some(load.input_len),
+        dataset: load.prefixes.map(|prefixes| prefixes.to_string()),
+        input_len: Some(load.input_len.saturating_add(load.prefixes.map_or(0, |prefixes| prefixes.len))),
         output_len: Some(load.output_len),
         seed: epoch.seed,
     }

@@ -209,14 +209,15 @@ impl DatasetArgs {
         let output_len = self.prefix_repetition_output_len.unwrap_or(plain.output_len);
         let (num_prompts, notes) =
             shared_out(plain.num_prompts, count, "--prefix-repetition-num-prefixes", "beginning")?;
+        let prefixes = Prefixes { len, count };
         Ok(Chosen {
-            dataset: Dataset::Prefixes(Prefixes { len, count }),
+            dataset: Dataset::Prefixes(prefixes),
             num_prompts,
             input_len,
             output_len,
             told_input_len: Some(len.saturating_add(input_len)),
             told_output_len: Some(output_len),
-            described: Some(format!("prefix_repetition of {count} prefixes of {len} tokens")),
+            described: Some(prefixes.to_string()),
             notes,
             ..plain
         })
