@@ -29,7 +29,7 @@ pub enum Counted {
     Tokenize,
     /// The server has no `/tokenize`; prompts are lists of token ids.
     TokenIds,
-    /// The server has no `/tokenize`, and chats take no token ids: so many short words.
+    /// The server has no `/tokenize`, or too few short words are a token: so many words.
     Words,
     /// They are those of a file.
     File,

@@ -19,7 +19,7 @@ use super::lag::Lag;
 use super::record::Record;
 use super::workload::Workload;
 
-/// Bodies of a trace that are made before their time. They bound the memory of a run: a prompt is a megabyte at most, mostly.
+/// Bodies of a trace that are made before their time: they bound the memory of a run. One of 130,000 tokens has 0.8 MB.
 const AHEAD: usize = 32;
 
 impl Client {
