@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use forebay::bench::client::{Client, Progress, Run, Sending, Target};
+use forebay::bench::dataset::supply::Supply;
 use forebay::bench::record::Record;
 use forebay::bench::sse::{Event, Reader};
 use forebay::bench::workload::{Endpoint, Length, Rate, Workload};
@@ -303,8 +304,8 @@ async fn send(base: &str, load: Load) -> (Instant, Run) {
         rate: Rate::Unlimited,
         seed: SEED,
     };
-    let bodies: Vec<Bytes> =
-        (0..STREAMS).map(|id| Bytes::from(workload.body(&workload.words(id, workload.input_len)))).collect();
+    let body = |id| Bytes::from(workload.body(&workload.words(id, workload.input_len)));
+    let bodies = Supply::Ready((0..STREAMS).map(body).collect());
     let sending = Sending { session_header: Some(SESSION.to_owned()), ..Sending::default() };
     let (client, progress) = (Client::default(), Arc::new(Progress::default()));
     let begin = Instant::now();

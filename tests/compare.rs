@@ -65,6 +65,9 @@ fn made(made: &Made, seed: u64) -> RunRows {
             first_token_us: Some(ttft),
             gaps_us: vec![gap; tokens as usize - 1],
             end_us: ttft + gap * (tokens - 1),
+            cached_tokens: None,
+            conversation: None,
+            turn: None,
             prompt_tokens: 100,
             output_tokens: tokens,
             outcome: Outcome::Success,
@@ -72,8 +75,14 @@ fn made(made: &Made, seed: u64) -> RunRows {
             ..Record::unsent(id, made.epoch)
         }
     });
-    let load =
-        Load { offered: made.offered, num_prompts: made.requests, input_len: Some(100), output_len: Some(40), seed: 0 };
+    let load = Load {
+        offered: made.offered,
+        num_prompts: made.requests,
+        dataset: None,
+        input_len: Some(100),
+        output_len: Some(40),
+        seed: 0,
+    };
     let head = RunHead {
         arm: made.arm.map(str::to_owned),
         epoch: made.epoch,

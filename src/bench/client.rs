@@ -1,7 +1,5 @@
-//! Sends a load and times it. One task for each request; the only thing between the socket and the clock is the parser of
-//! events. Says how late it noted what had come, because a generator that lags measures itself.
+//! The HTTP client of the load generator, and what a load is sent with and to.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -12,14 +10,10 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 
-use crate::clock::{Clock, Time};
+use crate::clock::Clock;
 
-use super::exchange::Exchange;
-use super::lag::Lag;
 use super::record::Record;
-use super::workload::Workload;
 
 /// Below uvicorn's 5 s, so that no request meets a closing connection.
 const IDLE: Duration = Duration::from_secs(4);
@@ -69,9 +63,9 @@ impl Target {
 /// How to send a load.
 #[derive(Clone, Debug, Default)]
 pub struct Sending {
-    /// Requests under way at once, at most; none: no limit.
+    /// Requests, or conversations, under way at once, at most; none: no limit.
     pub max_concurrency: Option<usize>,
-    /// Gives each request a session of its own, in this header.
+    /// Gives each request a session of its own in this header, and each conversation one for all of its turns.
     pub session_header: Option<String>,
     /// The number of the epoch in its records.
     pub epoch: u32,
@@ -127,9 +121,9 @@ pub enum ClientError {
 /// An HTTP client that keeps connections.
 #[derive(Clone)]
 pub struct Client {
-    http: HyperClient<HttpConnector, Full<Bytes>>,
-    clock: Clock,
-    headers: HeaderMap,
+    pub(super) http: HyperClient<HttpConnector, Full<Bytes>>,
+    pub(super) clock: Clock,
+    pub(super) headers: HeaderMap,
 }
 
 impl Default for Client {
@@ -193,70 +187,4 @@ impl Client {
         }
         serde_json::from_slice(&bytes).map_err(|_| ClientError::NotJson(url.to_owned()))
     }
-
-    /// Sends the bodies at their times, in turn to each target, and waits for all answers.
-    ///
-    /// # Panics
-    /// There is no target.
-    pub async fn run(
-        &self,
-        targets: &[Target],
-        workload: &Workload,
-        bodies: &[Bytes],
-        sending: &Sending,
-        progress: &Arc<Progress>,
-    ) -> Run {
-        self.run_from(self.clock.now(), targets, workload, bodies, sending, progress).await
-    }
-
-    /// The same with the time from which its records count.
-    pub(super) async fn run_from(
-        &self,
-        begin: Time,
-        targets: &[Target],
-        workload: &Workload,
-        bodies: &[Bytes],
-        sending: &Sending,
-        progress: &Arc<Progress>,
-    ) -> Run {
-        let lag = Lag::watch(self.clock.clone());
-        let room = sending.max_concurrency.map(|limit| Arc::new(Semaphore::new(limit)));
-        let mut tasks = Vec::with_capacity(bodies.len());
-        for (index, (body, at)) in bodies.iter().zip(workload.arrivals()).enumerate() {
-            let wait = (begin + at).since(self.clock.now());
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
-            let permit = match &room {
-                Some(room) => Arc::clone(room).acquire_owned().await.ok(),
-                None => None,
-            };
-            let session = sending.session_header.clone().map(|name| (name, format!("{:x}-{index}", workload.seed)));
-            let exchange = Exchange {
-                http: self.http.clone(),
-                clock: self.clock.clone(),
-                headers: self.headers.clone(),
-                target: targets[index % targets.len()].clone(),
-                path: workload.endpoint.path(),
-                body: body.clone(),
-                session,
-                begin,
-                progress: Arc::clone(progress),
-            };
-            let blank = Record::unsent(index as u32, sending.epoch);
-            tasks.push(tokio::spawn(async move {
-                let record = exchange.run(blank).await;
-                drop(permit);
-                record
-            }));
-        }
-        let mut records = Vec::with_capacity(tasks.len());
-        for task in tasks {
-            records.push(task.await.expect("a request's task neither panics nor is aborted"));
-        }
-        Run { records, lag_p99: lag.p99() }
-    }
 }
-
-#[cfg(test)]
-mod tests;

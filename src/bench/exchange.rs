@@ -16,6 +16,7 @@ use super::record::{Outcome, Record};
 use super::sse::{Event, Reader};
 
 /// A request to be sent.
+#[derive(Clone)]
 pub(super) struct Exchange {
     pub(super) http: HyperClient<HttpConnector, Full<Bytes>>,
     pub(super) clock: Clock,
@@ -26,6 +27,8 @@ pub(super) struct Exchange {
     pub(super) session: Option<(String, String)>,
     pub(super) begin: Time,
     pub(super) progress: Arc<Progress>,
+    /// Whether the text of the answer is wanted.
+    pub(super) keep_text: bool,
 }
 
 /// What is seen of a stream while it comes.
@@ -71,24 +74,27 @@ fn label(headers: &HeaderMap, name: &str) -> Option<String> {
 }
 
 impl Exchange {
-    /// Sends it, and fills in its record.
-    pub(super) async fn run(self, mut record: Record) -> Record {
+    /// Sends it, and returns its record filled in and the text of the answer, if that is wanted.
+    pub(super) async fn run(mut self, mut record: Record) -> (Record, String) {
         let sent = self.clock.now();
         record.sent_us = micros(sent, self.begin);
         record.arm.clone_from(&self.target.arm);
         record.backend.clone_from(&self.target.backend);
-        if let Err((outcome, error)) = self.exchange(sent, &mut record).await {
+        let mut reader = if self.keep_text { Reader::keeping_text() } else { Reader::default() };
+        if let Err((outcome, error)) = self.exchange(sent, &mut record, &mut reader).await {
             record.outcome = outcome;
             record.error = Some(error);
         }
         record.end_us = micros(self.clock.now(), sent);
         self.progress.done.fetch_add(1, Ordering::Relaxed);
-        record
+        (record, reader.into_text())
     }
 
-    fn request(&self) -> Result<Request<Full<Bytes>>, http::Error> {
+    /// Gives the body away: a prompt of a trace may be long, and its answer takes a while.
+    fn request(&mut self) -> Result<Request<Full<Bytes>>, http::Error> {
         let uri = format!("{}{}", self.target.base, self.path);
-        let mut request = Request::builder().method(Method::POST).uri(uri).body(Full::new(self.body.clone()))?;
+        let mut request =
+            Request::builder().method(Method::POST).uri(uri).body(Full::new(std::mem::take(&mut self.body)))?;
         request.headers_mut().clone_from(&self.headers);
         if let Some((name, value)) = &self.session {
             request.headers_mut().insert(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
@@ -96,7 +102,12 @@ impl Exchange {
         Ok(request)
     }
 
-    async fn exchange(&self, sent: Time, record: &mut Record) -> Result<(), (Outcome, String)> {
+    async fn exchange(
+        &mut self,
+        sent: Time,
+        record: &mut Record,
+        reader: &mut Reader,
+    ) -> Result<(), (Outcome, String)> {
         let request = self.request().map_err(|error| (Outcome::Connect, error.to_string()))?;
         let response = self.http.request(request).await.map_err(|error| (Outcome::Connect, reason(&error)))?;
         record.status = Some(response.status().as_u16());
@@ -106,7 +117,6 @@ impl Exchange {
         record.backend = label(response.headers(), "x-forebay-backend").or(record.backend.take());
         let failed = !response.status().is_success();
         let mut body = response.into_body();
-        let mut reader = Reader::default();
         let mut seen = Seen::default();
         let mut text = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -125,6 +135,7 @@ impl Exchange {
             return Err((Outcome::Status, String::from_utf8_lossy(&text).into_owned()));
         }
         let usage = reader.usage();
+        record.cached_tokens = usage.and_then(|usage| usage.cached_tokens());
         record.prompt_tokens = usage.map_or(0, |usage| usage.prompt_tokens);
         record.output_tokens = usage.map_or(seen.text_events, |usage| usage.completion_tokens);
         if let Some(error) = seen.error {

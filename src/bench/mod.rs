@@ -3,6 +3,8 @@
 
 pub mod client;
 pub mod compare;
+pub mod counting;
+pub mod dataset;
 pub mod diagnosis;
 mod exchange;
 pub mod experiment;
@@ -14,6 +16,7 @@ pub mod rows;
 pub mod run;
 pub mod sampler;
 pub mod seed;
+mod sender;
 pub mod slo;
 pub mod sse;
 pub mod summary;

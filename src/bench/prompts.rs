@@ -1,139 +1,31 @@
-//! The bodies of a load: prompts of an exact number of tokens by the server's own count where it counts for others, else by
-//! token ids, which need no count; or the prompts of a file.
+//! The requests of a load, made of its dataset. Random prompts have an exact number of tokens by the server's own count where it
+//! counts for others, else by token ids, which need no count.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::StatusCode;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::{Client, ClientError};
+use super::counting::{COUNTING, Counted, absent};
+use super::dataset::conversations::Script;
+use super::dataset::supply::Supply;
+use super::dataset::trace::Replay;
+use super::dataset::{Dataset, Prefixes, lines};
 use super::workload::{Endpoint, Length, Workload};
 
-/// Counts under way at once: a server counts in its event loop, so more would gain nothing.
-const COUNTING: u32 = 16;
 /// Counts of one prompt, at most: one where each word is one token, about six where words are several.
 const ROUNDS: usize = 16;
 /// Letters of a part of a word, at most.
 const LETTERS: usize = 4;
 
-/// Where prompts come from.
-#[derive(Clone, Debug, Default)]
-pub enum Dataset {
-    /// Random words, or token ids.
-    #[default]
-    Random,
-    /// The lines of a file, from its first again after its last.
-    Lines(Arc<[Line]>),
-}
-
-/// A prompt of a file: a line of JSON, as the `custom` dataset of `vllm bench serve` has it, or with whole messages.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Line {
-    /// Text.
-    #[serde(default)]
-    pub prompt: Option<String>,
-    /// Messages of a chat.
-    #[serde(default)]
-    pub messages: Option<Value>,
-    /// Tokens of its answer, at most; else the load's.
-    #[serde(default)]
-    pub output_tokens: Option<u32>,
-}
-
-/// How the length of prompts was settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counted {
-    /// By the server's `/tokenize`.
-    Tokenize,
-    /// The server has no `/tokenize`; prompts are lists of token ids.
-    TokenIds,
-    /// The server has no `/tokenize`, and chats take no token ids: so many short words.
-    Words,
-    /// They are those of a file.
-    File,
-}
-
-/// The bodies of a load.
+/// The requests of a load, and how their lengths were settled.
 #[derive(Clone, Debug)]
-pub struct Bodies {
-    /// One for each request.
-    pub bodies: Vec<Bytes>,
+pub struct Prepared {
+    /// The requests.
+    pub supply: Supply,
     /// How long their prompts are.
     pub counted: Counted,
-}
-
-/// A file that has no prompts.
-#[derive(Debug, thiserror::Error)]
-pub enum DatasetError {
-    /// The system refused.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// A line that is no prompt.
-    #[error(
-        "line {0} is no prompt: {1}; a line is {{\"prompt\": \"…\"}} or {{\"messages\": […]}}, with \"output_tokens\": N if wanted"
-    )]
-    Line(usize, String),
-    /// None.
-    #[error("it has no line")]
-    Empty,
-    /// Messages for a route that takes none.
-    #[error("line {0} has messages: they need --endpoint chat")]
-    Messages(usize),
-}
-
-/// Reads a dataset: a prompt a line.
-///
-/// # Errors
-/// There is none, or a line is none, or one that the route cannot take.
-pub fn lines(from: impl std::io::BufRead, endpoint: Endpoint) -> Result<Dataset, DatasetError> {
-    let mut lines = Vec::new();
-    for (number, line) in (1..).zip(from.lines()) {
-        let line = line?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let read: Line = serde_json::from_str(&line).map_err(|error| DatasetError::Line(number, error.to_string()))?;
-        match (&read.prompt, &read.messages) {
-            (Some(_), None) => {}
-            (None, Some(_)) if endpoint == Endpoint::Chat => {}
-            (None, Some(_)) => return Err(DatasetError::Messages(number)),
-            _ => return Err(DatasetError::Line(number, "it needs `prompt` or `messages`, and not both".to_owned())),
-        }
-        lines.push(read);
-    }
-    if lines.is_empty() { Err(DatasetError::Empty) } else { Ok(Dataset::Lines(lines.into())) }
-}
-
-fn from_lines(lines: &[Line], workload: &Workload) -> Vec<Bytes> {
-    let body = |line: &Line| {
-        let mut body = match (&line.messages, &line.prompt) {
-            (Some(messages), _) => workload.body_of("messages", messages.clone()),
-            (None, prompt) => {
-                let (key, value) = workload.endpoint.prompt(prompt.as_deref().unwrap_or_default());
-                workload.body_of(key, value)
-            }
-        };
-        if let Some(tokens) = line.output_tokens {
-            body[workload.endpoint.limit()] = Value::from(tokens);
-        }
-        Bytes::from(body.to_string())
-    };
-    lines.iter().cycle().take(workload.num_prompts as usize).map(body).collect()
-}
-
-/// Whether the server counts for nobody, rather than not now or not for this model.
-fn absent(error: &ClientError) -> bool {
-    match error {
-        ClientError::Status { status, text, .. } => {
-            let route =
-                matches!(*status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::FORBIDDEN);
-            route && !text.contains("model")
-        }
-        ClientError::NotJson(_) => true,
-        ClientError::Url(_) | ClientError::Unreachable { .. } => false,
-    }
 }
 
 /// Where a prompt ends.
@@ -207,49 +99,96 @@ impl Fit {
     }
 }
 
+/// What random prompts begin with, and what their whole length is to be.
+#[derive(Clone, Debug)]
+struct Beginnings {
+    /// The beginnings; none: prompts share nothing.
+    texts: Vec<String>,
+    /// The beginning of each prompt, by number.
+    of_prompts: Vec<u32>,
+    /// Tokens of a whole prompt.
+    wanted: u32,
+}
+
+impl Beginnings {
+    fn none(workload: &Workload) -> Beginnings {
+        Beginnings { texts: Vec::new(), of_prompts: Vec::new(), wanted: workload.input_len }
+    }
+
+    fn of(prefixes: &Prefixes, texts: Vec<String>, workload: &Workload) -> Beginnings {
+        let of_prompts = prefixes.of_prompts(workload.num_prompts, workload.seed);
+        Beginnings { texts, of_prompts, wanted: workload.input_len.saturating_add(prefixes.len) }
+    }
+
+    /// Returns a prompt that ends with `rest`.
+    fn before(&self, id: u32, rest: &str) -> String {
+        match self.of_prompts.get(id as usize) {
+            Some(place) => format!("{} {rest}", self.texts[*place as usize]),
+            None => rest.to_owned(),
+        }
+    }
+}
+
+/// The number of a beginning among those that words and token ids are drawn by: prompts have the low numbers.
+fn number(place: u32) -> u32 {
+    u32::MAX - place
+}
+
 impl Client {
-    /// The bodies of a load. `base`: the server that counts.
+    /// Makes the requests of a load. `base`: the server that counts.
     ///
     /// # Errors
     /// The server does not answer, or does not know the model.
-    pub async fn prepare(&self, base: &str, workload: &Workload, dataset: &Dataset) -> Result<Bodies, ClientError> {
-        if let Dataset::Lines(lines) = dataset {
-            return Ok(Bodies { bodies: from_lines(lines, workload), counted: Counted::File });
-        }
-        match self.bodies(base, workload).await {
-            Ok(bodies) => Ok(Bodies { bodies, counted: Counted::Tokenize }),
-            Err(error) if absent(&error) => {
-                let ids = workload.endpoint == Endpoint::Completions;
-                let body = |id| {
-                    if ids {
-                        workload.body_of("prompt", Value::from(workload.token_ids(id))).to_string()
-                    } else {
-                        workload.body(&workload.words(id, workload.input_len))
-                    }
-                };
-                let bodies = (0..workload.num_prompts).map(|id| Bytes::from(body(id))).collect();
-                Ok(Bodies { bodies, counted: if ids { Counted::TokenIds } else { Counted::Words } })
+    pub async fn prepare(&self, base: &str, workload: &Workload, dataset: &Dataset) -> Result<Prepared, ClientError> {
+        let prefixes = match dataset {
+            Dataset::Random => None,
+            Dataset::Prefixes(prefixes) => Some(prefixes),
+            Dataset::Lines(read) => {
+                let supply = Supply::Ready(lines::bodies(read, workload));
+                return Ok(Prepared { supply, counted: Counted::File });
             }
+            Dataset::Trace(trace) => {
+                let (vocabulary, counted) = self.vocabulary(base, &workload.model, workload.endpoint).await?;
+                let replay = Replay { trace: Arc::clone(trace), vocabulary, workload: workload.clone() };
+                return Ok(Prepared { supply: Supply::Replay(replay), counted });
+            }
+            Dataset::Conversations(shape) => {
+                // Answers are text, so prompts are as well.
+                let (vocabulary, counted) = self.vocabulary(base, &workload.model, Endpoint::Chat).await?;
+                let script = Script { shape: *shape, vocabulary, workload: workload.clone(), time_scale: 1.0 };
+                return Ok(Prepared { supply: Supply::Conversations(script), counted });
+            }
+        };
+        match self.bodies(base, workload, prefixes).await {
+            Ok(bodies) => Ok(Prepared { supply: Supply::Ready(bodies), counted: Counted::Tokenize }),
+            Err(error) if absent(&error) => Ok(uncounted(workload, prefixes)),
             Err(error) => Err(error),
         }
     }
 
-    /// The bodies of a load, each with a prompt of the wanted length by the server's own `/tokenize`.
+    /// Makes the bodies of a load, each with a prompt of the wanted length by the server's own `/tokenize`.
     ///
     /// # Errors
     /// The server has no `/tokenize`, or it does not answer.
-    pub async fn bodies(&self, base: &str, workload: &Workload) -> Result<Vec<Bytes>, ClientError> {
+    pub async fn bodies(
+        &self,
+        base: &str,
+        workload: &Workload,
+        prefixes: Option<&Prefixes>,
+    ) -> Result<Vec<Bytes>, ClientError> {
         let Some(last) = workload.num_prompts.checked_sub(1) else { return Ok(Vec::new()) };
+        let beginnings = Arc::new(self.beginnings(base, workload, prefixes).await?);
         // The first finds what a template or a mark of the begin adds.
-        let (first, words) = self.counted(base, workload, 0, i64::from(workload.input_len)).await?;
+        let (first, words) = self.counted(base, workload, &beginnings, 0, i64::from(workload.input_len)).await?;
         let mut counting = tokio::task::JoinSet::new();
         let shared = Arc::new(workload.clone());
         for begin in 1..=COUNTING.min(last) {
             let (client, base, workload) = (self.clone(), base.to_owned(), Arc::clone(&shared));
+            let beginnings = Arc::clone(&beginnings);
             counting.spawn(async move {
                 let mut found = Vec::new();
                 for id in (begin..workload.num_prompts).step_by(COUNTING as usize) {
-                    found.push((id, client.counted(&base, &workload, id, words).await?.0));
+                    found.push((id, client.counted(&base, &workload, &beginnings, id, words).await?.0));
                 }
                 Ok::<_, ClientError>(found)
             });
@@ -264,24 +203,84 @@ impl Client {
         Ok(bodies)
     }
 
-    /// A body whose prompt has the wanted length, and how many words that took; `words`: how many to begin with.
-    async fn counted(&self, base: &str, workload: &Workload, id: u32, words: i64) -> Result<(Bytes, i64), ClientError> {
-        let url = format!("{base}/tokenize");
-        let mut fit = Fit::begin(i64::from(workload.input_len), words);
+    /// Makes the common beginnings, each of the wanted length by itself.
+    async fn beginnings(
+        &self,
+        base: &str,
+        workload: &Workload,
+        prefixes: Option<&Prefixes>,
+    ) -> Result<Beginnings, ClientError> {
+        let Some(prefixes) = prefixes else { return Ok(Beginnings::none(workload)) };
+        let alone = Workload { input_len: prefixes.len, length: Length::Content, ..workload.clone() };
+        let nothing = Beginnings::none(&alone);
+        let mut texts = Vec::new();
+        for place in 0..prefixes.count.min(workload.num_prompts) {
+            let words = i64::from(prefixes.len);
+            let cut = self.fitted(base, &alone, &nothing, number(place), words).await?;
+            texts.push(cut.of(&alone, number(place)));
+        }
+        Ok(Beginnings::of(prefixes, texts, workload))
+    }
+
+    /// Makes a body whose prompt has the wanted length, and says how many words that took; `words`: how many to begin with.
+    async fn counted(
+        &self,
+        base: &str,
+        workload: &Workload,
+        beginnings: &Beginnings,
+        id: u32,
+        words: i64,
+    ) -> Result<(Bytes, i64), ClientError> {
+        let cut = self.fitted(base, workload, beginnings, id, words).await?;
+        Ok((Bytes::from(workload.body(&beginnings.before(id, &cut.of(workload, id)))), cut.words))
+    }
+
+    /// Finds the cut that gives a prompt its length.
+    async fn fitted(
+        &self,
+        base: &str,
+        workload: &Workload,
+        beginnings: &Beginnings,
+        id: u32,
+        words: i64,
+    ) -> Result<Cut, ClientError> {
+        let mut fit = Fit::begin(i64::from(beginnings.wanted), words);
         for _ in 0..ROUNDS {
-            let prompt = fit.cut.of(workload, id);
+            let prompt = beginnings.before(id, &fit.cut.of(workload, id));
             let (key, value) = match workload.length {
                 Length::Whole => workload.endpoint.prompt(&prompt),
                 Length::Content => Endpoint::Completions.prompt(&prompt),
             };
-            let counted = self.json(&url, Some(&json!({"model": workload.model, key: value}))).await?;
-            let count = counted["count"].as_i64().ok_or_else(|| ClientError::NotJson(url.clone()))?;
+            let count = self.count(base, &workload.model, key, &value).await?;
             if !fit.again(count) {
                 break;
             }
         }
-        Ok((Bytes::from(workload.body(&fit.cut.of(workload, id))), fit.cut.words))
+        Ok(fit.cut)
     }
+}
+
+/// Makes the requests for a server that does not count: token ids where the route takes them, else so many words.
+fn uncounted(workload: &Workload, prefixes: Option<&Prefixes>) -> Prepared {
+    let of_prompts = prefixes.map_or_else(Vec::new, |one| one.of_prompts(workload.num_prompts, workload.seed));
+    let beginning = |id: u32| of_prompts.get(id as usize).map(|place| number(*place));
+    let len = prefixes.map_or(0, |prefixes| prefixes.len);
+    let ids = |id: u32| {
+        let mut ids = beginning(id).map_or_else(Vec::new, |number| workload.token_ids(number, len));
+        ids.extend(workload.token_ids(id, workload.input_len));
+        workload.body_of("prompt", Value::from(ids)).to_string()
+    };
+    let words = |id: u32| {
+        let rest = workload.words(id, workload.input_len);
+        let prompt = beginning(id).map(|number| workload.words(number, len) + " " + &rest);
+        workload.body(&prompt.unwrap_or(rest))
+    };
+    let numbers = 0..workload.num_prompts;
+    let (bodies, counted) = match workload.endpoint {
+        Endpoint::Completions => (numbers.map(|id| Bytes::from(ids(id))).collect(), Counted::TokenIds),
+        Endpoint::Chat => (numbers.map(|id| Bytes::from(words(id))).collect(), Counted::Words),
+    };
+    Prepared { supply: Supply::Ready(bodies), counted }
 }
 
 #[cfg(test)]
@@ -289,10 +288,6 @@ mod tests {
     use super::*;
     use crate::bench::workload::Rate;
     use crate::bench::workload::tests::workload;
-
-    fn parsed(body: &Bytes) -> Value {
-        serde_json::from_slice(body).unwrap()
-    }
 
     /// The cut that a tokenizer's counts lead to, its count, and how many counts that took.
     fn fitted(wanted: i64, words: i64, id: u32, count: impl Fn(&str) -> usize) -> (Cut, i64, usize) {
@@ -326,38 +321,5 @@ mod tests {
                 assert!(count == wanted && rounds < ROUNDS, "{wanted} from {begin}: {count} after {rounds}");
             }
         }
-    }
-
-    #[test]
-    fn a_file_s_prompts_are_sent_in_turn_with_their_own_lengths() {
-        let text = "{\"prompt\": \"one\", \"output_tokens\": 7}\n\n{\"messages\": [{\"role\": \"user\", \"content\": \"two\"}]}\n";
-        let Dataset::Lines(read) = lines(text.as_bytes(), Endpoint::Chat).unwrap() else { panic!("a file's") };
-        let load = Workload { num_prompts: 3, ..workload(Rate::Unlimited) };
-        let bodies: Vec<Value> = from_lines(&read, &load).iter().map(parsed).collect();
-        assert_eq!(
-            (&bodies[0]["max_completion_tokens"], &bodies[1]["max_completion_tokens"]),
-            (&7.into(), &600.into())
-        );
-        assert_eq!((&bodies[1]["messages"][0]["content"], &bodies[2]), (&"two".into(), &bodies[0]));
-    }
-
-    #[test]
-    fn a_line_that_is_no_prompt_is_named() {
-        let said = |text: &str| lines(text.as_bytes(), Endpoint::Completions).unwrap_err().to_string();
-        assert!(said("{\"prompt\": \"a\"}\n{oops\n").contains("line 2 is no prompt"));
-        assert!(said("{\"text\": \"a\"}\n").contains("needs `prompt` or `messages`"));
-        assert!(said("{\"messages\": []}\n").contains("--endpoint chat"));
-        assert_eq!(said("\n"), "it has no line");
-    }
-
-    #[test]
-    fn a_model_that_is_not_there_is_not_taken_for_a_route_that_is_not_there() {
-        let answer = |text: &str| ClientError::Status {
-            url: String::new(),
-            status: StatusCode::NOT_FOUND,
-            text: text.to_owned(),
-        };
-        assert!(absent(&answer("{\"detail\":\"Not Found\"}")));
-        assert!(!absent(&answer("The model `x` does not exist.")));
     }
 }

@@ -35,6 +35,12 @@ pub struct Record {
     pub backend: Option<String>,
     /// The part of an experiment that it belongs to.
     pub epoch: u32,
+    /// Its conversation, from 0, where the load has conversations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<u32>,
+    /// Its turn in the conversation, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<u32>,
     /// When it was sent, from the begin of the run, in microseconds.
     pub sent_us: u64,
     /// From sending to the first event with a choice, in microseconds.
@@ -51,6 +57,10 @@ pub struct Record {
     pub end_us: u64,
     /// Tokens of the prompt, as the server counted.
     pub prompt_tokens: u64,
+    /// Tokens of the prompt that were in the server's prefix cache; none where it does not say
+    /// (vLLM: `--enable-prompt-tokens-details`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached_tokens: Option<u64>,
     /// Tokens of the answer, as the server counted; events with text where it did not tell.
     pub output_tokens: u64,
     /// How it ended.
@@ -72,6 +82,8 @@ impl Record {
             assigned: None,
             backend: None,
             epoch,
+            conversation: None,
+            turn: None,
             sent_us: 0,
             first_event_us: None,
             first_token_us: None,
@@ -79,6 +91,7 @@ impl Record {
             last_event_us: None,
             end_us: 0,
             prompt_tokens: 0,
+            cached_tokens: None,
             output_tokens: 0,
             outcome: Outcome::Truncated,
             status: None,
@@ -139,6 +152,8 @@ pub(crate) mod tests {
             assigned: None,
             backend: None,
             epoch: 0,
+            conversation: None,
+            turn: None,
             sent_us: 1000,
             first_event_us: Some(200_000),
             first_token_us: Some(200_000),
@@ -146,6 +161,7 @@ pub(crate) mod tests {
             last_event_us: None,
             end_us: 301_000,
             prompt_tokens: 100,
+            cached_tokens: None,
             output_tokens: 6,
             outcome: Outcome::Success,
             status: Some(200),
@@ -172,6 +188,14 @@ pub(crate) mod tests {
         let line = serde_json::to_string(&short).unwrap();
         assert!(!line.contains("gaps_us"), "{line}");
         assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), short);
+    }
+
+    #[test]
+    fn cached_tokens_are_written_only_where_they_are_known() {
+        let line = |cached_tokens| serde_json::to_string(&Record { cached_tokens, ..record(3) }).unwrap();
+        assert!(!line(None).contains("cached_tokens"));
+        assert!(line(Some(0)).contains("\"cached_tokens\":0"));
+        assert_eq!(serde_json::from_str::<Record>(&line(Some(96))).unwrap().cached_tokens, Some(96));
     }
 
     #[test]

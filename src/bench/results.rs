@@ -97,9 +97,13 @@ pub fn failures(records: &[Record]) -> Vec<Failures> {
 /// A load in words.
 #[must_use]
 pub fn offered(run: &RunRows) -> String {
+    let whole = run.records.iter().any(|record| record.turn.is_some());
     match run.head.as_ref().map(|head| head.load.offered) {
+        Some(Offered::Rate(rate)) if whole => format!("{rate} conversations/s"),
         Some(Offered::Rate(rate)) => format!("{rate} requests/s"),
+        Some(Offered::Concurrency(limit)) if whole => format!("{limit} conversations at a time"),
         Some(Offered::Concurrency(limit)) => format!("{limit} at a time"),
+        Some(Offered::Trace(speedup)) => format!("{speedup} times as fast as the trace"),
         Some(Offered::Unlimited) | None => "all at once".to_owned(),
     }
 }
@@ -124,7 +128,8 @@ pub fn text(runs: &[RunRows], slo: Option<&Slo>) -> String {
 }
 
 fn table(parts: &[Part], gpus: Option<u32>) -> String {
-    let columns: Vec<Vec<(String, String)>> = parts.iter().map(|part| column(part, gpus)).collect();
+    let told = parts.iter().any(|part| part.summary.cached_share.is_some());
+    let columns: Vec<Vec<(String, String)>> = parts.iter().map(|part| column(part, gpus, told)).collect();
     let mut rows = vec![["figure".to_owned()].into_iter().chain(parts.iter().map(|part| part.name.clone())).collect()];
     for (index, (name, _)) in columns[0].iter().enumerate() {
         let cells = columns.iter().map(|column| column[index].1.clone());
@@ -133,11 +138,15 @@ fn table(parts: &[Part], gpus: Option<u32>) -> String {
     aligned(&rows)
 }
 
-fn column(part: &Part, gpus: Option<u32>) -> Vec<(String, String)> {
+/// The rows of a part; `cached`: some part of the table knows how many prompt tokens were cached.
+fn column(part: &Part, gpus: Option<u32>, cached: bool) -> Vec<(String, String)> {
     let summary = &part.summary;
     let mut rows: Vec<(String, String)> =
         seed_rows(summary).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     rows.push(("failed".to_owned(), summary.failed.to_string()));
+    if cached {
+        rows.push(("cached prompt tokens %".to_owned(), number(summary.cached_share.map(|share| share * 100.0), 1)));
+    }
     let Latency { mean, p95, .. } = summary.ttft_ms;
     rows.push(("mean TTFT ms".to_owned(), number(mean, 2)));
     rows.push(("P95 TTFT ms".to_owned(), number(p95, 2)));
@@ -175,6 +184,15 @@ fn notes(run: &RunRows) -> String {
         let shown = if one.outcome == Outcome::Status { status.as_str() } else { "" };
         let _ = writeln!(out, "{} failed: {kind}{shown}: {}", one.count, one.error.trim());
     }
+    let planned = run.head.as_ref().map_or(0, |head| head.load.num_prompts as usize);
+    let sent = run.records.len();
+    if sent < planned && run.records.iter().any(|record| record.turn.is_some()) {
+        let _ = writeln!(
+            out,
+            "{} of {planned} prompts were not sent, because an earlier turn of their conversation failed",
+            planned - sent
+        );
+    }
     let asked = run.head.as_ref().and_then(|head| head.load.input_len).map(u64::from);
     let counted = || run.records.iter().filter(|record| record.succeeded()).map(|record| record.prompt_tokens);
     if let (Some(asked), Some(least), Some(most)) = (asked, counted().min(), counted().max())
@@ -209,7 +227,7 @@ pub fn json(runs: &[RunRows], slo: Option<&Slo>) -> Value {
 mod tests {
     use super::*;
     use crate::bench::record::tests::record;
-    use crate::bench::rows::RunEnd;
+    use crate::bench::rows::{Load, RunEnd, RunHead};
 
     fn run() -> RunRows {
         let arm = |id: u32, arm: &str| Record { arm: Some(arm.to_owned()), ..record(id) };
@@ -228,6 +246,32 @@ mod tests {
             std::fs::write(path, &text).unwrap();
         }
         assert_eq!(text, std::fs::read_to_string(path).unwrap());
+    }
+
+    #[test]
+    fn the_share_of_cached_prompt_tokens_is_told_where_it_is_known() {
+        let cached = RunRows { records: vec![Record { cached_tokens: Some(25), ..record(0) }], ..RunRows::default() };
+        let row = |run| text(&[run], None).lines().find(|line| line.starts_with("cached")).map(str::to_owned);
+        assert!(row(cached).unwrap().ends_with(" 25.0"));
+        assert_eq!(row(run()), None);
+    }
+
+    #[test]
+    fn conversations_are_offered_whole_and_prompts_that_were_not_sent_are_said() {
+        let turn = |id| Record { conversation: Some(0), turn: Some(id), ..record(id) };
+        let cut = Record { outcome: Outcome::Truncated, ..turn(1) };
+        let load = Load {
+            offered: Offered::Rate(2.0),
+            num_prompts: 5,
+            dataset: Some("conversations".to_owned()),
+            input_len: None,
+            output_len: Some(6),
+            seed: 0,
+        };
+        let head = RunHead { load, ..crate::bench::rows::tests::head("a", 0) };
+        let run = RunRows { head: Some(head), records: vec![turn(0), cut], ..RunRows::default() };
+        let text = text(&[run], None);
+        assert!(text.contains("2 conversations/s:") && text.contains("3 of 5 prompts were not sent"), "{text}");
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub enum Offered {
     Rate(f64),
     /// So many under way at any time (a closed loop).
     Concurrency(u32),
+    /// At the times of a trace, so many times as fast.
+    Trace(f64),
 }
 
 /// The load of a run.
@@ -28,6 +30,9 @@ pub struct Load {
     pub offered: Offered,
     /// How many.
     pub num_prompts: u32,
+    /// The dataset and what shapes it, in words that are equal where it is; none: random prompts that share nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
     /// Tokens of each prompt; none: the dataset's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_len: Option<u32>,
@@ -239,13 +244,19 @@ fn last(runs: &mut Vec<RunRows>) -> &mut RunRows {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::bench::record::tests::record;
 
-    fn head(arm: &str, epoch: u32) -> RunHead {
-        let load =
-            Load { offered: Offered::Rate(4.0), num_prompts: 2, input_len: Some(100), output_len: Some(600), seed: 0 };
+    pub(crate) fn head(arm: &str, epoch: u32) -> RunHead {
+        let load = Load {
+            offered: Offered::Rate(4.0),
+            num_prompts: 2,
+            dataset: None,
+            input_len: Some(100),
+            output_len: Some(600),
+            seed: 0,
+        };
         RunHead {
             arm: Some(arm.to_owned()),
             epoch,
@@ -279,6 +290,15 @@ mod tests {
         assert_eq!((runs[0].head.as_ref(), runs[0].end), (Some(&head("a", 0)), Some(RunEnd { lag_p99_us: 7 })));
         assert_eq!(runs[0].samples.iter().map(|sample| sample.at_us).collect::<Vec<_>>(), [5, 9]);
         assert_eq!((runs[1].records.len(), runs[1].end), (1, None));
+    }
+
+    #[test]
+    fn rows_from_before_datasets_had_names_are_read() {
+        let old = r#"{"run":{"epoch":0,"load":{"offered":{"rate":10.0},"num_prompts":2,"seed":0},"model":"m","simulated":true}}
+{"id":0,"arm":null,"backend":null,"epoch":0,"sent_us":1,"first_event_us":2,"first_token_us":2,"end_us":9,"prompt_tokens":5,"output_tokens":1,"outcome":"success","status":200}
+"#;
+        let run = &read(old.as_bytes()).unwrap()[0];
+        assert_eq!((run.head.as_ref().unwrap().load.dataset.as_ref(), run.records[0].cached_tokens), (None, None));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::client::{Client, ClientError, Progress, Sending, Target};
-use super::prompts::{Bodies, Dataset};
+use super::dataset::Dataset;
+use super::prompts::Prepared;
 use super::record::Record;
 use super::rows::{self, RunEnd, RunHead, RunRows, Sample};
 use super::sampler::{Sampler, Scraped};
@@ -50,9 +51,9 @@ pub struct RunSpec {
 #[derive(Clone, Debug)]
 pub struct Prompts {
     /// Of the load.
-    pub load: Bodies,
+    pub load: Prepared,
     /// Of the warm-up.
-    pub warm_up: Bodies,
+    pub warm_up: Prepared,
 }
 
 /// Why a run has no rows. Requests of the load that failed are rows.
@@ -100,6 +101,7 @@ impl RunSpec {
             Rate::Unlimited => Rate::Unlimited,
             Rate::PerSecond(rate) => Rate::PerSecond(rate * scale),
             Rate::Gamma { per_second, burstiness } => Rate::Gamma { per_second: per_second * scale, burstiness },
+            Rate::OfTrace { speedup } => Rate::OfTrace { speedup: speedup * scale },
         };
         Workload { rate, ..self.workload.clone() }
     }
@@ -111,7 +113,7 @@ impl RunSpec {
 /// The server does not answer, or does not know the model.
 pub async fn prepare(client: &Client, spec: &RunSpec) -> Result<Prompts, RunError> {
     let load = client.prepare(&spec.tokenizer, &spec.workload, &spec.dataset).await?;
-    let warm_up = client.prepare(&spec.tokenizer, &spec.warm_up_load(), &spec.dataset).await?;
+    let warm_up = client.prepare(&spec.tokenizer, &spec.warm_up_load(), &spec.dataset.of_warm_up()).await?;
     Ok(Prompts { load, warm_up })
 }
 
@@ -129,14 +131,15 @@ pub async fn run(
     progress: &Arc<Progress>,
 ) -> Result<RunRows, RunError> {
     let (load, sending) = (spec.warm_up_load(), spec.warm_up_sending());
-    let warm = client.run(&spec.targets, &load, &prompts.warm_up.bodies, &sending, &Arc::default()).await;
+    let warm = client.run(&spec.targets, &load, &prompts.warm_up.supply, &sending, &Arc::default()).await;
     all_served(&warm.records)?;
     let begin = client.clock().now();
     let sampler = match spec.scrape.is_empty() {
         true => None,
         false => Some(Sampler::start(spec.scrape.clone(), client.clock().clone(), begin)?),
     };
-    let run = client.run_from(begin, &spec.targets, &spec.paced(), &prompts.load.bodies, &spec.sending, progress).await;
+    let supply = prompts.load.supply.clone().paced(spec.time_scale);
+    let run = client.run_from(begin, &spec.targets, &spec.paced(), &supply, &spec.sending, progress).await;
     let samples = match sampler {
         Some(sampler) => sampler.end().await,
         None => Vec::new(),
@@ -201,8 +204,14 @@ mod tests {
 
     #[test]
     fn a_warm_up_keeps_to_the_limit_of_the_load() {
-        let load =
-            Load { offered: Offered::Concurrency(2), num_prompts: 2000, input_len: None, output_len: None, seed: 7 };
+        let load = Load {
+            offered: Offered::Concurrency(2),
+            num_prompts: 2000,
+            dataset: None,
+            input_len: None,
+            output_len: None,
+            seed: 7,
+        };
         let spec = RunSpec {
             targets: vec![Target::of("http://127.0.0.1:1")],
             tokenizer: "http://127.0.0.1:1".to_owned(),

@@ -13,6 +13,25 @@ pub struct Usage {
     /// Tokens of the answer.
     #[serde(default)]
     pub completion_tokens: u64,
+    /// More about the prompt. vLLM writes it in the last event, and only with `--enable-prompt-tokens-details`.
+    #[serde(default)]
+    pub prompt_tokens_details: Option<PromptDetails>,
+}
+
+/// What a server says about a prompt's tokens beside their number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct PromptDetails {
+    /// Tokens found in the prefix cache; none where the server does not say.
+    #[serde(default)]
+    pub cached_tokens: Option<u64>,
+}
+
+impl Usage {
+    /// Prompt tokens found in the prefix cache; none where the server does not say.
+    #[must_use]
+    pub fn cached_tokens(&self) -> Option<u64> {
+        self.prompt_tokens_details?.cached_tokens
+    }
 }
 
 /// What an event is.
@@ -61,6 +80,12 @@ struct Delta<'a> {
 }
 
 impl Choice<'_> {
+    /// Returns what the model said to the user, without its reasoning: clients do not send that back.
+    fn said(&self) -> Option<String> {
+        let text = self.delta.as_ref().and_then(|delta| delta.content).or(self.text)?;
+        serde_json::from_str::<Option<String>>(text.get()).ok()?
+    }
+
     fn has_text(&self) -> bool {
         let delta = self.delta.iter().flat_map(|delta| [delta.content, delta.reasoning, delta.reasoning_content]);
         delta.chain([self.text]).flatten().any(|text| text.get() != "\"\"")
@@ -72,9 +97,22 @@ impl Choice<'_> {
 pub struct Reader {
     rest: Vec<u8>,
     last_usage: Option<Usage>,
+    said: Option<String>,
 }
 
 impl Reader {
+    /// Returns a reader that keeps the text of the answer.
+    #[must_use]
+    pub fn keeping_text() -> Reader {
+        Reader { said: Some(String::new()), ..Reader::default() }
+    }
+
+    /// Returns the text of the answer so far, without reasoning; nothing unless the reader keeps it.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        self.said.unwrap_or_default()
+    }
+
     /// Takes bytes, and gives each event that they complete.
     pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(Event)) {
         if self.rest.is_empty() {
@@ -124,6 +162,9 @@ impl Reader {
             return Some(Event::Error(error.get().to_owned()));
         }
         self.last_usage = chunk.usage.or(self.last_usage);
+        if let Some(said) = &mut self.said {
+            said.extend(chunk.choices.first().and_then(Choice::said));
+        }
         if !chunk.choices.is_empty() {
             return Some(Event::Choice { text: chunk.choices.iter().any(Choice::has_text) });
         }
@@ -146,7 +187,7 @@ mod tests {
 
     #[test]
     fn any_split_gives_the_same_events() {
-        let usage = Usage { prompt_tokens: 18, completion_tokens: 8 };
+        let usage = Usage { prompt_tokens: 18, completion_tokens: 8, prompt_tokens_details: None };
         let choice = |text| Event::Choice { text };
         let expected = [choice(false), choice(true), choice(true), Event::Usage(usage), Event::Done];
         for size in 1..STREAM.len() {
@@ -189,6 +230,33 @@ mod tests {
             proptest::prop_assert!(whole.len() > 2);
             proptest::prop_assert_eq!(events(at.windows(2).map(|ends| &stream[ends[0]..ends[1]])), whole);
         }
+    }
+
+    #[test]
+    fn a_reader_keeps_what_was_said_without_reasoning() {
+        let mut reader = Reader::keeping_text();
+        reader.push(STREAM.as_bytes(), |_| {});
+        reader.push(b"data: {\"choices\":[{\"delta\":{\"reasoning\":\"hm\",\"content\":null}}]}\n", |_| {});
+        reader.push(b"data: {\"choices\":[{\"delta\":{\"content\":\"\\u00e4\\n\"}}]}\n", |_| {});
+        assert_eq!(reader.into_text(), "a\"b six\u{e4}\n");
+        let mut plain = Reader::default();
+        plain.push(STREAM.as_bytes(), |_| {});
+        assert_eq!(plain.into_text(), "");
+    }
+
+    #[test]
+    fn cached_tokens_are_known_only_where_the_server_says_them() {
+        let said = |stream: &[u8]| {
+            let mut reader = Reader::default();
+            reader.push(stream, |_| {});
+            reader.usage().unwrap().cached_tokens()
+        };
+        let first =
+            include_bytes!("../../tests/fixtures/vllm-0.32.0/http/opt-chat-stream-cached-tokens-1.response").as_slice();
+        let again =
+            include_bytes!("../../tests/fixtures/vllm-0.32.0/http/opt-chat-stream-cached-tokens-2.response").as_slice();
+        assert_eq!((said(first), said(again), said(RECORDED[0])), (Some(0), Some(192), None));
+        assert_eq!(said(b"data: {\"choices\":[],\"usage\":{\"prompt_tokens_details\":{}}}\n"), None);
     }
 
     #[test]

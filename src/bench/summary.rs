@@ -69,6 +69,9 @@ pub struct Summary {
     pub duration_s: f64,
     /// Tokens of prompts.
     pub input_tokens: u64,
+    /// The share of prompt tokens that were in the prefix cache, 0 to 1, over the answers that say it; none where none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_share: Option<f64>,
     /// Tokens of answers.
     pub output_tokens: u64,
     /// To the first event with a choice.
@@ -100,6 +103,7 @@ impl Summary {
             failed: (records.len() - good.len()) as u64,
             duration_s: (end - begin) as f64 / 1e6,
             input_tokens: good.iter().map(|record| record.prompt_tokens).sum(),
+            cached_share: cached_share(&good),
             output_tokens: good.iter().map(|record| record.output_tokens).sum(),
             ttft_ms: latency(Record::ttft),
             tpot_ms: latency(Record::tpot),
@@ -131,6 +135,12 @@ impl Summary {
     }
 }
 
+fn cached_share(records: &[&Record]) -> Option<f64> {
+    let told = records.iter().filter_map(|record| Some((record.cached_tokens?, record.prompt_tokens)));
+    let (cached, prompts) = told.fold((0, 0), |(cached, prompts), one| (cached + one.0, prompts + one.1));
+    (prompts > 0).then(|| cached as f64 / prompts as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +152,13 @@ mod tests {
         assert_eq!((values.quantile(0.5), values.quantile(0.75)), (Some(2.5), Some(3.25)));
         assert_eq!((values.quantile(0.0), values.quantile(1.0), values.mean()), (Some(1.0), Some(4.0), Some(2.5)));
         assert_eq!(Distribution::default().quantile(0.5), None);
+    }
+
+    #[test]
+    fn the_cached_share_is_that_of_the_answers_that_say_it() {
+        let told = |cached_tokens| Record { cached_tokens, ..record(0) };
+        assert_eq!(Summary::of([&told(Some(80)), &told(Some(0)), &told(None)]).cached_share, Some(0.4));
+        assert_eq!(Summary::of([&told(None)]).cached_share, None);
     }
 
     #[test]

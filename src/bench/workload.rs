@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 /// Short words: one token each for most tokenizers.
-const WORDS: [&str; 48] = [
+pub const WORDS: [&str; 48] = [
     "water", "night", "house", "light", "paper", "green", "river", "stone", "music", "bread", "table", "chair",
     "horse", "wind", "fire", "glass", "road", "bird", "tree", "snow", "hand", "door", "book", "ship", "star", "milk",
     "salt", "gold", "field", "train", "cloud", "sugar", "apple", "lemon", "north", "south", "early", "quick", "small",
@@ -26,6 +26,11 @@ pub enum Rate {
         per_second: f64,
         /// Its shape, above 0: 1 is a Poisson process, less comes in bursts, more is more even, infinite quite even.
         burstiness: f64,
+    },
+    /// At the times of the trace that is sent.
+    OfTrace {
+        /// How many times as fast as the trace, above 0.
+        speedup: f64,
     },
 }
 
@@ -107,11 +112,11 @@ impl Workload {
         words.join(" ")
     }
 
-    /// As many token ids as a prompt has tokens: words or parts of words in the vocabulary of any model.
+    /// So many token ids: words or parts of words in the vocabulary of any model.
     #[must_use]
-    pub fn token_ids(&self, id: u32) -> Vec<u32> {
+    pub fn token_ids(&self, id: u32, count: u32) -> Vec<u32> {
         let mut rng = self.rng(id);
-        (0..self.input_len).map(|_| rng.u32(300..460)).collect()
+        (0..count).map(|_| rng.u32(300..460)).collect()
     }
 
     fn rng(&self, id: u32) -> fastrand::Rng {
@@ -142,11 +147,12 @@ impl Workload {
     }
 
     /// When each request is to be sent, from the begin of the run. As with `vllm bench serve`, random gaps are stretched so
-    /// that their mean is that of the rate: the times are those of a Poisson process of which the length is known.
+    /// that their mean is that of the rate: the times are those of a Poisson process of which the length is known. A trace has
+    /// times of its own: see [`Supply::arrivals`](super::dataset::supply::Supply::arrivals).
     #[must_use]
     pub fn arrivals(&self) -> Vec<Duration> {
         let (per_second, burstiness) = match self.rate {
-            Rate::Unlimited => return vec![Duration::ZERO; self.num_prompts as usize],
+            Rate::Unlimited | Rate::OfTrace { .. } => return vec![Duration::ZERO; self.num_prompts as usize],
             Rate::PerSecond(rate) => (rate.max(1e-9), 1.0),
             Rate::Gamma { per_second, burstiness } => (per_second.max(1e-9), burstiness),
         };

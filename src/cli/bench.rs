@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::bench::client::{Client, Progress, Sending, Target};
-use crate::bench::prompts::{self, Counted, Dataset};
+use crate::bench::counting::Counted;
 use crate::bench::results;
 use crate::bench::rows::{self, Load, Offered, RunHead, RunRows};
 use crate::bench::run::{self, RunSpec, WarmUp};
@@ -17,8 +17,10 @@ use crate::bench::sampler::Scraped;
 use crate::bench::slo::Slo;
 use crate::bench::workload::{Endpoint, Length, Rate, Workload};
 
+mod load;
 mod progress;
 
+use load::{Chosen, DatasetArgs};
 use progress::Shown;
 
 /// Where `vllm bench serve` looks for a key as well.
@@ -30,10 +32,16 @@ const KEY_VARIABLE: &str = "OPENAI_API_KEY";
     about = "Send a load to a server and time it",
     long_about = "Send a load to Forebay, a vLLM or another server of the OpenAI API, and time it. Figures are defined as \
         `vllm bench serve` defines them, options are named as there.\n\n\
-        One request is sent first and must be served. Prompts have exactly --input-len tokens by the server's /tokenize \
-        (a chat's template comes on top, as with `vllm bench serve`); without one they are token ids (completions) or words.",
+        One request is sent first and must be served. Random prompts have exactly --input-len tokens by the server's /tokenize \
+        (a chat's template comes on top, as with `vllm bench serve`); without one they are token ids (completions) or words.\n\n\
+        To measure prefix caching, choose prompts that begin alike: --random-prefix-len, or --dataset-name prefix_repetition, \
+        trace or conversations. The table then shows how many prompt tokens were cached, if the server says it (vLLM and \
+        `forebay sim`: --enable-prompt-tokens-details).",
     after_help = "Exit codes: 0 every request was served, 1 some were not or the server does not answer, 2 wrong usage.\n\n\
-        Example: forebay bench http://127.0.0.1:8000 --sweep rate=1,2,4,8 --slo ttft=500ms,tpot=50ms --output run.jsonl"
+        Examples:\n  \
+        forebay bench http://127.0.0.1:8000 --sweep rate=1,2,4,8 --slo ttft=500ms,tpot=50ms --output run.jsonl\n  \
+        forebay bench http://127.0.0.1:8000 --dataset-name trace --dataset-path conversation_trace.jsonl --trace-speedup 2\n  \
+        forebay bench http://127.0.0.1:8000 --dataset-name conversations --request-rate 2 --conversations-think-time 2s"
 )]
 pub struct Args {
     /// The server: http://host:port
@@ -60,18 +68,6 @@ pub struct Args {
     /// A run for each value: rate=1,2,4,8 or concurrency=1,8,64
     #[arg(long, value_parser = sweep, conflicts_with_all = ["request_rate", "max_concurrency"])]
     sweep: Option<Sweep>,
-    /// random: words by --seed; jsonl: a file of {"prompt": …} or {"messages": […]} lines
-    #[arg(long, default_value = "random", value_parser = ["random", "jsonl"], requires_if("jsonl", "dataset_path"))]
-    dataset: String,
-    /// The file of --dataset jsonl
-    #[arg(long, value_name = "FILE")]
-    dataset_path: Option<PathBuf>,
-    /// Tokens of each random prompt
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    input_len: u32,
-    /// Tokens of each answer, at most
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    output_len: u32,
     /// Let each answer go on up to --output-len
     #[arg(long)]
     ignore_eos: bool,
@@ -120,6 +116,9 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    // Last: its heading would stand above whatever follows.
+    #[command(flatten)]
+    dataset: DatasetArgs,
 }
 
 /// Loads to offer one after the other.
@@ -200,7 +199,7 @@ pub fn run(args: Args) -> ExitCode {
 
 async fn perform(args: &Args) -> Result<Vec<RunRows>, Failed> {
     let client = Client::default().with_headers(headers(args).map_err(Failed::Usage)?);
-    let dataset = dataset(args).map_err(Failed::Usage)?;
+    let mut chosen = chosen(args).map_err(Failed::Usage)?;
     let mut output = match &args.output {
         Some(path) => Some(opened(path).map_err(Failed::Usage)?),
         None => None,
@@ -213,16 +212,22 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, Failed> {
         .json(&format!("{}/version", args.url.base), None)
         .await
         .is_ok_and(|told| told["version"].as_str().is_some_and(|version| version.contains("forebay-sim")));
+    chosen.count(&client, &args.url.base, &model).await.map_err(Failed::Run)?;
+    if !args.json {
+        chosen.notes.iter().for_each(|note| eprintln!("{note}"));
+    }
     let scrape = scraped(args).await;
     let mut runs = Vec::new();
-    for (point, offered) in points(args).into_iter().enumerate() {
-        let spec = spec(args, &model, simulated, (point as u64, offered), &dataset, &scrape);
+    for (point, offered) in points(args, &chosen).into_iter().enumerate() {
+        let spec = spec(args, &model, simulated, (point as u64, offered), &chosen, &scrape);
         let prompts = run::prepare(&client, &spec).await.map_err(|error| Failed::Run(error.to_string()))?;
         if !args.json && prompts.load.counted == Counted::Words {
-            eprintln!("the server has no /tokenize: prompts are words, and their tokens only near --input-len");
+            eprintln!(
+                "the server has no /tokenize, or too few short words are a token: prompts are words, and their tokens only near the wanted"
+            );
         }
         let progress = Arc::new(Progress::default());
-        let bar = (!args.json).then(|| Shown::start(args.num_prompts, Arc::clone(&progress)));
+        let bar = (!args.json).then(|| Shown::start(chosen.num_prompts, Arc::clone(&progress)));
         let rows = run::run(&client, &spec, &prompts, &progress).await;
         drop(bar);
         let rows = rows.map_err(|error| Failed::Run(error.to_string()))?;
@@ -234,7 +239,22 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, Failed> {
     Ok(runs)
 }
 
-fn points(args: &Args) -> Vec<Offered> {
+/// Reads what the dataset needs, and checks what does not go together.
+fn chosen(args: &Args) -> Result<Chosen, String> {
+    let chosen = args.dataset.chosen(args.num_prompts, args.endpoint, args.seed)?;
+    let paced = args.request_rate.is_finite() || args.sweep.is_some() || args.burstiness != 1.0;
+    if chosen.speedup.is_some() && paced {
+        return Err("--request-rate, --burstiness and --sweep do not go with a trace, which has times of its own; \
+                    --no-self-timed ignores these"
+            .to_owned());
+    }
+    Ok(chosen)
+}
+
+fn points(args: &Args, chosen: &Chosen) -> Vec<Offered> {
+    if let Some(speedup) = chosen.speedup {
+        return vec![Offered::Trace(speedup)];
+    }
     match &args.sweep {
         Some(Sweep::Rate(rates)) => rates.iter().map(|rate| of_rate(*rate)).collect(),
         Some(Sweep::Concurrency(limits)) => limits.iter().map(|limit| Offered::Concurrency(*limit)).collect(),
@@ -254,22 +274,23 @@ fn spec(
     model: &str,
     simulated: bool,
     (point, offered): (u64, Offered),
-    dataset: &Dataset,
+    chosen: &Chosen,
     scrape: &[Scraped],
 ) -> RunSpec {
     // Prompts of another point would be in the prefix cache.
     let seed = args.seed.wrapping_add(point << 32);
-    let random = matches!(dataset, Dataset::Random);
     let (rate, limit) = match offered {
         Offered::Rate(per_second) => (Rate::Gamma { per_second, burstiness: args.burstiness }, args.max_concurrency),
         Offered::Concurrency(limit) => (Rate::Unlimited, Some(limit)),
         Offered::Unlimited => (Rate::Unlimited, None),
+        Offered::Trace(speedup) => (Rate::OfTrace { speedup }, args.max_concurrency),
     };
     let load = Load {
         offered,
-        num_prompts: args.num_prompts,
-        input_len: random.then_some(args.input_len),
-        output_len: Some(args.output_len),
+        num_prompts: chosen.num_prompts,
+        dataset: chosen.described.clone(),
+        input_len: chosen.told_input_len,
+        output_len: chosen.told_output_len,
         seed,
     };
     let backend = scrape.iter().any(|one| one.base == args.url.base).then(|| args.url.authority().to_owned());
@@ -279,16 +300,16 @@ fn spec(
         workload: Workload {
             model: model.to_owned(),
             endpoint: args.endpoint,
-            num_prompts: args.num_prompts,
-            input_len: args.input_len,
+            num_prompts: chosen.num_prompts,
+            input_len: chosen.input_len,
             length: Length::Content,
-            output_len: args.output_len,
+            output_len: chosen.output_len,
             ignore_eos: args.ignore_eos,
             temperature: args.temperature,
             rate,
             seed,
         },
-        dataset: dataset.clone(),
+        dataset: chosen.dataset.clone(),
         warm_up: WarmUp { num_prompts: args.num_warmups.saturating_add(1), output_len: None },
         sending: Sending {
             max_concurrency: limit.map(|limit| limit as usize),
@@ -328,15 +349,6 @@ fn headers(args: &Args) -> Result<HeaderMap, String> {
     }
     headers.extend(args.header.iter().cloned());
     Ok(headers)
-}
-
-fn dataset(args: &Args) -> Result<Dataset, String> {
-    let Some(path) = args.dataset_path.as_ref().filter(|_| args.dataset == "jsonl") else {
-        return Ok(Dataset::Random);
-    };
-    let wrong = |error: &dyn std::fmt::Display| format!("--dataset-path {}: {error}", path.display());
-    let file = File::open(path).map_err(|error| wrong(&error))?;
-    prompts::lines(BufReader::new(file), args.endpoint).map_err(|error| wrong(&error))
 }
 
 async fn listed(client: &Client, target: &Target) -> Result<String, String> {

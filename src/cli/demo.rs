@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::bench::client::{Client, Progress, Sending, Target};
-use crate::bench::prompts::Dataset;
+use crate::bench::dataset::Dataset;
 use crate::bench::rows::{Load, Offered, RunHead, RunRows};
 use crate::bench::run::{self, RunSpec, WarmUp};
 use crate::bench::sampler::Scraped;
@@ -238,6 +238,7 @@ fn spec(args: &Args, arm: &Running, front: &Front, output_len: u32) -> RunSpec {
             load: Load {
                 offered: Offered::Unlimited,
                 num_prompts: args.requests,
+                dataset: None,
                 input_len: Some(workload.input_len),
                 output_len: Some(output_len),
                 seed: args.seed,

@@ -178,6 +178,7 @@ fn head(setup: &Setup) -> RunHead {
         load: Load {
             offered: setup.rate.map_or(Offered::Unlimited, Offered::Rate),
             num_prompts: setup.requests,
+            dataset: None,
             input_len: Some(setup.prompt),
             output_len: Some(setup.limit),
             seed: setup.seed,

@@ -116,3 +116,129 @@ fn what_cannot_be_measured_is_said_with_the_right_code() {
     }
     assert_eq!(said("https://127.0.0.1:1", &[]).0, Some(2));
 }
+
+/// The flag with which a vLLM, and the simulator, tells cached tokens.
+const TELLING: &str = "--enable-prompt-tokens-details";
+
+/// Runs a load of completions against a server that tells cached tokens; gives its rows.
+fn rows_of(args: &[&str]) -> RunRows {
+    let sim = Sim::start(&[TELLING]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let all = [&["--endpoint", "completions", "--no-scrape", "--output", file.to_str().unwrap()], args].concat();
+    let done = bench(&sim.url(), &all);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("cached prompt tokens %"));
+    read(&file).remove(0)
+}
+
+#[test]
+fn repeated_prefixes_are_found_in_the_cache_and_rows_say_so() {
+    let shape = ["--prefix-repetition-prefix-len", "160", "--prefix-repetition-suffix-len", "40"];
+    let run =
+        rows_of(
+            &[
+                &[
+                    "--dataset-name",
+                    "prefix_repetition",
+                    "--prefix-repetition-num-prefixes",
+                    "4",
+                    "--num-prompts",
+                    "20",
+                ][..],
+                &["--output-len", "2", "--max-concurrency", "1"],
+                &shape[..],
+            ]
+            .concat(),
+        );
+    let head = run.head.unwrap().load;
+    assert_eq!(head.dataset.as_deref(), Some("prefix_repetition of 4 prefixes of 160 tokens"));
+    assert!(run.records.iter().all(|one| one.prompt_tokens == 200), "{:?}", run.records[0]);
+    // One after the other: the first of each prefix finds nothing, the rest the whole of it (ten blocks of 16 tokens).
+    let cached = |tokens| run.records.iter().filter(|one| one.cached_tokens == Some(tokens)).count();
+    assert_eq!((cached(0), cached(160)), (4, 16));
+}
+
+#[test]
+fn random_prompts_share_their_prefix_and_nothing_else() {
+    let run =
+        rows_of(&["--random-prefix-len", "64", "--input-len", "50", "--num-prompts", "6", "--max-concurrency", "1"]);
+    let cached: Vec<_> = run.records.iter().map(|one| (one.prompt_tokens, one.cached_tokens)).collect();
+    assert_eq!(cached, [&[(114, Some(0))][..], &[(114, Some(64)); 5]].concat());
+}
+
+#[test]
+fn a_trace_shares_the_blocks_that_its_hash_ids_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.jsonl");
+    let line = |at: u32, ids: &str| {
+        format!("{{\"timestamp\": {at}, \"input_length\": 1100, \"output_length\": 2, \"hash_ids\": [{ids}]}}\n")
+    };
+    let lines = [line(0, "1, 2, 3"), line(500, "1, 2, 4"), line(1000, "1, 5, 6"), line(1500, "7, 2, 8")];
+    std::fs::write(&file, lines.concat()).unwrap();
+    let path = file.to_str().unwrap();
+    let run = rows_of(&["--dataset-name", "trace", "--dataset-path", path, "--trace-speedup", "10"]);
+    assert_eq!(run.head.unwrap().load.offered, rows::Offered::Trace(10.0));
+    let told: Vec<_> = run.records.iter().map(|one| (one.prompt_tokens, one.cached_tokens)).collect();
+    assert_eq!(told, [(1100, Some(0)), (1100, Some(1024)), (1100, Some(512)), (1100, Some(0))]);
+    assert!(run.records[3].sent_us >= 150_000, "{}", run.records[3].sent_us);
+}
+
+#[test]
+fn the_next_turn_of_a_conversation_has_the_answer_in_it() {
+    let shape =
+        ["--conversations-num-turns", "3", "--conversations-prefix-len", "30", "--conversations-input-len", "10"];
+    let load = ["--dataset-name", "conversations", "--num-prompts", "6", "--output-len", "20", "--ignore-eos"];
+    let run = rows_of(&[&load[..], &shape, &["--max-concurrency", "1", "--conversations-think-time", "1ms"]].concat());
+    assert_eq!(run.records.len(), 6);
+    for pair in run.records.windows(2).filter(|pair| pair[0].conversation == pair[1].conversation) {
+        // The prompt, the answer to it, and ten new tokens. The last token of an answer is never computed.
+        let before = pair[0].prompt_tokens + pair[0].output_tokens;
+        assert_eq!(pair[1].prompt_tokens, before + 10);
+        assert_eq!(pair[1].cached_tokens, Some((before - 1) / 16 * 16));
+    }
+}
+
+#[test]
+fn a_sharegpt_file_is_sent_with_its_own_lengths() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("sharegpt.json");
+    let turn = |words: usize| format!("{{\"from\": \"x\", \"value\": \"{}\"}}", "one ".repeat(words).trim_end());
+    let entry = |prompt, answer| format!("{{\"conversations\": [{}, {}]}}", turn(prompt), turn(answer));
+    std::fs::write(&file, format!("[{}, {}, {}]", entry(12, 7), entry(3, 50), entry(2000, 50))).unwrap();
+    let path = file.to_str().unwrap();
+    let run = rows_of(&["--dataset-name", "sharegpt", "--dataset-path", path, "--num-prompts", "2", "--ignore-eos"]);
+    let told: Vec<_> = run.records.iter().map(|one| (one.prompt_tokens, one.output_tokens)).collect();
+    assert_eq!(told, [(12, 7), (12, 7)], "one is too short, one too long");
+}
+
+#[test]
+fn a_server_that_does_not_tell_cached_tokens_leaves_them_out() {
+    let sim = Sim::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let load = ["--random-prefix-len", "64", "--input-len", "10", "--num-prompts", "4", "--output-len", "2"];
+    let done = bench(&sim.url(), &[&load[..], &["--no-scrape", "--output", file.to_str().unwrap()]].concat());
+    assert!(done.status.success() && !String::from_utf8_lossy(&done.stdout).contains("cached"));
+    assert!(read(&file)[0].records.iter().all(|one| one.cached_tokens.is_none()));
+}
+
+#[test]
+fn a_mistake_in_a_dataset_is_told_before_anything_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.jsonl");
+    std::fs::write(&file, "{\"timestamp\": 0, \"input_length\": 9000, \"output_length\": 1, \"hash_ids\": [1]}\n")
+        .unwrap();
+    let path = file.to_str().unwrap();
+    for (args, words) in [
+        (&["--dataset-name", "trace", "--dataset-path", path][..], "line 1: input_length 9000 is 18 blocks"),
+        (&["--dataset-name", "sharegpt", "--dataset-path", path], "JSON list of"),
+        (&["--dataset-name", "custom"], "--dataset-path FILE"),
+        (&["--dataset-name", "conversations", "--random-prefix-len", "5"], "does not go with"),
+    ] {
+        // No server is there: it would be another error.
+        let done = bench("http://127.0.0.1:1", args);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.code() == Some(2) && said.contains(words), "{args:?}: {said}");
+    }
+}

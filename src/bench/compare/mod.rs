@@ -186,6 +186,7 @@ fn point(
     }
     let point = Point {
         offered: group.load.offered,
+        dataset: group.load.dataset.clone(),
         input_len: group.load.input_len,
         output_len: group.load.output_len,
         live_split: group.live,
@@ -259,7 +260,7 @@ fn measured(figure: Figure, epochs: &[Epoch]) -> Option<Measured> {
 
 /// The crossovers of each sweep: loads that differ in their rate, or their concurrency, alone.
 fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastrand::Rng) -> Vec<Crossover> {
-    type Key<'a> = (Axis, &'a str, Option<u32>, Option<u32>, Figure);
+    type Key<'a> = (Axis, &'a str, Option<&'a str>, Option<u32>, Option<u32>, Figure);
     let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::Place>)> = BTreeMap::new();
     for (place, raw) in places.iter().zip(raws) {
         let point = &points[*place];
@@ -269,13 +270,14 @@ fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastra
             _ => continue,
         };
         for (figure, log) in &raw.logs {
-            let key = (axis, raw.pair.arm.as_str(), point.input_len, point.output_len, *figure);
+            let key =
+                (axis, raw.pair.arm.as_str(), point.dataset.as_deref(), point.input_len, point.output_len, *figure);
             let sweep = sweeps.entry(key).or_insert_with(|| (raw.pair.baseline.as_str(), Vec::new()));
             sweep.1.push(crossover::Place { load, log: *log });
         }
     }
     let mut found = Vec::new();
-    for ((axis, arm, _, _, figure), (baseline, sweep)) in sweeps {
+    for ((axis, arm, _, _, _, figure), (baseline, sweep)) in sweeps {
         if sweep.len() < 2 {
             continue;
         }

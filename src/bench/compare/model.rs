@@ -94,6 +94,9 @@ pub struct Arm {
 pub struct Point {
     /// How requests were offered; none: not known (rows without a head).
     pub offered: Option<Offered>,
+    /// The dataset, in words; none: random prompts that share nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
     /// Tokens of each prompt, where the load fixed them.
     pub input_len: Option<u32>,
     /// Tokens of each answer at most, where the load fixed them.

@@ -32,9 +32,10 @@ pub(super) struct Group<'a> {
 }
 
 /// What makes two loads the same.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct LoadKey {
     pub(super) offered: Option<Offered>,
+    pub(super) dataset: Option<String>,
     pub(super) input_len: Option<u32>,
     pub(super) output_len: Option<u32>,
 }
@@ -44,6 +45,7 @@ impl LoadKey {
         let load = head.map(|head| &head.load);
         LoadKey {
             offered: load.map(|load| load.offered),
+            dataset: load.and_then(|load| load.dataset.clone()),
             input_len: load.and_then(|load| load.input_len),
             output_len: load.and_then(|load| load.output_len),
         }
@@ -56,6 +58,7 @@ impl LoadKey {
             Some(Offered::Rate(rate)) => (1, rate),
             Some(Offered::Concurrency(count)) => (2, f64::from(count)),
             Some(Offered::Unlimited) => (3, 0.0),
+            Some(Offered::Trace(speedup)) => (4, speedup),
         };
         (kind, size, self.input_len.unwrap_or(0), self.output_len.unwrap_or(0))
     }

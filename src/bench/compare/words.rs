@@ -16,6 +16,7 @@ pub fn load(offered: Option<Offered>) -> String {
         Some(Offered::Unlimited) => "with all requests at once".to_owned(),
         Some(Offered::Rate(rate)) => format!("at {rate} requests/s"),
         Some(Offered::Concurrency(count)) => format!("with {count} requests under way"),
+        Some(Offered::Trace(speedup)) => format!("at {speedup} times the speed of the trace"),
         None => "at the recorded load".to_owned(),
     }
 }
@@ -28,7 +29,8 @@ pub fn heading(point: &Point) -> String {
         _ => String::new(),
     };
     let kind = if point.live_split { ", a live split" } else { "" };
-    format!("{}{lengths}{kind}", load(point.offered))
+    let dataset = point.dataset.as_ref().map_or_else(String::new, |dataset| format!(", {dataset}"));
+    format!("{}{lengths}{dataset}{kind}", load(point.offered))
 }
 
 /// The same as the begin of a sentence, or a heading.

@@ -74,7 +74,8 @@ impl Evidence {
         Evidence {
             arm: name.unwrap_or("the arm").to_owned(),
             simulated: head.is_some_and(|head| head.simulated),
-            offered: head.map(|head| head.load.offered),
+            // The rate of conversations is not that of their requests, which wait for answers.
+            offered: head.map(|head| head.load.offered).filter(|_| records.iter().all(|one| one.turn.is_none())),
             figures,
             replicas: head.and_then(|head| head.replicas).or(servers.as_ref().map(|servers| servers.count)),
             max_num_seqs,

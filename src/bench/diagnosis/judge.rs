@@ -78,10 +78,10 @@ fn client(evidence: &Evidence) -> Option<Found> {
 
 /// The share of the run that went on after the last request was sent; none where requests were not sent at a rate.
 pub(super) fn drained(evidence: &Evidence) -> Option<f64> {
-    let Offered::Rate(rate) = evidence.offered? else { return None };
-    let arrivals_s = match evidence.seen {
-        Some(seen) => seen.arrivals_s,
-        None => evidence.figures.requests.saturating_sub(1) as f64 / rate,
+    let arrivals_s = match (evidence.offered?, evidence.seen) {
+        (Offered::Rate(_) | Offered::Trace(_), Some(seen)) => seen.arrivals_s,
+        (Offered::Rate(rate), None) => evidence.figures.requests.saturating_sub(1) as f64 / rate,
+        _ => return None,
     };
     Some(1.0 - arrivals_s / evidence.figures.duration_s)
 }

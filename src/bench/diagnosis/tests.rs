@@ -59,7 +59,14 @@ fn at_a_rate() -> RunRows {
     let records = (0..100)
         .map(|id| record::Record { sent_us: u64::from(id) * 1_000_000, end_us: 2_000_000, ..record::tests::record(id) })
         .collect();
-    let load = Load { offered: Offered::Rate(1.0), num_prompts: 100, input_len: None, output_len: None, seed: 0 };
+    let load = Load {
+        offered: Offered::Rate(1.0),
+        num_prompts: 100,
+        dataset: None,
+        input_len: None,
+        output_len: None,
+        seed: 0,
+    };
     let head = RunHead {
         arm: Some("a".to_owned()),
         epoch: 0,

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 use super::schema;
 use super::spec::{Arm, Experiment, LoadSpec, Route, Server};
 use super::words::{self, Env, WordError};
+use crate::bench::dataset::Prefixes;
 use crate::bench::rows::Offered;
 use crate::bench::run::WarmUp;
 use crate::bench::slo::Slo;
@@ -79,11 +80,13 @@ fn loads(root: &Table<'_>, table: &Table<'_>) -> Vec<LoadSpec> {
     }
     let rate = table.or("request_rate", None, rate);
     let max_concurrency = table.or("max_concurrency", None, |value| concurrency(value).map(Some));
+    let num_prompts = required(table, "num_prompts", "how many requests", &kinds::whole(1..=10_000_000_u32));
     let base = LoadSpec {
         offered: offered(rate, max_concurrency),
         max_concurrency,
-        num_prompts: required(table, "num_prompts", "how many requests", &kinds::whole(1..=10_000_000_u32)),
+        num_prompts,
         input_len: required(table, "input_len", "the tokens of a prompt", &kinds::whole(1..=10_000_000_u32)),
+        prefixes: prefixes(table, num_prompts),
         output_len: required(table, "output_len", "the tokens of an answer", &kinds::whole(1..=10_000_000_u32)),
         ignore_eos: table.or("ignore_eos", false, kinds::boolean),
         endpoint: table.or("endpoint", Endpoint::Completions, kinds::choice(&ENDPOINTS)),
@@ -101,6 +104,19 @@ fn loads(root: &Table<'_>, table: &Table<'_>) -> Vec<LoadSpec> {
         sweep.note("load.sweep: it names no loads", format!("write {}", schema::SWEEP.form));
     }
     if swept.is_empty() { vec![base] } else { swept }
+}
+
+/// Beginnings that prompts share, under the names and with the defaults of `vllm bench serve`.
+fn prefixes(load: &Table<'_>, prompts: u32) -> Option<Prefixes> {
+    let table = load.table("prefix_repetition", &schema::PREFIXES);
+    let tokens = kinds::whole(1..=10_000_000_u32);
+    let prefixes = Prefixes { len: table.or("prefix_len", 256, &tokens), count: table.or("num_prefixes", 10, &tokens) };
+    // None at all is a mistake that is told already.
+    if table.is_written() && (1..prefixes.count).contains(&prompts) {
+        let message = format!("load.prefix_repetition: {} prefixes for {prompts} prompts", prefixes.count);
+        note_at(load, "prefix_repetition", message, "each prefix needs a prompt: raise num_prompts");
+    }
+    table.is_written().then_some(prefixes)
 }
 
 const ENDPOINTS: [(&str, Endpoint); 2] = [("chat", Endpoint::Chat), ("completions", Endpoint::Completions)];

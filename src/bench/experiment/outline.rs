@@ -19,9 +19,10 @@ pub fn outline(experiment: &Experiment) -> String {
     }
     for load in &experiment.loads {
         let eos = if load.ignore_eos { ", past the end token" } else { "" };
+        let behind = load.prefixes.map_or_else(String::new, |prefixes| format!(" ({prefixes} before them)"));
         _ = writeln!(
             out,
-            "load: {} prompts {}, {} tokens in, up to {} out{eos}; before it {} prompts of the same length, {} out",
+            "load: {} prompts {}, {} tokens in{behind}, up to {} out{eos}; before it {} prompts of the same length, {} out",
             load.num_prompts,
             offered(load.offered),
             load.input_len,
@@ -106,5 +107,6 @@ fn offered(offered: Offered) -> String {
         Offered::Unlimited => "all at once".to_owned(),
         Offered::Rate(rate) => format!("at {rate} a second"),
         Offered::Concurrency(limit) => format!("{limit} at a time"),
+        Offered::Trace(speedup) => format!("{speedup} times as fast as a trace"),
     }
 }

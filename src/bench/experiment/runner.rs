@@ -246,5 +246,6 @@ fn offered(offered: Offered) -> String {
         Offered::Unlimited => "all at once".to_owned(),
         Offered::Rate(rate) => format!("{rate}/s"),
         Offered::Concurrency(limit) => format!("{limit} at a time"),
+        Offered::Trace(speedup) => format!("{speedup} times as fast as the trace"),
     }
 }

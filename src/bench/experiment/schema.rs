@@ -34,6 +34,7 @@ pub(super) const LOAD: Section = Section {
         "request_rate",
         "max_concurrency",
         "input_len",
+        "prefix_repetition",
         "output_len",
         "ignore_eos",
         "endpoint",
@@ -50,6 +51,14 @@ pub(super) const SWEEP: Section = Section {
     head: "load.sweep",
     form: "sweep = { request_rate = [1, 2, 4] }",
     keys: &["request_rate", "max_concurrency"],
+    later: &[],
+};
+/// `prefix_repetition` in `[load]`.
+pub(super) const PREFIXES: Section = Section {
+    name: "load.prefix_repetition",
+    head: "load.prefix_repetition",
+    form: "prefix_repetition = { prefix_len = 256, num_prefixes = 10 }",
+    keys: &["prefix_len", "num_prefixes"],
     later: &[],
 };
 /// `warm_up` in `[load]`.

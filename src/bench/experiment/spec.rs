@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::bench::dataset::Prefixes;
 use crate::bench::rows::Offered;
 use crate::bench::run::WarmUp;
 use crate::bench::slo::Slo;
@@ -47,8 +48,10 @@ pub struct LoadSpec {
     pub max_concurrency: Option<u32>,
     /// How many.
     pub num_prompts: u32,
-    /// Tokens of each prompt.
+    /// Tokens of each prompt, behind its beginning if there is one.
     pub input_len: u32,
+    /// Beginnings that prompts share; none: they share nothing.
+    pub prefixes: Option<Prefixes>,
     /// Tokens of each answer, at most.
     pub output_len: u32,
     /// Whether answers go on up to the limit.

@@ -7,7 +7,7 @@ use super::front::{self, Front, FrontError};
 use super::plan::Epoch;
 use super::spec::{Arm, Experiment, LoadSpec, Route};
 use crate::bench::client::{Client, Progress, Sending, Target};
-use crate::bench::prompts::Dataset;
+use crate::bench::dataset::Dataset;
 use crate::bench::rows::{Load, Offered, RunHead};
 use crate::bench::run::{self, Prompts, RunError, RunSpec};
 use crate::bench::sampler::Scraped;
@@ -96,7 +96,7 @@ fn spec(experiment: &Experiment, epoch: &Epoch, start: u32) -> RunSpec {
         targets: Vec::new(),
         tokenizer: bases().next().unwrap_or_default(),
         workload: workload(experiment, load, epoch.seed),
-        dataset: Dataset::Random,
+        dataset: load.prefixes.map_or(Dataset::Random, Dataset::Prefixes),
         warm_up: experiment.warm_up,
         sending: Sending {
             max_concurrency: load.max_concurrency.map(|limit| limit as usize),
@@ -122,6 +122,7 @@ fn workload(experiment: &Experiment, load: &LoadSpec, seed: u64) -> Workload {
         rate: match load.offered {
             Offered::Rate(rate) => Rate::PerSecond(rate),
             Offered::Unlimited | Offered::Concurrency(_) => Rate::Unlimited,
+            Offered::Trace(speedup) => Rate::OfTrace { speedup },
         },
         seed,
     }
@@ -145,7 +146,8 @@ pub(super) fn load_of(experiment: &Experiment, epoch: &Epoch) -> Load {
     Load {
         offered: load.offered,
         num_prompts: load.num_prompts,
-        input_len: Some(load.input_len),
+        dataset: load.prefixes.map(|prefixes| prefixes.to_string()),
+        input_len: Some(load.input_len.saturating_add(load.prefixes.map_or(0, |prefixes| prefixes.len))),
         output_len: Some(load.output_len),
         seed: epoch.seed,
     }

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::fleet::{Fleet, LIVE};
 use super::{Args, Front, say, workload};
 use crate::bench::client::{Client, Progress, Sending};
-use crate::bench::prompts::Dataset;
+use crate::bench::dataset::Dataset;
 use crate::bench::workload::{Rate, Workload};
 
 /// The header that makes a request a session of its own.
@@ -34,9 +34,8 @@ pub(super) async fn go_on(fleet: &Fleet, front: &Front, args: &Args) -> Result<(
         for round in 1_u64.. {
             let seed = args.seed.wrapping_add(round);
             let load = Workload { rate: Rate::PerSecond(RATE), seed, ..workload(args, LIVE, ROUND, ANSWER) };
-            let bodies =
-                client.prepare(&tokenizer, &load, &Dataset::Random).await.map_err(|error| error.to_string())?;
-            client.run(&targets, &load, &bodies.bodies, &sending, &Arc::new(Progress::default())).await;
+            let made = client.prepare(&tokenizer, &load, &Dataset::Random).await.map_err(|error| error.to_string())?;
+            client.run(&targets, &load, &made.supply, &sending, &Arc::new(Progress::default())).await;
         }
         Ok(())
     };

@@ -326,7 +326,7 @@ impl<'a> Sweep<'a> {
             let same = |sweep: &&mut Sweep| {
                 let (_, first) = sweep.points[0];
                 let key = |point: &Point| (point.input_len, point.output_len, point.live_split);
-                sweep.axis == axis && key(first) == key(point)
+                sweep.axis == axis && key(first) == key(point) && first.dataset == point.dataset
             };
             match sweeps.iter_mut().find(same) {
                 Some(sweep) => sweep.points.push((load, point)),

@@ -81,3 +81,16 @@ fn an_empty_file_is_told_what_it_lacks() {
         assert!(told.contains(part), "{part} is not in:\n{told}");
     }
 }
+
+#[test]
+fn prompts_of_a_load_may_share_beginnings() {
+    let arms = "[[arms]]\nname = \"a\"\nservers = [\"one\"]\n";
+    let with = |keys: &str| {
+        of(&format!("name = \"x\"\nmodel = \"m\"\n{LOAD}prefix_repetition = {{ {keys} }}\n{SERVERS}{arms}"))
+    };
+    let load = with("prefix_len = 2048, num_prefixes = 3").unwrap().loads.remove(0);
+    assert_eq!((load.prefixes, load.input_len), (Some(Prefixes { len: 2048, count: 3 }), 10));
+    let told = with("num_prefixes = 4").unwrap_err().join("\n");
+    assert!(told.contains("4 prefixes for 3 prompts; each prefix needs a prompt"), "{told}");
+    assert!(with("prefix_len = 0").is_err() && with("length = 3").is_err());
+}

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -63,7 +64,7 @@ fn workload(num_prompts: u32) -> Workload {
 async fn each_way_to_end_is_told_apart() {
     let address = canned(&[GOOD, CUT, ERROR, REFUSED]).await;
     let load = workload(4);
-    let bodies: Vec<Bytes> = (0..4).map(|id| Bytes::from(load.body(&load.words(id, 5)))).collect();
+    let bodies = Supply::Ready((0..4).map(|id| Bytes::from(load.body(&load.words(id, 5)))).collect());
     let sending = Sending { max_concurrency: Some(1), session_header: Some("x-session-id".to_owned()), epoch: 2 };
     let target = Target { arm: Some("given".to_owned()), ..Target::of(format!("http://{address}")) };
     let run = Client::default().run(&[target], &load, &bodies, &sending, &Arc::default()).await;
@@ -85,22 +86,97 @@ async fn a_server_that_is_not_there_is_a_record_and_an_error() {
     drop(listener);
     let load = workload(1);
     let client = Client::default();
-    let bodies = [Bytes::from_static(b"{}")];
+    let bodies = Supply::Ready(vec![Bytes::from_static(b"{}")]);
     let run = client.run(&[Target::of(base.as_str())], &load, &bodies, &Sending::default(), &Arc::default()).await;
     assert_eq!(run.records[0].outcome, Outcome::Connect);
-    assert!(client.bodies(&base, &load).await.unwrap_err().to_string().contains("cannot reach"));
+    assert!(client.bodies(&base, &load, None).await.unwrap_err().to_string().contains("cannot reach"));
 }
 
 #[tokio::test]
 async fn a_server_that_does_not_count_gets_token_ids_or_words() {
-    use super::super::prompts::{Counted, Dataset};
+    use super::super::counting::Counted;
+    use super::super::dataset::Dataset;
     let absent = "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 22\r\n\r\n{\"detail\":\"Not Found\"}";
     let base = format!("http://{}", canned(Box::leak(Box::new([absent]))).await);
     let client = Client::default();
     let ids = Workload { endpoint: Endpoint::Completions, ..workload(3) };
     let made = client.prepare(&base, &ids, &Dataset::Random).await.unwrap();
-    let body: Value = serde_json::from_slice(&made.bodies[2]).unwrap();
+    let Supply::Ready(bodies) = &made.supply else { panic!("random prompts are ready") };
+    let body: Value = serde_json::from_slice(&bodies[2]).unwrap();
     assert_eq!((made.counted, body["prompt"].as_array().unwrap().len()), (Counted::TokenIds, 10));
     let made = client.prepare(&base, &workload(1), &Dataset::Random).await.unwrap();
-    assert_eq!((made.counted, made.bodies.len()), (Counted::Words, 1));
+    assert_eq!(
+        (made.counted, matches!(made.supply, Supply::Ready(bodies) if bodies.len() == 1)),
+        (Counted::Words, true)
+    );
+}
+
+/// Answers with `ANSWERS`, in turn, and gives the bodies that were asked with.
+async fn overheard(answers: &'static [&'static str]) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Value>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        for answer in answers {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut seen = Vec::new();
+            let body = loop {
+                let mut buffer = [0; 4096];
+                let count = socket.read(&mut buffer).await.unwrap();
+                seen.extend_from_slice(&buffer[..count]);
+                let head = seen.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
+                if let Some(body) = head.and_then(|at| serde_json::from_slice(&seen[at..]).ok()) {
+                    break body;
+                }
+            };
+            tell.send(body).unwrap();
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test]
+async fn a_conversation_repeats_the_answers_received_and_ends_with_a_turn_that_fails() {
+    use super::super::dataset::conversations::{Conversations, Script, Think};
+    use super::super::dataset::vocabulary::Vocabulary;
+    let (address, mut told) = overheard(&[GOOD, GOOD, REFUSED]).await;
+    let load = workload(4);
+    let script = Script {
+        shape: Conversations { turns: 4, common_prefix_len: 3, prefix_len: 2, input_len: 1, think: Think::default() },
+        vocabulary: Vocabulary::of_all_words(),
+        workload: load.clone(),
+        time_scale: 1.0,
+    };
+    let supply = Supply::Conversations(script.clone());
+    let sending = Sending { session_header: Some("x-session-id".to_owned()), ..Sending::default() };
+    let run = Client::default()
+        .run(&[Target::of(format!("http://{address}"))], &load, &supply, &sending, &Arc::default())
+        .await;
+    let turns: Vec<_> = run.records.iter().map(|one| (one.id, one.conversation, one.turn, one.succeeded())).collect();
+    assert_eq!(turns, [(0, Some(0), Some(0), true), (1, Some(0), Some(1), true), (2, Some(0), Some(2), false)]);
+    let mut said = Vec::new();
+    while let Some(body) = told.recv().await {
+        let messages = body["messages"].as_array().unwrap().clone();
+        said = messages.iter().map(|one| one["content"].as_str().unwrap().to_owned()).collect();
+    }
+    assert_eq!(said, [&script.prompt(0, 0), "a", &script.prompt(0, 1), "a", &script.prompt(0, 2)].map(str::to_owned));
+}
+
+#[tokio::test]
+async fn a_trace_is_sent_at_its_times() {
+    use super::super::dataset::trace::{Form, Replay, read};
+    use super::super::dataset::vocabulary::Vocabulary;
+    let address = canned(&[GOOD]).await;
+    let line = |at| format!("{{\"timestamp\": {at}, \"input_length\": 9, \"output_length\": 3, \"hash_ids\": [1]}}\n");
+    let text: String = [5, 35, 65].map(line).concat();
+    let trace = Arc::new(read(text.as_bytes(), Form::MOONCAKE, 10).unwrap());
+    let load = Workload { rate: Rate::OfTrace { speedup: 1.0 }, ..workload(3) };
+    let replay = Replay { trace, vocabulary: Vocabulary::of_all_words(), workload: load.clone() };
+    let target = Target::of(format!("http://{address}"));
+    let supply = Supply::Replay(replay);
+    let run = Client::default().run(&[target], &load, &supply, &Sending::default(), &Arc::default()).await;
+    let sent: Vec<u64> = run.records.iter().map(|record| record.sent_us).collect();
+    assert!(sent.len() == 3 && sent[1] >= 30_000 && sent[2] >= 60_000, "{sent:?}");
+    assert!(run.records.iter().all(Record::succeeded));
 }
