@@ -5,6 +5,7 @@
 //!     cargo bench --bench instructions
 //!
 //! Each benchmark repeats its step [`TIMES`] times on state that is warm, and the count is that of all of them.
+//! `benches/instructions.toml` keeps the counts of one compiler, and `cargo bench --bench instructions_guard` compares.
 
 #![expect(missing_docs, reason = "gungraun's macros make items without them")]
 
