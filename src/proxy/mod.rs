@@ -261,6 +261,19 @@ where
     Ok(Admitted::Work(Box::new(work)))
 }
 
+/// Prepares a request's head as the proxy does for every request: finds the route, checks the head, and returns the headers that
+/// any backend gets. `None` where the path is not served or the head is refused. For `benches/instructions.rs`, which counts it.
+#[doc(hidden)]
+#[must_use]
+pub fn backend_headers(head: &http::request::Parts, body_limit: u64) -> Option<http::HeaderMap> {
+    let route = route::find(head.method.as_str(), head.uri.path())?;
+    let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
+    intake::check_head(&head.headers, json, body_limit).ok()?;
+    let mut headers = head.headers.clone();
+    headers::for_backend(&mut headers, &headers::request_id(&head.headers), true, true);
+    Some(headers)
+}
+
 /// What can be said of a request before its body is read.
 fn check<'a>(settings: &Config, record: &mut Record, head: &'a http::request::Parts) -> Result<Route<'a>, Refusal> {
     let (method, path) = (head.method.as_str(), head.uri.path());

