@@ -23,8 +23,11 @@ pub const IDLE_PACE: f64 = 0.05;
 /// Seconds of expected TTFT by which a backend's ratio leans on its pool's (m_k). Half or double: at most 6 % in the study that the
 /// formula is from; not run again here.
 pub const TTFT_PRIOR: f64 = 1.0;
-/// Seconds of expected TTFT by which the pool's ratio leans on 1. It only matters before the first samples.
+/// Seconds of expected TTFT by which the pool's ratio leans on 1 before the first samples. Samples replace it second for second: a
+/// lean that stayed would make backends without samples look slower than one that was tried, and so never be tried.
 pub const TTFT_POOL_PRIOR: f64 = 0.5;
+/// What is left of that lean: no division by zero.
+const LEAST_PRIOR: f64 = 1e-6;
 /// Seconds over which a backend's gaps between tokens are forgotten (tau_g). Half or double: at most 4 % (double: TPOT 6 %).
 pub const GAP_TAU: f64 = 2.0;
 /// Seconds of expected gap by which a backend's ratio leans on its pool's (m_g). Half or double: at most 6 % in that study; not run
@@ -208,7 +211,7 @@ impl DecayedRate {
 #[must_use]
 #[inline]
 pub fn pool_ttft_ratio(sum: Evidence) -> f64 {
-    sum.ratio(1.0, TTFT_POOL_PRIOR)
+    sum.ratio(1.0, (TTFT_POOL_PRIOR - sum.expected).max(LEAST_PRIOR))
 }
 
 /// The pool's gap ratio from the slowly decayed evidence of its eligible backends.

@@ -1,10 +1,13 @@
 //! What holds beside the bounds: several proxies that share nothing, backends that are out and come back, and work that shows
 //! no tokens. Every run of every test also checks that no backend that is out gets a request, and that each is served.
 
+use forebay::config::model::PolicyName;
+
 use crate::bounds::Bounds;
 use crate::figures::most;
 use crate::trials::{POLICIES, compare};
 use crate::workloads;
+use crate::world::{self, Chooser};
 
 #[test]
 fn four_proxies_without_shared_state_do_not_herd() {
@@ -29,4 +32,20 @@ fn a_backend_that_was_ejected_has_half_of_its_share_within_thirty_seconds() {
 fn nothing_starves_without_streams() {
     let table = compare(&workloads::unstreamed(), POLICIES);
     Bounds::of(&table).p99_below("round_robin").each_at_least("least share", 0.01, |f| f.share(3, 20.0, 140.0)).hold();
+}
+
+/// Four equal servers whose TTFT lies below what is expected at first, and does not grow with what they have to do.
+#[test]
+fn equal_servers_share_though_their_ttft_does_not_grow_with_load() {
+    let run = |seed| {
+        let workload = workloads::flat();
+        world::run(&workload.fleet, &workload.requests(seed), Chooser::Named(PolicyName::PredictedTtft), seed)
+    };
+    for seed in crate::trials::seeds() {
+        let mut counts = [0_usize; 4];
+        run(seed).served.iter().for_each(|served| counts[served.backend] += 1);
+        let all: usize = counts.iter().sum();
+        println!("  flat: {counts:?} of {all}, bound 2 times an even share\n");
+        assert!(counts.iter().all(|&count| count * 2 <= all), "{counts:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The workloads: fleets, incidents and traffic. Loads are shares of the capacity that the engines show on a closed backlog
 //! of the same mix. 140 s of arrivals, of which the first 20 s are not counted.
 
-use forebay::sim::engine::EngineConfig;
+use forebay::sim::engine::{EngineConfig, StepCost};
 
 use crate::engines::{HALF, TP1, TP2_FAST, TP2_PCIE, capacity};
 use crate::traffic::{Mix, Request, To, at, poisson, session};
@@ -30,6 +30,8 @@ pub(crate) enum Traffic {
     AtOnce(usize, Mix),
     /// 60 s of open traffic at half load, 60 s of nothing, then so many at once.
     AfterIdle(usize),
+    /// So many short questions with long answers, one every so many seconds.
+    Paced(usize, f64),
     /// Open, in tides: 8 s of 1.6 times the mean rate, 12 s of 0.6 times.
     Tides(Mix),
     /// Open, and other clients' traffic straight to the first backends: to so many of them, this share of their capacity.
@@ -93,6 +95,17 @@ impl Workload {
                 }
             }
             Traffic::AtOnce(count, mix) => at_once(count, mix, 0.0, &mut rng, &mut requests),
+            Traffic::Paced(count, gap) => {
+                for place in 0..count {
+                    let when = at(gap * place as f64);
+                    requests.push(Request {
+                        prompt: 50,
+                        estimate: 50,
+                        output: 400,
+                        ..Request::new(when, Mix::Chat, &mut rng)
+                    });
+                }
+            }
             Traffic::AfterIdle(count) => {
                 open(Mix::Chat, 0.5 * capacity(Mix::Chat), 0.0, 60.0, &mut rng, &mut requests);
                 at_once(count, Mix::Benchmark, 120.0, &mut rng, &mut requests);
@@ -215,6 +228,13 @@ pub(crate) fn ejected() -> Workload {
     Workload::new("ejected", &[TP1; 4], Traffic::Open(Mix::Chat))
         .incidents(&[(50.0, 0, Incident::Out(true)), (80.0, 0, Incident::Out(false))])
         .at_load(0.6)
+}
+
+/// 139 requests on four equal engines whose steps take 4 ms whatever is in them.
+pub(crate) fn flat() -> Workload {
+    let cost = StepCost { base_us: 4_000.0, ..StepCost::default() };
+    let engine = EngineConfig { cost, ..TP1 };
+    Workload { warm_up: 0.0, ..Workload::new("flat", &[engine; 4], Traffic::Paced(139, 0.1)) }
 }
 
 /// Nothing streamed, on backends of mixed speed.

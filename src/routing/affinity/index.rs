@@ -229,12 +229,17 @@ impl Index {
             return false;
         }
         let reuse = self.found / self.sent.max(1.0);
-        let (mut best, mut least) = (0.0_f64, 1.0_f64);
+        let (mut best, mut least, mut known) = (0.0_f64, 1.0_f64, 0);
         let ages = || (0_u16..).zip(&self.caches).filter(|(_, cache)| cache.backend.0 != u32::MAX);
         for (slot, cache) in ages() {
             let Some(row) = rows.get(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
+            known += 1;
             least = least.min(cache.fill());
             best = best.max(cache.age(facts.est_tokens - row.claimed.min(facts.est_tokens), now));
+        }
+        if known < rows.len() {
+            // A backend that was never sent anything evicts nothing.
+            (best, least) = (f64::INFINITY, 0.0);
         }
         for (slot, cache) in ages() {
             let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
