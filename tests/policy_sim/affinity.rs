@@ -140,6 +140,11 @@ held! {
     kv_capacity_that_is_short: a20;
     business_to_business: b2b20, b2b30;
     code_generation: code20;
+    unseen_caches: unequal_caches, beyond_capacity;
+    unseen_bursts: large_bursts;
+    unseen_conversations: conversations_that_do_not_fit;
+    unseen_prefixes: prefixes_within_prefixes, mixed;
+    unseen_speeds: a_slow_server;
 }
 
 /// Answers of thousands of tokens: output tokens a second decide.

@@ -460,3 +460,73 @@ pub(crate) fn reason() -> Prefixes {
     })
     .one_seed()
 }
+
+// Seven that the rule was not tuned on: written down before it was run on them.
+
+/// Caches of unequal size.
+pub(crate) fn unequal_caches() -> Prefixes {
+    Open::new(40.0, 90.0).of("unequal_caches", &[h(200_000), h(100_000), h(50_000), h(50_000)], 80, 30.0)
+}
+
+/// Twice as many prefixes as the caches hold.
+pub(crate) fn beyond_capacity() -> Prefixes {
+    Open::new(30.0, 90.0).of("beyond_capacity", &[h(100_000); 4], 180, 30.0)
+}
+
+/// Bursts of forty requests.
+pub(crate) fn large_bursts() -> Prefixes {
+    Prefixes::new("large_bursts", &[h(150_000); 4], 10.0, |draw| {
+        for (id, begins) in (100..).zip(poisson(1.0, 0.0, 70.0, &mut draw.rng)) {
+            let mut when = begins;
+            for _ in 0..40 {
+                draw.ask(when, Piece { id, tokens: 6_144 }, 128.0, 64.0);
+                when += exponential(&mut draw.rng, 0.02);
+            }
+        }
+    })
+}
+
+/// Conversations whose histories do not fit into the caches.
+pub(crate) fn conversations_that_do_not_fit() -> Prefixes {
+    Prefixes::new("conversations_that_do_not_fit", &[h(60_000); 4], 60.0, |draw| {
+        for begins in poisson(4.0, 0.0, 120.0, &mut draw.rng) {
+            draw.conversation(begins, 0, 2_000.0, 0.5, 300.0);
+        }
+    })
+}
+
+/// A system prompt that all have in common, one of 20 instructions after it, one of 10 documents after that.
+pub(crate) fn prefixes_within_prefixes() -> Prefixes {
+    Prefixes::new("prefixes_within_prefixes", &[h(150_000); 4], 30.0, |draw| {
+        for when in poisson(40.0, 0.0, 90.0, &mut draw.rng) {
+            let group = draw.rng.u64(..20);
+            let document = group * 10 + draw.rng.u64(..10);
+            let own = draw.length(128.0, SIGMA);
+            let own = draw.new_piece(own);
+            let output = draw.length(64.0, SIGMA);
+            let shared = [(1, 1_024), (100 + group, 2_048), (1_000 + document, 2_048)];
+            let [common, instructions, document] = shared.map(|(id, tokens)| Piece { id, tokens });
+            draw.request(Some(when), &[common, instructions, document, own], output);
+        }
+    })
+}
+
+/// One server is half as fast.
+pub(crate) fn a_slow_server() -> Prefixes {
+    let fast = h(150_000);
+    let slow = EngineConfig { cost: crate::engines::slowed(fast.cost, 2.0), ..fast };
+    Open::new(36.0, 90.0).of("a_slow_server", &[fast, fast, fast, slow], 90, 30.0)
+}
+
+/// As many requests that share nothing.
+pub(crate) fn mixed() -> Prefixes {
+    Prefixes::new("mixed", &[h(150_000); 4], 30.0, |draw| {
+        Open::new(25.0, 90.0).draw(draw, &Popularity::even(80), 100);
+        for when in poisson(25.0, 0.0, 90.0, &mut draw.rng) {
+            let tokens = draw.length(1_200.0, 0.8);
+            let prompt = draw.new_piece(tokens);
+            let output = draw.length(150.0, SIGMA);
+            draw.request(Some(when), &[prompt], output);
+        }
+    })
+}
