@@ -197,6 +197,7 @@ impl Numbers {
             head: self.head(),
             done_per_second: self.done.read(now),
             ttft: self.ttft.read(lived),
+            ttft_trust: self.ttft.trust(lived),
             gap: self.gap.read(now, GAP_TAU),
             gap_slow: self.gap.read(now, GAP_POOL_TAU),
             k: 1.0,

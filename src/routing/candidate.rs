@@ -60,6 +60,8 @@ pub struct Candidate {
     pub done_per_second: f64,
     /// Measured TTFT beside what was expected, in seconds.
     pub ttft: Evidence,
+    /// How far that stands for the backend and not for its pool, 0 to 1.
+    pub ttft_trust: f64,
     /// Measured gaps beside expected step times, in seconds.
     pub gap: Evidence,
     /// The same, forgotten slowly: this backend's part of the pool's ratio.
@@ -111,6 +113,7 @@ impl Candidate {
             head: None,
             done_per_second: 0.0,
             ttft: Evidence::default(),
+            ttft_trust: 1.0,
             gap: Evidence::default(),
             gap_slow: Evidence::default(),
             k: 1.0,
@@ -186,7 +189,7 @@ impl PoolRatios {
     /// Fills `k` and `v` of every row: its own evidence, leaning on the pool's.
     pub fn fill(self, rows: &mut [Candidate]) {
         for row in rows {
-            row.k = row.ttft.ratio(self.k, estimate::TTFT_PRIOR);
+            row.k = self.k + row.ttft_trust * (row.ttft.ratio(self.k, estimate::TTFT_PRIOR) - self.k);
             row.v = row.gap.ratio(self.v, estimate::GAP_PRIOR);
         }
     }

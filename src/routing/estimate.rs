@@ -26,8 +26,14 @@ pub const TTFT_PRIOR: f64 = 1.0;
 /// Seconds of expected TTFT by which the pool's ratio leans on 1 before the first samples. Samples replace it second for second: a
 /// lean that stayed would make backends without samples look slower than one that was tried, and so never be tried.
 pub const TTFT_POOL_PRIOR: f64 = 0.5;
-/// What is left of that lean: no division by zero.
-const LEAST_PRIOR: f64 = 1e-6;
+/// Independent samples up to which a backend whose requests waited together is taken for its pool, and from which its own ratio
+/// stands. Requests that waited together saw the same steps: they count as one sample, however many they were. After a storm that
+/// met equal servers unequal, they share alike with this, and one gets everything without.
+pub const TTFT_UNTRUSTED: f64 = 1.5;
+/// See `TTFT_UNTRUSTED`.
+pub const TTFT_TRUSTED: f64 = 2.5;
+/// Share of its wait that a request waited alone, on average, up to which requests waited together; from twice that, they did not.
+pub const TTFT_ALONE: f64 = 0.15;
 /// Seconds over which a backend's gaps between tokens are forgotten (tau_g). Half or double: at most 4 % (double: TPOT 6 %).
 pub const GAP_TAU: f64 = 2.0;
 /// Seconds of expected gap by which a backend's ratio leans on its pool's (m_g). Half or double: at most 6 % in that study; not run
@@ -149,6 +155,8 @@ impl DecayedRatio {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TtftRatio {
     ratio: DecayedRatio,
+    /// Independent samples, forgotten as the ratio is.
+    samples: DecayedRatio,
     /// Its first request since it joined, returned or restarted.
     since: Option<Time>,
 }
@@ -168,7 +176,22 @@ impl TtftRatio {
     /// Adds one observation, as `DecayedRatio` does.
     #[inline]
     pub fn observe(&mut self, measured: f64, expected: f64, lived: Time) {
-        self.ratio.observe(measured, expected, lived, self.tau(lived));
+        let tau = self.tau(lived);
+        // The share of its wait in which no other sample came: what it saw that the one before it did not.
+        let alone = (lived.secs_since(self.samples.at) / measured.max(1e-6)).min(1.0);
+        self.samples.observe(alone, 1.0, lived, tau);
+        self.ratio.observe(measured, expected, lived, tau);
+    }
+
+    /// How far the ratio stands for the backend and not for its pool, 0 to 1.
+    #[must_use]
+    #[inline]
+    pub fn trust(&self, lived: Time) -> f64 {
+        let seen = self.samples.read(lived, self.tau(lived));
+        let enough = (seen.measured - TTFT_UNTRUSTED) / (TTFT_TRUSTED - TTFT_UNTRUSTED);
+        // Few samples, but each for itself: the lean on the pool is doubt enough.
+        let alone = if seen.expected > 0.0 { seen.measured / seen.expected / TTFT_ALONE - 1.0 } else { 1.0 };
+        enough.max(alone).clamp(0.0, 1.0)
     }
 
     /// The evidence as of `lived`. Writes nothing.
@@ -211,7 +234,8 @@ impl DecayedRate {
 #[must_use]
 #[inline]
 pub fn pool_ttft_ratio(sum: Evidence) -> f64 {
-    sum.ratio(1.0, (TTFT_POOL_PRIOR - sum.expected).max(LEAST_PRIOR))
+    let lean = TTFT_POOL_PRIOR - sum.expected;
+    if lean > 0.0 { sum.ratio(1.0, lean) } else { sum.measured / sum.expected }
 }
 
 /// The pool's gap ratio from the slowly decayed evidence of its eligible backends.
@@ -282,6 +306,26 @@ mod tests {
         returned.dispatch(second(110));
         let left = returned.read(second(120)).expected;
         assert!(left < 0.5, "what it was before is soon forgotten: {left}");
+    }
+
+    #[test]
+    fn requests_that_waited_together_are_one_sample_and_those_that_waited_alone_are_many() {
+        let second = |second: u64| Time::from_micros(second * 1_000_000);
+        let (mut storm, mut steady, mut few) = (TtftRatio::default(), TtftRatio::default(), TtftRatio::default());
+        assert_eq!(storm.trust(second(0)), 1.0, "without samples there is nothing to distrust");
+        for ratio in [&mut storm, &mut steady, &mut few] {
+            ratio.dispatch(second(0));
+        }
+        for _ in 0..100 {
+            storm.observe(10.0, 1.0, second(60));
+        }
+        (41..=60).for_each(|now| steady.observe(10.0, 1.0, second(now)));
+        few.observe(10.0, 1.0, second(60));
+        assert_eq!(storm.trust(second(60)), 0.0, "a hundred that waited for the same ten seconds");
+        assert_eq!(steady.trust(second(60)), 0.0, "twenty that each waited with nine others are two, and less since");
+        assert_eq!(few.trust(second(60)), 1.0, "one that waited alone");
+        (61..=300).for_each(|now| steady.observe(2.0, 1.0, second(now)));
+        assert_eq!(steady.trust(second(300)), 1.0);
     }
 
     #[test]

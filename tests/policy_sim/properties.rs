@@ -5,6 +5,7 @@ use forebay::config::model::PolicyName;
 
 use crate::bounds::Bounds;
 use crate::figures::most;
+use crate::traffic::at;
 use crate::trials::{POLICIES, compare};
 use crate::workloads;
 use crate::world::{self, Chooser};
@@ -47,5 +48,21 @@ fn equal_servers_share_though_their_ttft_does_not_grow_with_load() {
         let all: usize = counts.iter().sum();
         println!("  flat: {counts:?} of {all}, bound 2 times an even share\n");
         assert!(counts.iter().all(|&count| count * 2 <= all), "{counts:?}");
+    }
+}
+
+/// Two hundred clients come at once before two equal servers, of which one is slower meanwhile, and leave. Then both are alike.
+#[test]
+fn equal_servers_share_after_a_storm_that_met_them_unequal() {
+    for seed in crate::trials::seeds() {
+        let workload = workloads::storm();
+        let requests = workload.requests(seed);
+        let run = world::run(&workload.fleet, &requests, Chooser::Named(PolicyName::PredictedTtft), seed);
+        let (storm, after): (Vec<world::Served>, Vec<world::Served>) =
+            run.served.into_iter().partition(|served| served.arrived < at(60.0));
+        assert!(storm.iter().all(|served| served.ended < at(60.0)), "the storm has left");
+        let first = after.iter().filter(|served| served.backend == 0).count();
+        println!("  storm: {first} of {} after it to the first, bound 0.2 to 0.8\n", after.len());
+        assert!((0.2..=0.8).contains(&(first as f64 / after.len() as f64)), "{first} of {}", after.len());
     }
 }

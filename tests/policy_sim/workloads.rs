@@ -30,6 +30,8 @@ pub(crate) enum Traffic {
     AtOnce(usize, Mix),
     /// 60 s of open traffic at half load, 60 s of nothing, then so many at once.
     AfterIdle(usize),
+    /// So many short ones at once, a pause until a minute after the start, then thirty tiny requests at once.
+    Storm(usize),
     /// So many short questions with long answers, one every so many seconds.
     Paced(usize, f64),
     /// Open, in tides: 8 s of 1.6 times the mean rate, 12 s of 0.6 times.
@@ -95,6 +97,14 @@ impl Workload {
                 }
             }
             Traffic::AtOnce(count, mix) => at_once(count, mix, 0.0, &mut rng, &mut requests),
+            Traffic::Storm(count) => {
+                at_once(count, Mix::Benchmark, 0.0, &mut rng, &mut requests);
+                requests.iter_mut().for_each(|request| request.output = 50);
+                at_once(30, Mix::Benchmark, 60.0, &mut rng, &mut requests);
+                for tiny in &mut requests[count..] {
+                    (tiny.prompt, tiny.estimate) = (10, 10);
+                }
+            }
             Traffic::Paced(count, gap) => {
                 for place in 0..count {
                     let when = at(gap * place as f64);
@@ -235,6 +245,13 @@ pub(crate) fn flat() -> Workload {
     let cost = StepCost { base_us: 4_000.0, ..StepCost::default() };
     let engine = EngineConfig { cost, ..TP1 };
     Workload { warm_up: 0.0, ..Workload::new("flat", &[engine; 4], Traffic::Paced(139, 0.1)) }
+}
+
+/// Two hundred at once on two equal engines, the second of which is half as fast until they have left; then thirty small ones.
+pub(crate) fn storm() -> Workload {
+    let slow = [(0.0, 1, Incident::Slow(2.0)), (50.0, 1, Incident::Slow(1.0))];
+    let storm = Workload { warm_up: 0.0, ..Workload::new("storm", &[HALF; 2], Traffic::Storm(200)) };
+    storm.incidents(&slow)
 }
 
 /// Nothing streamed, on backends of mixed speed.
