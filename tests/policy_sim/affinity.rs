@@ -195,14 +195,3 @@ fn eviction_places_new_prefixes() {
     let without = |rows: &mut [Candidate]| rows.iter_mut().for_each(|row| row.evicts = 0.0);
     needed(&prefixes::a19(), "p99 without eviction", 0.2, |f| f.p99, without);
 }
-
-#[test]
-#[cfg(not(debug_assertions))]
-fn uncached_tokens_are_what_the_kv_cache_needs() {
-    let whole_prompts = |rows: &mut [Candidate]| {
-        for row in rows {
-            row.kv_tokens += u64::from(row.matched);
-        }
-    };
-    needed(&prefixes::code20(), "mean with whole prompts", 1.75, |f| f.mean, whole_prompts);
-}
