@@ -41,10 +41,7 @@ pub struct Dispatched {
 
 /// What came of a look for a backend.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a place is the usual answer; a box would be an allocation for each request"
-)]
+#[expect(clippy::large_enum_variant, reason = "a box would allocate for each request")]
 pub(super) enum Sought {
     /// A place on one.
     Placed(Dispatched),

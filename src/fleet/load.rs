@@ -200,21 +200,15 @@ impl Numbers {
             ttft_trust: self.ttft.trust(lived),
             gap: self.gap.read(now, GAP_TAU),
             gap_slow: self.gap.read(now, GAP_POOL_TAU),
-            k: 1.0,
-            v: 1.0,
             shape: self.shape,
             block_tokens: scrape.and_then(|scrape| scrape.sample.kv_block_tokens).unwrap_or(BLOCK),
             // Without a fresh scrape nothing says that a claim is wrong.
             worth: scrape.map_or(1.0, |_| self.worth.factor(now)),
-            claimed: 0,
-            depth: 0.0,
-            matched: 0,
-            redundant: 0,
-            evicts: 0.0,
             fails: self.backoff.fails(),
             open_for: self.backoff.open_for(now),
             probing: self.backoff.probing(),
             turn: self.turn,
+            ..Candidate::idle(id, member)
         }
     }
 

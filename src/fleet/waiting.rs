@@ -1,7 +1,6 @@
 //! The wait room of a pool whose backends have a limit: who finds every eligible backend full waits here and is bound to one
 //! as late as there is room, by the policy, under the gate. Whatever may make room (a ticket's end, a change of health, of a
-//! back-off, of the configuration) goes through [`Gate::serve_waiters`] before the gate opens, so that outside of it no waiter
-//! stands while there is room for it, and nobody can be overtaken or woken in vain.
+//! back-off, of the configuration) goes through [`Gate::serve_waiters`] before the gate opens. So nobody is overtaken or woken in vain.
 //!
 //! Hot path: one comparison where nobody waits.
 
@@ -43,10 +42,7 @@ pub struct Ask<'a> {
 
 /// What comes of it.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a place is the usual answer; a box would be an allocation for each request"
-)]
+#[expect(clippy::large_enum_variant, reason = "a box would allocate for each request")]
 pub enum Admission {
     /// It has a backend.
     Placed(Placed),

@@ -97,25 +97,8 @@ impl Workload {
                 }
             }
             Traffic::AtOnce(count, mix) => at_once(count, mix, 0.0, &mut rng, &mut requests),
-            Traffic::Storm(count) => {
-                at_once(count, Mix::Benchmark, 0.0, &mut rng, &mut requests);
-                requests.iter_mut().for_each(|request| request.output = 50);
-                at_once(30, Mix::Benchmark, 60.0, &mut rng, &mut requests);
-                for tiny in &mut requests[count..] {
-                    (tiny.prompt, tiny.estimate) = (10, 10);
-                }
-            }
-            Traffic::Paced(count, gap) => {
-                for place in 0..count {
-                    let when = at(gap * place as f64);
-                    requests.push(Request {
-                        prompt: 50,
-                        estimate: 50,
-                        output: 400,
-                        ..Request::new(when, Mix::Chat, &mut rng)
-                    });
-                }
-            }
+            Traffic::Storm(count) => requests = storm_of(count, &mut rng),
+            Traffic::Paced(count, gap) => requests = paced(count, gap, &mut rng),
             Traffic::AfterIdle(count) => {
                 open(Mix::Chat, 0.5 * capacity(Mix::Chat), 0.0, 60.0, &mut rng, &mut requests);
                 at_once(count, Mix::Benchmark, 120.0, &mut rng, &mut requests);
@@ -143,6 +126,23 @@ impl Workload {
 
 fn at_once(count: usize, mix: Mix, when: f64, rng: &mut fastrand::Rng, requests: &mut Vec<Request>) {
     requests.extend((0..count).map(|_| Request::new(at(when), mix, rng)));
+}
+
+/// So many short answers at once, and thirty tiny prompts a minute later.
+fn storm_of(count: usize, rng: &mut fastrand::Rng) -> Vec<Request> {
+    let mut requests = Vec::new();
+    at_once(count, Mix::Benchmark, 0.0, rng, &mut requests);
+    requests.iter_mut().for_each(|request| request.output = 50);
+    at_once(30, Mix::Benchmark, 60.0, rng, &mut requests);
+    requests[count..].iter_mut().for_each(|tiny| (tiny.prompt, tiny.estimate) = (10, 10));
+    requests
+}
+
+/// Short prompts with answers of 400 tokens, one every so many seconds.
+fn paced(count: usize, gap: f64, rng: &mut fastrand::Rng) -> Vec<Request> {
+    let new = |place| Request::new(at(gap * place as f64), Mix::Chat, rng);
+    let requests = (0..count).map(new);
+    requests.map(|request| Request { prompt: 50, estimate: 50, output: 400, ..request }).collect()
 }
 
 /// Capacities are asked for often and cost a second each.
