@@ -33,15 +33,7 @@ impl Prefixes {
         from: f64,
         make: impl Fn(&mut Draw) + Sync + 'static,
     ) -> Prefixes {
-        let fleet = Fleet {
-            engines: engines.to_vec(),
-            speeds: Vec::new(),
-            incidents: Vec::new(),
-            proxies: 1,
-            one_gpu: false,
-            metrics: true,
-            usage: false,
-        };
+        let fleet = Fleet::of(engines);
         Prefixes { name, fleet, from, seeds: 3, requests: Box::new(make) }
     }
 
@@ -107,8 +99,8 @@ impl Draw {
         lognormal(&mut self.rng, mean, sigma, 1, 1 << 17)
     }
 
-    /// A request of these pieces, which `wait` seconds after its predecessor's end, or at this time, asks for `output` tokens. Returns
-    /// the piece that is its answer.
+    /// Adds a request of these pieces for `output` tokens, at this time or, with none, after another (see `follows`). Returns the piece
+    /// that is its answer.
     fn request(&mut self, when: Option<f64>, pieces: &[Piece], output: u32) -> Piece {
         let answer = self.new_piece(output);
         let prompt = pieces.iter().map(|piece| piece.tokens).sum();

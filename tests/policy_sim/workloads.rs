@@ -42,15 +42,7 @@ pub(crate) enum Traffic {
 
 impl Workload {
     fn new(name: &'static str, engines: &[EngineConfig], traffic: Traffic) -> Workload {
-        let fleet = Fleet {
-            engines: engines.to_vec(),
-            speeds: Vec::new(),
-            incidents: Vec::new(),
-            proxies: 1,
-            one_gpu: false,
-            metrics: true,
-            usage: false,
-        };
+        let fleet = Fleet::of(engines);
         Workload { name, fleet, traffic, load: 0.75, seconds: 140.0, warm_up: 20.0 }
     }
 

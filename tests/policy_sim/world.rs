@@ -88,6 +88,21 @@ pub(crate) struct Fleet {
     pub(crate) usage: bool,
 }
 
+impl Fleet {
+    /// These engines behind one proxy that scrapes them, and nothing happens.
+    pub(crate) fn of(engines: &[EngineConfig]) -> Fleet {
+        Fleet {
+            engines: engines.to_vec(),
+            speeds: Vec::new(),
+            incidents: Vec::new(),
+            proxies: 1,
+            one_gpu: false,
+            metrics: true,
+            usage: false,
+        }
+    }
+}
+
 /// One request as it was served.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Served {
