@@ -1,8 +1,8 @@
 //! Pick and dispatch as one critical section under the pool's gate: the next pick sees this one's load, so simultaneous
 //! requests never herd. Exact; anything cleverer must be measured first.
 //!
-//! Hot path: 0.34 µs at 16 backends, 6.6 µs at 512, the ticket's end included; no allocation: rows are kept by the gate from one
-//! decision to the next.
+//! Hot path: no allocation, since the gate keeps the rows from one decision to the next. `cargo bench --bench routing` prints what a
+//! decision costs, with and without a known prefix.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,5 +1,5 @@
-//! Predicted time to the first token of one request on one backend, by its terms. The formula and the trials behind each
-//! constant are in ARCHITECTURE.md; sensitivities are p99 TTFT against an oracle, over the workloads tried.
+//! Predicted time to the first token of one request on one backend, by its terms. docs/routing.md explains the formula,
+//! ARCHITECTURE.md has the trials behind the constants. Sensitivities are p99 TTFT against an oracle, over the workloads tried.
 //!
 //! Hot path: about twenty floating point operations, no `exp`, no allocation.
 
@@ -115,7 +115,7 @@ impl Terms {
         self.step + self.queue + self.prompt + self.kv_wait
     }
 
-    /// What the policy compares: the predicted TTFT and the delay to others. Finite for any input.
+    /// The seconds that the policy compares: the predicted TTFT, and what the choice costs other requests. Finite for any input.
     #[must_use]
     #[inline]
     pub fn score(&self) -> f64 {
