@@ -14,20 +14,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay::clock::Time;
-use forebay::config::model::{Arm, Backend, Config, Pool};
-use forebay::error::Failure;
-use forebay::fleet::controller::{Controller, Settings};
-use forebay::fleet::{Outcome, Pool as FleetPool, Sample};
 use forebay::proxy::backend_headers;
 use forebay::proxy::peek::peek;
 use forebay::proxy::splice::Splice;
-use forebay::routing::affinity::Marks;
-use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
-use forebay::stream::{Api, Parser, Segment};
-use forebay::telemetry::Telemetry;
-use forebay::telemetry::figures::{Ended, Figures};
-use forebay::telemetry::metrics::{self, BackendMetrics};
+use forebay_core::clock::Time;
+use forebay_core::error::Failure;
+use forebay_core::routing::affinity::Marks;
+use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::sample::Sample;
+use forebay_core::stream::{Api, Parser, Segment};
+use forebay_fleet::config::model::{Arm, Backend, Config, Pool};
+use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::figures::{Ended, Figures};
+use forebay_fleet::telemetry::metrics::{self, BackendMetrics};
+use forebay_fleet::{Outcome, Pool as FleetPool};
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 
 // The allocator of the shipped binary. glibc's would make the counts depend on the system's C library.

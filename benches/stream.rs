@@ -6,7 +6,7 @@ use std::hint::black_box;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use forebay::proxy::peek::peek;
-use forebay::stream::{Api, Parser};
+use forebay_core::stream::{Api, Parser};
 
 const CHAT: &str = "data: {\"id\":\"chatcmpl-b382a3865df1be9c\",\"object\":\"chat.completion.chunk\",\"created\":1795429251,\
     \"model\":\"tiny\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"de\"},\"logprobs\":null,\"finish_reason\":null,\

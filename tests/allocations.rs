@@ -7,14 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::clock::Time;
-use forebay::config::load_text;
-use forebay::fleet::controller::{Controller, Settings};
-use forebay::fleet::{Outcome, Pool, Sample};
-use forebay::routing::affinity::{BLOCK_ENDS, Mark, Marks};
-use forebay::routing::decision::Trace;
-use forebay::routing::facts::{ArmIndex, Kind, RequestFacts};
-use forebay::telemetry::Telemetry;
+use forebay_core::clock::Time;
+use forebay_core::routing::affinity::{BLOCK_ENDS, Mark, Marks};
+use forebay_core::routing::decision::Trace;
+use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::sample::Sample;
+use forebay_fleet::config::load_text;
+use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::{Outcome, Pool};
 
 struct Counting;
 

@@ -9,11 +9,11 @@ mod html;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use forebay::bench::compare::figure::Figure;
-use forebay::bench::compare::model::{Comparison, Crossing, Scope, Verdict};
-use forebay::bench::compare::{CompareError, Options, compare};
-use forebay::bench::record::{Outcome, Record};
-use forebay::bench::rows::{
+use forebay_lab::compare::figure::Figure;
+use forebay_lab::compare::model::{Comparison, Crossing, Scope, Verdict};
+use forebay_lab::compare::{CompareError, Options, compare};
+use forebay_lab::record::{Outcome, Record};
+use forebay_lab::rows::{
     Load, Offered, RunEnd, RunHead, RunRows, Sample, write_end, write_head, write_record, write_sample,
 };
 

@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use forebay::config::model::{Config, SessionKey, UsageMode};
-use forebay::config::{self, Loaded, Report};
+use forebay_fleet::config::model::{Config, SessionKey, UsageMode};
+use forebay_fleet::config::{self, Loaded, Report};
 use proptest::prelude::*;
 
 const KEY: &str = "backend-key-of-the-test";

@@ -3,12 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use forebay::bench::record::Record;
-use forebay::bench::summary::Summary;
-use forebay::bench::table::{aligned, number};
-use forebay::clock::Time;
-use forebay::sim::engine::{Engine, Event, RequestId, Submission};
-use forebay::sim::profile::Profile;
+use forebay_core::clock::Time;
+use forebay_lab::record::Record;
+use forebay_lab::summary::Summary;
+use forebay_lab::table::{aligned, number};
+use forebay_sim::engine::{Engine, Event, RequestId, Submission};
+use forebay_sim::profile::Profile;
 
 #[path = "seed_columns/records.rs"]
 mod records;

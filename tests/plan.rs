@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use forebay::config;
-use forebay::plan::{gpu, model, numa, rocm, topo};
+use forebay_fleet::config;
+use forebay_lab::plan::{gpu, model, numa, rocm, topo};
 use proptest::prelude::*;
 
 const HOSTS: &str = "tests/fixtures/hosts";
@@ -123,7 +123,7 @@ fn the_experiment_is_right_and_has_an_arm_for_each_layout_that_uses_every_gpu() 
         let folder = tempfile::tempdir().unwrap();
         assert!(plan_of(host, &["--out", folder.path().to_str().unwrap()]).status.success());
         let path = folder.path().join("experiment.toml");
-        let read = forebay::bench::experiment::read(&path, &fs::read_to_string(&path).unwrap(), &|_| None);
+        let read = forebay_lab::experiment::read(&path, &fs::read_to_string(&path).unwrap(), &|_| None);
         let experiment = read.unwrap_or_else(|report| panic!("{}", report.render(false)));
         assert_eq!(experiment.arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>(), arms);
         let env = &experiment.servers[0].env;

@@ -4,13 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use forebay::bench::record::Record;
-use forebay::bench::seed::{MEASURED, Measured};
-use forebay::bench::summary::{Distribution, Summary};
-use forebay::bench::table::{aligned, number, seed_rows};
-use forebay::clock::{Clock, Time};
-use forebay::sim::engine::{Engine, Event, RequestId, Submission};
-use forebay::sim::profile::Profile;
+use forebay_core::clock::{Clock, Time};
+use forebay_lab::record::Record;
+use forebay_lab::seed::{MEASURED, Measured};
+use forebay_lab::summary::{Distribution, Summary};
+use forebay_lab::table::{aligned, number, seed_rows};
+use forebay_sim::engine::{Engine, Event, RequestId, Submission};
+use forebay_sim::profile::Profile;
 
 #[path = "seed_columns/records.rs"]
 mod records;

@@ -4,9 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use forebay::bench::compare::figure::Figure;
-use forebay::bench::compare::judge::{Judged, Unit, judge};
-use forebay::bench::compare::model::{Scope, Verdict};
+use forebay_lab::compare::figure::Figure;
+use forebay_lab::compare::judge::{Judged, Unit, judge};
+use forebay_lab::compare::model::{Scope, Verdict};
 
 const EXPERIMENTS: u32 = 20_000;
 

@@ -7,23 +7,30 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Top to bottom. A module imports from layers below its own, never from its own row: siblings do not know each other.
-const LAYERS: &[&[&str]] = &[
-    &["cli"],
-    &["server"],
-    &["proxy", "tasks", "admin", "sim", "bench", "plan"],
-    &["upstream", "fleet"],
-    &["telemetry"],
-    &["config"],
-    &["routing", "stream", "stats"],
-    &["units", "clock", "error"],
+/// The crates whose modules have an order, top to bottom. A module imports from layers below its own, never from its own row:
+/// siblings do not know each other. What one crate may take from another is in its `Cargo.toml`, and the compiler holds it.
+const TREES: &[Tree] = &[
+    Tree { src: "src/", layers: &[&["cli"], &["server"], &["proxy", "tasks", "admin"], &["upstream"]], open: false },
+    Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"]], open: true },
+    Tree {
+        src: "crates/forebay-core/src/",
+        layers: &[&["vllm_metrics"], &["routing", "stream", "sample", "toml_reader"], &["units", "clock", "error"]],
+        open: false,
+    },
+    Tree { src: "crates/forebay-sim/src/", layers: &[], open: true },
+    Tree { src: "crates/forebay-lab/src/", layers: &[&["plan", "stats"]], open: true },
 ];
+
+/// One crate's modules.
+struct Tree {
+    src: &'static str,
+    layers: &'static [&'static [&'static str]],
+    /// Modules that are in no layer are above them all, and know each other.
+    open: bool,
+}
 
 /// The one exception to "no siblings": what an error says may carry a unit or a time.
 const SIBLINGS_ALLOWED: &[(&str, &str)] = &[("error", "units"), ("error", "clock")];
-
-/// Only the command line composes these; nothing that serves may import them, though they are below it.
-const NOT_FOR_SERVING: &[&str] = &["sim", "bench", "plan"];
 
 /// Lines of a file before its tests.
 const MAX_LINES: usize = 400;
@@ -31,65 +38,89 @@ const MAX_LINES: usize = 400;
 /// A word that only some files may use.
 struct Home {
     words: &'static [&'static str],
-    /// Folders (with a slash at the end) and files under `src/`.
+    /// Folders (with a slash at the end) and files.
     homes: &'static [&'static str],
     advice: &'static str,
 }
 
 const HOMES: &[Home] = &[
     Home {
+        words: &["forebay_sim::", "forebay_lab::"],
+        homes: &["src/cli/", "crates/forebay-sim/", "crates/forebay-lab/"],
+        advice: "what serves does without them; only src/cli/ composes them",
+    },
+    Home {
         words: &["pingora::", "pingora_core::", "pingora_timeout::"],
-        homes: &["server/"],
-        advice: "pingora lives in server/ alone; hand its connections on as plain values",
+        homes: &["src/server/"],
+        advice: "pingora lives in src/server/ alone; hand its connections on as plain values",
     },
     Home {
         words: &["hyper::body"],
-        homes: &["server/", "upstream/", "proxy/", "tasks/", "bench/", "sim/http.rs"],
+        homes: &[
+            "src/server/",
+            "src/upstream/",
+            "src/proxy/",
+            "crates/forebay-fleet/src/probe.rs",
+            "crates/forebay-lab/src/",
+            "crates/forebay-sim/src/http.rs",
+        ],
         advice: "take `http` types, or the bytes",
     },
     Home {
         words: &["hyper::", "hyper_util::"],
-        homes: &["server/", "upstream/", "tasks/", "bench/", "sim/http.rs"],
-        advice: "hyper's connections live in server/ and upstream/; elsewhere use `http` types and tower",
+        homes: &[
+            "src/server/",
+            "src/upstream/",
+            "crates/forebay-fleet/src/probe.rs",
+            "crates/forebay-lab/src/",
+            "crates/forebay-sim/src/http.rs",
+        ],
+        advice: "hyper's connections live in src/server/ and src/upstream/; elsewhere use `http` types and tower",
     },
-    Home { words: &["axum::"], homes: &["admin/", "sim/"], advice: "axum lives in admin/ and sim/" },
+    Home {
+        words: &["axum::"],
+        homes: &["src/admin/", "crates/forebay-sim/src/"],
+        advice: "axum lives in src/admin/ and in the simulator",
+    },
     Home {
         words: &["http::", "http_body::", "http_body_util::", "tower::"],
         homes: &[
-            "cli/",
-            "server/",
-            "proxy/",
-            "tasks/",
-            "admin/",
-            "sim/",
-            "bench/",
-            "plan/",
-            "upstream/",
-            "telemetry/",
-            "config/",
+            "src/",
+            "crates/forebay-sim/src/",
+            "crates/forebay-lab/src/",
+            "crates/forebay-fleet/src/probe.rs",
+            "crates/forebay-fleet/src/config/",
         ],
-        advice: "fleet, routing, stream and stats know no HTTP types, so that another front end can use them",
+        advice: "the fleet knows no HTTP types, so that another front end can use it",
     },
     Home {
         words: &["counter!", "gauge!", "histogram!", "describe_counter!", "describe_gauge!", "describe_histogram!"],
-        homes: &["telemetry/metrics.rs"],
+        homes: &["crates/forebay-fleet/src/telemetry/metrics.rs"],
         advice: "declare the metric in telemetry/metrics.rs and hold its handle",
     },
     Home {
         words: &["SystemTime"],
-        homes: &["telemetry/log.rs", "sim/http.rs"],
+        homes: &["crates/forebay-fleet/src/telemetry/log.rs", "crates/forebay-sim/src/http.rs"],
         advice: "the wall clock jumps: logs and simulated answers show it, and nothing is decided by it",
     },
-    Home { words: &["Instant::now"], homes: &["clock.rs"], advice: "take `now` as an argument, or ask a `Clock`" },
+    Home {
+        words: &["Instant::now"],
+        homes: &["crates/forebay-core/src/clock.rs"],
+        advice: "take `now` as an argument, or ask a `Clock`",
+    },
 ];
 
-/// Functions of their arguments: no async, I/O, locks, globals, clock or chance of their own.
-const PURE: &[&str] = &["routing/", "stream/", "stats/", "sim/engine.rs"];
+/// Functions of their arguments: no async, I/O, locks, globals, clock or chance of their own. (The core has no tokio to ask.)
+const PURE: &[&str] =
+    &["crates/forebay-core/src/", "crates/forebay-lab/src/stats/", "crates/forebay-sim/src/engine.rs"];
+/// The clock itself.
+const NOT_PURE: &[&str] = &["crates/forebay-core/src/clock.rs"];
 const IMPURE: &[&str] = &[
     "async",
     "await",
     "tokio::",
-    "std::net",
+    "std::net::Tcp",
+    "std::net::Udp",
     "std::fs",
     "std::thread",
     "Mutex",
@@ -280,30 +311,32 @@ fn heads(code: &str) -> Vec<(usize, String)> {
 
 // ---- rules ---------------------------------------------------------------------------------------------------------
 
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|row| row.contains(&module))
-}
+impl Tree {
+    fn layer(&self, module: &str) -> Option<usize> {
+        let place = self.layers.iter().position(|row| row.contains(&module));
+        if self.open { Some(place.map_or(0, |place| place + 1)) } else { place }
+    }
 
-/// Why `from` may not import `to`; nothing where it may.
-fn import_fault(from: &str, to: &str) -> Option<String> {
-    let (above, below) = (layer(from)?, layer(to)?);
-    if from == to || SIBLINGS_ALLOWED.contains(&(from, to)) {
-        None
-    } else if above == below {
-        Some(format!("`{from}` imports its sibling `{to}`; move what both need into a layer below"))
-    } else if above > below {
-        Some(format!("`{from}` imports `{to}`, which is above it; pass the value down, or move it below"))
-    } else if NOT_FOR_SERVING.contains(&to) && from != "cli" {
-        Some(format!("`{from}` serves and imports `{to}`; only cli/ composes it"))
-    } else {
-        None
+    /// Why `from` may not import `to`; nothing where it may.
+    fn import_fault(&self, from: &str, to: &str) -> Option<String> {
+        let (above, below) = (self.layer(from)?, self.layer(to)?);
+        let top = self.open && above == 0;
+        if from == to || top || SIBLINGS_ALLOWED.contains(&(from, to)) {
+            None
+        } else if above == below {
+            Some(format!("`{from}` imports its sibling `{to}`; move what both need into a layer below"))
+        } else if above > below {
+            Some(format!("`{from}` imports `{to}`, which is above it; pass the value down, or move it below"))
+        } else {
+            None
+        }
     }
 }
 
-/// Every fault of one file of `src/`; `path` is relative to it, with forward slashes.
+/// Every fault of one source file; `path` is relative to the project, with forward slashes.
 fn faults(path: &str, source: &str) -> Vec<String> {
     let mut out = Vec::new();
-    let mut say = |line: usize, what: String| out.push(format!("src/{path}:{line}: {what}"));
+    let mut say = |line: usize, what: String| out.push(format!("{path}:{line}: {what}"));
     let code = code_only(source);
 
     if !source.starts_with("//!") {
@@ -313,7 +346,7 @@ fn faults(path: &str, source: &str) -> Vec<String> {
     if lines > MAX_LINES {
         say(MAX_LINES + 1, format!("{lines} lines before the tests, over {MAX_LINES}; split the file by subject"));
     }
-    if matches!(path, "lib.rs" | "main.rs") && !code.contains("#![forbid(unsafe_code)]") {
+    if is_root(path) && !code.contains("#![forbid(unsafe_code)]") {
         say(1, "no `#![forbid(unsafe_code)]`".into());
     }
     for (number, line) in source.lines().enumerate() {
@@ -336,7 +369,7 @@ fn faults(path: &str, source: &str) -> Vec<String> {
             }
         }
     }
-    if within(path, PURE) {
+    if within(path, PURE) && !within(path, NOT_PURE) {
         for word in IMPURE {
             for line in uses(&code, word) {
                 say(line, format!("`{word}` in a pure module; take time, chance and data as arguments"));
@@ -349,17 +382,29 @@ fn faults(path: &str, source: &str) -> Vec<String> {
     out
 }
 
+/// `lib.rs` or `main.rs` of a crate.
+fn is_root(path: &str) -> bool {
+    path.ends_with("src/lib.rs") || path.ends_with("src/main.rs")
+}
+
 fn layer_faults(path: &str, code: &str) -> Vec<(usize, String)> {
-    let modules: Vec<&str> = path.trim_end_matches(".rs").split('/').filter(|part| *part != "mod").collect();
-    if matches!(path, "lib.rs" | "main.rs") {
+    let Some(tree) = TREES.iter().find(|tree| path.starts_with(tree.src)) else {
+        return vec![(
+            1,
+            "the crate is not in TREES in tests/tidy.rs; put it there and into ARCHITECTURE.md".to_owned(),
+        )];
+    };
+    if is_root(path) {
         return Vec::new();
     }
+    let inside = path.trim_start_matches(tree.src).trim_end_matches(".rs");
+    let modules: Vec<&str> = inside.split('/').filter(|part| *part != "mod").collect();
     let own = modules[0];
-    if layer(own).is_none() {
-        return vec![(1, format!("`{own}` is in no layer; put it into LAYERS in tests/tidy.rs and ARCHITECTURE.md"))];
+    if tree.layer(own).is_none() {
+        return vec![(1, format!("`{own}` is in no layer; put it into TREES in tests/tidy.rs and ARCHITECTURE.md"))];
     }
     let found = imports(code, modules.len()).into_iter();
-    found.filter_map(|(line, to)| import_fault(own, &to).map(|fault| (line, fault))).collect()
+    found.filter_map(|(line, to)| tree.import_fault(own, &to).map(|fault| (line, fault))).collect()
 }
 
 /// Whether every `hyper::` of a line is `hyper::body`.
@@ -368,7 +413,7 @@ fn only_bodies(code: &str, line: usize) -> bool {
     uses(text, "hyper::").len() == uses(text, "hyper::body").len()
 }
 
-/// Whether a file of `src/` holds nothing but tests: `tests.rs` beside what it tests, or a folder `tests/`.
+/// Whether a file holds nothing but tests: `tests.rs` beside what it tests, or a folder `tests/`.
 fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs") || path == "tests.rs" || path.contains("/tests/")
 }
@@ -457,23 +502,31 @@ fn report(faults: &[String]) {
     assert!(faults.is_empty(), "{} faults:\n{text}", faults.len());
 }
 
+/// The sources of every crate: the root's and those of `crates/`.
+fn sources() -> Vec<String> {
+    let of_crates = files("crates").into_iter().filter(|path| path.split('/').nth(2) == Some("src"));
+    files("src").into_iter().chain(of_crates).filter(|path| is_rust(path)).collect()
+}
+
 #[test]
-fn src_keeps_its_shape() {
-    let sources = files("src");
-    assert!(sources.iter().any(|path| path == "src/lib.rs"), "src/ was not found");
-    let rust = sources.iter().filter(|path| is_rust(path));
-    report(&rust.flat_map(|path| faults(path.trim_start_matches("src/"), &read(path))).collect::<Vec<_>>());
+fn sources_keep_their_shape() {
+    let sources = sources();
+    for tree in TREES {
+        assert!(sources.contains(&format!("{}lib.rs", tree.src)), "{} was not found", tree.src);
+    }
+    report(&sources.iter().flat_map(|path| faults(path, &read(path))).collect::<Vec<_>>());
 }
 
 #[test]
 fn nothing_is_left_over() {
-    let rust = ["src", "tests", "benches"].into_iter().flat_map(files).filter(|path| is_rust(path));
+    let rust = ["src", "crates", "tests", "benches", "fuzz"].into_iter().flat_map(files).filter(|path| is_rust(path));
     report(&rust.flat_map(|path| leftovers(&path, &read(&path))).collect::<Vec<_>>());
 }
 
 #[test]
 fn nothing_outside_the_project_is_named() {
-    let mut texts: Vec<String> = ["src", "tests", "benches", "config", "docker"].into_iter().flat_map(files).collect();
+    let folders = ["src", "crates", "tests", "benches", "config", "docker", "docs", "fuzz"];
+    let mut texts: Vec<String> = folders.into_iter().flat_map(files).collect();
     for entry in fs::read_dir(root()).expect("the project's root").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if Path::new(&name).extension().is_some_and(|extension| extension == "md" || extension == "toml") {
@@ -485,7 +538,8 @@ fn nothing_outside_the_project_is_named() {
 
 #[test]
 fn every_file_of_config_is_named_by_a_test() {
-    let code: String = ["tests", "src"].into_iter().flat_map(files).filter(|p| is_rust(p)).map(|p| read(&p)).collect();
+    let code: String =
+        ["tests", "src", "crates"].into_iter().flat_map(files).filter(|p| is_rust(p)).map(|p| read(&p)).collect();
     let unnamed: Vec<String> = files("config")
         .into_iter()
         .filter(|path| !code.contains(path.rsplit('/').next().unwrap_or(path)))
@@ -518,55 +572,61 @@ fn imports_are_found_in_every_form() {
 
 #[test]
 fn layers_point_down_and_siblings_are_strangers() {
-    assert!(import_fault("proxy", "fleet").is_none());
-    assert!(import_fault("error", "units").is_none());
-    assert!(import_fault("fleet", "fleet").is_none());
-    assert!(import_fault("cli", "sim").is_none());
-    assert!(import_fault("units", "error").is_some_and(|fault| fault.contains("sibling")));
-    assert!(import_fault("proxy", "admin").is_some_and(|fault| fault.contains("sibling")));
-    assert!(import_fault("fleet", "proxy").is_some_and(|fault| fault.contains("above")));
-    assert!(import_fault("server", "sim").is_some_and(|fault| fault.contains("composes")));
+    let (root, fleet, core) = (&TREES[0], &TREES[1], &TREES[2]);
+    assert!(root.import_fault("proxy", "upstream").is_none());
+    assert!(core.import_fault("error", "units").is_none());
+    assert!(core.import_fault("routing", "routing").is_none());
+    assert!(fleet.import_fault("load", "telemetry").is_none());
+    assert!(fleet.import_fault("load", "health").is_none(), "what is in no layer of an open tree");
+    assert!(core.import_fault("units", "error").is_some_and(|fault| fault.contains("sibling")));
+    assert!(root.import_fault("proxy", "admin").is_some_and(|fault| fault.contains("sibling")));
+    assert!(root.import_fault("upstream", "proxy").is_some_and(|fault| fault.contains("above")));
+    assert!(fleet.import_fault("config", "load").is_some_and(|fault| fault.contains("above")));
+    assert_eq!(faults("crates/forebay-new/src/x.rs", "//! x\n").len(), 1, "a crate of no tree");
 }
 
 #[test]
 fn tests_may_import_what_they_like() {
-    let source = "//! x\nuse crate::units::A;\n#[cfg(test)]\nmod tests {\n use crate::server::B;\n fn f() { {} }\n}\n";
-    assert_eq!(faults("routing/table.rs", source), Vec::<String>::new());
-    let after = format!("{source}use crate::server::C;\n");
-    assert_eq!(faults("routing/table.rs", &after).len(), 1, "what follows the tests counts again");
-    assert!(faults("routing/table.rs", &after)[0].starts_with("src/routing/table.rs:8:"));
-    assert!(faults("fleet/tests.rs", "//! x\nuse crate::server::B;").is_empty());
+    let source = "//! x\nuse crate::units::A;\n#[cfg(test)]\nmod tests {\n use crate::stream::B;\n fn f() { {} }\n}\n";
+    let path = "crates/forebay-core/src/routing/table.rs";
+    assert_eq!(faults(path, source), Vec::<String>::new());
+    let after = format!("{source}use crate::stream::C;\n");
+    assert_eq!(faults(path, &after).len(), 1, "what follows the tests counts again");
+    assert!(faults(path, &after)[0].starts_with(&format!("{path}:8:")));
+    assert!(faults("crates/forebay-core/src/routing/tests.rs", "//! x\nuse crate::stream::B;").is_empty());
 }
 
 #[test]
 fn frameworks_stay_at_home() {
     let bad = |path, line: &str| !faults(path, &format!("//! x\n{line}\n")).is_empty();
-    assert!(bad("proxy/relay.rs", "use pingora::apps::ServerApp;"));
-    assert!(!bad("server/app.rs", "use pingora::apps::ServerApp;"));
-    assert!(bad("proxy/relay.rs", "use hyper::client::conn;"));
-    assert!(!bad("proxy/relay.rs", "use hyper::body::Incoming;"));
-    assert!(bad("admin/routes.rs", "use hyper::body::Incoming;"));
-    assert!(bad("fleet/load.rs", "let t = std::time::Instant::now();"));
-    assert!(bad("sim/http.rs", "let t = Instant::now();"));
-    assert!(!bad("clock.rs", "let t = Instant::now();"));
-    assert!(bad("proxy/relay.rs", "metrics::counter!(\"x\").increment(1);"));
-    assert!(!bad("telemetry/metrics.rs", "counter!(\"x\").increment(1);"));
-    assert!(bad("fleet/event.rs", "use http::StatusCode;"));
-    assert!(!bad("admin/routes.rs", "use crate::telemetry::log; // pingora:: is not used here"));
-    assert!(bad("routing/cost.rs", "async fn f() {}"));
-    assert!(bad("stream/sse.rs", "static X: std::sync::Mutex<u8> = todo;"));
-    assert!(!bad("stream/sse.rs", "fn asynchronous(instant: Time) {}"));
+    assert!(bad("src/proxy/relay.rs", "use pingora::apps::ServerApp;"));
+    assert!(!bad("src/server/app.rs", "use pingora::apps::ServerApp;"));
+    assert!(bad("src/proxy/relay.rs", "use hyper::client::conn;"));
+    assert!(!bad("src/proxy/relay.rs", "use hyper::body::Incoming;"));
+    assert!(bad("src/proxy/relay.rs", "use forebay_sim::engine;"));
+    assert!(!bad("src/cli/demo.rs", "use forebay_sim::engine;"));
+    assert!(bad("src/admin/routes.rs", "use hyper::body::Incoming;"));
+    assert!(bad("crates/forebay-fleet/src/load.rs", "let t = std::time::Instant::now();"));
+    assert!(bad("crates/forebay-sim/src/http.rs", "let t = Instant::now();"));
+    assert!(!bad("crates/forebay-core/src/clock.rs", "let t = Instant::now();"));
+    assert!(bad("src/proxy/relay.rs", "metrics::counter!(\"x\").increment(1);"));
+    assert!(!bad("crates/forebay-fleet/src/telemetry/metrics.rs", "counter!(\"x\").increment(1);"));
+    assert!(bad("crates/forebay-fleet/src/event.rs", "use http::StatusCode;"));
+    assert!(!bad("src/admin/routes.rs", "use forebay_fleet::telemetry::log; // pingora:: is not used here"));
+    assert!(bad("crates/forebay-core/src/routing/cost.rs", "async fn f() {}"));
+    assert!(bad("crates/forebay-core/src/stream/sse.rs", "static X: std::sync::Mutex<u8> = todo;"));
+    assert!(!bad("crates/forebay-core/src/stream/sse.rs", "fn asynchronous(instant: Time) {}"));
 }
 
 #[test]
 fn sizes_headers_and_leftovers_are_seen() {
     let long =
         |before: usize| format!("//! x\n{}#[cfg(test)]\nmod tests {{\n{}}}\n", "\n".repeat(before), "\n".repeat(500));
-    assert!(faults("stats/x.rs", &long(399)).is_empty());
-    assert_eq!(faults("stats/x.rs", &long(400)).len(), 1);
-    assert_eq!(faults("stats/x.rs", "use std::fmt;\n").len(), 1);
-    assert_eq!(faults("stats/x.rs", "//! x\n// TODO later\n// TODO(#3): soon\n").len(), 1);
-    assert_eq!(faults("gateway/x.rs", "//! x\n").len(), 1, "a module of no layer");
+    assert!(faults("crates/forebay-lab/src/stats/x.rs", &long(399)).is_empty());
+    assert_eq!(faults("crates/forebay-lab/src/stats/x.rs", &long(400)).len(), 1);
+    assert_eq!(faults("crates/forebay-lab/src/stats/x.rs", "use std::fmt;\n").len(), 1);
+    assert_eq!(faults("crates/forebay-lab/src/stats/x.rs", "//! x\n// TODO later\n// TODO(#3): soon\n").len(), 1);
+    assert_eq!(faults("src/gateway/x.rs", "//! x\n").len(), 1, "a module of no layer");
     assert_eq!(leftovers("src/a.rs", "fn f() { todo!() }\n// todo!()\n#[ignore = \"slow\"]\n").len(), 2);
     assert_eq!(leftovers("tests/common/mod.rs", "").len(), 1);
     assert_eq!(leftovers("src/uncommon.rs", "").len(), 0);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use forebay::stats::estimate;
+use forebay_lab::stats::estimate;
 use serde::Serialize;
 
 use super::options::{Name, Work};

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::routes::error;
-use crate::config::model::Secret;
+use forebay_fleet::config::model::Secret;
 
 /// What a client must send.
 #[derive(Clone)]

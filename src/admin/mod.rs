@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::model::Secret;
-use crate::units::BackendId;
+use forebay_core::units::BackendId;
+use forebay_fleet::config::model::Secret;
 
 /// The API as a tower service; cheap to clone.
 pub type Router = axum::Router;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::auth::{Token, require};
 use super::changes::{drain, no_page, undrain};
 use super::{Admin, Router, dashboard};
-use crate::error::{ErrorShape, error_json};
+use forebay_core::error::{ErrorShape, error_json};
 
 const INDEX: &str = "forebay: admin API
 /dashboard    the live page

@@ -6,14 +6,14 @@ use serde_json::json;
 use tower::ServiceExt;
 
 use super::*;
-use crate::clock::Time;
-use crate::config::Config;
-use crate::config::model::{Arm, Backend, Pool};
-use crate::fleet::Sample;
-use crate::fleet::controller::{Controller, Settings};
-use crate::telemetry::Telemetry;
-use crate::telemetry::labels::Outcome;
-use crate::units::BackendId;
+use forebay_core::clock::Time;
+use forebay_core::sample::Sample;
+use forebay_core::units::BackendId;
+use forebay_fleet::config::Config;
+use forebay_fleet::config::model::{Arm, Backend, Pool};
+use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::labels::Outcome;
 
 fn admin(ready: Result<(), String>) -> Admin {
     Admin {

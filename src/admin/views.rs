@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::clock::Time;
-use crate::fleet::Snapshot;
-use crate::fleet::view::ScrapeView;
-use crate::fleet::view::{ArmView, BackendView, FleetView, PoolView};
-use crate::telemetry::Telemetry;
-use crate::telemetry::labels::BackendState;
-use crate::telemetry::live::{ArmRow, BackendRow};
-use crate::units::BackendId;
+use forebay_core::clock::Time;
+use forebay_core::units::BackendId;
+use forebay_fleet::Snapshot;
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::labels::BackendState;
+use forebay_fleet::telemetry::live::{ArmRow, BackendRow};
+use forebay_fleet::view::ScrapeView;
+use forebay_fleet::view::{ArmView, BackendView, FleetView, PoolView};
 
 /// The text of `/metrics`.
 #[must_use]

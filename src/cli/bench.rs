@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::bench::client::{Client, Progress, Sending, Target};
-use crate::bench::counting::Counted;
-use crate::bench::results;
-use crate::bench::rows::{self, Load, Offered, RunHead, RunRows};
-use crate::bench::run::{self, RunSpec, WarmUp};
-use crate::bench::sampler::Scraped;
-use crate::bench::slo::Slo;
-use crate::bench::workload::{Endpoint, Length, Rate, Workload};
+use forebay_lab::client::{Client, Progress, Sending, Target};
+use forebay_lab::counting::Counted;
+use forebay_lab::results;
+use forebay_lab::rows::{self, Load, Offered, RunHead, RunRows};
+use forebay_lab::run::{self, RunSpec, WarmUp};
+use forebay_lab::sampler::Scraped;
+use forebay_lab::slo::Slo;
+use forebay_lab::workload::{Endpoint, Length, Rate, Workload};
 
 mod load;
 mod progress;
@@ -187,7 +187,7 @@ pub fn run(args: Args) -> ExitCode {
                 true => println!("{}", results::json(&runs, slo)),
                 false => print!("{}", results::text(&runs, slo)),
             }
-            let whole = runs.iter().flat_map(|run| &run.records).all(crate::bench::record::Record::succeeded);
+            let whole = runs.iter().flat_map(|run| &run.records).all(forebay_lab::record::Record::succeeded);
             return if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Err(Failed::Usage(message)) => (message, ExitCode::from(2)),

@@ -6,8 +6,8 @@ use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::config::model::{Arm, Backend, Config, Pool, SessionKey, WaitRoom};
-use crate::config::{self, Report};
+use forebay_fleet::config::model::{Arm, Backend, Config, Pool, SessionKey, WaitRoom};
+use forebay_fleet::config::{self, Report};
 
 /// The arguments of `forebay check`.
 #[derive(Debug, clap::Args)]

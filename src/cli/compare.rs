@@ -8,13 +8,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::experiment;
-use crate::bench::compare::html::{Made, html};
-use crate::bench::compare::markdown::markdown;
-use crate::bench::compare::model::Comparison;
-use crate::bench::compare::text::text;
-use crate::bench::compare::{Options, compare};
-use crate::bench::rows::{self, RunRows};
-use crate::bench::slo::Slo;
+use forebay_lab::compare::html::{Made, html};
+use forebay_lab::compare::markdown::markdown;
+use forebay_lab::compare::model::Comparison;
+use forebay_lab::compare::text::text;
+use forebay_lab::compare::{Options, compare};
+use forebay_lab::rows::{self, RunRows};
+use forebay_lab::slo::Slo;
 
 /// The arguments of `forebay compare`.
 #[derive(Debug, clap::Args)]
@@ -190,9 +190,7 @@ fn report(comparison: &Comparison, args: &Args) -> Result<String, Failed> {
 /// The command as it may be given again.
 fn command_line() -> String {
     let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    let words: Vec<String> = ["forebay".to_owned()].into_iter().chain(args).collect();
-    // only a word with a nul byte cannot be quoted, and no argument has one
-    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default()
+    forebay_lab::experiment::shell_line(["forebay".to_owned()].into_iter().chain(args))
 }
 
 /// The runs of a file, each with its arm.
@@ -238,7 +236,7 @@ fn named<T: FromStr>(text: &str) -> Result<(String, T), String> {
 }
 
 fn block(text: &str) -> Result<Duration, String> {
-    let block = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let block = forebay_core::units::parse_duration(text)?;
     if block < Duration::from_secs(300) {
         return Err("requests closer than 5m are not independent; it must be at least 5m".to_owned());
     }

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::bench::client::{Client, Progress, Sending, Target};
-use crate::bench::dataset::Dataset;
-use crate::bench::rows::{Load, Offered, RunHead, RunRows};
-use crate::bench::run::{self, RunSpec, WarmUp};
-use crate::bench::sampler::Scraped;
-use crate::bench::seed::LOAD;
-use crate::bench::workload::{Endpoint, Length, Rate, Workload};
-use crate::clock::Clock;
-use crate::config::model::Config;
 use crate::server::{self, AccessLogFormat, Options, Source};
+use forebay_core::clock::Clock;
+use forebay_fleet::config::model::Config;
+use forebay_lab::client::{Client, Progress, Sending, Target};
+use forebay_lab::dataset::Dataset;
+use forebay_lab::rows::{Load, Offered, RunHead, RunRows};
+use forebay_lab::run::{self, RunSpec, WarmUp};
+use forebay_lab::sampler::Scraped;
+use forebay_lab::seed::LOAD;
+use forebay_lab::workload::{Endpoint, Length, Rate, Workload};
 
 mod fleet;
 mod live;

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::check::print_report;
-use crate::bench::experiment::{self, Options, Outcome};
-use crate::clock::Clock;
-use crate::units::parse_duration;
+use forebay_core::clock::Clock;
+use forebay_core::units::parse_duration;
+use forebay_lab::experiment::{self, Options, Outcome};
 
 /// The time is over and turns are left: `EX_TEMPFAIL`, "try again later".
 const OUT_OF_TIME: u8 = 75;

@@ -8,11 +8,11 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::config::model::{Affinity, SessionKey};
-use crate::fleet::recorded::{Recorded, RecordedPool};
 use crate::proxy::asked::{Asked, asked};
-use crate::routing::facts::{ArmIndex, RequestFacts};
-use crate::units::BackendId;
+use forebay_core::routing::facts::{ArmIndex, RequestFacts};
+use forebay_core::units::BackendId;
+use forebay_fleet::config::model::{Affinity, SessionKey};
+use forebay_fleet::recorded::{Recorded, RecordedPool};
 
 use source::Source;
 

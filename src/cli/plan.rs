@@ -8,12 +8,12 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::plan::Plan;
-use crate::plan::memory::{Bytes, Load};
-use crate::plan::mistake::Mistake;
-use crate::plan::model::{self, Bits};
-use crate::plan::report;
-use crate::units::parse_size;
+use forebay_core::units::parse_size;
+use forebay_lab::plan::Plan;
+use forebay_lab::plan::memory::{Bytes, Load};
+use forebay_lab::plan::mistake::Mistake;
+use forebay_lab::plan::model::{self, Bits};
+use forebay_lab::plan::report;
 
 /// The arguments of `forebay plan`.
 #[derive(Debug, clap::Args)]

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::check;
-use crate::config::model::{BackendUrl, Config};
 use crate::server::{self, AccessLogFormat, Options, Source};
-use crate::telemetry::log::Format;
-use crate::telemetry::trace;
+use forebay_fleet::config::model::{BackendUrl, Config};
+use forebay_fleet::telemetry::log::Format;
+use forebay_fleet::telemetry::trace;
 
 /// Arguments of `forebay serve`.
 #[derive(clap::Args)]
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> ExitCode {
     }
     let (mut config, source) = match &args.config {
         None => (Config::default(), Source::Backends(args.backends)),
-        Some(path) => match crate::config::load(path) {
+        Some(path) => match forebay_fleet::config::load(path) {
             Ok(loaded) => (loaded.config.clone(), Source::File { path: path.clone(), loaded: Box::new(loaded) }),
             Err(report) => {
                 check::print_report(&report);

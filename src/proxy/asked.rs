@@ -3,7 +3,7 @@
 use super::peek::peek;
 use super::route::{BodyForm, Endpoint, Route, find};
 use super::work::weigh;
-use crate::routing::facts::RequestFacts;
+use forebay_core::routing::facts::RequestFacts;
 
 /// A request that is asked about.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub fn asked(path: &str, body: &[u8], session: Option<&str>) -> Result<Asked, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::facts::Kind;
+    use forebay_core::routing::facts::Kind;
 
     #[test]
     fn a_request_is_weighed_as_it_would_be_served() {

@@ -18,11 +18,11 @@ use super::exchange::{Committed, Exchange};
 use super::hold::hold;
 use super::relay::Events;
 use super::wait::{Patience, place};
-use crate::error::{Failure, Refusal};
-use crate::fleet::alarm::{Heard, Watch};
-use crate::fleet::{Backend, Outcome, Suspicion, Ticket};
-use crate::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
 use crate::upstream::{AnswerBody, Connection};
+use forebay_core::error::{Failure, Refusal};
+use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
+use forebay_fleet::alarm::{Heard, Watch};
+use forebay_fleet::{Backend, Outcome, Suspicion, Ticket};
 
 /// An error answer up to this size is kept, in case it turns out to be the last word.
 const ERROR_ANSWER_MAX: usize = 256 << 10;

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::headers::API_KEY;
-use crate::config::model::ClientKey;
-use crate::error::Refusal;
+use forebay_core::error::Refusal;
+use forebay_fleet::config::model::ClientKey;
 
 /// The name of the key that a request carries; `None` where no keys are configured.
 ///

@@ -22,13 +22,13 @@ use super::relay::{Document, Events, relay_unary, settle};
 use super::tell::AtPanic;
 use super::wire::{Deadlines, Wire};
 use super::work::Work;
-use crate::clock::Time;
-use crate::config::model::Config;
-use crate::error::{Failure, Refusal};
-use crate::fleet::alarm::Watch;
-use crate::fleet::{Outcome, Suspicion, Ticket};
-use crate::stream::Api;
 use crate::upstream;
+use forebay_core::clock::Time;
+use forebay_core::error::{Failure, Refusal};
+use forebay_core::stream::Api;
+use forebay_fleet::alarm::Watch;
+use forebay_fleet::config::model::Config;
+use forebay_fleet::{Outcome, Suspicion, Ticket};
 
 /// A unary answer up to this size is read whole before it is passed on: one write to the client, and no channel.
 const WHOLE_ANSWER_MAX: u64 = 64 << 10;

@@ -8,11 +8,11 @@ use super::attempt::Uncommitted;
 use super::exchange::Exchange;
 use super::relay::Events;
 use super::responses;
-use crate::error::Failure;
-use crate::fleet::Ticket;
-use crate::fleet::alarm::Heard;
-use crate::stream::{Api, Kind, Parser, Segment};
 use crate::upstream::AnswerBody;
+use forebay_core::error::Failure;
+use forebay_core::stream::{Api, Kind, Parser, Segment};
+use forebay_fleet::Ticket;
+use forebay_fleet::alarm::Heard;
 
 /// More than this is not held, preambles (which echo the request) apart: whatever it is, the engine sent it.
 const HELD_MAX: usize = 1 << 20;

@@ -14,7 +14,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use crate::error::Refusal;
+use forebay_core::error::Refusal;
 
 /// Memory is taken from the common limit in steps of this many bytes.
 const STEP: u64 = 64 << 10;

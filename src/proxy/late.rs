@@ -11,10 +11,10 @@ use super::exchange::{Committed, Exchange};
 use super::relay::settle;
 use super::tell;
 use super::wire;
-use crate::clock::Time;
-use crate::error::{Failure, Refusal};
-use crate::fleet::{Outcome, Ticket};
 use crate::upstream::AnswerBody;
+use forebay_core::clock::Time;
+use forebay_core::error::{Failure, Refusal};
+use forebay_fleet::{Outcome, Ticket};
 
 impl Exchange {
     /// Ends the request behind an early head.

@@ -55,16 +55,16 @@ use self::responses::ResponseHomes;
 use self::route::{BodyForm, Route};
 pub use self::shutdown::Shutdown;
 use self::work::Work;
-use crate::clock::Clock;
-use crate::config::model::Config;
-use crate::error::{ErrorShape, Refusal, error_json};
-use crate::fleet::Fleet;
-use crate::fleet::controller::Controller;
-use crate::telemetry::Telemetry;
-use crate::telemetry::labels::Panicked;
-use crate::telemetry::log::AccessLog;
-use crate::telemetry::panics::caught;
 use crate::upstream::Upstream;
+use forebay_core::clock::Clock;
+use forebay_core::error::{ErrorShape, Refusal, error_json};
+use forebay_fleet::Fleet;
+use forebay_fleet::config::model::Config;
+use forebay_fleet::controller::Controller;
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::labels::Panicked;
+use forebay_fleet::telemetry::log::AccessLog;
+use forebay_fleet::telemetry::panics::caught;
 
 /// Whether the process takes traffic; the text says why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;

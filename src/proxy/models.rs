@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::fleet::{Pool, Snapshot};
+use forebay_fleet::{Pool, Snapshot};
 
 fn entries(pool: &Pool) -> Vec<Value> {
     let mut found: Vec<Value> = Vec::new();

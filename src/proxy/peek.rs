@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::prefix::Prefix;
 use super::weight::Weight;
-use crate::routing::affinity::Marks;
+use forebay_core::routing::affinity::Marks;
 
 /// What a request's body says, as far as it is read. Ranges are byte positions in that body.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::hash::Hasher as _;
 
 use twox_hash::xxhash3_64::Hasher;
 
-use crate::routing::affinity::{BLOCK_ENDS, Mark, Marks};
+use forebay_core::routing::affinity::{BLOCK_ENDS, Mark, Marks};
 
 /// Of a string that is no text (an image's data, a URL) so many bytes of both ends tell it from others.
 const SAMPLED: usize = 256;

@@ -15,16 +15,16 @@ use super::body::AnswerBody;
 use super::headers;
 use super::route::error_shape;
 use super::why::{Tell, Why};
-use crate::clock::Time;
-use crate::config::model::Config;
-use crate::error::{Failure, Refusal, error_json};
-use crate::fleet::{Backend, Dispatched, Pool};
-use crate::routing::facts::ArmIndex;
-use crate::stream::Usage;
-use crate::stream::timings::Timings;
-use crate::telemetry::log::AccessRecord;
-use crate::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
-use crate::units::BackendId;
+use forebay_core::clock::Time;
+use forebay_core::error::{Failure, Refusal, error_json};
+use forebay_core::routing::facts::ArmIndex;
+use forebay_core::stream::Usage;
+use forebay_core::stream::timings::Timings;
+use forebay_core::units::BackendId;
+use forebay_fleet::config::model::Config;
+use forebay_fleet::telemetry::log::AccessRecord;
+use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
+use forebay_fleet::{Backend, Dispatched, Pool};
 
 mod ended;
 

@@ -10,10 +10,10 @@ use super::record::Record;
 use super::responses;
 use super::tell;
 use super::wire::Wire;
-use crate::clock::Time;
-use crate::error::Failure;
-use crate::fleet::{Outcome, Ticket};
-use crate::stream::{Api, Kind, Parser, Segment, Usage, usage_of_body};
+use forebay_core::clock::Time;
+use forebay_core::error::Failure;
+use forebay_core::stream::{Api, Kind, Parser, Segment, Usage, usage_of_body};
+use forebay_fleet::{Outcome, Ticket};
 
 /// Unary answers up to this size are kept beside the relay for their token counts.
 const USAGE_BODY_MAX: usize = 4 << 20;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 
-use crate::units::BackendId;
+use forebay_core::units::BackendId;
 
 /// Stored responses remembered; at about 100 bytes each.
 const CAPACITY: usize = 100_000;

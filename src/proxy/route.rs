@@ -1,7 +1,7 @@
 //! The allow-list: which method and path is served, by which API, and what is read of it. vLLM's key guards only `/v1` and its
 //! development paths can stop the engine, so whatever is not listed here does not reach a backend.
 
-use crate::stream::Api;
+use forebay_core::stream::Api;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,11 +93,11 @@ pub(super) fn find<'a>(method: &str, path: &'a str) -> Option<Route<'a>> {
 }
 
 /// The shape in which the clients of a path expect an error.
-pub(super) fn error_shape(path: &str) -> crate::error::ErrorShape {
+pub(super) fn error_shape(path: &str) -> forebay_core::error::ErrorShape {
     if path.starts_with("/v1/messages") {
-        crate::error::ErrorShape::Anthropic
+        forebay_core::error::ErrorShape::Anthropic
     } else {
-        crate::error::ErrorShape::OpenAi
+        forebay_core::error::ErrorShape::OpenAi
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::peek::{Options, Peek, StreamOptions};
-use crate::stream::Api;
+use forebay_core::stream::Api;
 
 /// The changes to one request's body; those for its first attempt can be others than those for its next.
 #[derive(Clone, Debug, Default)]

@@ -5,8 +5,8 @@ use tokio::sync::mpsc;
 
 use super::attempt::RealAnswer;
 use super::body::Message;
-use crate::error::{ErrorShape, Failure, Refusal, error_json};
-use crate::stream::Api;
+use forebay_core::error::{ErrorShape, Failure, Refusal, error_json};
+use forebay_core::stream::Api;
 
 /// Its stream was cut.
 pub(super) fn of_cut(api: Api, failure: Failure) -> Option<Bytes> {

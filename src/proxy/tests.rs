@@ -9,8 +9,8 @@ use http_body_util::BodyExt;
 use tower::Service;
 
 use super::*;
-use crate::fleet::controller::Settings;
 use crate::upstream::Limits;
+use forebay_fleet::controller::Settings;
 
 /// A request's body whose reading panics.
 struct Panics;

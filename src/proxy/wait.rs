@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use super::exchange::Exchange;
-use crate::clock::Time;
-use crate::error::Refusal;
-use crate::fleet::{Admission, Ask, Dispatched, Placed, Waiting};
-use crate::units::BackendId;
+use forebay_core::clock::Time;
+use forebay_core::error::Refusal;
+use forebay_core::units::BackendId;
+use forebay_fleet::{Admission, Ask, Dispatched, Placed, Waiting};
 
 /// A back-off that ends by time alone is noticed by who waits for it, within this.
 const LOOK: Duration = Duration::from_millis(250);

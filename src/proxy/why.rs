@@ -10,10 +10,10 @@ use std::time::Duration;
 use http::header::{HeaderMap, HeaderValue};
 
 use super::headers;
-use crate::clock::Clock;
-use crate::config::model::Explain;
-use crate::fleet::Dispatched;
-use crate::telemetry::decisions::{Decisions, Told};
+use forebay_core::clock::Clock;
+use forebay_fleet::Dispatched;
+use forebay_fleet::config::model::Explain;
+use forebay_fleet::telemetry::decisions::{Decisions, Told};
 
 /// Bytes of a decision in an answer's header, and in the log.
 const TOLD_MAX: usize = 1024;

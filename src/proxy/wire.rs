@@ -15,11 +15,11 @@ use tokio::time::Sleep;
 
 use super::body::Message;
 use super::shutdown::Shutdown;
-use crate::clock::{Clock, Time};
-use crate::error::Failure;
-use crate::fleet::Pauses;
-use crate::fleet::alarm::{Heard, Watch};
 use crate::upstream::AnswerBody;
+use forebay_core::clock::{Clock, Time};
+use forebay_core::error::Failure;
+use forebay_fleet::Pauses;
+use forebay_fleet::alarm::{Heard, Watch};
 
 /// Where no deadline is set, the timer looks again after this.
 const FAR: Duration = Duration::from_secs(3600);

@@ -18,16 +18,16 @@ use super::peek::{Peek, peek};
 use super::record::Record;
 use super::route::{BodyForm, Effort, Endpoint, Route};
 use super::splice::Splice;
-use crate::config::model::{Affinity, Config, SessionKey, UsageMode};
-use crate::error::Refusal;
-use crate::fleet::Backend;
-use crate::fleet::{Pool, Snapshot};
-use crate::routing::affinity::Marks;
-use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
-use crate::routing::wait_room::LaneKey;
-use crate::stream::Api;
-use crate::units::BackendId;
 use crate::upstream::{self, Pieces};
+use forebay_core::error::Refusal;
+use forebay_core::routing::affinity::Marks;
+use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::wait_room::LaneKey;
+use forebay_core::stream::Api;
+use forebay_core::units::BackendId;
+use forebay_fleet::Backend;
+use forebay_fleet::config::model::{Affinity, Config, SessionKey, UsageMode};
+use forebay_fleet::{Pool, Snapshot};
 
 /// Bodies over this size are parsed on a blocking thread: a MiB takes about a millisecond.
 const PARSE_INLINE: usize = 256 << 10;

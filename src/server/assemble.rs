@@ -23,13 +23,13 @@ use super::upgrade::{Meeting, reserve};
 use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError};
 use crate::admin::{self, Admin};
-use crate::clock::Clock;
-use crate::config::model::Config;
-use crate::fleet::controller::{Controller, Settings};
 use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
-use crate::telemetry::Telemetry;
-use crate::telemetry::log::{AccessLog, Format};
 use crate::upstream::{Limits, Upstream};
+use forebay_core::clock::Clock;
+use forebay_fleet::config::model::Config;
+use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::log::{AccessLog, Format};
 
 /// How long a connection to a backend may take to be made. Longer than one lost SYN, which is sent again after 1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

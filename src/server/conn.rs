@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::clock::{Clock, Time};
+use forebay_core::clock::{Clock, Time};
 
 /// Limits of a connection without a request; `None` is no limit.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +133,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::ManualClock;
+    use forebay_core::clock::ManualClock;
 
     const LIMITS: IdleLimits =
         IdleLimits { header: Some(Duration::from_secs(10)), keep_alive: Some(Duration::from_secs(75)) };

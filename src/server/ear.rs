@@ -129,7 +129,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::clock::Clock;
+    use forebay_core::clock::Clock;
 
     #[tokio::test]
     async fn what_the_ear_reads_is_hypers_next_and_the_end_is_heard_behind_it() {

@@ -23,9 +23,9 @@ use tower::Service;
 
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
-use crate::clock::Clock;
-use crate::config::model::Config;
 use crate::upstream::stall::WriteStall;
+use forebay_core::clock::Clock;
+use forebay_fleet::config::model::Config;
 
 /// A connection's limits of time are looked at this often, so they are kept to this precision.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);

@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use self::assemble::start;
-use crate::config::Loaded;
-use crate::config::model::{BackendUrl, Config};
+use forebay_fleet::config::Loaded;
+use forebay_fleet::config::model::{BackendUrl, Config};
 
 /// Where the configuration came from, and so how it can change.
 #[derive(Clone, Debug)]

@@ -13,15 +13,15 @@ use tokio::task::JoinSet;
 
 use super::Source;
 use super::assemble::Common;
-use crate::config::diff::in_force;
-use crate::config::model::{Backend, Config, Health, Pool};
-use crate::fleet::controller::Settings;
 use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;
 use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
 use crate::tasks::watchdog::{Limit, Watch};
 use crate::tasks::{Pace, kept};
+use forebay_fleet::config::diff::in_force;
+use forebay_fleet::config::model::{Backend, Config, Health, Pool};
+use forebay_fleet::controller::Settings;
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {
@@ -67,7 +67,7 @@ impl Tasks {
             }
             Source::File { path, loaded } => {
                 let path = path.clone();
-                let load = Arc::new(move || crate::config::load(&path));
+                let load = Arc::new(move || forebay_fleet::config::load(&path));
                 let telemetry = Arc::clone(&common.telemetry);
                 let apply = Box::new(move |config: &Config| common.take_config(config));
                 tasks.spawn(ConfigWatcher::new(Box::as_ref(loaded).clone(), load, apply, hup, telemetry).run());

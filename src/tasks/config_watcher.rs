@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use crate::config::diff::{diff, in_force};
-use crate::config::{Config, Loaded, Report};
-use crate::telemetry::Telemetry;
-use crate::telemetry::labels::Reload;
+use forebay_fleet::config::diff::{diff, in_force};
+use forebay_fleet::config::{Config, Loaded, Report};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::labels::Reload;
 
 /// How often the file is read.
 const EVERY: Duration = Duration::from_secs(2);
@@ -99,7 +99,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::config::load_text;
+    use forebay_fleet::config::load_text;
 
     fn read(text: &str) -> Result<Loaded, Box<Report>> {
         load_text(Path::new("f.toml"), text, &|_| None)

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::models;
-use crate::config::model::{Backend, BackendUrl, Pool};
-use crate::upstream::probe::{ProbeClient, ProbeError};
+use forebay_fleet::config::model::{Backend, BackendUrl, Pool};
+use forebay_fleet::probe::{ProbeClient, ProbeError};
 
 /// The deadline of one question: a server that has just loaded its weights is slow at first.
 const TIMEOUT: Duration = Duration::from_secs(2);

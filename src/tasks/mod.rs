@@ -18,13 +18,13 @@ use std::time::Duration;
 use http::Uri;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::clock::{Clock, Time};
-use crate::config::model::BackendUrl;
-use crate::fleet::Fleet;
-use crate::telemetry::Telemetry;
-use crate::telemetry::labels::Panicked;
-use crate::telemetry::panics::caught;
-use crate::units::BackendId;
+use forebay_core::clock::{Clock, Time};
+use forebay_core::units::BackendId;
+use forebay_fleet::Fleet;
+use forebay_fleet::config::model::BackendUrl;
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::labels::Panicked;
+use forebay_fleet::telemetry::panics::caught;
 
 /// How often something is done, and how long it may take; read anew each round, so that a reload changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::at;
-use crate::config::model::BackendUrl;
-use crate::telemetry::labels::ProbeFailure;
-use crate::upstream::probe::{ProbeClient, ProbeError};
+use forebay_fleet::config::model::BackendUrl;
+use forebay_fleet::probe::{ProbeClient, ProbeError};
+use forebay_fleet::telemetry::labels::ProbeFailure;
 
 const MAX_TEXT: usize = 1 << 20;
 const MAX_MODELS: usize = 1024;

@@ -9,14 +9,14 @@ use bytes::Bytes;
 use tracing::{debug, info};
 
 use super::{PaceSource, at, for_each_backend, models, trial, until_next};
-use crate::clock::{Clock, Time};
-use crate::fleet::Backend;
-use crate::fleet::alarm::REFUSALS_APART;
-use crate::fleet::controller::Controller;
-use crate::telemetry::Telemetry;
-use crate::telemetry::labels::ProbeFailure;
-use crate::units::BackendId;
-use crate::upstream::probe::{ProbeClient, ProbeError};
+use forebay_core::clock::{Clock, Time};
+use forebay_core::units::BackendId;
+use forebay_fleet::Backend;
+use forebay_fleet::alarm::REFUSALS_APART;
+use forebay_fleet::controller::Controller;
+use forebay_fleet::probe::{ProbeClient, ProbeError};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::labels::ProbeFailure;
 
 /// vLLM's answer has no body at all.
 const MAX_HEALTH: usize = 64 << 10;

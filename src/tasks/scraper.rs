@@ -7,12 +7,14 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use super::{PaceSource, at, for_each_backend, until_next};
-use crate::clock::Clock;
-use crate::fleet::{Backend, Fleet, Sample, vllm_metrics};
-use crate::telemetry::Telemetry;
-use crate::telemetry::labels::ProbeFailure;
-use crate::units::BackendId;
-use crate::upstream::probe::{ProbeClient, ProbeError};
+use forebay_core::clock::Clock;
+use forebay_core::sample::Sample;
+use forebay_core::units::BackendId;
+use forebay_core::vllm_metrics;
+use forebay_fleet::probe::{ProbeClient, ProbeError};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::labels::ProbeFailure;
+use forebay_fleet::{Backend, Fleet};
 
 /// A real text has about 50 KB; one with very many adapters or engines a few hundred.
 const MAX_TEXT: usize = 8 << 20;

@@ -10,10 +10,10 @@ use super::discover::discover;
 use super::prober::Prober;
 use super::scraper::Scraper;
 use super::*;
-use crate::config::Config;
-use crate::config::model::{Backend, Pool};
-use crate::fleet::controller::{Controller, Settings};
-use crate::telemetry::Telemetry;
+use forebay_fleet::config::Config;
+use forebay_fleet::config::model::{Backend, Pool};
+use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::telemetry::Telemetry;
 
 const METRICS: &str = "vllm:num_requests_running 2\nvllm:num_requests_waiting 7\n";
 const MODELS: &str = r#"{"data":[{"id":"m"},{"id":"alias"}]}"#;
@@ -167,12 +167,12 @@ async fn failed_scrapes_are_counted_and_the_backend_is_not_idle() {
     task.abort();
 }
 
-fn row_of(mock: &Mock) -> crate::telemetry::live::BackendRow {
-    crate::telemetry::live::BackendRow {
+fn row_of(mock: &Mock) -> forebay_fleet::telemetry::live::BackendRow {
+    forebay_fleet::telemetry::live::BackendRow {
         pool: "m".into(),
         arm: "default".into(),
         backend: mock.url.authority().into(),
-        state: crate::telemetry::labels::BackendState::Healthy,
+        state: forebay_fleet::telemetry::labels::BackendState::Healthy,
         prefilling: 0,
         decoding: 0,
         queue_depth: None,

@@ -7,9 +7,9 @@ use http::StatusCode;
 use serde_json::json;
 
 use super::at;
-use crate::fleet::{Backend, Probed};
-use crate::routing::facts::Kind;
-use crate::upstream::probe::ProbeClient;
+use forebay_core::routing::facts::Kind;
+use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::{Backend, Probed};
 
 /// An answer of one token, or an embedding of one word in all its dimensions.
 const MAX_ANSWER: usize = 1 << 20;

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::clock::Clock;
-use crate::fleet::controller::Controller;
-use crate::fleet::watchdog::Watchdog;
-use crate::units::BackendId;
+use forebay_core::clock::Clock;
+use forebay_core::units::BackendId;
+use forebay_fleet::controller::Controller;
+use forebay_fleet::watchdog::Watchdog;
 
 /// Looks in the time that a backend may be silent.
 const LOOKS: u32 = 10;

@@ -5,7 +5,6 @@
 
 mod body;
 mod connect;
-pub mod probe;
 pub mod stall;
 
 use std::collections::HashMap;
@@ -21,10 +20,10 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 pub use self::body::Pieces;
 use self::connect::{Connector, UseMark};
-use crate::clock::Clock;
-use crate::config::model::BackendUrl;
-use crate::error::Failure;
-use crate::units::BackendId;
+use forebay_core::clock::Clock;
+use forebay_core::error::Failure;
+use forebay_core::units::BackendId;
+use forebay_fleet::config::model::BackendUrl;
 
 /// The body of a backend's answer.
 pub type AnswerBody = Incoming;

@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::thread;
 
-use forebay::bench::diagnosis::{Cause, Diagnosis, Evidence, diagnose};
-use forebay::bench::table::aligned;
+use forebay_lab::diagnosis::{Cause, Diagnosis, Evidence, diagnose};
+use forebay_lab::table::aligned;
 
 use super::world::{anything, draw, gains, run, truth};
 

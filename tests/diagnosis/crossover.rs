@@ -2,11 +2,11 @@
 //! (S4) and against one alone (S1), over a sweep of rates. Profiles fitted to a benchmark at one load say least about others,
 //! so this is a prediction; what is tested is that the comparison finds the same change whatever the seed.
 
-use forebay::bench::compare::figure::Figure;
-use forebay::bench::compare::model::{Comparison, Crossing};
-use forebay::bench::compare::{Options, compare, words};
-use forebay::bench::rows::RunRows;
-use forebay::sim::profile::Profile;
+use forebay_lab::compare::figure::Figure;
+use forebay_lab::compare::model::{Comparison, Crossing};
+use forebay_lab::compare::{Options, compare, words};
+use forebay_lab::rows::RunRows;
+use forebay_sim::profile::Profile;
 
 use super::world::{Setup, run};
 

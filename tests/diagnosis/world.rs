@@ -1,11 +1,11 @@
 //! Simulated runs whose cause is known, in virtual time: setups drawn within each cause, run on the simulator's engines, and
 //! labelled by what would have helped: the same run again with twice of one thing.
 
-use forebay::bench::diagnosis::Cause;
-use forebay::bench::record::{Outcome, Record};
-use forebay::bench::rows::{Load, Offered, RunEnd, RunHead, RunRows, Sample};
-use forebay::clock::Time;
-use forebay::sim::engine::{Engine, EngineConfig, Event, RequestId, StepCost, Submission};
+use forebay_core::clock::Time;
+use forebay_lab::diagnosis::Cause;
+use forebay_lab::record::{Outcome, Record};
+use forebay_lab::rows::{Load, Offered, RunEnd, RunHead, RunRows, Sample};
+use forebay_sim::engine::{Engine, EngineConfig, Event, RequestId, StepCost, Submission};
 
 /// A run to make.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use forebay::bench::rows::{self, RunRows};
+use forebay_lab::rows::{self, RunRows};
 use serde_json::Value;
 
 use crate::harness::eventually;

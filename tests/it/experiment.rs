@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use forebay::bench::rows::{self, RunRows};
+use forebay_lab::rows::{self, RunRows};
 use tempfile::TempDir;
 
 use crate::harness::{eventually, free_port};

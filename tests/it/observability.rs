@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use forebay::bench::rows;
+use forebay_lab::rows;
 use serde_json::Value;
 use tempfile::TempDir;
 

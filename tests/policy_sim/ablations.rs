@@ -1,7 +1,7 @@
 //! What each term of the prediction is for: taken away, a bound of some workload breaks that holds with it.
 
-use forebay::routing::candidate::Candidate;
-use forebay::routing::policy::PredictedTtft;
+use forebay_core::routing::candidate::Candidate;
+use forebay_core::routing::policy::PredictedTtft;
 
 use crate::figures::Figures;
 use crate::trials::{POLICIES, compare};

@@ -11,10 +11,10 @@
 
 use std::fmt::Write as _;
 
-use forebay::clock::Time;
-use forebay::config::model::PolicyName;
-use forebay::routing::candidate::Candidate;
-use forebay::routing::policy::PredictedTtft;
+use forebay_core::clock::Time;
+use forebay_core::routing::candidate::Candidate;
+use forebay_core::routing::policy::PredictedTtft;
+use forebay_fleet::config::model::PolicyName;
 
 use crate::figures::{Figures, Row};
 use crate::peers::{BoundedHash, CacheAware, StickyUntilSaturated};

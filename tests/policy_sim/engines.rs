@@ -1,7 +1,7 @@
 //! The simulated servers of the workloads, and what each can serve.
 
-use forebay::clock::Time;
-use forebay::sim::engine::{Engine, EngineConfig, RequestId, StepCost, Submission};
+use forebay_core::clock::Time;
+use forebay_sim::engine::{Engine, EngineConfig, RequestId, StepCost, Submission};
 use std::sync::Arc;
 
 use crate::traffic::Mix;

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use forebay::clock::Time;
-use forebay::sim::engine::EngineConfig;
+use forebay_core::clock::Time;
+use forebay_sim::engine::EngineConfig;
 
 use crate::world::{Run, Served};
 

@@ -2,8 +2,8 @@
 //! the clone until its first token with no later arrivals, and takes the backend with the least. It knows the true lengths of
 //! what runs and nothing of what will come, so a policy may beat it now and then.
 
-use forebay::clock::Time;
-use forebay::sim::engine::{Engine, Event, RequestId, Submission};
+use forebay_core::clock::Time;
+use forebay_sim::engine::{Engine, Event, RequestId, Submission};
 
 /// Finds the backend with the earliest first token.
 #[derive(Debug, Default)]

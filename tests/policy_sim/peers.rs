@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use forebay::sim::engine::Engine;
+use forebay_sim::engine::Engine;
 
 use crate::traffic::Request;
 

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use forebay::routing::affinity::{BLOCK_ENDS, Mark, Marks};
-use forebay::routing::facts::Kind;
-use forebay::sim::engine::{EngineConfig, StepCost};
+use forebay_core::routing::affinity::{BLOCK_ENDS, Mark, Marks};
+use forebay_core::routing::facts::Kind;
+use forebay_sim::engine::{EngineConfig, StepCost};
 
 use crate::engines::TP1;
 use crate::traffic::{Request, To, at, exponential, lognormal, normal, poisson, seconds};

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::clock::Time;
-use forebay::routing::affinity::Marks;
-use forebay::routing::facts::Kind;
+use forebay_core::clock::Time;
+use forebay_core::routing::affinity::Marks;
+use forebay_core::routing::facts::Kind;
 
 /// Lengths of prompts and answers.
 #[derive(Clone, Copy, Debug, PartialEq)]

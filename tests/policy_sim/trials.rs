@@ -1,11 +1,11 @@
 //! One workload under several policies, seed by seed, on the same arrivals.
 
-use forebay::clock::Time;
-use forebay::config::model::PolicyName;
-use forebay::routing::candidate::Candidate;
-use forebay::routing::decision::{Choice, Reason};
-use forebay::routing::facts::RequestFacts;
-use forebay::routing::policy::Policy;
+use forebay_core::clock::Time;
+use forebay_core::routing::candidate::Candidate;
+use forebay_core::routing::decision::{Choice, Reason};
+use forebay_core::routing::facts::RequestFacts;
+use forebay_core::routing::policy::Policy;
+use forebay_fleet::config::model::PolicyName;
 
 use crate::figures::{Figures, Row, Table};
 use crate::traffic::at;

@@ -1,7 +1,7 @@
 //! The workloads: fleets, incidents and traffic. Loads are shares of the capacity that the engines show on a closed backlog
 //! of the same mix. 140 s of arrivals, of which the first 20 s are not counted.
 
-use forebay::sim::engine::{EngineConfig, StepCost};
+use forebay_sim::engine::{EngineConfig, StepCost};
 
 use crate::engines::{HALF, TP1, TP2_FAST, TP2_PCIE, capacity};
 use crate::traffic::{Mix, Request, To, at, poisson, session};

@@ -1,7 +1,7 @@
 //! What an engine's events are to a client, as `forebay bench` notes it.
 
-use forebay::bench::record::{Outcome, Record};
-use forebay::sim::engine::Event;
+use forebay_lab::record::{Outcome, Record};
+use forebay_sim::engine::Event;
 
 /// Notes an event of a request in its record. Times in a record count from its sending.
 pub(crate) fn note(record: &mut Record, event: &Event) {

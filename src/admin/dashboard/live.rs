@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::clock::Time;
-use crate::config::Config;
-use crate::fleet::view::{ArmView, BackendView, FleetView, PoolView, WaitRoomView};
-use crate::fleet::{Pool, Snapshot};
-use crate::telemetry::decisions::{Decisions, Told};
-use crate::telemetry::figures::{Figures, Point, Scratch, Summary, Window};
-use crate::units::BackendId;
+use forebay_core::clock::Time;
+use forebay_core::units::BackendId;
+use forebay_fleet::config::Config;
+use forebay_fleet::telemetry::decisions::{Decisions, Told};
+use forebay_fleet::telemetry::figures::{Figures, Point, Scratch, Summary, Window};
+use forebay_fleet::view::{ArmView, BackendView, FleetView, PoolView, WaitRoomView};
+use forebay_fleet::{Pool, Snapshot};
 
 /// Everything, at one moment.
 #[derive(Debug, Serialize)]

@@ -13,10 +13,10 @@ use http::{HeaderName, StatusCode, header};
 
 use super::Admin;
 use super::routes::error;
-use crate::clock::Time;
-use crate::config::Config;
-use crate::fleet::Snapshot;
-use crate::telemetry::decisions::Decisions;
+use forebay_core::clock::Time;
+use forebay_fleet::Snapshot;
+use forebay_fleet::config::Config;
+use forebay_fleet::telemetry::decisions::Decisions;
 
 mod hub;
 mod live;

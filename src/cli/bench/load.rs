@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use humantime::format_duration;
 
-use crate::bench::client::Client;
-use crate::bench::counting::Counted;
-use crate::bench::dataset::conversations::{Conversations, Think};
-use crate::bench::dataset::sharegpt::{self, Turns};
-use crate::bench::dataset::trace::{self, Form};
-use crate::bench::dataset::{Dataset, Prefixes, lines};
-use crate::bench::workload::Endpoint;
-use crate::units::parse_duration;
+use forebay_core::toml_reader::written::duration_text;
+use forebay_core::units::parse_duration;
+use forebay_lab::client::Client;
+use forebay_lab::counting::Counted;
+use forebay_lab::dataset::conversations::{Conversations, Think};
+use forebay_lab::dataset::sharegpt::{self, Turns};
+use forebay_lab::dataset::trace::{self, Form};
+use forebay_lab::dataset::{Dataset, Prefixes, lines};
+use forebay_lab::workload::Endpoint;
 
 const INPUT_LEN: u32 = 1024;
 const OUTPUT_LEN: u32 = 128;
@@ -265,8 +265,8 @@ impl DatasetArgs {
             described: Some(format!(
                 "conversations of {turns} turns, {common_prefix_len} common + {prefix_len} own + {input_len} tokens a turn, \
                  {} + {} to think; they begin at the rate",
-                format_duration(think.constant),
-                format_duration(think.mean)
+                duration_text(think.constant),
+                duration_text(think.mean)
             )),
             notes,
             ..plain

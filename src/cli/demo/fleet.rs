@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::model::{Admin, Arm, Backend, Config, Listen, Pool};
-use crate::sim::http::{Sim, SimOptions, listen, serve_sim};
-use crate::sim::profile::Profile;
+use forebay_fleet::config::model::{Admin, Arm, Backend, Config, Listen, Pool};
+use forebay_sim::http::{Sim, SimOptions, listen, serve_sim};
+use forebay_sim::profile::Profile;
 
 /// The arrangement that takes the longest.
 pub(super) const LONGEST: &str = "S3";

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::bench::compare::{Options, compare, model::Comparison, words};
-use crate::bench::diagnosis::{Contrast, Diagnosis, Evidence, contrast, diagnose};
-use crate::bench::record::Record;
-use crate::bench::rows::{Offered, RunRows};
-use crate::bench::seed::{Column, LOAD, MEASURED};
-use crate::bench::summary::Summary;
-use crate::bench::table::{aligned, number, seed_rows};
+use forebay_lab::compare::{Options, compare, model::Comparison, words};
+use forebay_lab::diagnosis::{Contrast, Diagnosis, Evidence, contrast, diagnose};
+use forebay_lab::record::Record;
+use forebay_lab::rows::{Offered, RunRows};
+use forebay_lab::seed::{Column, LOAD, MEASURED};
+use forebay_lab::summary::Summary;
+use forebay_lab::table::{aligned, number, seed_rows};
 
 use super::Args;
 

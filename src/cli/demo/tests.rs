@@ -7,7 +7,7 @@ use super::*;
 fn in_turn(config: Config) -> Result<Front, String> {
     let targets = move |wanted: &str| {
         let arms = config.pools.iter().flat_map(|pool| &pool.arms).filter(|arm| arm.name == wanted);
-        let target = |arm: &crate::config::model::Arm| {
+        let target = |arm: &forebay_fleet::config::model::Arm| {
             let of = |url: String| Target { arm: Some(arm.name.clone()), backend: None, base: url };
             arm.backends.iter().map(|backend| of(backend.url.to_string())).collect::<Vec<_>>()
         };
@@ -50,7 +50,7 @@ fn a_small_demo_shows_every_arrangement_and_its_rows_can_be_compared() {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
     assert!(!text.contains("FAILED CHECK: the load generator"), "it says so in words of its own\n{text}");
-    let rows = crate::bench::rows::read(std::io::BufReader::new(File::open(file).unwrap())).unwrap();
+    let rows = forebay_lab::rows::read(std::io::BufReader::new(File::open(file).unwrap())).unwrap();
     assert_eq!(rows.len(), 4);
     assert!(
         rows.iter().all(|run| run.end.is_some() && run.head.as_ref().unwrap().simulated && !run.samples.is_empty())

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::{StatusCode, Uri};
 
-use crate::fleet::recorded::Recorded;
-use crate::upstream::probe::ProbeClient;
+use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::recorded::Recorded;
 
 /// The variable of the environment that holds the admin API's token.
 const TOKEN_VARIABLE: &str = "FOREBAY_ADMIN_TOKEN";

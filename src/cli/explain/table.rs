@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::Note;
-use crate::fleet::recorded::{RecordedBackend, RecordedPool};
-use crate::routing::decision::Considered;
-use crate::routing::explain::{Explained, Verdict, grouped, seconds};
-use crate::routing::facts::{ArmIndex, Kind, RequestFacts};
-use crate::units::BackendId;
+use forebay_core::routing::decision::Considered;
+use forebay_core::routing::explain::{Explained, Verdict, grouped, seconds};
+use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::units::BackendId;
+use forebay_fleet::recorded::{RecordedBackend, RecordedPool};
 
 /// What is shown.
 pub(super) struct Shown<'a> {

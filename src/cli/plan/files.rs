@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Args, Failed};
-use crate::plan::gpu::{self, Gpu};
-use crate::plan::host::{Host, Vendor};
-use crate::plan::memory::Bytes;
-use crate::plan::mistake::Mistake;
-use crate::plan::model::{self, Model, Overrides};
-use crate::plan::numa::{self, Node, Set};
-use crate::plan::{Plan, Planned, emit, rocm, topo};
+use forebay_lab::plan::gpu::{self, Gpu};
+use forebay_lab::plan::host::{Host, Vendor};
+use forebay_lab::plan::memory::Bytes;
+use forebay_lab::plan::mistake::Mistake;
+use forebay_lab::plan::model::{self, Model, Overrides};
+use forebay_lab::plan::numa::{self, Node, Set};
+use forebay_lab::plan::{Plan, Planned, emit, rocm, topo};
 
 /// A larger text is not what it is taken for.
 const LARGEST: u64 = 64 << 20;

@@ -4,10 +4,10 @@
 //! Hot path: plain copies, and the figures' own short locks.
 
 use super::Record;
-use crate::clock::Time;
-use crate::stream::timings::Timings;
-use crate::telemetry::figures::Ended;
-use crate::telemetry::metrics::Outcome;
+use forebay_core::clock::Time;
+use forebay_core::stream::timings::Timings;
+use forebay_fleet::telemetry::figures::Ended;
+use forebay_fleet::telemetry::metrics::Outcome;
 
 impl Record {
     /// The request as it is counted.

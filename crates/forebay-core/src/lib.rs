@@ -1,0 +1,14 @@
+//! What Forebay decides and reads, as functions of their arguments: which backend a request goes to and what follows a
+//! failure, streams' bytes as events, the text of a vLLM server's `/metrics`, and TOML files that people write. No async, no
+//! I/O, no lock: time and chance come in.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod error;
+pub mod routing;
+pub mod sample;
+pub mod stream;
+pub mod toml_reader;
+pub mod units;
+pub mod vllm_metrics;

@@ -1,0 +1,48 @@
+//! TOML files that people write: read against a [`Schema`], with every mistake noted at its place and a hint that says what
+//! would be right. Never panics, whatever the file holds; never reads a file itself.
+
+pub mod diagnostic;
+mod mask;
+pub mod section;
+pub mod table;
+pub mod values;
+pub mod written;
+
+use toml::de::DeTable;
+
+pub use diagnostic::{Diagnostic, Notes, Report, quoted};
+pub use section::{Schema, Section, nearest};
+pub use table::{Got, Table, Value, Wrong};
+
+/// Slips of syntax that are told: what is no TOML at all would have hundreds.
+const MOST_SYNTAX: usize = 5;
+
+/// Reads TOML whose keys are those of `schema`: what `read` makes of it.
+///
+/// # Errors
+/// Something in it is wrong: every mistake that was noted.
+pub fn parse<T>(text: &str, schema: &'static Schema, read: impl FnOnce(&Table<'_>) -> T) -> Result<T, Vec<Diagnostic>> {
+    let notes = Notes::default();
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let found = if syntax.is_empty() {
+        Some(read(&Table::root(document.get_ref(), schema, &notes)))
+    } else {
+        // what follows a slip of syntax was not understood, so nothing is said about it
+        syntax.iter().take(MOST_SYNTAX).for_each(|error| notes.add(syntax_error(error, text.len())));
+        None
+    };
+    drop(document);
+    match (found, notes.into_inner()) {
+        (Some(found), noted) if noted.is_empty() => Ok(found),
+        (_, noted) => Err(noted),
+    }
+}
+
+fn syntax_error(error: &toml::de::Error, end: usize) -> Diagnostic {
+    let span = error.span().unwrap_or(end..end);
+    if error.message().starts_with("duplicate key") {
+        return Diagnostic::at(span, "this is written twice").hint("write each key, and each [section], once");
+    }
+    let message = format!("this is not TOML: {}", error.message());
+    Diagnostic::at(span, message).hint("the form is key = \"text\", key = 3, key = true or key = [1, 2]")
+}

@@ -1,0 +1,262 @@
+//! The values that labels may have: enums, so that a label is bounded by its type. Failures and refusals have theirs from
+//! `error.rs`. It must never make a label value from a request's text.
+//!
+//! Hot path: `label` is a match that gives a static word.
+
+use forebay_core::error::{Failure, Refusal};
+
+macro_rules! label_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $label:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$item_doc])* $item,)* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [$name] = &[$($name::$item),*];
+
+            /// The label's value.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $($name::$item => $label,)* }
+            }
+        }
+    };
+}
+
+label_enum! {
+    /// Where a request was when its client left.
+    AbortPhase {
+        /// Its body was being read.
+        Body = "body",
+        /// It waited for a backend with room.
+        Waiting = "waiting",
+        /// No backend had answered yet.
+        BeforeHead = "before_head",
+        /// The backend had sent its head, but no token.
+        BeforeFirstToken = "before_first_token",
+        /// Tokens were flowing.
+        MidStream = "mid_stream",
+        /// The body of an answer that is no stream was under way.
+        Unary = "unary",
+    }
+}
+
+label_enum! {
+    /// What routing thinks of a backend.
+    BackendState {
+        /// Takes its share.
+        Healthy = "healthy",
+        /// Out after failures.
+        Ejected = "ejected",
+        /// Being tried after an ejection.
+        Probing = "probing",
+        /// Taken out by the operator.
+        Drained = "drained",
+        /// Not what the config says it is.
+        Misconfigured = "misconfigured",
+    }
+}
+
+label_enum! {
+    /// Why a scrape or a probe failed.
+    ProbeFailure {
+        /// No connection.
+        Connect = "connect",
+        /// Not over in time.
+        Timeout = "timeout",
+        /// A status other than 2xx.
+        Status = "status",
+        /// An answer over its size limit.
+        TooLarge = "too_large",
+        /// The connection broke before the answer was whole.
+        Broken = "broken",
+        /// An answer that is not what was asked for.
+        Unreadable = "unreadable",
+    }
+}
+
+label_enum! {
+    /// Why a backend was put out of routing.
+    Ejection {
+        /// Blamed failures in a row.
+        Failures = "failures",
+        /// Its `/health`.
+        Health = "health",
+        /// The progress watchdog.
+        Watchdog = "watchdog",
+        /// It serves something else than the config says, or refuses our key.
+        Misconfigured = "misconfigured",
+    }
+}
+
+label_enum! {
+    /// What came of reading the configuration again.
+    Reload {
+        /// It is in force.
+        Applied = "applied",
+        /// Nothing in it can be put into force: it says the same, or only a restart would do it.
+        Unchanged = "unchanged",
+        /// It could not be read or has mistakes; the last good one stays.
+        Rejected = "rejected",
+    }
+}
+
+label_enum! {
+    /// What a panic ended.
+    Panicked {
+        /// One request.
+        Request = "request",
+        /// The decision for one request in the wait room.
+        Decision = "decision",
+        /// A round of a background task, which then begins anew.
+        Task = "task",
+    }
+}
+
+label_enum! {
+    /// Where a count of output tokens comes from.
+    TokenSource {
+        /// The backend's `usage`: exact.
+        Usage = "usage",
+        /// Token events counted here: a busy backend puts several tokens into one.
+        Events = "events",
+    }
+}
+
+/// How a request ended: the `outcome` label of metrics and access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The whole answer was delivered.
+    Success,
+    /// A 4xx of the backend was passed on.
+    ClientError,
+    /// The last attempt failed, or the client left.
+    Failed(Failure),
+    /// Refused here; the refusal's kind.
+    Refused(&'static str),
+}
+
+impl Outcome {
+    /// The label's value; for failures and refusals what `error.rs` says.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::Success => "success",
+            Outcome::ClientError => "client_error",
+            Outcome::Failed(failure) => failure.label(),
+            Outcome::Refused(kind) => kind,
+        }
+    }
+}
+
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Outcome {
+        Outcome::Failed(failure)
+    }
+}
+
+impl From<&Refusal> for Outcome {
+    /// Attempts that ran out count as the last one's failure.
+    fn from(refusal: &Refusal) -> Outcome {
+        match refusal {
+            Refusal::Exhausted { failure, .. } => Outcome::Failed(*failure),
+            other => Outcome::Refused(other.kind()),
+        }
+    }
+}
+
+pub(super) fn labels_of<T: Copy>(all: &[T], label: impl Fn(T) -> &'static str) -> Vec<&'static str> {
+    all.iter().map(|value| label(*value)).collect()
+}
+
+/// Every value of [`Failure::label`], asked of `error.rs` itself.
+pub(super) fn failure_labels() -> Vec<&'static str> {
+    let all = [
+        Failure::Connect,
+        Failure::Reused,
+        Failure::Died,
+        Failure::ServerError(500),
+        Failure::Busy { status: 503, retry_after: None },
+        Failure::Misconfigured(404),
+        Failure::ErrorEvent { code: 500, engine_dead: false },
+        Failure::FirstToken,
+        Failure::Stalled,
+        Failure::ListenerGone,
+        Failure::Idle,
+        Failure::Truncated,
+        Failure::Deadline,
+        Failure::Shutdown,
+        Failure::ClientLeft,
+    ];
+    labels_of(&all, Failure::label)
+}
+
+/// Every value of [`Refusal::kind`] that a request can end with before a backend was chosen.
+pub(super) fn refusal_labels() -> Vec<&'static str> {
+    let none = String::new;
+    let all = [
+        Refusal::BadRequest(none()),
+        Refusal::NoModel(none()),
+        Refusal::Unauthorized,
+        Refusal::PathNotAllowed { method: none(), path: none() },
+        Refusal::UnknownModel { model: none(), served: none() },
+        Refusal::UnknownResponse(none()),
+        Refusal::BodyTimeout(""),
+        Refusal::TooLarge(0),
+        Refusal::Encoded(none()),
+        Refusal::BodiesFull,
+        Refusal::NoBackend(none()),
+        Refusal::WaitRoomFull(none()),
+        Refusal::WaitTimeout(none()),
+        Refusal::ShuttingDown,
+        Refusal::Internal,
+    ];
+    all.iter().map(Refusal::kind).collect()
+}
+
+/// Those that it can end with after an attempt on a backend, which then has them.
+pub(super) fn later_refusal_labels() -> Vec<&'static str> {
+    let none = String::new;
+    let all = [
+        Refusal::NoBackend(none()),
+        Refusal::WaitRoomFull(none()),
+        Refusal::WaitTimeout(none()),
+        Refusal::ShuttingDown,
+        Refusal::Internal,
+    ];
+    all.iter().map(Refusal::kind).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Does not compile when `error.rs` has a variant more: list it in [`failure_labels`] or [`refusal_labels`], then here.
+    fn listed(failure: Failure, refusal: &Refusal) {
+        match failure {
+            Failure::Connect | Failure::Reused | Failure::Died | Failure::ServerError(_) | Failure::Busy { .. } => {}
+            Failure::Misconfigured(_) | Failure::ErrorEvent { .. } | Failure::FirstToken | Failure::Idle => {}
+            Failure::Truncated | Failure::Deadline | Failure::Shutdown | Failure::ClientLeft => {}
+            Failure::Stalled | Failure::ListenerGone => {}
+        }
+        match refusal {
+            Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized | Refusal::PathNotAllowed { .. } => {}
+            Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) | Refusal::BodyTimeout(_) => {}
+            Refusal::TooLarge(_) | Refusal::Encoded(_) | Refusal::BodiesFull | Refusal::NoBackend(_) => {}
+            Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } => {}
+            Refusal::ShuttingDown | Refusal::Internal => {}
+        }
+    }
+
+    #[test]
+    fn label_values_are_all_different() {
+        listed(Failure::Connect, &Refusal::Internal);
+        let mut all = failure_labels();
+        all.extend(refusal_labels());
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+}

@@ -1,0 +1,136 @@
+//! What `/metrics` says as a whole.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::live::{ArmRow, BackendRow};
+use super::metrics::{AbortPhase, BackendState, Ejection, Outcome, ProbeFailure, Reload, TokenSource};
+use super::*;
+use forebay_core::error::{Failure, Refusal};
+
+fn backend_row(backend: &str) -> BackendRow {
+    BackendRow {
+        pool: "m".into(),
+        arm: "tp2".into(),
+        backend: backend.into(),
+        state: BackendState::Healthy,
+        prefilling: 1,
+        decoding: 2,
+        queue_depth: Some(3.0),
+        running: None,
+        kv_usage: Some(0.25),
+        scrape_age: Some(Duration::from_millis(500)),
+        predicted_ttft: Some(Duration::from_millis(40)),
+    }
+}
+
+fn arm_row() -> ArmRow {
+    ArmRow { pool: "m".into(), arm: "tp2".into(), gpus: 2, share: 0.5, crossed: 1, waiting: 3 }
+}
+
+/// A text in which every metric has a sample.
+fn full_text() -> String {
+    let telemetry = Telemetry::new();
+    let a = telemetry.backend("m", "tp2", "10.0.0.1:8000");
+    a.request(Outcome::Success);
+    a.ttft.record(0.04);
+    a.output_tokens(TokenSource::Usage, 20);
+    a.slo(true);
+    a.abort(AbortPhase::MidStream);
+    a.retry(Failure::Connect);
+    a.scrape_error(ProbeFailure::Timeout);
+    a.ejected(Ejection::Failures);
+    a.predicted(Duration::from_millis(30), Duration::from_millis(40));
+    telemetry.unrouted.request(Outcome::from(&Refusal::Unauthorized));
+    telemetry.process.reload(Reload::Applied);
+    let mut row = backend_row("10.0.0.1:8000");
+    row.running = Some(4.0);
+    telemetry.render(&[row], &[arm_row()])
+}
+
+#[test]
+fn every_declared_metric_has_its_place_in_the_text() {
+    let text = full_text();
+    for def in ALL {
+        assert!(text.contains(&format!("# HELP {} {}\n# TYPE {} ", def.name, def.help, def.name)), "{}", def.name);
+    }
+}
+
+#[test]
+fn families_are_sorted_and_written_once() {
+    let text = full_text();
+    let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(names, sorted);
+}
+
+#[test]
+fn removed_backends_leave_the_text_and_the_others_stay() {
+    let telemetry = Telemetry::new();
+    let (a, b) = (telemetry.backend("m", "tp2", "a"), telemetry.backend("m", "tp2", "b"));
+    a.request(Outcome::Success);
+    b.request(Outcome::Success);
+    telemetry.unrouted.request(Outcome::from(&Refusal::Unauthorized));
+    let none = telemetry.backend("m", NONE, NONE);
+    none.request(Outcome::from(&Refusal::NoBackend("m".into())));
+    let text = telemetry.render(&[backend_row("a")], &[arm_row()]);
+    assert!(text.contains(r#"forebay_requests_total{pool="m",arm="tp2",backend="a",outcome="success"} 1"#));
+    assert!(!text.contains(r#"backend="b""#));
+    assert!(
+        text.contains(
+            r#"forebay_requests_total{pool="none",arm="none",backend="none",outcome="forebay_unauthorized"} 1"#
+        )
+    );
+    assert!(text.contains(r#"{pool="m",arm="none",backend="none",outcome="forebay_no_backend"} 1"#));
+    let after = telemetry.render(&[], &[]);
+    assert!(!after.contains(r#"pool="m""#));
+}
+
+#[test]
+fn an_unknown_figure_is_absent_and_not_zero() {
+    let telemetry = Telemetry::new();
+    let text = telemetry.render(&[backend_row("a")], &[arm_row()]);
+    assert!(!text.contains("forebay_backend_running"));
+    assert!(text.contains(r#"forebay_backend_queue_depth{pool="m",arm="tp2",backend="a"} 3"#));
+}
+
+#[test]
+fn outcomes_of_every_failure_and_refusal_are_declared() {
+    // `ByLabel::add` asserts in debug builds that the value is known.
+    let telemetry = Telemetry::new();
+    for refusal in [Refusal::Internal, Refusal::BodiesFull, Refusal::TooLarge(1), Refusal::BodyTimeout("x")] {
+        telemetry.unrouted.request(Outcome::from(&refusal));
+    }
+    let backend = BackendMetrics::unregistered();
+    backend.request(Outcome::from(&Refusal::Internal));
+    let exhausted = Refusal::Exhausted { model: "m".into(), attempts: 3, failure: Failure::Died };
+    assert_eq!(Outcome::from(&exhausted), Outcome::Failed(Failure::Died));
+    backend.request(Outcome::from(&exhausted));
+}
+
+#[test]
+fn the_build_says_its_version() {
+    let text = Telemetry::new().render(&[], &[]);
+    assert!(text.contains(&format!("forebay_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"))));
+}
+
+/// Where promtool (Debian's package `prometheus`) is installed, it must find nothing to say.
+#[test]
+fn promtool_finds_no_fault() {
+    let Ok(mut promtool) = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+    else {
+        return;
+    };
+    promtool.stdin.take().unwrap().write_all(full_text().as_bytes()).unwrap();
+    let said = promtool.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
+    assert!(said.status.success() && words.is_empty(), "{words}");
+}

@@ -1,0 +1,400 @@
+//! The wait room of a pool whose backends have a limit: who finds every eligible backend full waits here and is bound to one
+//! as late as there is room, by the policy, under the gate. Whatever may make room (a ticket's end, a change of health, of a
+//! back-off, of the configuration) goes through [`Gate::serve_waiters`] before the gate opens. So nobody is overtaken or woken in vain.
+//!
+//! Hot path: one comparison where nobody waits.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::dispatch::{Dispatched, Sought};
+use super::gate::Gate;
+use super::locked;
+use super::snapshot::Pool;
+use crate::telemetry::labels::Panicked;
+use forebay_core::clock::{Clock, Time};
+use forebay_core::error::Refusal;
+use forebay_core::routing::facts::{ArmIndex, RequestFacts};
+use forebay_core::routing::wait_room::{Entered, LaneKey, Place, Step, WaitRoom};
+use forebay_core::units::BackendId;
+
+/// A request that wants a backend, and would wait for one.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// What routing weighs it by.
+    pub facts: &'a RequestFacts,
+    /// The backends that it has tried.
+    pub tried: &'a [BackendId],
+    /// Its session, for its arm if the one it was assigned to leaves the configuration.
+    pub session: Option<&'a Arc<str>>,
+    /// With whom it takes turns.
+    pub lane: LaneKey,
+    /// Somebody wants to know which rows were considered.
+    pub explain: bool,
+    /// It has waited before, and so stands in front of its lane.
+    pub again: bool,
+    /// Where its time comes from: whoever makes room may have none.
+    pub clock: &'a Clock,
+}
+
+/// What comes of it.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a box would allocate for each request")]
+pub enum Admission {
+    /// It has a backend.
+    Placed(Placed),
+    /// Every backend is full: it waits.
+    Waiting(Waiting),
+}
+
+/// A place on a backend.
+#[derive(Debug)]
+pub struct Placed {
+    /// The place and the decision.
+    pub dispatched: Dispatched,
+    /// The pool that decided, where that is a later one than was asked: arms are counted by it.
+    pub pool: Option<Arc<Pool>>,
+}
+
+type Answer = Result<Placed, Refusal>;
+
+/// A request in the wait room. Dropping it leaves the room.
+#[derive(Debug)]
+#[must_use = "dropping it leaves the wait room"]
+pub struct Waiting {
+    gate: Arc<Mutex<Gate>>,
+    place: Place,
+    answer: oneshot::Receiver<Answer>,
+}
+
+impl Waiting {
+    /// Waits for a backend; may be dropped and called again.
+    ///
+    /// # Errors
+    /// It had to make place for another session, or there is no backend any more that may have it.
+    pub async fn placed(&mut self) -> Result<Placed, Refusal> {
+        (&mut self.answer).await.unwrap_or(Err(Refusal::Internal))
+    }
+
+    /// Looks whether time has made room: a back-off ends without anybody's doing.
+    pub fn look(&self, now: Time) {
+        let mut gate = locked(&self.gate);
+        let served = if gate.room.is_due(now) { gate.serve_waiters() } else { Served::none() };
+        drop(gate);
+        served.deliver();
+    }
+}
+
+impl Drop for Waiting {
+    /// Who was served at this very moment has its place in `answer`, which gives it back.
+    fn drop(&mut self) {
+        let mut gate = locked(&self.gate);
+        let left = gate.room.queue.leave(self.place);
+        // It may have held a backend for itself.
+        let served = if left.is_some() { gate.serve_waiters() } else { Served::none() };
+        drop(gate);
+        served.deliver();
+    }
+}
+
+/// What the room knows of a request.
+#[derive(Debug)]
+struct Waiter {
+    facts: RequestFacts,
+    tried: Vec<BackendId>,
+    session: Option<Arc<str>>,
+    explain: bool,
+    /// The name of its arm: places change with the configuration.
+    arm: Arc<str>,
+    since: Time,
+    clock: Clock,
+    rng: fastrand::Rng,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The room, behind its pool's gate.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    queue: WaitRoom<Waiter>,
+    /// Kept free for one that needs more room than there is, so that smaller ones do not overtake it for ever.
+    held: Vec<BackendId>,
+    /// The pool as last configured: decides for everyone here. Weak, since a pool owns its gate.
+    pool: Weak<Pool>,
+    /// When a back-off ends that someone waits for.
+    look_at: Option<Time>,
+}
+
+/// The wait room in numbers.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub(super) struct RoomView {
+    by_arm: Vec<(ArmIndex, u32)>,
+    pub(super) lanes: usize,
+    pub(super) longest: Option<Duration>,
+    /// Backends kept free for one that waits.
+    pub(super) held: Vec<BackendId>,
+}
+
+impl RoomView {
+    /// Requests that wait.
+    pub(super) fn waiting(&self) -> u32 {
+        self.by_arm.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Those assigned to this arm.
+    pub(super) fn waiting_for(&self, arm: ArmIndex) -> u32 {
+        self.by_arm.iter().filter(|(of, _)| *of == arm).map(|(_, count)| count).sum()
+    }
+}
+
+impl Room {
+    /// Whether a backend is kept free for another.
+    pub(super) fn holds(&self, id: BackendId) -> bool {
+        self.held.contains(&id)
+    }
+
+    /// Whether the pool was replaced by a later one since `pool` was read.
+    fn is_past(&self, pool: &Pool) -> bool {
+        !std::ptr::eq(self.pool.as_ptr(), pool)
+    }
+
+    fn is_due(&self, now: Time) -> bool {
+        self.look_at.is_some_and(|at| at <= now)
+    }
+
+    pub(super) fn view(&self, now: Time) -> RoomView {
+        let mut view = RoomView { lanes: self.queue.lanes(), held: self.held.clone(), ..RoomView::default() };
+        for waiter in self.queue.iter() {
+            let waits = now.since(waiter.since);
+            view.longest = Some(view.longest.map_or(waits, |longest| longest.max(waits)));
+            match view.by_arm.iter_mut().find(|(arm, _)| *arm == waiter.facts.arm) {
+                Some((_, count)) => *count += 1,
+                None => view.by_arm.push((waiter.facts.arm, 1)),
+            }
+        }
+        view
+    }
+}
+
+/// Answers to waiters. Delivered once the gate is open: a waiter that is gone gives its place back through it.
+#[must_use = "a waiter that is not told stays for ever"]
+#[derive(Default)]
+pub(super) struct Served {
+    answers: Vec<(Waiter, Answer)>,
+    /// Not to be dropped under the gate: it may be the last holder of backends.
+    _pool: Option<Arc<Pool>>,
+}
+
+impl Served {
+    fn none() -> Served {
+        Served::default()
+    }
+
+    /// Tells the waiters.
+    pub(super) fn deliver(self) {
+        for (waiter, answer) in self.answers {
+            // One that is gone drops its place here.
+            drop(waiter.answer.send(answer));
+        }
+    }
+}
+
+impl Gate {
+    /// Gives every waiter that there is room for its place. To be called at the end of whatever may have made room.
+    #[inline]
+    pub(super) fn serve_waiters(&mut self) -> Served {
+        if self.room.queue.is_empty() { Served::none() } else { self.serve(false) }
+    }
+
+    /// `all`: look at each one, also where no backend has room: some may have nothing left to wait for.
+    fn serve(&mut self, all: bool) -> Served {
+        let Some(pool) = self.room.pool.upgrade() else { return Served::none() };
+        self.room.held.clear();
+        self.room.look_at = None;
+        let mut queue = std::mem::take(&mut self.room.queue);
+        let mut round = Round { has_room: pool.has_room(self), full_for: Vec::new() };
+        let answers =
+            queue.serve(|waiter| if round.has_room || all { round.look(&pool, self, waiter) } else { Step::Stop });
+        self.room.queue = queue;
+        Served { answers, _pool: Some(pool) }
+    }
+}
+
+/// One round through the room.
+struct Round {
+    has_room: bool,
+    /// Requests of an arm and with at least so many sequences are known to find no room.
+    full_for: Vec<(ArmIndex, u32)>,
+}
+
+impl Round {
+    fn look(&mut self, pool: &Arc<Pool>, gate: &mut Gate, waiter: &mut Waiter) -> Step<Answer> {
+        let sequences = waiter.facts.engine_sequences();
+        // Those that have tried nothing and are free to go anywhere find what others like them found.
+        let alike = waiter.tried.is_empty() && waiter.facts.pinned.is_none();
+        if alike && self.full_for.iter().any(|(arm, most)| *arm == waiter.facts.arm && *most <= sequences) {
+            return Step::Pass;
+        }
+        let now = waiter.clock.now();
+        // A policy that panics costs one request its place, and not those behind it, nor, in a drop, the process.
+        let sought = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            assert!(!PANICS.take(), "a bug of a policy");
+            pool.seek_traced(gate, &waiter.facts, &waiter.tried, now, &mut waiter.rng, waiter.explain)
+        }));
+        let answer = match sought {
+            Ok(Sought::Placed(dispatched)) => Ok(Placed { dispatched, pool: Some(Arc::clone(pool)) }),
+            Ok(Sought::Nowhere) => Err(Refusal::NoBackend(pool.model.clone())),
+            Ok(Sought::Full(full)) => {
+                gate.room.note(full);
+                if alike {
+                    self.full_for.push((waiter.facts.arm, sequences));
+                }
+                self.has_room = pool.has_room(gate);
+                return Step::Pass;
+            }
+            Err(_) => {
+                pool.telemetry.process.panicked(Panicked::Decision);
+                Err(Refusal::Internal)
+            }
+        };
+        self.has_room = pool.has_room(gate);
+        Step::Serve(answer)
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The next decision for a waiter panics.
+    pub(super) static PANICS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// What a request found full.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Full {
+    /// The emptiest of its backends, where it needs more room than one sequence does.
+    pub(super) emptiest: Option<BackendId>,
+    /// When the first back-off of one with room ends.
+    pub(super) look_at: Option<Time>,
+}
+
+impl Room {
+    /// Takes down what one that stays found.
+    fn note(&mut self, full: Full) {
+        self.held.extend(full.emptiest);
+        self.look_at = match (self.look_at, full.look_at) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+    }
+}
+
+impl Pool {
+    /// Chooses a backend for the request, or lets it wait for one. The pool as it is now decides, where that is a later one.
+    ///
+    /// # Errors
+    /// `Refusal::NoBackend` if no backend may have it, `Refusal::WaitRoomFull` if every one is full and the wait room too.
+    pub fn dispatch_or_wait(self: &Arc<Self>, ask: Ask<'_>, rng: &mut fastrand::Rng) -> Result<Admission, Refusal> {
+        let mut gate = locked(&self.gate);
+        if gate.room.is_past(self)
+            && let Some(later) = gate.room.pool.upgrade()
+        {
+            drop(gate);
+            let arm = later.arm_of(&self.arm_name(ask.facts.arm), ask.session, rng);
+            let facts = RequestFacts { arm, ..ask.facts.clone() };
+            let mut admission = later.dispatch_or_wait(Ask { facts: &facts, ..ask }, rng)?;
+            if let Admission::Placed(placed) = &mut admission {
+                placed.pool.get_or_insert(later);
+            }
+            return Ok(admission);
+        }
+        let now = ask.clock.now();
+        if gate.room.is_due(now) {
+            // Time made room for some who were here before.
+            let served = gate.serve_waiters();
+            drop(gate);
+            served.deliver();
+            gate = locked(&self.gate);
+        }
+        self.arrive(&mut gate, ask.tried);
+        match self.seek_traced(&mut gate, ask.facts, ask.tried, now, rng, ask.explain) {
+            Sought::Placed(dispatched) => Ok(Admission::Placed(Placed { dispatched, pool: None })),
+            Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
+            Sought::Full(full) => self.wait(gate, ask, full, rng.fork(), now).map(Admission::Waiting),
+        }
+    }
+
+    fn wait(
+        &self,
+        mut gate: MutexGuard<'_, Gate>,
+        ask: Ask<'_>,
+        full: Full,
+        rng: fastrand::Rng,
+        now: Time,
+    ) -> Result<Waiting, Refusal> {
+        if gate.room.pool.strong_count() == 0 {
+            // The pool has left the configuration: nobody would call.
+            return Err(Refusal::NoBackend(self.model.clone()));
+        }
+        let refused = || Refusal::WaitRoomFull(self.model.clone());
+        let (sender, answer) = oneshot::channel();
+        let waiter = Waiter {
+            facts: ask.facts.clone(),
+            tried: ask.tried.to_vec(),
+            session: ask.session.cloned(),
+            explain: ask.explain,
+            arm: self.arm_name(ask.facts.arm),
+            since: now,
+            clock: ask.clock.clone(),
+            rng,
+            answer: sender,
+        };
+        let entered = gate.room.queue.enter(ask.lane, waiter, ask.again, self.wait_room.size);
+        let Entered::At(place, displaced) = entered else { return Err(refused()) };
+        gate.room.note(full);
+        drop(gate);
+        if let Some(waiter) = displaced {
+            drop(waiter.answer.send(Err(refused())));
+        }
+        Ok(Waiting { gate: Arc::clone(&self.gate), place, answer })
+    }
+
+    /// Whether some backend has room for one sequence that is not kept for another.
+    fn has_room(&self, gate: &Gate) -> bool {
+        self.members.iter().any(|member| !gate.room.holds(member.backend.id) && self.fits(gate, member, 1))
+    }
+
+    fn arm_name(&self, arm: ArmIndex) -> Arc<str> {
+        self.arm(arm).map_or_else(|| Arc::from(""), |arm| Arc::clone(&arm.name))
+    }
+
+    /// The place of the arm of this name; where there is none any more, that of the arm which the session now belongs to.
+    fn arm_of(&self, name: &str, session: Option<&Arc<str>>, rng: &mut fastrand::Rng) -> ArmIndex {
+        let same = (0_u16..).zip(&self.arms).find(|(_, arm)| &*arm.name == name);
+        same.map_or_else(|| self.assign(session.map(|session| &**session), rng), |(place, _)| ArmIndex(place))
+    }
+
+    /// This pool decides from now on for everyone in the wait room.
+    pub(super) fn take_over(self: &Arc<Self>) {
+        let mut gate = locked(&self.gate);
+        gate.room.pool = Arc::downgrade(self);
+        for waiter in gate.room.queue.iter_mut() {
+            waiter.facts.arm = self.arm_of(&waiter.arm, waiter.session.as_ref(), &mut waiter.rng);
+            waiter.arm = self.arm_name(waiter.facts.arm);
+        }
+        let served = gate.serve(true);
+        drop(gate);
+        served.deliver();
+    }
+}
+
+/// The pool of this gate has left the configuration: nobody waits for it any more.
+pub(super) fn close(gate: &Mutex<Gate>, model: &str) {
+    let room = std::mem::take(&mut locked(gate).room);
+    let mut queue = room.queue;
+    for (waiter, ()) in queue.serve(|_| Step::Serve(())) {
+        drop(waiter.answer.send(Err(Refusal::NoBackend(model.to_owned()))));
+    }
+}

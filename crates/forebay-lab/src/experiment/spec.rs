@@ -1,0 +1,148 @@
+//! What an experiment is, once its file was found right: plain values.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::dataset::Prefixes;
+use crate::rows::Offered;
+use crate::run::WarmUp;
+use crate::slo::Slo;
+use crate::workload::Endpoint;
+use forebay_fleet::config::model::{BackendUrl, PolicyName};
+
+/// An experiment.
+#[derive(Clone, Debug)]
+pub struct Experiment {
+    /// Its name.
+    pub name: String,
+    /// The model asked for, as its servers call it.
+    pub model: String,
+    /// Where rows and logs go.
+    pub out: PathBuf,
+    /// How often all servers are started again.
+    pub starts: u32,
+    /// How often each arm has its turn between a start and the next.
+    pub blocks: u32,
+    /// How many times as fast as real ones its servers are, where they are simulated.
+    pub time_scale: Option<f64>,
+    /// Commands whose output describes the machine.
+    pub record: Vec<Vec<String>>,
+    /// The loads, each of which is sent in every turn.
+    pub loads: Vec<LoadSpec>,
+    /// What comes before each epoch and is not counted.
+    pub warm_up: WarmUp,
+    /// What a request must meet to count as good.
+    pub slo: Option<Slo>,
+    /// The servers.
+    pub servers: Vec<Server>,
+    /// The arms.
+    pub arms: Vec<Arm>,
+}
+
+/// A load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadSpec {
+    /// How fast requests are offered.
+    pub offered: Offered,
+    /// Requests under way at once, at most.
+    pub max_concurrency: Option<u32>,
+    /// How many.
+    pub num_prompts: u32,
+    /// Tokens of each prompt, behind its beginning if there is one.
+    pub input_len: u32,
+    /// Beginnings that prompts share; none: they share nothing.
+    pub prefixes: Option<Prefixes>,
+    /// Tokens of each answer, at most.
+    pub output_len: u32,
+    /// Whether answers go on up to the limit.
+    pub ignore_eos: bool,
+    /// The route.
+    pub endpoint: Endpoint,
+    /// Of the sampling; none: the servers' own.
+    pub temperature: Option<f64>,
+    /// For prompts and times; each block has its own, made from it.
+    pub seed: u64,
+}
+
+/// A server under test.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Its name, and that of its log.
+    pub name: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Arguments (and `NAME=value` for its environment) to be added, one list after the other, where it does not come up
+    /// without them.
+    pub or_else: Vec<Vec<String>>,
+    /// Environment beside the runner's own.
+    pub env: Vec<(String, String)>,
+    /// The folder that it runs in; none: the runner's.
+    pub cwd: Option<PathBuf>,
+    /// Where it listens.
+    pub url: BackendUrl,
+    /// The path that answers 200 once it is ready.
+    pub health: String,
+    /// How long that may take.
+    pub start_timeout: Duration,
+    /// How long it may take to end by itself once it is told to.
+    pub stop_timeout: Duration,
+    /// Servers that must be ready before it is started.
+    pub after: Vec<usize>,
+}
+
+/// A choice under comparison.
+#[derive(Clone, Debug)]
+pub struct Arm {
+    /// Its name.
+    pub name: String,
+    /// GPUs that it occupies.
+    pub gpus: u32,
+    /// What it costs, in any unit of money an hour.
+    pub price: Option<f64>,
+    /// `--max-num-seqs` of each of its servers, where known.
+    pub max_num_seqs: Option<u32>,
+    /// Its servers.
+    pub servers: Vec<usize>,
+    /// How its load reaches them.
+    pub route: Route,
+    /// The servers of all arms of a stage are up at once.
+    pub stage: String,
+    /// It takes part in the last so many starts only: what is added to a comparison comes when that is done.
+    pub starts: u32,
+    /// It takes part in so many blocks of each start only.
+    pub blocks: u32,
+}
+
+/// How a load reaches an arm's servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Straight to the one server.
+    Direct,
+    /// Through a Forebay with that policy.
+    Forebay(PolicyName),
+}
+
+impl Route {
+    /// In words, for plans and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Route::Direct => "direct",
+            Route::Forebay(policy) => policy.as_str(),
+        }
+    }
+}
+
+impl Experiment {
+    /// The stages, in the order of their first arms.
+    #[must_use]
+    pub fn stages(&self) -> Vec<&str> {
+        let mut stages: Vec<&str> = Vec::new();
+        for arm in &self.arms {
+            if !stages.contains(&arm.stage.as_str()) {
+                stages.push(&arm.stage);
+            }
+        }
+        stages
+    }
+}
