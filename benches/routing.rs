@@ -14,10 +14,11 @@ use forebay_core::routing::affinity::{BLOCK_ENDS, HOLDERS, Index, Mark, Marks, S
 use forebay_core::routing::candidate::{Candidate, PoolRatios};
 use forebay_core::routing::estimate::{DecayedRatio, TTFT_TAU};
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::policy::{LeastTokens, Policy, PredictedTtft};
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
-use forebay_fleet::config::model::{Affinity, Arm, Backend, Config, PolicyName, Pool, SessionKey};
+use forebay_fleet::config::model::{Affinity, Arm, Backend, Config, Pool, SessionKey};
 use forebay_fleet::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::{Outcome, Pool as FleetPool};

@@ -5,11 +5,11 @@
 //! on) → `exchange` (its task) → `attempt`, `wait` and `hold` (until the engine is proved at work; `front` is the client's side of that,
 //! `late` what ends it where the head went out early) → `relay` over `wire` → `record`.
 
-pub mod asked;
 mod attempt;
 mod auth;
 mod body;
 mod exchange;
+mod explain;
 mod front;
 mod headers;
 mod hold;

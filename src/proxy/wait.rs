@@ -41,6 +41,7 @@ pub(super) async fn place(
                 lane: work.lane,
                 explain,
                 again: patience.until.is_some(),
+                trial: None,
                 clock: &exchange.shared.clock,
             };
             work.pool.dispatch_or_wait(ask, rng)?

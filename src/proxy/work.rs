@@ -64,9 +64,9 @@ struct Body {
 }
 
 /// What the body's parse gave.
-struct Parsed {
-    peek: Option<Peek>,
-    model: Option<String>,
+pub(super) struct Parsed {
+    pub(super) peek: Option<Peek>,
+    pub(super) model: Option<String>,
 }
 
 impl Work {
@@ -76,15 +76,9 @@ impl Work {
         self.body.renamed.as_ref().filter(|_| !backend.lists(asked))
     }
 
-    /// The backends of the pool that do not serve what is asked for: a name of neither the pool nor its aliases (an adapter)
-    /// is served where it is listed.
+    /// The backends of the pool that do not serve what is asked for.
     pub(super) fn not_serving(&self) -> Vec<BackendId> {
-        let Some(asked) = &self.body.asked else { return Vec::new() };
-        if *asked == self.pool.model || self.pool.aliases.contains(asked) {
-            return Vec::new();
-        }
-        let members = self.pool.members().iter().map(|member| &member.backend);
-        members.filter(|backend| !backend.lists(asked)).map(|backend| backend.id).collect()
+        not_serving(&self.pool, self.body.asked.as_deref())
     }
 
     /// Whether a 404 from this backend says that it does not serve the pool's model, which we named.
@@ -112,6 +106,17 @@ impl Work {
         self.body = Body::default();
         self.held = None;
     }
+}
+
+/// The backends of `pool` that do not serve the model `asked` for: a name of neither the pool nor its aliases (an adapter) is
+/// served where it is listed.
+pub(super) fn not_serving(pool: &Pool, asked: Option<&str>) -> Vec<BackendId> {
+    let Some(asked) = asked.filter(|asked| *asked != pool.model && pool.aliases.iter().all(|alias| alias != asked))
+    else {
+        return Vec::new();
+    };
+    let members = pool.members().iter().map(|member| &member.backend);
+    members.filter(|backend| !backend.lists(asked)).map(|backend| backend.id).collect()
 }
 
 /// What a request is made of when its body has been read.
@@ -192,7 +197,7 @@ async fn parse_json(bytes: &Bytes, session: Option<String>, seed: Option<u64>) -
 }
 
 /// The body member that makes a session; where pools differ the first pool's.
-fn body_session(snapshot: &Snapshot) -> Option<String> {
+pub(super) fn body_session(snapshot: &Snapshot) -> Option<String> {
     snapshot.pools.iter().find_map(|pool| match &pool.session {
         SessionKey::Body(member) => Some(member.clone()),
         SessionKey::Header(_) => None,
@@ -207,7 +212,7 @@ fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {
 }
 
 /// The backend that made the response that the request refers to.
-fn pinned(
+pub(super) fn pinned(
     shared: &Shared,
     snapshot: &Snapshot,
     route: Route<'_>,
@@ -223,7 +228,11 @@ fn pinned(
 }
 
 /// The pool of the backend that holds what the request refers to, if that is where its model is served.
-fn pool_of<'a>(snapshot: &'a Snapshot, backend: &Backend, model: Option<&str>) -> Result<&'a Arc<Pool>, Refusal> {
+pub(super) fn pool_of<'a>(
+    snapshot: &'a Snapshot,
+    backend: &Backend,
+    model: Option<&str>,
+) -> Result<&'a Arc<Pool>, Refusal> {
     let pool = snapshot.pool(&backend.pool).ok_or_else(|| Refusal::NoBackend(backend.pool.to_string()))?;
     match model {
         Some(model) if !find_pool(snapshot, Some(model))?.is_some_and(|named| Arc::ptr_eq(named, pool)) => {
@@ -245,7 +254,7 @@ fn says_model_unknown(answer: &[u8]) -> bool {
         && message.contains("does not exist")
 }
 
-fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
+pub(super) fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
     let Some(model) = model else {
         return match snapshot.pools.as_slice() {
             [] => Ok(None),
@@ -264,14 +273,14 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
 
 /// The seed of the hashes of sessions and prompts, if some pool has affinity. Replicas with the same `split_salt` have the same
 /// seed, and so name a prompt alike.
-fn seed(shared: &Shared, snapshot: &Snapshot) -> Option<u64> {
+pub(super) fn seed(shared: &Shared, snapshot: &Snapshot) -> Option<u64> {
     let wanted = snapshot.pools.iter().any(|pool| pool.affinity != Affinity::Off);
     let salt = snapshot.pools.iter().map(|pool| pool.split_salt.as_str()).find(|salt| !salt.is_empty());
     wanted.then(|| salt.map_or(shared.seed, |salt| XxHash3_64::oneshot(salt.as_bytes())))
 }
 
 /// By what the request is recognised, as its pool has it.
-fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parsed: &Parsed) -> Marks {
+pub(super) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parsed: &Parsed) -> Marks {
     let Some(seed) = seed else { return Marks::NONE };
     let mut marks = parsed.peek.as_ref().map_or(Marks::NONE, |peek| peek.marks.clone());
     match (pool.affinity, session) {

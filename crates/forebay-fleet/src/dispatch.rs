@@ -8,22 +8,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::gate::Gate;
+use super::gate::{Gate, Slots};
 use super::lease::Entry;
 use super::locked;
-use super::rows::{Rows, Wanted};
+use super::room::Full;
 use super::snapshot::{Member, Pool};
 use super::ticket::Ticket;
-use super::waiting::{Full, Room};
 use forebay_core::clock::Time;
 use forebay_core::error::Refusal;
-use forebay_core::routing::affinity::Sent;
+use forebay_core::routing::affinity::{self, Sent};
 use forebay_core::routing::candidate::Candidate;
 use forebay_core::routing::cost;
-use forebay_core::routing::decision::{Decision, Scope, Trace};
-use forebay_core::routing::eligible;
+use forebay_core::routing::decide::{Aside, Buffers, Decided, PoolRules, Query, decide};
+use forebay_core::routing::decision::{Decision, Trace};
+use forebay_core::routing::explain::{Explained, explain};
 use forebay_core::routing::facts::{Kind, RequestFacts};
 use forebay_core::routing::policy::Policy;
+use forebay_core::routing::rows::Loads;
 use forebay_core::routing::wait_room::fits;
 use forebay_core::units::BackendId;
 
@@ -41,7 +42,6 @@ pub struct Dispatched {
 
 /// What came of a look for a backend.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would allocate for each request")]
 pub(super) enum Sought {
     /// A place on one.
     Placed(Dispatched),
@@ -51,45 +51,33 @@ pub(super) enum Sought {
     Nowhere,
 }
 
-/// Drops the rows without room for the request. If that leaves none, and it needs more than any request does, it is told the
-/// emptiest that nobody else is promised.
-fn keep_with_room(room: &Room, rows: &mut Vec<Candidate>, facts: &RequestFacts, limit: u32) -> Option<BackendId> {
-    let sequences = facts.engine_sequences();
-    if sequences == 0 {
-        return None;
-    }
-    let free = |row: &&Candidate| !room.holds(row.id);
-    let emptiest = rows.iter().filter(free).min_by_key(|row| row.in_flight()).map(|row| row.id);
-    rows.retain(|row| fits(row.in_flight(), sequences, limit) && !room.holds(row.id));
-    emptiest.filter(|_| sequences > 1)
-}
-
-/// What is asked of a decision.
-#[derive(Clone, Copy)]
-struct Query<'a> {
-    facts: &'a RequestFacts,
-    tried: &'a [BackendId],
+/// The loads of a pool's members as of one moment.
+struct LoadsNow<'a> {
+    members: &'a [Member],
+    slots: &'a Slots,
+    mean_prompt: f64,
     now: Time,
+    /// Now, in the pool's time.
+    lived: Time,
 }
 
-/// What a decision says.
-enum Chosen {
-    /// The row at this place.
-    Row(usize, Decision),
-    /// All are at their limit.
-    Full(Full),
-    /// There are none.
-    Nowhere,
-}
+impl Loads for LoadsNow<'_> {
+    fn slot(&self, member: u16) -> usize {
+        self.members[usize::from(member)].backend.load.slot()
+    }
 
-/// What may change the rows before they are compared.
-type Alter<'a> = dyn FnMut(&mut [Candidate]) + 'a;
+    fn row(&self, member: u16) -> Candidate {
+        let backend = &self.members[usize::from(member)].backend;
+        self.slots.get(backend.load.slot()).row(backend.id, member, self.mean_prompt, self.now, self.lived)
+    }
 
-/// How a decision is made.
-pub(super) struct Way<'a> {
-    policy: &'a dyn Policy,
-    alter: Option<&'a mut Alter<'a>>,
-    trace: Option<&'a mut Trace>,
+    fn changed_since(&self, change: u64) -> Option<&[usize]> {
+        self.slots.changed_since(change)
+    }
+
+    fn next_change(&self) -> u64 {
+        self.slots.next_change()
+    }
 }
 
 impl Pool {
@@ -106,7 +94,7 @@ impl Pool {
         now: Time,
         rng: &mut fastrand::Rng,
     ) -> Result<Dispatched, Refusal> {
-        self.dispatch_with(facts, tried, now, rng, self.its_way())
+        self.dispatch_with(Query { facts, tried, now }, rng, Aside::default())
     }
 
     /// The same, and takes the rows that were considered down in `trace`.
@@ -121,7 +109,7 @@ impl Pool {
         rng: &mut fastrand::Rng,
         trace: &mut Trace,
     ) -> Result<Dispatched, Refusal> {
-        self.dispatch_with(facts, tried, now, rng, Way { trace: Some(trace), ..self.its_way() })
+        self.dispatch_with(Query { facts, tried, now }, rng, Aside { trace: Some(trace), ..Aside::default() })
     }
 
     /// The same under another policy, and with rows that `alter` changed before it saw them: the way to ask what a policy or
@@ -138,29 +126,72 @@ impl Pool {
         policy: &dyn Policy,
         mut alter: impl FnMut(&mut [Candidate]),
     ) -> Result<Dispatched, Refusal> {
-        self.dispatch_with(facts, tried, now, rng, Way { policy, alter: Some(&mut alter), trace: None })
-    }
-
-    /// How this pool decides.
-    fn its_way<'a>(&self) -> Way<'a> {
-        Way { policy: self.policy(), alter: None, trace: None }
+        let aside = Aside { policy: Some(policy), alter: Some(&mut alter), trace: None };
+        self.dispatch_with(Query { facts, tried, now }, rng, aside)
     }
 
     fn dispatch_with(
         &self,
-        facts: &RequestFacts,
-        tried: &[BackendId],
-        now: Time,
+        query: Query<'_>,
         rng: &mut fastrand::Rng,
-        way: Way<'_>,
+        aside: Aside<'_>,
     ) -> Result<Dispatched, Refusal> {
         let mut gate = locked(&self.gate);
-        self.arrive(&mut gate, tried);
-        match self.seek(&mut gate, facts, tried, now, rng, way) {
+        self.arrive(&mut gate, query.tried);
+        match self.seek(&mut gate, query, rng, aside) {
             Sought::Placed(dispatched) => Ok(dispatched),
             Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
             Sought::Full(_) => Err(Refusal::WaitRoomFull(self.model.clone())),
         }
+    }
+
+    /// Where a request would go now, and how every member stands, without taking a place. `matched` supposes so many tokens of
+    /// its prompt in a backend's cache, in place of what is expected there.
+    #[must_use]
+    pub fn explain(
+        &self,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        matched: &[(BackendId, u32)],
+        now: Time,
+        rng: &mut fastrand::Rng,
+    ) -> Explained {
+        let mut gate = locked(&self.gate);
+        let gate = &mut *gate;
+        let mut rows = gate.take_rows(facts.arm);
+        let mut suppose = |rows: &mut [Candidate]| {
+            for row in rows.iter_mut() {
+                if let Some((_, tokens)) = matched.iter().find(|(id, _)| *id == row.id) {
+                    row.matched = (*tokens).min(facts.est_tokens);
+                }
+            }
+            if !matched.is_empty() {
+                affinity::compare(rows);
+            }
+        };
+        let explained = {
+            let loads = self.loads(&gate.slots, gate.mean_prompt(now), gate.pace.lived(now), now);
+            let buffers = Buffers { admitted: &mut gate.admitted, rows: &mut rows, affinity: &mut gate.affinity };
+            let query = Query { facts, tried, now };
+            explain(self.rules(gate.room.held()), query, &loads, buffers, rng, &mut suppose)
+        };
+        gate.put_back(facts.arm, rows);
+        explained
+    }
+
+    fn rules<'a>(&'a self, held: &'a [BackendId]) -> PoolRules<'a> {
+        PoolRules {
+            seats: &self.seats,
+            cross_arm: self.cross_arm,
+            policy: self.policy,
+            max_in_flight: self.max_in_flight,
+            held,
+            generation: self.generation,
+        }
+    }
+
+    fn loads<'a>(&'a self, slots: &'a Slots, mean_prompt: f64, lived: Time, now: Time) -> LoadsNow<'a> {
+        LoadsNow { members: &self.members, slots, mean_prompt, now, lived }
     }
 
     /// A request comes to the gate; its first attempt pays into the retry budget.
@@ -171,53 +202,22 @@ impl Pool {
     }
 
     /// The decision, under the gate: a place on the backend that the policy chooses among those with room.
-    pub(super) fn seek(
-        &self,
-        gate: &mut Gate,
-        facts: &RequestFacts,
-        tried: &[BackendId],
-        now: Time,
-        rng: &mut fastrand::Rng,
-        way: Way<'_>,
-    ) -> Sought {
-        let query = Query { facts, tried, now };
+    pub(super) fn seek(&self, gate: &mut Gate, query: Query<'_>, rng: &mut fastrand::Rng, aside: Aside<'_>) -> Sought {
+        let Query { facts, now, .. } = query;
         let mut rows = gate.take_rows(facts.arm);
-        let sought = match self.choose(gate, &mut rows, query, rng, way) {
-            Chosen::Row(index, decision) => Sought::Placed(self.place(gate, &rows.as_slice()[index], decision, query)),
-            Chosen::Full(full) => Sought::Full(full),
-            Chosen::Nowhere => Sought::Nowhere,
+        let decided = {
+            let loads = self.loads(&gate.slots, gate.mean_prompt(now), gate.pace.lived(now), now);
+            let buffers = Buffers { admitted: &mut gate.admitted, rows: &mut rows, affinity: &mut gate.affinity };
+            decide(self.rules(gate.room.held()), query, &loads, buffers, rng, aside)
+        };
+        let sought = match decided {
+            Decided::Row(index, decision) => Sought::Placed(self.place(gate, &rows.as_slice()[index], decision, query)),
+            Decided::Full(emptiest) => Sought::Full(Full { emptiest, look_at: self.next_look(gate, facts, now) }),
+            Decided::Nowhere => Sought::Nowhere,
         };
         rows.finish();
         gate.put_back(facts.arm, rows);
         sought
-    }
-
-    fn choose(
-        &self,
-        gate: &mut Gate,
-        rows: &mut Rows,
-        query: Query<'_>,
-        rng: &mut fastrand::Rng,
-        mut way: Way<'_>,
-    ) -> Chosen {
-        let Query { facts, now, .. } = query;
-        let Some((scope, all_backing_off)) = self.candidates(gate, rows, query, &mut way) else {
-            return Chosen::Nowhere;
-        };
-        if let Some(limit) = self.max_in_flight {
-            let emptiest = keep_with_room(&gate.room, rows.changing(), facts, limit);
-            if let Some(trace) = way.trace {
-                trace.keep_with_room(rows.as_slice());
-            }
-            if rows.as_slice().is_empty() {
-                return Chosen::Full(Full { emptiest, look_at: self.next_look(gate, facts, now) });
-            }
-        }
-        let rows = rows.as_slice();
-        let Some(choice) = way.policy.pick(rows, facts, now, rng) else { return Chosen::Nowhere };
-        let arm = self.members[usize::from(rows[choice.index].member)].arm;
-        let by = (scope, arm, self.policy.as_str());
-        Chosen::Row(choice.index, Decision::new(rows, choice, by, facts, now, all_backing_off))
     }
 
     /// Takes the place that was chosen.
@@ -262,15 +262,13 @@ impl Pool {
     pub(super) fn seek_traced(
         &self,
         gate: &mut Gate,
-        facts: &RequestFacts,
-        tried: &[BackendId],
-        now: Time,
+        query: Query<'_>,
         rng: &mut fastrand::Rng,
+        policy: Option<&dyn Policy>,
         explain: bool,
     ) -> Sought {
         let mut trace = explain.then(Box::<Trace>::default);
-        let way = Way { trace: trace.as_deref_mut(), ..self.its_way() };
-        match self.seek(gate, facts, tried, now, rng, way) {
+        match self.seek(gate, query, rng, Aside { policy, trace: trace.as_deref_mut(), alter: None }) {
             Sought::Placed(dispatched) => Sought::Placed(Dispatched { trace, ..dispatched }),
             other => other,
         }
@@ -288,36 +286,6 @@ impl Pool {
         let with_room = members.filter(|member| self.fits(gate, member, facts.engine_sequences()));
         let left = with_room.map(|member| gate.slots.get(member.backend.load.slot()).open_for(now));
         left.filter(|left| !left.is_zero()).min().map(|left| now + left)
-    }
-
-    /// Fills the rows with the backends to choose from.
-    fn candidates(
-        &self,
-        gate: &mut Gate,
-        rows: &mut Rows,
-        query: Query<'_>,
-        way: &mut Way<'_>,
-    ) -> Option<(Scope, bool)> {
-        let Query { facts, tried, now } = query;
-        let scope = eligible::admit(&self.seats, facts, tried, self.cross_arm, &mut gate.admitted)?;
-        let wanted = Wanted {
-            generation: self.generation,
-            members: &self.members,
-            admitted: &gate.admitted,
-            mean_prompt: gate.mean_prompt(now),
-            now,
-            lived: gate.pace.lived(now),
-        };
-        rows.prepare(wanted, &gate.slots);
-        rows.claim(facts, &mut gate.affinity, now);
-        if let Some(alter) = &mut way.alter {
-            alter(rows.changing());
-        }
-        if let Some(trace) = &mut way.trace {
-            trace.record(rows.as_slice(), facts, now);
-        }
-        let all_backing_off = rows.skip_backing_off();
-        Some((scope, all_backing_off))
     }
 
     /// A request that leaves its arm counts once, however many backends it tries there.

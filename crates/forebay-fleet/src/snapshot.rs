@@ -13,14 +13,14 @@ use super::backend::Backend;
 use super::gate::Gate;
 use super::health::State;
 use super::locked;
-use crate::config::model::{Affinity, PolicyName, SessionKey, WaitRoom};
+use crate::config::model::{Affinity, SessionKey, WaitRoom};
 use crate::telemetry::Telemetry;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;
 use forebay_core::clock::Time;
 use forebay_core::routing::eligible::{Seat, Standing};
 use forebay_core::routing::facts::ArmIndex;
-use forebay_core::routing::policy::{LeastInflight, LeastTokens, P2c, Policy, PredictedTtft, RoundRobin};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::split::Split;
 use forebay_core::units::BackendId;
 
@@ -184,20 +184,5 @@ impl Pool {
     #[must_use]
     pub fn retry(&self, now: Time) -> bool {
         locked(&self.gate).budget.withdraw(now)
-    }
-
-    pub(super) fn policy(&self) -> &'static dyn Policy {
-        policy(self.policy)
-    }
-}
-
-/// The policy of this name.
-pub(super) fn policy(name: PolicyName) -> &'static dyn Policy {
-    match name {
-        PolicyName::PredictedTtft => &PredictedTtft,
-        PolicyName::LeastTokens => &LeastTokens,
-        PolicyName::LeastInflight => &LeastInflight,
-        PolicyName::P2c => &P2c,
-        PolicyName::RoundRobin => &RoundRobin,
     }
 }

@@ -3,12 +3,13 @@
 use super::controller::{Controller, Settings};
 use super::view::FleetView;
 use super::*;
-use crate::config::model::{self, BackendUrl, Config, PolicyName};
+use crate::config::model::{self, BackendUrl, Config};
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::decision::{Reason, Scope, Trace};
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 use std::collections::HashSet;
@@ -16,8 +17,8 @@ use std::sync::Arc;
 
 mod affinity;
 mod ejection;
+mod explain;
 mod leases;
-mod recorded;
 mod wait_room;
 
 const MODEL: &str = "m";
@@ -117,18 +118,12 @@ fn three_hundred_at_once_on_two_backends_split_evenly() {
 
 #[test]
 fn every_policy_dispatches_and_names_itself() {
-    for policy in [
-        PolicyName::PredictedTtft,
-        PolicyName::LeastTokens,
-        PolicyName::LeastInflight,
-        PolicyName::P2c,
-        PolicyName::RoundRobin,
-    ] {
+    for &policy in PolicyName::ALL {
         let controller = controller(model::Pool { policy, ..pool(vec![arm("default", &[1, 2, 3])]) });
         let chosen: HashSet<_> =
             (0..300).map(|ms| dispatch(&controller, &[], at(ms)).unwrap().decision.backend).collect();
         assert_eq!(chosen.len(), 3, "{policy}");
-        assert_eq!(dispatch(&controller, &[], at(0)).unwrap().decision.policy, policy.to_string());
+        assert_eq!(dispatch(&controller, &[], at(0)).unwrap().decision.policy, policy);
     }
 }
 

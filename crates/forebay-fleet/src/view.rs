@@ -8,13 +8,14 @@ use serde::Serialize;
 use super::health::State;
 use super::locked;
 use super::snapshot::{Member, Pool, Snapshot};
-use crate::config::model::{Affinity, PolicyName, SessionKey};
+use crate::config::model::{Affinity, SessionKey};
 use forebay_core::clock::Time;
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::candidate::{Candidate, PoolRatios};
 use forebay_core::routing::cost::{self, Terms};
 use forebay_core::routing::eligible::Standing;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 

@@ -5,20 +5,22 @@
 //! Hot path: one comparison where nobody waits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 
 use super::dispatch::{Dispatched, Sought};
 use super::gate::Gate;
 use super::locked;
+use super::room::{Answer, Full, Served, Waiter};
 use super::snapshot::Pool;
 use crate::telemetry::labels::Panicked;
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::Refusal;
+use forebay_core::routing::decide::Query;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
-use forebay_core::routing::wait_room::{Entered, LaneKey, Place, Step, WaitRoom};
+use forebay_core::routing::policy::Policy;
+use forebay_core::routing::wait_room::{Entered, LaneKey, Place, Step};
 use forebay_core::units::BackendId;
 
 /// A request that wants a backend, and would wait for one.
@@ -36,13 +38,14 @@ pub struct Ask<'a> {
     pub explain: bool,
     /// It has waited before, and so stands in front of its lane.
     pub again: bool,
+    /// Another policy than the pool's, to try it out.
+    pub trial: Option<&'static dyn Policy>,
     /// Where its time comes from: whoever makes room may have none.
     pub clock: &'a Clock,
 }
 
 /// What comes of it.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would allocate for each request")]
 pub enum Admission {
     /// It has a backend.
     Placed(Placed),
@@ -58,8 +61,6 @@ pub struct Placed {
     /// The pool that decided, where that is a later one than was asked: arms are counted by it.
     pub pool: Option<Arc<Pool>>,
 }
-
-type Answer = Result<Placed, Refusal>;
 
 /// A request in the wait room. Dropping it leaves the room.
 #[derive(Debug)]
@@ -97,107 +98,6 @@ impl Drop for Waiting {
         let served = if left.is_some() { gate.serve_waiters() } else { Served::none() };
         drop(gate);
         served.deliver();
-    }
-}
-
-/// What the room knows of a request.
-#[derive(Debug)]
-struct Waiter {
-    facts: RequestFacts,
-    tried: Vec<BackendId>,
-    session: Option<Arc<str>>,
-    explain: bool,
-    /// The name of its arm: places change with the configuration.
-    arm: Arc<str>,
-    since: Time,
-    clock: Clock,
-    rng: fastrand::Rng,
-    answer: oneshot::Sender<Answer>,
-}
-
-/// The room, behind its pool's gate.
-#[derive(Debug, Default)]
-pub(super) struct Room {
-    queue: WaitRoom<Waiter>,
-    /// Kept free for one that needs more room than there is, so that smaller ones do not overtake it for ever.
-    held: Vec<BackendId>,
-    /// The pool as last configured: decides for everyone here. Weak, since a pool owns its gate.
-    pool: Weak<Pool>,
-    /// When a back-off ends that someone waits for.
-    look_at: Option<Time>,
-}
-
-/// The wait room in numbers.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub(super) struct RoomView {
-    by_arm: Vec<(ArmIndex, u32)>,
-    pub(super) lanes: usize,
-    pub(super) longest: Option<Duration>,
-    /// Backends kept free for one that waits.
-    pub(super) held: Vec<BackendId>,
-}
-
-impl RoomView {
-    /// Requests that wait.
-    pub(super) fn waiting(&self) -> u32 {
-        self.by_arm.iter().map(|(_, count)| count).sum()
-    }
-
-    /// Those assigned to this arm.
-    pub(super) fn waiting_for(&self, arm: ArmIndex) -> u32 {
-        self.by_arm.iter().filter(|(of, _)| *of == arm).map(|(_, count)| count).sum()
-    }
-}
-
-impl Room {
-    /// Whether a backend is kept free for another.
-    pub(super) fn holds(&self, id: BackendId) -> bool {
-        self.held.contains(&id)
-    }
-
-    /// Whether the pool was replaced by a later one since `pool` was read.
-    fn is_past(&self, pool: &Pool) -> bool {
-        !std::ptr::eq(self.pool.as_ptr(), pool)
-    }
-
-    fn is_due(&self, now: Time) -> bool {
-        self.look_at.is_some_and(|at| at <= now)
-    }
-
-    pub(super) fn view(&self, now: Time) -> RoomView {
-        let mut view = RoomView { lanes: self.queue.lanes(), held: self.held.clone(), ..RoomView::default() };
-        for waiter in self.queue.iter() {
-            let waits = now.since(waiter.since);
-            view.longest = Some(view.longest.map_or(waits, |longest| longest.max(waits)));
-            match view.by_arm.iter_mut().find(|(arm, _)| *arm == waiter.facts.arm) {
-                Some((_, count)) => *count += 1,
-                None => view.by_arm.push((waiter.facts.arm, 1)),
-            }
-        }
-        view
-    }
-}
-
-/// Answers to waiters. Delivered once the gate is open: a waiter that is gone gives its place back through it.
-#[must_use = "a waiter that is not told stays for ever"]
-#[derive(Default)]
-pub(super) struct Served {
-    answers: Vec<(Waiter, Answer)>,
-    /// Not to be dropped under the gate: it may be the last holder of backends.
-    _pool: Option<Arc<Pool>>,
-}
-
-impl Served {
-    fn none() -> Served {
-        Served::default()
-    }
-
-    /// Tells the waiters.
-    pub(super) fn deliver(self) {
-        for (waiter, answer) in self.answers {
-            // One that is gone drops its place here.
-            drop(waiter.answer.send(answer));
-        }
     }
 }
 
@@ -240,9 +140,8 @@ impl Round {
         let now = waiter.clock.now();
         // A policy that panics costs one request its place, and not those behind it, nor, in a drop, the process.
         let sought = catch_unwind(AssertUnwindSafe(|| {
-            #[cfg(test)]
-            assert!(!PANICS.take(), "a bug of a policy");
-            pool.seek_traced(gate, &waiter.facts, &waiter.tried, now, &mut waiter.rng, waiter.explain)
+            let query = Query { facts: &waiter.facts, tried: &waiter.tried, now };
+            pool.seek_traced(gate, query, &mut waiter.rng, waiter.trial, waiter.explain)
         }));
         let answer = match sought {
             Ok(Sought::Placed(dispatched)) => Ok(Placed { dispatched, pool: Some(Arc::clone(pool)) }),
@@ -262,32 +161,6 @@ impl Round {
         };
         self.has_room = pool.has_room(gate);
         Step::Serve(answer)
-    }
-}
-
-#[cfg(test)]
-thread_local! {
-    /// The next decision for a waiter panics.
-    pub(super) static PANICS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
-/// What a request found full.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Full {
-    /// The emptiest of its backends, where it needs more room than one sequence does.
-    pub(super) emptiest: Option<BackendId>,
-    /// When the first back-off of one with room ends.
-    pub(super) look_at: Option<Time>,
-}
-
-impl Room {
-    /// Takes down what one that stays found.
-    fn note(&mut self, full: Full) {
-        self.held.extend(full.emptiest);
-        self.look_at = match (self.look_at, full.look_at) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
     }
 }
 
@@ -319,7 +192,13 @@ impl Pool {
             gate = locked(&self.gate);
         }
         self.arrive(&mut gate, ask.tried);
-        match self.seek_traced(&mut gate, ask.facts, ask.tried, now, rng, ask.explain) {
+        match self.seek_traced(
+            &mut gate,
+            Query { facts: ask.facts, tried: ask.tried, now },
+            rng,
+            ask.trial,
+            ask.explain,
+        ) {
             Sought::Placed(dispatched) => Ok(Admission::Placed(Placed { dispatched, pool: None })),
             Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
             Sought::Full(full) => self.wait(gate, ask, full, rng.fork(), now).map(Admission::Waiting),
@@ -345,6 +224,7 @@ impl Pool {
             tried: ask.tried.to_vec(),
             session: ask.session.cloned(),
             explain: ask.explain,
+            trial: ask.trial,
             arm: self.arm_name(ask.facts.arm),
             since: now,
             clock: ask.clock.clone(),

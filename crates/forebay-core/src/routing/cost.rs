@@ -83,7 +83,7 @@ pub fn uncached(facts: &RequestFacts, matched: u32) -> u32 {
 }
 
 /// The predicted TTFT by its terms, in seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Terms {
     /// TTFT ratio of the backend.
     pub k: f64,

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::toml_reader::written;
 
-pub use super::policy::{Affinity, PolicyName};
+pub use super::affinity::Affinity;
 pub use super::secret::Secret;
 pub use super::url::{BackendUrl, UrlError};
 pub use watched::{Ejection, Health, Scrape};

@@ -7,8 +7,9 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::files::Outside;
-use super::model::{Affinity, Arm, Backend, BackendUrl, PolicyName, Pool, SessionKey, UrlError, WaitRoom};
+use super::model::{Affinity, Arm, Backend, BackendUrl, Pool, SessionKey, UrlError, WaitRoom};
 use super::schema;
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
 use forebay_core::toml_reader::{Got, Table, Value, Wrong};
@@ -46,7 +47,7 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) ->
     Pool {
         model: model.value,
         aliases,
-        policy: table.or("policy", default.policy, values::choice(&PolicyName::ALL.map(|name| (name.as_str(), name)))),
+        policy: table.or("policy", default.policy, values::choice(&PolicyName::choices())),
         affinity: table.or("affinity", default.affinity, values::choice(&Affinity::ALL)),
         session: session(table).unwrap_or(default.session),
         split_salt: table.or("split_salt", default.split_salt, salt),

@@ -14,8 +14,9 @@ use crate::rows::Offered;
 use crate::run::WarmUp;
 use crate::slo::Slo;
 use crate::workload::Endpoint;
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::toml_reader::{self, Diagnostic, Report, Table, Value, Wrong, nearest, quoted, values};
-use forebay_fleet::config::model::{BackendUrl, PolicyName, UrlError};
+use forebay_fleet::config::model::{BackendUrl, UrlError};
 
 const START_TIMEOUT: Duration = Duration::from_secs(600);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -330,7 +331,7 @@ fn one_address_each<'s>(table: &Table<'_>, servers: &[Server], own: &[usize], wi
 
 /// Through a Forebay where there is something to choose, else straight to the server, unless the file says otherwise.
 fn route(table: &Table<'_>, servers: usize) -> Route {
-    let choices = PolicyName::ALL.map(|name| (name.as_str(), name));
+    let choices = PolicyName::choices();
     let policy = table.get("policy", PolicyName::default(), values::choice(&choices));
     let direct = table.get("route", servers <= 1 && policy.span.is_none(), |value| {
         values::choice(&[("forebay", false), ("direct", true)])(value)

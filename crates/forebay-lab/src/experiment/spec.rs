@@ -8,7 +8,8 @@ use crate::rows::Offered;
 use crate::run::WarmUp;
 use crate::slo::Slo;
 use crate::workload::Endpoint;
-use forebay_fleet::config::model::{BackendUrl, PolicyName};
+use forebay_core::routing::policy::PolicyName;
+use forebay_fleet::config::model::BackendUrl;
 
 /// An experiment.
 #[derive(Clone, Debug)]

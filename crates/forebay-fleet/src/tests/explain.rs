@@ -1,14 +1,8 @@
-//! A fleet that was written down decides as the live one did: the same rows, scores and choice.
+//! An explanation is the decision that the dispatcher would make, and changes nothing.
 
 use super::*;
-use crate::recorded::Recorded;
+use forebay_core::routing::explain::Fate;
 use forebay_core::sample::Sample;
-
-/// The fleet as `/api/fleet` answers it, read back.
-fn recorded(controller: &Controller, now: Time) -> Recorded {
-    let text = serde_json::to_string(&FleetView::new(&controller.fleet().snapshot(), now)).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
 
 /// A fleet of two arms, some time after its last decision (rows are kept for a moment), with whatever load, health and limits the seed gives it.
 fn any_fleet(rng: &mut fastrand::Rng) -> (Controller, Vec<Ticket>, Time) {
@@ -58,28 +52,25 @@ fn any_fleet(rng: &mut fastrand::Rng) -> (Controller, Vec<Ticket>, Time) {
 }
 
 #[test]
-fn a_recorded_fleet_decides_as_the_live_one() {
+fn an_explanation_says_what_the_dispatcher_then_does() {
     let (mut placed, mut refused) = (0, 0);
     for seed in 0..400 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let (controller, tickets, now) = any_fleet(&mut rng);
-        let facts = RequestFacts { est_tokens: rng.u32(..9000), arm: ArmIndex(rng.u16(..2)), ..facts() };
-        let fleet = recorded(&controller, now);
-        let explained = fleet.pool(Some("alias")).unwrap().explain(
-            Some("alias"),
-            &facts,
-            &[],
-            fleet.now,
-            &mut fastrand::Rng::with_seed(seed),
-        );
+        let marks = if rng.bool() { Marks::session(rng.u64(..9)) } else { Marks::NONE };
+        let facts = RequestFacts { est_tokens: rng.u32(..9000), arm: ArmIndex(rng.u16(..2)), marks, ..facts() };
+        let pool = the_pool(&controller);
+        let before = FleetView::new(&controller.fleet().snapshot(), now);
+        let explained = pool.explain(&facts, &[], &[], now, &mut fastrand::Rng::with_seed(seed));
+        let again = pool.explain(&facts, &[], &[], now, &mut fastrand::Rng::with_seed(seed));
+        assert_eq!((&explained.trace, explained.decision), (&again.trace, again.decision), "seed {seed}");
+        assert_eq!(FleetView::new(&controller.fleet().snapshot(), now), before, "seed {seed}");
         let mut trace = Trace::default();
-        let live =
-            the_pool(&controller).dispatch_traced(&facts, &[], now, &mut fastrand::Rng::with_seed(seed), &mut trace);
+        let live = pool.dispatch_traced(&facts, &[], now, &mut fastrand::Rng::with_seed(seed), &mut trace);
         assert_eq!(explained.trace, trace, "seed {seed}");
         match live {
             Ok(dispatched) => {
                 assert_eq!(explained.decision, Some(dispatched.decision), "seed {seed}");
-                assert_eq!(explained.trace.why(&dispatched.decision), trace.why(&dispatched.decision));
                 placed += 1;
             }
             Err(_) => {
@@ -87,33 +78,31 @@ fn a_recorded_fleet_decides_as_the_live_one() {
                 refused += 1;
             }
         }
+        // Members of the other arm have their numbers too, and those that were compared have the same twice.
         assert_eq!(explained.members.len(), 5);
+        for (fate, row) in explained.members.iter().filter(|(fate, _)| *fate == Fate::Compared) {
+            let compared = trace.rows.iter().find(|one| one.backend == row.backend);
+            assert!(compared.is_some_and(|one| one.matched == row.matched && one.terms.k == row.terms.k), "{fate:?}");
+        }
         drop(tickets);
     }
     assert!(placed > 200 && refused > 5, "{placed} placed, {refused} refused");
 }
 
 #[test]
-fn a_session_s_arm_and_a_pool_are_found_as_the_live_fleet_finds_them() {
-    let mut config = pool(vec![arm("x", &[1]), arm("y", &[2])]);
-    config.split_salt = "week-1".to_owned();
-    let controller = controller(config);
-    let fleet = recorded(&controller, at(5));
-    let mut rng = fastrand::Rng::with_seed(1);
-    for session in 0..200 {
-        let session = format!("s-{session}");
-        let live = the_pool(&controller).assign(Some(&session), &mut rng);
-        assert_eq!(fleet.pool(None).unwrap().assign(Some(&session), &mut rng), live);
-    }
-    assert!(fleet.pool(Some("no-such")).unwrap_err().contains("served are m"));
-}
-
-#[test]
-fn tokens_that_are_supposed_to_be_cached_count() {
+fn what_was_sent_before_is_expected_in_a_cache_and_what_is_supposed_counts_in_its_place() {
     let controller = controller(pool(vec![arm("default", &[1, 2])]));
-    let fleet = recorded(&controller, at(0));
-    let (facts, second) = (RequestFacts { est_tokens: 3000, ..facts() }, id(&controller, 2));
-    let pool = fleet.pool(None).unwrap();
-    let explained = pool.explain(None, &facts, &[(second, 2900)], fleet.now, &mut fastrand::Rng::with_seed(1));
-    assert_eq!(explained.decision.unwrap().backend, second);
+    let (first, second) = (id(&controller, 1), id(&controller, 2));
+    let facts = RequestFacts { est_tokens: 3000, marks: Marks::session(7), ..facts() };
+    let mut rng = fastrand::Rng::with_seed(1);
+    let pool = the_pool(&controller);
+    let ticket = pool.dispatch(&facts, &[second], at(0), &mut rng).unwrap().ticket;
+    ticket.finish(Outcome::Success, at(10));
+    let expected = pool.explanation(&facts, &[], &[], at(1_000), &mut rng);
+    assert_eq!(expected.decision.unwrap().backend, first);
+    assert!(expected.backends[0].row.matched > 2000, "{:?}", expected.backends[0]);
+    let supposed = pool.explanation(&facts, &[], &[(first, 0), (second, 2900)], at(1_000), &mut rng);
+    assert_eq!(supposed.decision.unwrap().backend, second);
+    assert_eq!((supposed.backends[0].row.matched, supposed.backends[1].row.matched), (0, 2900));
+    assert_eq!(supposed.backends[1].verdict, Fate::Chosen);
 }
