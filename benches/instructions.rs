@@ -24,11 +24,11 @@ use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay_core::sample::Sample;
 use forebay_core::stream::{Api, Parser, Segment};
 use forebay_fleet::config::model::{Arm, Backend, Config, Pool};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::figures::{Ended, Figures};
 use forebay_fleet::telemetry::metrics::{self, BackendMetrics};
-use forebay_fleet::{Outcome, Pool as FleetPool};
+use forebay_fleet::{AttemptOutcome, Pool as FleetPool};
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 
 // The allocator of the shipped binary. glibc's would make the counts depend on the system's C library.
@@ -183,7 +183,7 @@ fn serve(routing: &mut Routing, now: Time, ends: bool) {
     ticket.first_token(now + Duration::from_millis(40));
     ticket.event(now + Duration::from_millis(60), false);
     if ends {
-        ticket.finish(Outcome::Success, now + Duration::from_millis(80));
+        ticket.finish(AttemptOutcome::Success, now + Duration::from_millis(80));
     } else {
         std::mem::forget(ticket);
     }
@@ -198,7 +198,7 @@ fn routing_decision(mut routing: Routing) -> Routing {
     for _ in 0..TIMES {
         let facts = black_box(&routing.facts);
         let dispatched = routing.pool.dispatch(facts, &[], now, &mut routing.rng).expect("nothing is out");
-        dispatched.ticket.finish(Outcome::Neutral, now);
+        dispatched.ticket.finish(AttemptOutcome::Neutral, now);
     }
     routing
 }

@@ -19,9 +19,9 @@ use forebay_core::routing::policy::{LeastTokens, Policy, PredictedTtft};
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::{Affinity, Arm, Backend, Config, Pool, SessionKey};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
-use forebay_fleet::{Outcome, Pool as FleetPool};
+use forebay_fleet::{AttemptOutcome, Pool as FleetPool};
 use hdrhistogram::Histogram;
 
 const SIZES: [u16; 4] = [2, 16, 128, 512];
@@ -79,7 +79,7 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
             ticket.event(now + Duration::from_millis(60), false);
         }
         if request % 2 == 0 {
-            ticket.finish(Outcome::Success, now + Duration::from_millis(80));
+            ticket.finish(AttemptOutcome::Success, now + Duration::from_millis(80));
         } else {
             std::mem::forget(ticket); // stays in flight for the whole measurement
         }
@@ -98,7 +98,7 @@ fn dispatch(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(policy.to_string(), size), |b| {
                 b.iter(|| {
                     let dispatched = pool.dispatch(black_box(&FACTS), &[], now, &mut rng).expect("nothing is out");
-                    dispatched.ticket.finish(Outcome::Neutral, now);
+                    dispatched.ticket.finish(AttemptOutcome::Neutral, now);
                 });
             });
         }
@@ -132,7 +132,7 @@ fn affinity(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("dispatch", size), |b| {
             b.iter(|| {
                 let dispatched = pool.dispatch(black_box(&facts), &[], now, &mut rng).expect("nothing is out");
-                dispatched.ticket.finish(Outcome::Neutral, now);
+                dispatched.ticket.finish(AttemptOutcome::Neutral, now);
             });
         });
         let mut rows: Vec<Candidate> =
@@ -274,7 +274,7 @@ fn decide(pool: &FleetPool, seed: u64, decisions: u64) -> Histogram<u64> {
         let started = Instant::now();
         let dispatched = pool.dispatch(&FACTS, &[], now, &mut rng).expect("nothing is out");
         times.record(started.elapsed().as_nanos() as u64).expect("it grows by itself");
-        dispatched.ticket.finish(Outcome::Neutral, now);
+        dispatched.ticket.finish(AttemptOutcome::Neutral, now);
     }
     times
 }

@@ -11,7 +11,7 @@ use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::Config;
 use forebay_fleet::config::model::{Arm, Backend, Pool};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Outcome;
 

@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use forebay_core::units::BackendId;
-use forebay_fleet::explain::Explanation;
 use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::view::explain::Explanation;
 
 /// The variable of the environment that holds the admin API's token.
 const TOKEN_VARIABLE: &str = "FOREBAY_ADMIN_TOKEN";

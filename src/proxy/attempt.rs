@@ -21,8 +21,8 @@ use super::wait::{Patience, place};
 use crate::upstream::{AnswerBody, Connection};
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
-use forebay_fleet::alarm::{Heard, Watch};
-use forebay_fleet::{Backend, Outcome, Suspicion, Ticket};
+use forebay_fleet::health::alarm::{Heard, Watch};
+use forebay_fleet::{AttemptOutcome, Backend, Suspicion, Ticket};
 
 /// An error answer up to this size is kept, in case it turns out to be the last word.
 const ERROR_ANSWER_MAX: usize = 256 << 10;
@@ -109,7 +109,7 @@ pub(super) async fn run(exchange: &mut Exchange, early: &AtomicBool) -> Attempte
         let (failure, answer) = match attempt(exchange, &mut ticket, &mut watch, &mut seen).await {
             Ok((head, body, form)) => return Attempted::Committed(Committed { ticket, watch, head, body, form }),
             Err(Uncommitted::Theirs(answer)) => {
-                ticket.finish(Outcome::Neutral, exchange.shared.clock.now());
+                ticket.finish(AttemptOutcome::Neutral, exchange.shared.clock.now());
                 return Attempted::LastAnswer(answer);
             }
             Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
@@ -118,7 +118,7 @@ pub(super) async fn run(exchange: &mut Exchange, early: &AtomicBool) -> Attempte
         if seen.blames(failure) {
             suspicion = exchange.failed(ticket, failure).or(suspicion);
         } else {
-            ticket.finish(Outcome::Neutral, exchange.shared.clock.now());
+            ticket.finish(AttemptOutcome::Neutral, exchange.shared.clock.now());
             suspicion.take().into_iter().for_each(Suspicion::withdraw);
         }
         seen.note(failure);

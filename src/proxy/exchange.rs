@@ -26,9 +26,9 @@ use crate::upstream;
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::stream::Api;
-use forebay_fleet::alarm::Watch;
 use forebay_fleet::config::model::Config;
-use forebay_fleet::{Outcome, Suspicion, Ticket};
+use forebay_fleet::health::alarm::Watch;
+use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
 
 /// A unary answer up to this size is read whole before it is passed on: one write to the client, and no channel.
 const WHOLE_ANSWER_MAX: u64 = 64 << 10;
@@ -229,7 +229,7 @@ impl Exchange {
         if matches!(failure, Failure::ServerError(_)) {
             return Some(ticket.suspect(failure, now));
         }
-        ticket.finish(Outcome::Failed(failure), now);
+        ticket.finish(AttemptOutcome::Failed(failure), now);
         if let Failure::Misconfigured(status) = failure {
             let reason = format!("answered {status} to a request for {}", self.work.pool.model);
             self.shared.controller.misconfigured(backend.id, reason, now);

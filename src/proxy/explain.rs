@@ -14,7 +14,7 @@ use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
 use forebay_core::units::BackendId;
 use forebay_fleet::Pool;
-use forebay_fleet::explain::Explanation;
+use forebay_fleet::view::explain::Explanation;
 
 /// The body of `POST /api/explain`.
 #[derive(Deserialize)]

@@ -12,7 +12,7 @@ use crate::upstream::AnswerBody;
 use forebay_core::error::Failure;
 use forebay_core::stream::{Api, Kind, Parser, Segment};
 use forebay_fleet::Ticket;
-use forebay_fleet::alarm::Heard;
+use forebay_fleet::health::alarm::Heard;
 
 /// More than this is not held, preambles (which echo the request) apart: whatever it is, the engine sent it.
 const HELD_MAX: usize = 1 << 20;

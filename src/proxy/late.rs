@@ -14,7 +14,7 @@ use super::wire;
 use crate::upstream::AnswerBody;
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
-use forebay_fleet::{Outcome, Ticket};
+use forebay_fleet::{AttemptOutcome, Ticket};
 
 impl Exchange {
     /// Ends the request behind an early head.
@@ -49,7 +49,7 @@ impl Exchange {
         let answer = if is_error(&head) { read_answer(&backend, head, body).await } else { None };
         match answer {
             Some(answer) => {
-                ticket.finish(Outcome::Neutral, self.shared.clock.now());
+                ticket.finish(AttemptOutcome::Neutral, self.shared.clock.now());
                 self.record.answered_late(status);
                 let event = tell::of_answer(self.work.api, &answer);
                 self.close(&tx, Ok(()), event).await;

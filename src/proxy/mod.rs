@@ -60,7 +60,7 @@ use forebay_core::clock::Clock;
 use forebay_core::error::{ErrorShape, Refusal, error_json};
 use forebay_fleet::Fleet;
 use forebay_fleet::config::model::Config;
-use forebay_fleet::controller::Controller;
+use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Panicked;
 use forebay_fleet::telemetry::log::AccessLog;

@@ -13,7 +13,7 @@ use super::wire::Wire;
 use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::stream::{Api, Kind, Parser, Segment, Usage, usage_of_body};
-use forebay_fleet::{Outcome, Ticket};
+use forebay_fleet::{AttemptOutcome, Ticket};
 
 /// Unary answers up to this size are kept beside the relay for their token counts.
 const USAGE_BODY_MAX: usize = 4 << 20;
@@ -185,7 +185,7 @@ async fn relay_document(wire: &mut Wire, seen: &mut Vec<Bytes>) -> Result<(), Fa
 pub(super) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Failure>, now: Time) {
     record.end = Some(now);
     match outcome {
-        Ok(()) if record.is_error_answer() => ticket.finish(Outcome::Neutral, now),
+        Ok(()) if record.is_error_answer() => ticket.finish(AttemptOutcome::Neutral, now),
         Ok(()) => {
             record.succeeded();
             if let Some(usage) = record.usage
@@ -193,11 +193,11 @@ pub(super) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Fa
             {
                 ticket.cached(usage.prompt_tokens, cached);
             }
-            ticket.finish(Outcome::Success, now);
+            ticket.finish(AttemptOutcome::Success, now);
         }
         Err(failure) => {
             record.failed(failure);
-            ticket.finish(Outcome::Failed(failure), now);
+            ticket.finish(AttemptOutcome::Failed(failure), now);
         }
     }
 }

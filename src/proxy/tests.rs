@@ -10,7 +10,7 @@ use tower::Service;
 
 use super::*;
 use crate::upstream::Limits;
-use forebay_fleet::controller::Settings;
+use forebay_fleet::membership::controller::Settings;
 
 /// A request's body whose reading panics.
 struct Panics;

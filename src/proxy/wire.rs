@@ -19,7 +19,7 @@ use crate::upstream::AnswerBody;
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::Failure;
 use forebay_fleet::Pauses;
-use forebay_fleet::alarm::{Heard, Watch};
+use forebay_fleet::health::alarm::{Heard, Watch};
 
 /// Where no deadline is set, the timer looks again after this.
 const FAR: Duration = Duration::from_secs(3600);

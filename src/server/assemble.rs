@@ -27,7 +27,7 @@ use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
 use forebay_fleet::config::model::Config;
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::{AccessLog, Format};
 

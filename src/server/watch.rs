@@ -21,7 +21,7 @@ use crate::tasks::watchdog::{Limit, Watch};
 use crate::tasks::{Pace, kept};
 use forebay_fleet::config::diff::in_force;
 use forebay_fleet::config::model::{Backend, Config, Health, Pool};
-use forebay_fleet::controller::Settings;
+use forebay_fleet::membership::controller::Settings;
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {

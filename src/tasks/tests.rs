@@ -12,7 +12,7 @@ use super::scraper::Scraper;
 use super::*;
 use forebay_fleet::config::Config;
 use forebay_fleet::config::model::{Backend, Pool};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 
 const METRICS: &str = "vllm:num_requests_running 2\nvllm:num_requests_waiting 7\n";

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use forebay_core::routing::explain::Fate;
 use forebay_core::routing::facts::Kind;
 use forebay_core::units::{brief_seconds, grouped};
-use forebay_fleet::explain::{ExplainedBackend, Explanation, WeighedRequest};
+use forebay_fleet::view::explain::{ExplainedBackend, Explanation, WeighedRequest};
 
 const HEAD: [&str; 18] = [
     "",

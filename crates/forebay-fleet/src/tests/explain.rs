@@ -28,8 +28,8 @@ fn any_fleet(rng: &mut fastrand::Rng) -> (Controller, Vec<Ticket>, Time) {
             ticket.event(now + std::time::Duration::from_micros(rng.u64(900_000..990_000)), false);
         }
         match rng.u8(..8) {
-            0..=2 => ticket.finish(Outcome::Success, now),
-            3 => ticket.finish(Outcome::Failed(Failure::Died), now),
+            0..=2 => ticket.finish(AttemptOutcome::Success, now),
+            3 => ticket.finish(AttemptOutcome::Failed(Failure::Died), now),
             _ => tickets.push(ticket),
         }
         let snapshot = controller.fleet().snapshot();
@@ -97,7 +97,7 @@ fn what_was_sent_before_is_expected_in_a_cache_and_what_is_supposed_counts_in_it
     let mut rng = fastrand::Rng::with_seed(1);
     let pool = the_pool(&controller);
     let ticket = pool.dispatch(&facts, &[second], at(0), &mut rng).unwrap().ticket;
-    ticket.finish(Outcome::Success, at(10));
+    ticket.finish(AttemptOutcome::Success, at(10));
     let expected = pool.explanation(&facts, &[], &[], at(1_000), &mut rng);
     assert_eq!(expected.decision.unwrap().backend, first);
     assert!(expected.backends[0].row.matched > 2000, "{:?}", expected.backends[0]);

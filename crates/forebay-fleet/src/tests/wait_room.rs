@@ -242,7 +242,7 @@ fn a_backend_that_backs_off_is_waited_for_until_time_or_a_success_makes_it_good(
     let controller = controller(limited(2, vec![arm("a", &[1, 2])]));
     let bad = ticket(ask(&controller, &facts(), &clock));
     let hole = bad.backend().id;
-    bad.finish(Outcome::Failed(Failure::Connect), clock.now());
+    bad.finish(AttemptOutcome::Failed(Failure::Connect), clock.now());
     let held = [0; 2].map(|_| ticket(ask(&controller, &facts(), &clock)));
     assert!(held.iter().all(|ticket| ticket.backend().id != hole));
     let [mut one, mut two, mut three] = [0; 3].map(|_| waiting(ask(&controller, &facts(), &clock)));
@@ -266,7 +266,7 @@ fn a_newcomer_does_not_overtake_who_waited_for_a_back_off_to_end() {
     let clock = hand.clock();
     let controller = controller(limited(1, vec![arm("a", &[1, 2])]));
     let bad = ticket(ask(&controller, &facts(), &clock));
-    bad.finish(Outcome::Failed(Failure::Connect), clock.now());
+    bad.finish(AttemptOutcome::Failed(Failure::Connect), clock.now());
     let held = ticket(ask(&controller, &facts(), &clock));
     let mut first = waiting(ask(&controller, &facts(), &clock));
     hand.advance(Duration::from_secs(1));

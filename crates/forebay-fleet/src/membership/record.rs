@@ -3,46 +3,47 @@
 
 use std::sync::Arc;
 
-use super::backend::Backend;
-use super::health::{Effect, Health, Rules, State};
 use crate::config::model;
+use crate::health::{Effect, Health, HealthState, Rules};
+use crate::pool::backend::Backend;
 use forebay_core::clock::Time;
 
 /// What a change of health is made with.
-pub(super) struct Change<'a> {
-    pub(super) health: &'a mut Health,
-    pub(super) rules: &'a Rules,
-    pub(super) rng: &'a mut fastrand::Rng,
+pub(crate) struct Change<'a> {
+    pub(crate) health: &'a mut Health,
+    pub(crate) rules: &'a Rules,
+    pub(crate) rng: &'a mut fastrand::Rng,
 }
 
 /// One backend.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) config: model::Backend,
-    pub(super) backend: Arc<Backend>,
-    pub(super) health: Health,
+pub(crate) struct MemberRecord {
+    pub(crate) config: model::Backend,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) health: Health,
     /// Who drained it through the admin API, and why; ends with the process, or by the same way.
-    pub(super) drained: Option<String>,
-    pub(super) state: State,
-    pub(super) since: Time,
+    pub(crate) drained: Option<String>,
+    pub(crate) state: HealthState,
+    pub(crate) since: Time,
 }
 
-impl Entry {
-    pub(super) fn new(config: model::Backend, backend: Arc<Backend>, now: Time) -> Entry {
+impl MemberRecord {
+    pub(crate) fn new(config: model::Backend, backend: Arc<Backend>, now: Time) -> MemberRecord {
         let health = Health::new(now);
-        let mut entry = Entry { config, backend, health, drained: None, state: State::Healthy, since: now };
+        let mut entry =
+            MemberRecord { config, backend, health, drained: None, state: HealthState::Healthy, since: now };
         entry.state = entry.health.state(entry.drain());
         entry
     }
 
     /// Who lets it finish what it has and take no more, if anybody does.
-    pub(super) fn drain(&self) -> Option<String> {
+    pub(crate) fn drain(&self) -> Option<String> {
         let by_config = self.config.drain.then(|| "drain = true in the configuration".to_owned());
         self.drained.clone().or(by_config)
     }
 
     /// Changes its health, with all that follows for its load and its metrics; whether the fleet looks different now.
-    pub(super) fn change(
+    pub(crate) fn change(
         &mut self,
         rules: &Rules,
         rng: &mut fastrand::Rng,
@@ -60,7 +61,7 @@ impl Entry {
     }
 
     /// Takes over what health and operator say now; whether that changed the state.
-    pub(super) fn settle(&mut self, now: Time) -> bool {
+    pub(crate) fn settle(&mut self, now: Time) -> bool {
         let state = self.health.state(self.drain());
         if state == self.state {
             return false;

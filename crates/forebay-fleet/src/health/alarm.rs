@@ -23,10 +23,10 @@ pub const GRACE: Duration = Duration::from_secs(2);
 
 /// The alarm of one backend; kept, as its load is, for as long as the backend is configured.
 #[derive(Debug, Default)]
-pub struct Alarm(watch::Sender<State>);
+pub struct Alarm(watch::Sender<AlarmState>);
 
 #[derive(Clone, Copy, Debug, Default)]
-struct State {
+struct AlarmState {
     /// Counts the times that the engine was found to hang.
     stalls: u64,
     /// The first refused connection since the last one that was made.
@@ -72,7 +72,7 @@ impl Alarm {
 
     /// An ear for an attempt of this kind that begins now.
     #[must_use]
-    pub(super) fn watch(&self, kind: Kind, begun: Time) -> Watch {
+    pub(crate) fn watch(&self, kind: Kind, begun: Time) -> Watch {
         let states = self.0.subscribe();
         let stalls = (kind != Kind::Light).then(|| states.borrow().stalls);
         Watch { states, stalls, begun, heard: Heard::default() }
@@ -97,7 +97,7 @@ impl Heard {
 /// One attempt's ear.
 #[derive(Debug)]
 pub struct Watch {
-    states: watch::Receiver<State>,
+    states: watch::Receiver<AlarmState>,
     /// The count when it began; none for what needs no engine.
     stalls: Option<u64>,
     begun: Time,

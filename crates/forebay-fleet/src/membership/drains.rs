@@ -2,7 +2,7 @@
 //! stays what the file says: it lasts over reloads that keep the backend, and ends by its own opposite or with the process.
 
 use super::controller::Controller;
-use super::locked;
+use crate::locked;
 use forebay_core::clock::Time;
 use forebay_core::units::BackendId;
 

@@ -15,7 +15,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 /// The back-off of one backend.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     /// Failures since the last success, one for each open period.
     fails: u32,
     failed_until: Time,
@@ -33,7 +33,7 @@ pub(super) struct Backoff {
 impl Backoff {
     /// A blamed failure. While the backend is left alone for the last one it is no new one: thirty streams cut at once are
     /// one failure. `next` is the number of the next attempt. Whether it was a new one, which `withdraw` takes back.
-    pub(super) fn failure(&mut self, now: Time, next: u64) -> bool {
+    pub(crate) fn failure(&mut self, now: Time, next: u64) -> bool {
         self.mark = next;
         self.probes = 0;
         if self.fails > 0 && now < self.failed_until {
@@ -45,25 +45,25 @@ impl Backoff {
     }
 
     /// A new failure turned out to be the request's doing.
-    pub(super) fn withdraw(&mut self) {
+    pub(crate) fn withdraw(&mut self) {
         self.fails = self.fails.saturating_sub(1);
         self.failed_until = Time::ZERO;
     }
 
     /// Backpressure: left alone for `pause`, never doubled, and no failure.
-    pub(super) fn busy(&mut self, pause: Duration, now: Time) {
+    pub(crate) fn busy(&mut self, pause: Duration, now: Time) {
         self.busy_until = self.busy_until.max(now + pause.min(LONGEST));
     }
 
     /// A failure counts: how many that makes in a row.
-    pub(super) fn count(&mut self) -> u32 {
+    pub(crate) fn count(&mut self) -> u32 {
         self.row = self.row.saturating_add(1);
         self.row
     }
 
     /// The success of this attempt, so far: counts if it was dispatched after the last failure. Streams that began before it end
     /// well on a server that drains. Whether it ends a trial.
-    pub(super) fn success(&mut self, attempt: u64) -> bool {
+    pub(crate) fn success(&mut self, attempt: u64) -> bool {
         if attempt < self.mark {
             return false;
         }
@@ -72,7 +72,7 @@ impl Backoff {
     }
 
     /// The same at its end: the row is broken only now, as a first token is no whole answer. Whether it ends a trial.
-    pub(super) fn finished(&mut self, attempt: u64) -> bool {
+    pub(crate) fn finished(&mut self, attempt: u64) -> bool {
         if attempt >= self.mark {
             self.row = 0;
         }
@@ -80,42 +80,42 @@ impl Backoff {
     }
 
     /// It is back after an ejection: nothing is held against it.
-    pub(super) fn forgive(&mut self) {
+    pub(crate) fn forgive(&mut self) {
         (self.fails, self.row, self.on_trial) = (0, 0, false);
     }
 
     /// It may be back: one attempt, from number `next` on, is let through to show it.
-    pub(super) fn try_out(&mut self, next: u64) {
+    pub(crate) fn try_out(&mut self, next: u64) {
         (self.fails, self.failed_until) = (self.fails.max(1), Time::ZERO);
         (self.mark, self.probes, self.on_trial) = (next, 0, true);
     }
 
     /// An attempt goes out.
-    pub(super) fn enter(&mut self) {
+    pub(crate) fn enter(&mut self) {
         self.probes += 1;
     }
 
     /// This attempt is over, however it ended.
-    pub(super) fn leave(&mut self, attempt: u64) {
+    pub(crate) fn leave(&mut self, attempt: u64) {
         if attempt >= self.mark {
             self.probes = self.probes.saturating_sub(1);
         }
     }
 
     /// Failures since the last success.
-    pub(super) fn fails(&self) -> u32 {
+    pub(crate) fn fails(&self) -> u32 {
         self.fails
     }
 
     /// For how much longer it is left alone.
-    pub(super) fn open_for(&self, now: Time) -> Duration {
+    pub(crate) fn open_for(&self, now: Time) -> Duration {
         let failed_until = if self.fails > 0 { self.failed_until } else { Time::ZERO };
         let until = failed_until.max(self.busy_until);
         if until > now { until.since(now) } else { Duration::ZERO }
     }
 
     /// An attempt dispatched after the last failure is out.
-    pub(super) fn probing(&self) -> bool {
+    pub(crate) fn probing(&self) -> bool {
         self.probes > 0
     }
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{Member, Pool};
+use crate::pool::{Member, Pool};
 use forebay_core::clock::Time;
 use forebay_core::routing::decision::{Considered, Decision};
 use forebay_core::routing::explain::{Explained, Fate};

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 
-use super::dispatch::{Dispatched, Sought};
-use super::gate::Gate;
-use super::locked;
+use super::Pool;
+use super::dispatch::Sought;
+use super::gate::{Decides, Gate, Round};
+use super::placed::Placed;
 use super::room::{Answer, Full, Served, Waiter};
-use super::snapshot::Pool;
+use crate::locked;
 use crate::telemetry::labels::Panicked;
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::Refusal;
@@ -48,27 +49,18 @@ pub struct Ask<'a> {
 #[derive(Debug)]
 pub enum Admission {
     /// It has a backend.
-    Placed(Placed),
+    Placed(Placed<Pool>),
     /// Every backend is full: it waits.
     Waiting(Waiting),
-}
-
-/// A place on a backend.
-#[derive(Debug)]
-pub struct Placed {
-    /// The place and the decision.
-    pub dispatched: Dispatched,
-    /// The pool that decided, where that is a later one than was asked: arms are counted by it.
-    pub pool: Option<Arc<Pool>>,
 }
 
 /// A request in the wait room. Dropping it leaves the room.
 #[derive(Debug)]
 #[must_use = "dropping it leaves the wait room"]
 pub struct Waiting {
-    gate: Arc<Mutex<Gate>>,
+    gate: Arc<Mutex<Gate<Pool>>>,
     place: Place,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<Answer<Pool>>,
 }
 
 impl Waiting {
@@ -76,7 +68,7 @@ impl Waiting {
     ///
     /// # Errors
     /// It had to make place for another session, or there is no backend any more that may have it.
-    pub async fn placed(&mut self) -> Result<Placed, Refusal> {
+    pub async fn placed(&mut self) -> Result<Placed<Pool>, Refusal> {
         (&mut self.answer).await.unwrap_or(Err(Refusal::Internal))
     }
 
@@ -101,65 +93,46 @@ impl Drop for Waiting {
     }
 }
 
-impl Gate {
-    /// Gives every waiter that there is room for its place. To be called at the end of whatever may have made room.
-    #[inline]
-    pub(super) fn serve_waiters(&mut self) -> Served {
-        if self.room.queue.is_empty() { Served::none() } else { self.serve(false) }
+impl Decides for Pool {
+    fn has_room(&self, gate: &Gate<Pool>) -> bool {
+        self.members.iter().any(|member| !gate.room.holds(member.backend.id) && self.fits(gate, member, 1))
     }
 
-    /// `all`: look at each one, also where no backend has room: some may have nothing left to wait for.
-    fn serve(&mut self, all: bool) -> Served {
-        let Some(pool) = self.room.pool.upgrade() else { return Served::none() };
-        self.room.held.clear();
-        self.room.look_at = None;
-        let mut queue = std::mem::take(&mut self.room.queue);
-        let mut round = Round { has_room: pool.has_room(self), full_for: Vec::new() };
-        let answers =
-            queue.serve(|waiter| if round.has_room || all { round.look(&pool, self, waiter) } else { Step::Stop });
-        self.room.queue = queue;
-        Served { answers, _pool: Some(pool) }
-    }
-}
-
-/// One round through the room.
-struct Round {
-    has_room: bool,
-    /// Requests of an arm and with at least so many sequences are known to find no room.
-    full_for: Vec<(ArmIndex, u32)>,
-}
-
-impl Round {
-    fn look(&mut self, pool: &Arc<Pool>, gate: &mut Gate, waiter: &mut Waiter) -> Step<Answer> {
+    fn look(
+        self: &Arc<Pool>,
+        gate: &mut Gate<Pool>,
+        round: &mut Round,
+        waiter: &mut Waiter<Pool>,
+    ) -> Step<Answer<Pool>> {
         let sequences = waiter.facts.engine_sequences();
         // Those that have tried nothing and are free to go anywhere find what others like them found.
         let alike = waiter.tried.is_empty() && waiter.facts.pinned.is_none();
-        if alike && self.full_for.iter().any(|(arm, most)| *arm == waiter.facts.arm && *most <= sequences) {
+        if alike && round.full_for.iter().any(|(arm, most)| *arm == waiter.facts.arm && *most <= sequences) {
             return Step::Pass;
         }
         let now = waiter.clock.now();
         // A policy that panics costs one request its place, and not those behind it, nor, in a drop, the process.
         let sought = catch_unwind(AssertUnwindSafe(|| {
             let query = Query { facts: &waiter.facts, tried: &waiter.tried, now };
-            pool.seek_traced(gate, query, &mut waiter.rng, waiter.trial, waiter.explain)
+            self.seek_traced(gate, query, &mut waiter.rng, waiter.trial, waiter.explain)
         }));
         let answer = match sought {
-            Ok(Sought::Placed(dispatched)) => Ok(Placed { dispatched, pool: Some(Arc::clone(pool)) }),
-            Ok(Sought::Nowhere) => Err(Refusal::NoBackend(pool.model.clone())),
+            Ok(Sought::Placed(dispatched)) => Ok(Placed { dispatched, pool: Some(Arc::clone(self)) }),
+            Ok(Sought::Nowhere) => Err(Refusal::NoBackend(self.model.clone())),
             Ok(Sought::Full(full)) => {
                 gate.room.note(full);
                 if alike {
-                    self.full_for.push((waiter.facts.arm, sequences));
+                    round.full_for.push((waiter.facts.arm, sequences));
                 }
-                self.has_room = pool.has_room(gate);
+                round.has_room = self.has_room(gate);
                 return Step::Pass;
             }
             Err(_) => {
-                pool.telemetry.process.panicked(Panicked::Decision);
+                self.telemetry.process.panicked(Panicked::Decision);
                 Err(Refusal::Internal)
             }
         };
-        self.has_room = pool.has_room(gate);
+        round.has_room = self.has_room(gate);
         Step::Serve(answer)
     }
 }
@@ -207,7 +180,7 @@ impl Pool {
 
     fn wait(
         &self,
-        mut gate: MutexGuard<'_, Gate>,
+        mut gate: MutexGuard<'_, Gate<Pool>>,
         ask: Ask<'_>,
         full: Full,
         rng: fastrand::Rng,
@@ -241,11 +214,6 @@ impl Pool {
         Ok(Waiting { gate: Arc::clone(&self.gate), place, answer })
     }
 
-    /// Whether some backend has room for one sequence that is not kept for another.
-    fn has_room(&self, gate: &Gate) -> bool {
-        self.members.iter().any(|member| !gate.room.holds(member.backend.id) && self.fits(gate, member, 1))
-    }
-
     fn arm_name(&self, arm: ArmIndex) -> Arc<str> {
         self.arm(arm).map_or_else(|| Arc::from(""), |arm| Arc::clone(&arm.name))
     }
@@ -257,7 +225,7 @@ impl Pool {
     }
 
     /// This pool decides from now on for everyone in the wait room.
-    pub(super) fn take_over(self: &Arc<Self>) {
+    pub(crate) fn take_over(self: &Arc<Self>) {
         let mut gate = locked(&self.gate);
         gate.room.pool = Arc::downgrade(self);
         for waiter in gate.room.queue.iter_mut() {
@@ -271,7 +239,7 @@ impl Pool {
 }
 
 /// The pool of this gate has left the configuration: nobody waits for it any more.
-pub(super) fn close(gate: &Mutex<Gate>, model: &str) {
+pub(crate) fn close(gate: &Mutex<Gate<Pool>>, model: &str) {
     let room = std::mem::take(&mut locked(gate).room);
     let mut queue = room.queue;
     for (waiter, ()) in queue.serve(|_| Step::Serve(())) {

@@ -4,6 +4,10 @@
 //! `/health` alone brings nothing back: it says 200 while the engine hangs, and while a server that drains answers every
 //! request with 500. So what is out comes back by a request, our own (a probe) or, where none can be made, one of a client's.
 
+pub mod alarm;
+pub(crate) mod reports;
+pub mod watchdog;
+
 use std::time::Duration;
 
 use crate::telemetry::labels::{BackendState, Ejection};
@@ -15,7 +19,7 @@ const JITTER: f64 = 0.1;
 
 /// Where a backend stands, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum HealthState {
     /// It takes requests.
     Healthy,
     /// It failed, and is left alone for a while.
@@ -28,16 +32,16 @@ pub enum State {
     Drained(String),
 }
 
-impl State {
+impl HealthState {
     /// The value of the `state` label.
     #[must_use]
     pub fn kind(&self) -> BackendState {
         match self {
-            State::Healthy => BackendState::Healthy,
-            State::Ejected(_) => BackendState::Ejected,
-            State::Probing(_) => BackendState::Probing,
-            State::Misconfigured(_) => BackendState::Misconfigured,
-            State::Drained(_) => BackendState::Drained,
+            HealthState::Healthy => BackendState::Healthy,
+            HealthState::Ejected(_) => BackendState::Ejected,
+            HealthState::Probing(_) => BackendState::Probing,
+            HealthState::Misconfigured(_) => BackendState::Misconfigured,
+            HealthState::Drained(_) => BackendState::Drained,
         }
     }
 
@@ -51,17 +55,18 @@ impl State {
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
-            State::Ejected(reason) | State::Probing(reason) | State::Misconfigured(reason) | State::Drained(reason) => {
-                Some(reason)
-            }
-            State::Healthy => None,
+            HealthState::Ejected(reason)
+            | HealthState::Probing(reason)
+            | HealthState::Misconfigured(reason)
+            | HealthState::Drained(reason) => Some(reason),
+            HealthState::Healthy => None,
         }
     }
 
     /// Whether requests go there in the normal course of things.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        *self == State::Healthy
+        *self == HealthState::Healthy
     }
 }
 
@@ -91,7 +96,7 @@ pub enum Probed {
 
 /// What a change asks of the backend's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
+pub(crate) enum Effect {
     /// Nothing.
     None,
     /// It was put out, for this.
@@ -103,7 +108,7 @@ pub(super) enum Effect {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Phase {
+enum HealthPhase {
     In { since: Time },
     Out { until: Time },
     Probing,
@@ -112,8 +117,8 @@ enum Phase {
 
 /// The health of one backend.
 #[derive(Clone, Debug)]
-pub(super) struct Health {
-    phase: Phase,
+pub(crate) struct Health {
+    phase: HealthPhase,
     /// Bad answers of `/health` in a row.
     bad: u32,
     /// `/health` has failed too often, or the port is closed: the reason. No probe is worth its while until that ends.
@@ -126,13 +131,13 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(now: Time) -> Health {
+    pub(crate) fn new(now: Time) -> Health {
         let out = (String::new(), Time::ZERO);
-        Health { phase: Phase::In { since: now }, bad: 0, dead: None, out, doubled: 0, misconfigured: None }
+        Health { phase: HealthPhase::In { since: now }, bad: 0, dead: None, out, doubled: 0, misconfigured: None }
     }
 
     /// An answer of `/health`. A good one ejects nothing and brings nothing back; it lets a probe go out.
-    pub(super) fn answered(
+    pub(crate) fn answered(
         &mut self,
         verdict: Result<(), String>,
         rules: &Rules,
@@ -152,60 +157,60 @@ impl Health {
     }
 
     /// Nobody is there: `/health` has failed for long enough, or the port refuses connections.
-    pub(super) fn died(&mut self, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+    pub(crate) fn died(&mut self, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
         self.dead = Some(reason.clone());
         self.eject(Ejection::Health, reason, rules, now, rng)
     }
 
     /// So many blamed failures of clients' attempts in a row.
-    pub(super) fn failed(&mut self, row: u32, last: &str, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+    pub(crate) fn failed(&mut self, row: u32, last: &str, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
         let reason = || format!("{row} failed in a row; the last: {last}");
         match self.phase {
-            Phase::In { .. } if row >= rules.failures.max(1) => {
+            HealthPhase::In { .. } if row >= rules.failures.max(1) => {
                 self.eject(Ejection::Failures, reason(), rules, now, rng)
             }
-            Phase::OnTrial => self.eject(Ejection::Failures, reason(), rules, now, rng),
-            Phase::In { .. } | Phase::Out { .. } | Phase::Probing => Effect::None,
+            HealthPhase::OnTrial => self.eject(Ejection::Failures, reason(), rules, now, rng),
+            HealthPhase::In { .. } | HealthPhase::Out { .. } | HealthPhase::Probing => Effect::None,
         }
     }
 
     /// The watchdog: it has work and makes no progress.
-    pub(super) fn hung(&mut self, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+    pub(crate) fn hung(&mut self, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
         self.eject(Ejection::Watchdog, reason, rules, now, rng)
     }
 
     /// Puts it out, if it is not.
     fn eject(&mut self, why: Ejection, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
         match self.phase {
-            Phase::Out { .. } => return Effect::None,
-            Phase::In { since } => {
+            HealthPhase::Out { .. } => return Effect::None,
+            HealthPhase::In { since } => {
                 self.doubled = if now.since(since) >= rules.max { 0 } else { self.doubled };
                 self.out = (reason, now);
             }
             // It never came back: it is out since it was.
-            Phase::Probing | Phase::OnTrial => self.out.0 = reason,
+            HealthPhase::Probing | HealthPhase::OnTrial => self.out.0 = reason,
         }
         let length = rules.base.saturating_mul(1 << self.doubled.min(16)).min(rules.max);
-        self.phase = Phase::Out { until: now + spread(length, rng) };
+        self.phase = HealthPhase::Out { until: now + spread(length, rng) };
         self.doubled = self.doubled.saturating_add(1);
         Effect::Ejected(why)
     }
 
     /// Whether a probe shall go out now: its time out is over, and somebody is there.
-    pub(super) fn probe(&mut self, now: Time) -> bool {
+    pub(crate) fn probe(&mut self, now: Time) -> bool {
         match self.phase {
-            Phase::Out { until } if until <= now && self.dead.is_none() => {
-                self.phase = Phase::Probing;
+            HealthPhase::Out { until } if until <= now && self.dead.is_none() => {
+                self.phase = HealthPhase::Probing;
                 true
             }
-            Phase::Probing => self.dead.is_none(),
-            Phase::In { .. } | Phase::Out { .. } | Phase::OnTrial => false,
+            HealthPhase::Probing => self.dead.is_none(),
+            HealthPhase::In { .. } | HealthPhase::Out { .. } | HealthPhase::OnTrial => false,
         }
     }
 
     /// What the probe showed.
-    pub(super) fn probed(&mut self, probed: Probed, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
-        if self.phase != Phase::Probing {
+    pub(crate) fn probed(&mut self, probed: Probed, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+        if self.phase != HealthPhase::Probing {
             return Effect::None;
         }
         match probed {
@@ -214,29 +219,29 @@ impl Health {
             // wait for longer: what recovers is back soon.
             Probed::Failed(reason) => {
                 self.out.0 = format!("its probe failed: {reason}");
-                self.phase = Phase::Out { until: now + spread(rules.base, rng) };
+                self.phase = HealthPhase::Out { until: now + spread(rules.base, rng) };
                 Effect::None
             }
             Probed::Busy => Effect::None,
             Probed::NoSuchRequest => {
-                self.phase = Phase::OnTrial;
+                self.phase = HealthPhase::OnTrial;
                 Effect::OnTrial
             }
         }
     }
 
     /// An attempt of a client, sent after the last failure, was served.
-    pub(super) fn served(&mut self, now: Time) -> Effect {
-        if self.phase == Phase::OnTrial { self.back(now) } else { Effect::None }
+    pub(crate) fn served(&mut self, now: Time) -> Effect {
+        if self.phase == HealthPhase::OnTrial { self.back(now) } else { Effect::None }
     }
 
     fn back(&mut self, now: Time) -> Effect {
-        self.phase = Phase::In { since: now };
+        self.phase = HealthPhase::In { since: now };
         Effect::Returned
     }
 
     /// It refused what the config says it serves; if it did so before, since then.
-    pub(super) fn misconfigured(&mut self, reason: String, now: Time) -> Effect {
+    pub(crate) fn misconfigured(&mut self, reason: String, now: Time) -> Effect {
         let since = self.misconfigured.take().map_or(now, |(_, since)| since);
         let first = since == now;
         self.misconfigured = Some((reason, since));
@@ -244,29 +249,29 @@ impl Health {
     }
 
     /// It serves what the config says.
-    pub(super) fn configured(&mut self) {
+    pub(crate) fn configured(&mut self) {
         self.misconfigured = None;
     }
 
     /// Where that leaves the backend. A drain hides the rest: it gets nothing either way.
-    pub(super) fn state(&self, drained: Option<String>) -> State {
+    pub(crate) fn state(&self, drained: Option<String>) -> HealthState {
         let reason = || self.out.0.clone();
         match (drained, &self.misconfigured, &self.phase) {
-            (Some(who), _, _) => State::Drained(who),
-            (None, Some((reason, _)), _) => State::Misconfigured(reason.clone()),
-            (None, None, Phase::In { .. }) => State::Healthy,
-            (None, None, Phase::Out { .. }) => State::Ejected(reason()),
-            (None, None, Phase::Probing | Phase::OnTrial) => State::Probing(reason()),
+            (Some(who), _, _) => HealthState::Drained(who),
+            (None, Some((reason, _)), _) => HealthState::Misconfigured(reason.clone()),
+            (None, None, HealthPhase::In { .. }) => HealthState::Healthy,
+            (None, None, HealthPhase::Out { .. }) => HealthState::Ejected(reason()),
+            (None, None, HealthPhase::Probing | HealthPhase::OnTrial) => HealthState::Probing(reason()),
         }
     }
 
     /// What routing makes of it. On trial it is in: its back-off lets one attempt be, and no more.
-    pub(super) fn standing(&self, drained: bool) -> Standing {
+    pub(crate) fn standing(&self, drained: bool) -> Standing {
         match (drained, &self.misconfigured, &self.phase) {
             (true, _, _) => Standing::Drained,
             (false, Some((_, since)), _) => Standing::Misconfigured { since: *since },
-            (false, None, Phase::In { .. } | Phase::OnTrial) => Standing::In,
-            (false, None, Phase::Out { .. } | Phase::Probing) => Standing::Out { since: self.out.1 },
+            (false, None, HealthPhase::In { .. } | HealthPhase::OnTrial) => Standing::In,
+            (false, None, HealthPhase::Out { .. } | HealthPhase::Probing) => Standing::Out { since: self.out.1 },
         }
     }
 }

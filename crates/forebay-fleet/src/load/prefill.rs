@@ -9,34 +9,34 @@ use forebay_core::clock::Time;
 
 /// A request that waits for its first token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Waiting {
+pub(crate) struct QueuedPrompt {
     /// Its dispatch.
-    pub(super) since: Time,
+    pub(crate) since: Time,
     /// Its uncached prompt tokens.
-    pub(super) tokens: u32,
+    pub(crate) tokens: u32,
 }
 
 /// An ordered set by dispatch. Who left is a gap until all older ones have left.
 #[derive(Debug)]
-pub(super) struct PrefillQueue {
+pub(crate) struct PrefillQueue {
     /// The number of the entry at the front.
     first: u64,
-    entries: VecDeque<Option<Waiting>>,
+    entries: VecDeque<Option<QueuedPrompt>>,
 }
 
 impl PrefillQueue {
-    pub(super) fn new() -> PrefillQueue {
+    pub(crate) fn new() -> PrefillQueue {
         PrefillQueue { first: 0, entries: VecDeque::with_capacity(64) }
     }
 
     /// Enters at the end; the number is what `leave` takes.
-    pub(super) fn enter(&mut self, waiting: Waiting) -> u64 {
+    pub(crate) fn enter(&mut self, waiting: QueuedPrompt) -> u64 {
         self.entries.push_back(Some(waiting));
         self.first + (self.entries.len() as u64 - 1)
     }
 
     /// Leaves; a number that has left already is ignored.
-    pub(super) fn leave(&mut self, number: u64) {
+    pub(crate) fn leave(&mut self, number: u64) {
         let place = number.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
         if let Some(entry) = place.and_then(|place| self.entries.get_mut(place)) {
             *entry = None;
@@ -48,7 +48,7 @@ impl PrefillQueue {
     }
 
     /// The oldest.
-    pub(super) fn head(&self) -> Option<Waiting> {
+    pub(crate) fn head(&self) -> Option<QueuedPrompt> {
         self.entries.front().copied().flatten()
     }
 }
@@ -58,8 +58,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn waiting(tokens: u32) -> Waiting {
-        Waiting { since: Time::from_micros(u64::from(tokens)), tokens }
+    fn waiting(tokens: u32) -> QueuedPrompt {
+        QueuedPrompt { since: Time::from_micros(u64::from(tokens)), tokens }
     }
 
     #[test]
@@ -81,7 +81,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_the_least_of_a_plain_set(steps in prop::collection::vec(prop::option::of(any::<prop::sample::Index>()), 0..200)) {
-            let (mut queue, mut model) = (PrefillQueue::new(), Vec::<(u64, Waiting)>::new());
+            let (mut queue, mut model) = (PrefillQueue::new(), Vec::<(u64, QueuedPrompt)>::new());
             for (tokens, step) in (0..).zip(steps) {
                 match step {
                     Some(at) if !model.is_empty() => queue.leave(model.remove(at.index(model.len())).0),

@@ -7,25 +7,26 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::backend::Backend;
-use super::entry::{Change, Entry};
-use super::gate::Gate;
-use super::health::{Effect, Probed, Rules};
-use super::load::Load;
-use super::locked;
-use super::reports::Reports;
-use super::snapshot::{Arm, Fleet, Member, Pool, Snapshot};
-use super::waiting;
+use super::record::{Change, MemberRecord};
+use super::snapshot::{Fleet, Snapshot};
 use crate::config::model::{self, Budget, Config};
+use crate::health::reports::{HealthKeeper, Reports};
+use crate::health::{Effect, Probed, Rules};
+use crate::load::{Load, LoadState};
+use crate::locked;
+use crate::pool::backend::Backend;
+use crate::pool::gate::Gate;
+use crate::pool::{Arm, Member, Pool, wait};
 use crate::telemetry::Telemetry;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::NONE;
 use forebay_core::clock::Time;
+use forebay_core::error::Failure;
 use forebay_core::routing::eligible::Seat;
 use forebay_core::routing::facts::ArmIndex;
 use forebay_core::routing::retry::Bucket;
@@ -63,18 +64,18 @@ pub struct Controller(Arc<Core>);
 
 /// What the writer and those who report to it share.
 #[derive(Debug)]
-pub(super) struct Core {
+pub(crate) struct Core {
     fleet: Fleet,
-    pub(super) inner: Mutex<Inner>,
+    pub(crate) inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(crate) struct Inner {
     settings: Settings,
     telemetry: Arc<Telemetry>,
     pools: Vec<model::Pool>,
-    pub(super) entries: HashMap<Key, Entry>,
-    gates: HashMap<String, Arc<Mutex<Gate>>>,
+    pub(crate) entries: HashMap<MemberKey, MemberRecord>,
+    gates: HashMap<String, Arc<Mutex<Gate<Pool>>>>,
     crossed: HashMap<(String, String), Arc<AtomicU64>>,
     figures: HashMap<(String, String), Arc<Figures>>,
     next_id: u32,
@@ -84,7 +85,7 @@ pub(super) struct Inner {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(crate) struct MemberKey {
     pool: String,
     arm: String,
     url: String,
@@ -116,7 +117,7 @@ impl Controller {
         self
     }
 
-    pub(super) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Core {
         &self.0
     }
 
@@ -149,8 +150,9 @@ impl Controller {
         for pool in pools {
             for arm in &pool.arms {
                 for config in &arm.backends {
-                    let key = Key::of(pool, arm, config);
-                    let reports = Reports::to(Arc::downgrade(&self.0));
+                    let key = MemberKey::of(pool, arm, config);
+                    let keeper: Weak<Core> = Arc::downgrade(&self.0);
+                    let reports = Reports::to(keeper);
                     let entry = inner.entry(&key, config, reports, now);
                     kept.insert(key, entry);
                 }
@@ -165,7 +167,7 @@ impl Controller {
         let gone: Vec<_> = inner.gates.extract_if(|model, _| !is_kept(model)).collect();
         self.0.publish(&mut inner, now);
         for (model, gate) in gone {
-            waiting::close(&gate, &model);
+            wait::close(&gate, &model);
         }
     }
 
@@ -219,7 +221,7 @@ impl Controller {
 
 impl Core {
     /// Changes the health of one backend and publishes what that changed.
-    pub(super) fn change(&self, id: BackendId, now: Time, act: impl FnOnce(Change<'_>) -> Effect) {
+    pub(crate) fn change(&self, id: BackendId, now: Time, act: impl FnOnce(Change<'_>) -> Effect) {
         let mut inner = locked(&self.inner);
         let Inner { settings, entries, rng, .. } = &mut *inner;
         let Some(entry) = entries.values_mut().find(|entry| entry.backend.id == id) else { return };
@@ -228,7 +230,7 @@ impl Core {
         }
     }
 
-    pub(super) fn publish(&self, inner: &mut Inner, now: Time) {
+    pub(crate) fn publish(&self, inner: &mut Inner, now: Time) {
         inner.generation += 1;
         let configs = std::mem::take(&mut inner.pools);
         let pools: Vec<Arc<Pool>> = configs.iter().map(|config| Arc::new(inner.pool(config, now))).collect();
@@ -239,15 +241,25 @@ impl Core {
     }
 }
 
-impl Key {
-    fn of(pool: &model::Pool, arm: &model::Arm, backend: &model::Backend) -> Key {
-        Key { pool: pool.model.clone(), arm: arm.name.clone(), url: backend.url.to_string() }
+impl HealthKeeper for Core {
+    fn failed(&self, id: BackendId, row: u32, failure: Failure, now: Time) {
+        self.change(id, now, |change| change.health.failed(row, failure.label(), change.rules, now, change.rng));
+    }
+
+    fn served(&self, id: BackendId, now: Time) {
+        self.change(id, now, |change| change.health.served(now));
+    }
+}
+
+impl MemberKey {
+    fn of(pool: &model::Pool, arm: &model::Arm, backend: &model::Backend) -> MemberKey {
+        MemberKey { pool: pool.model.clone(), arm: arm.name.clone(), url: backend.url.to_string() }
     }
 }
 
 impl Inner {
     /// The entry of this backend: the one there is, brought up to date, or a new one.
-    fn entry(&mut self, key: &Key, config: &model::Backend, reports: Reports, now: Time) -> Entry {
+    fn entry(&mut self, key: &MemberKey, config: &model::Backend, reports: Reports, now: Time) -> MemberRecord {
         if let Some(mut entry) = self.entries.remove(key) {
             if entry.config != *config {
                 entry.backend = Arc::new(Backend {
@@ -276,6 +288,7 @@ impl Inner {
         let id = BackendId(self.next_id);
         self.next_id += 1;
         let gate = self.gate(&key.pool, now);
+        let slot = locked(&gate).slots.take(LoadState::new(config.speed, self.settings.stale_after));
         let backend = Backend {
             id,
             url: config.url.clone(),
@@ -283,14 +296,14 @@ impl Inner {
             arm: key.arm.as_str().into(),
             speed: config.speed,
             key: config.key.clone(),
-            load: Arc::new(Load::new(&gate, config.speed, self.settings.stale_after)),
+            load: Arc::new(Load::new(gate, slot)),
             alarm: Arc::default(),
             models: Arc::new(ArcSwap::default()),
             reports,
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
             figures: Arc::new(Figures::new(now)),
         };
-        Entry::new(config.clone(), Arc::new(backend), now)
+        MemberRecord::new(config.clone(), Arc::new(backend), now)
     }
 
     fn pool(&mut self, config: &model::Pool, now: Time) -> Pool {
@@ -338,7 +351,7 @@ impl Inner {
     }
 
     /// The gate of this pool, made when the pool is.
-    fn gate(&mut self, model: &str, now: Time) -> Arc<Mutex<Gate>> {
+    fn gate(&mut self, model: &str, now: Time) -> Arc<Mutex<Gate<Pool>>> {
         let budget = self.settings.budget;
         let gate =
             self.gates.entry(model.to_owned()).or_insert_with(|| Arc::new(Mutex::new(Gate::new(bucket(budget, now)))));
@@ -349,7 +362,7 @@ impl Inner {
         let mut members: Vec<Member> = Vec::new();
         for (index, arm) in (0_u16..).zip(&config.arms) {
             for backend in &arm.backends {
-                let Some(entry) = self.entries.get(&Key::of(config, arm, backend)) else { continue };
+                let Some(entry) = self.entries.get(&MemberKey::of(config, arm, backend)) else { continue };
                 if members.iter().any(|member| member.backend.id == entry.backend.id) {
                     continue; // one address written twice is one backend
                 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::alarm::Alarm;
-use super::load::Load;
-use super::reports::Reports;
 use crate::config::model::{BackendUrl, Secret};
+use crate::health::alarm::Alarm;
+use crate::health::reports::Reports;
+use crate::load::Load;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;
 use forebay_core::units::BackendId;
@@ -35,7 +35,7 @@ pub struct Backend {
     /// What its `/v1/models` lists, as it said it; empty until it was asked.
     pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
     /// Whom its attempts tell how it does.
-    pub(super) reports: Reports,
+    pub(crate) reports: Reports,
     /// Its metric handles.
     pub metrics: Arc<BackendMetrics>,
     /// The live figures of what it served.

@@ -8,29 +8,29 @@ use forebay_core::sample::Sample;
 
 /// A good scrape.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scrape {
-    pub(super) sample: Sample,
-    pub(super) at: Time,
-    pub(super) stale_at: Time,
+pub(crate) struct Scrape {
+    pub(crate) sample: Sample,
+    pub(crate) at: Time,
+    pub(crate) stale_at: Time,
     /// Others' sequences running.
-    pub(super) running: f64,
+    pub(crate) running: f64,
     /// Others' sequences waiting.
-    pub(super) waiting: f64,
+    pub(crate) waiting: f64,
     /// Others' tokens in the KV cache.
-    pub(super) kv_tokens: f64,
+    pub(crate) kv_tokens: f64,
 }
 
 /// Own load at the instant of a scrape.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Own {
-    pub(super) prefilling: u32,
-    pub(super) decoding: u32,
-    pub(super) kv_tokens: u64,
+pub(crate) struct Own {
+    pub(crate) prefilling: u32,
+    pub(crate) decoding: u32,
+    pub(crate) kv_tokens: u64,
 }
 
 impl Scrape {
     /// What the sample says beside `own`; from `stale_after` on it counts as absent.
-    pub(super) fn new(sample: Sample, own: Own, now: Time, stale_after: Duration) -> Scrape {
+    pub(crate) fn new(sample: Sample, own: Own, now: Time, stale_after: Duration) -> Scrape {
         let sane = |value: Option<f64>| value.filter(|value| value.is_finite() && *value >= 0.0);
         let sample = Sample {
             running: sane(sample.running),

@@ -1,20 +1,13 @@
-//! What one backend has to do, as far as this proxy knows: own counters, latency estimators, back-off, and the last scrape.
-//! Updated in place by tickets and the scraper; survives every change of the snapshot that keeps the backend.
+//! The numbers of one backend: own counters, latency estimators, back-off, and the last scrape. No lock of its own: whoever calls
+//! has the pool's.
 //!
-//! Hot path: the pool's gate, a few additions; no allocation (but when a queue grows past its longest). The numbers of a
-//! pool's backends lie behind one mutex and not behind one each: a decision reads them all, and sixteen uncontended locks alone
-//! were 190 of 575 ns.
+//! Hot path: a few additions; no allocation (but when a queue grows past its longest).
 
-mod vitals;
-
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::gate::Gate;
-use super::lease::{Entry, Lease, Phase};
-use super::locked;
-use super::prefill::{PrefillQueue, Waiting};
+use super::lease::{Lease, LeaseRequest, Phase};
+use super::prefill::{PrefillQueue, QueuedPrompt};
 use super::scrape::{Own, Scrape};
 use super::view::{LoadView, ScrapeView};
 use forebay_core::clock::Time;
@@ -22,132 +15,49 @@ use forebay_core::error::{Blame, Failure};
 use forebay_core::routing::affinity::{BLOCK, Worth};
 use forebay_core::routing::candidate::{Candidate, Foreign, Head};
 use forebay_core::routing::cost::Shape;
-use forebay_core::routing::estimate::{DecayedRate, DecayedRatio, GAP_POOL_TAU, GAP_TAU, Pace, TtftRatio};
+use forebay_core::routing::estimate::{DecayedRate, DecayedRatio, GAP_POOL_TAU, GAP_TAU, TtftRatio};
 use forebay_core::routing::facts::Kind;
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 
-/// The load of one backend: a slot behind its pool's gate, given back when the last holder lets go.
+/// The load of one backend.
 #[derive(Debug)]
-pub struct Load {
-    gate: Arc<Mutex<Gate>>,
-    slot: usize,
-}
-
-/// What is in the slot.
-#[derive(Debug)]
-pub(super) struct Numbers {
-    shape: Shape,
-    stale_after: Duration,
+pub(crate) struct LoadState {
+    pub(super) shape: Shape,
+    pub(super) stale_after: Duration,
     /// Attempts open, those that never reach the engine included.
-    open: u32,
-    prefilling: u32,
-    decoding: u32,
-    queued_tokens: u64,
-    kv_tokens: u64,
-    waiting: PrefillQueue,
-    last_first_token: Time,
+    pub(super) open: u32,
+    pub(super) prefilling: u32,
+    pub(super) decoding: u32,
+    pub(super) queued_tokens: u64,
+    pub(super) kv_tokens: u64,
+    pub(super) waiting: PrefillQueue,
+    pub(super) last_first_token: Time,
     /// Uncached prompt tokens of all streams that got their first token.
-    prefilled: u64,
-    ttft: TtftRatio,
-    gap: DecayedRatio,
-    done: DecayedRate,
-    backoff: Backoff,
+    pub(super) prefilled: u64,
+    pub(super) ttft: TtftRatio,
+    pub(super) gap: DecayedRatio,
+    pub(super) done: DecayedRate,
+    pub(super) backoff: Backoff,
     /// Tokens that it has generated for requests from here.
-    generated: u64,
-    worth: Worth,
-    served: Option<Kind>,
-    progress: u64,
+    pub(super) generated: u64,
+    pub(super) worth: Worth,
+    pub(super) served: Option<Kind>,
+    pub(super) progress: u64,
     /// Attempts on the engine, and those of them whose clients do not read.
-    engaged: u32,
-    paused: u32,
+    pub(super) engaged: u32,
+    pub(super) paused: u32,
     /// The number of the next attempt.
-    next: u64,
-    turn: u64,
-    scrape: Option<Scrape>,
-    scrape_failures: u32,
+    pub(super) next: u64,
+    pub(super) turn: u64,
+    pub(super) scrape: Option<Scrape>,
+    pub(super) scrape_failures: u32,
 }
 
-impl Load {
+impl LoadState {
     /// Nothing to do and nothing known. `speed` is the operator's prior; scrapes older than `stale_after` count as absent.
-    pub(super) fn new(gate: &Arc<Mutex<Gate>>, speed: f64, stale_after: Duration) -> Load {
-        let slot = locked(gate).slots.take(Numbers::new(speed, stale_after));
-        Load { gate: Arc::clone(gate), slot }
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut Numbers) -> T) -> T {
-        act(locked(&self.gate).slots.get_mut(self.slot))
-    }
-
-    /// The same for what may make room, or change who may have it: whoever waits for that is served before the gate opens.
-    /// An attempt's success needs none of it, since its end follows.
-    fn change<T>(&self, act: impl FnOnce(&mut Numbers, Pace) -> T) -> T {
-        let mut gate = locked(&self.gate);
-        let pace = gate.pace;
-        let value = act(gate.slots.get_mut(self.slot), pace);
-        let served = gate.serve_waiters();
-        drop(gate);
-        served.deliver();
-        value
-    }
-
-    /// The slot behind the pool's gate.
-    pub(super) fn slot(&self) -> usize {
-        self.slot
-    }
-
-    /// Takes over a changed configuration; what was measured stays, as a ratio to the old prior until it is forgotten.
-    pub(super) fn retune(&self, speed: f64, stale_after: Duration) {
-        self.with(|numbers| {
-            numbers.shape = Shape::with_speed(speed);
-            numbers.stale_after = stale_after;
-        });
-    }
-
-    /// The first token of a stream: prefill is over and measured. Nothing for other kinds, which show none. Whether the backend
-    /// was on trial and has passed.
-    pub(super) fn first_token(&self, lease: &mut Lease, now: Time) -> bool {
-        let is_first = lease.kind == Kind::Stream && lease.phase == Phase::Prefill;
-        is_first && self.change(|numbers, pace| numbers.first_token(lease, now, pace.lived(now)))
-    }
-
-    /// A later event of a stream.
-    pub(super) fn event(&self, lease: &mut Lease, now: Time, client_blocked: bool) {
-        if lease.phase == Phase::Decode {
-            self.with(|numbers| numbers.event(lease, now, client_blocked));
-        }
-    }
-
-    /// The attempt succeeded. Whether the backend was on trial and has passed.
-    pub(super) fn succeed(&self, lease: &Lease, now: Time) -> bool {
-        let mut gate = locked(&self.gate);
-        let lived = gate.pace.lived(now);
-        gate.slots.get_mut(self.slot).succeed(lease, now, lived)
-    }
-
-    /// Gives back what the attempt took. Needs no time, so that a drop can do it.
-    pub(super) fn end(&self, lease: &Lease) {
-        self.change(|numbers, _| numbers.end(lease));
-    }
-
-    /// Every number that the router sees, and the scrape behind them.
-    #[must_use]
-    pub fn view(&self, now: Time) -> LoadView {
-        self.with(|numbers| numbers.view(now))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let mut gate = locked(&self.gate);
-        gate.slots.give_back(self.slot);
-        gate.affinity.released(self.slot);
-    }
-}
-
-impl Numbers {
-    fn new(speed: f64, stale_after: Duration) -> Numbers {
-        Numbers {
+    pub(crate) fn new(speed: f64, stale_after: Duration) -> LoadState {
+        LoadState {
             shape: Shape::with_speed(speed),
             stale_after,
             open: 0,
@@ -175,10 +85,16 @@ impl Numbers {
         }
     }
 
+    /// Takes over a changed configuration.
+    pub(super) fn retune(&mut self, speed: f64, stale_after: Duration) {
+        self.shape = Shape::with_speed(speed);
+        self.stale_after = stale_after;
+    }
+
     /// The row of this backend. `mean_prompt` is what a foreign waiting request is taken for, in tokens; `lived` is `now` in the
     /// pool's time.
     #[inline]
-    pub(super) fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time, lived: Time) -> Candidate {
+    pub(crate) fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time, lived: Time) -> Candidate {
         let scrape = self.fresh(now);
         Candidate {
             id,
@@ -213,22 +129,22 @@ impl Numbers {
     }
 
     /// Tokens that it has generated for requests from here.
-    pub(super) fn generated(&self) -> u64 {
+    pub(crate) fn generated(&self) -> u64 {
         self.generated
     }
 
     /// Own sequences in flight.
-    pub(super) fn in_flight(&self) -> u32 {
+    pub(crate) fn in_flight(&self) -> u32 {
         self.prefilling.saturating_add(self.decoding)
     }
 
     /// For how much longer the backend is left alone.
-    pub(super) fn open_for(&self, now: Time) -> Duration {
+    pub(crate) fn open_for(&self, now: Time) -> Duration {
         self.backoff.open_for(now)
     }
 
     /// An attempt goes out. What it takes is given back by `end`, through the lease.
-    pub(super) fn enter(&mut self, entry: Entry, now: Time, lived: Time) -> Lease {
+    pub(crate) fn enter(&mut self, entry: LeaseRequest, now: Time, lived: Time) -> Lease {
         self.ttft.dispatch(lived);
         let attempt = self.next;
         self.next += 1;
@@ -242,7 +158,7 @@ impl Numbers {
             self.prefilling += entry.sequences;
             self.queued_tokens += u64::from(entry.tokens);
             self.kv_tokens += u64::from(entry.tokens);
-            queued = self.waiting.enter(Waiting { since: now, tokens: entry.tokens });
+            queued = self.waiting.enter(QueuedPrompt { since: now, tokens: entry.tokens });
         }
         Lease {
             attempt,
@@ -262,7 +178,7 @@ impl Numbers {
         }
     }
 
-    fn first_token(&mut self, lease: &mut Lease, now: Time, lived: Time) -> bool {
+    pub(super) fn first_token(&mut self, lease: &mut Lease, now: Time, lived: Time) -> bool {
         self.end_prefill(lease);
         self.decoding += lease.sequences;
         self.progress += 1;
@@ -278,7 +194,7 @@ impl Numbers {
 
     /// Its gap is a step time if the client was reading and the attempt is one sequence (several take turns in one step). What was
     /// prefilled in the step is expected too: else busy backends look slow, and equal ones do not share evenly.
-    fn event(&mut self, lease: &mut Lease, now: Time, client_blocked: bool) {
+    pub(super) fn event(&mut self, lease: &mut Lease, now: Time, client_blocked: bool) {
         self.kv_tokens += 1;
         self.generated += 1;
         self.progress += 1;
@@ -293,7 +209,7 @@ impl Numbers {
         lease.prefilled = self.prefilled;
     }
 
-    fn succeed(&mut self, lease: &Lease, now: Time, lived: Time) -> bool {
+    pub(super) fn succeed(&mut self, lease: &Lease, now: Time, lived: Time) -> bool {
         // What the API server answers by itself says nothing of the engine.
         if lease.kind == Kind::Light {
             return false;
@@ -310,7 +226,7 @@ impl Numbers {
         self.backoff.finished(lease.attempt)
     }
 
-    fn fail(&mut self, failure: Failure, now: Time) -> bool {
+    pub(super) fn fail(&mut self, failure: Failure, now: Time) -> bool {
         let next = self.next;
         match failure.blame() {
             Blame::Backend => return self.backoff.failure(now, next),
@@ -320,7 +236,7 @@ impl Numbers {
         false
     }
 
-    fn end(&mut self, lease: &Lease) {
+    pub(super) fn end(&mut self, lease: &Lease) {
         match lease.phase {
             Phase::Prefill => self.end_prefill(lease),
             Phase::Decode => self.decoding -= lease.sequences,
@@ -332,7 +248,7 @@ impl Numbers {
     }
 
     /// Takes over a scrape; whether the engine was restarted since the one before.
-    fn set_sample(&mut self, sample: Sample, now: Time) -> bool {
+    pub(super) fn set_sample(&mut self, sample: Sample, now: Time) -> bool {
         let own = Own { prefilling: self.prefilling, decoding: self.decoding, kv_tokens: self.kv_tokens };
         let scrape = Scrape::new(sample, own, now, self.stale_after);
         let restarted = self.worth.report(scrape.sample.prefix_queries, scrape.sample.prefix_hits, now);
@@ -344,7 +260,7 @@ impl Numbers {
         restarted
     }
 
-    fn view(&self, now: Time) -> LoadView {
+    pub(super) fn view(&self, now: Time) -> LoadView {
         let head = self.head();
         let fresh = self.fresh(now);
         LoadView {
@@ -375,7 +291,7 @@ impl Numbers {
     }
 
     /// The last scrape, unless it is too old to be believed.
-    fn fresh(&self, now: Time) -> Option<&Scrape> {
+    pub(super) fn fresh(&self, now: Time) -> Option<&Scrape> {
         self.scrape.as_ref().filter(|scrape| now <= scrape.stale_at)
     }
 
@@ -392,6 +308,3 @@ impl Numbers {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

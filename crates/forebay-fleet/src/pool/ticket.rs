@@ -6,17 +6,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::alarm::Watch;
 use super::backend::Backend;
-use super::lease::Lease;
-use super::load::Load;
+use crate::health::alarm::Watch;
+use crate::load::Load;
+use crate::load::lease::Lease;
 use forebay_core::clock::Time;
 use forebay_core::error::{Blame, Failure};
 use forebay_core::routing::facts::Kind;
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// It ended well.
     Success,
     /// Neither good nor bad for the backend: the client's fault, or the request's.
@@ -35,7 +35,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(backend: Arc<Backend>, lease: Lease, predicted: Option<Duration>) -> Ticket {
+    pub(crate) fn new(backend: Arc<Backend>, lease: Lease, predicted: Option<Duration>) -> Ticket {
         Ticket { backend, lease, predicted }
     }
 
@@ -83,15 +83,15 @@ impl Ticket {
     }
 
     /// The end. Without it, a drop is an attempt abandoned, blamed on nobody.
-    pub fn finish(self, outcome: Outcome, now: Time) {
+    pub fn finish(self, outcome: AttemptOutcome, now: Time) {
         match outcome {
-            Outcome::Success => {
+            AttemptOutcome::Success => {
                 if self.backend.load.succeed(&self.lease, now) {
                     self.backend.reports.served(self.backend.id, now);
                 }
             }
-            Outcome::Neutral => {}
-            Outcome::Failed(failure) => drop(self.suspect(failure, now)),
+            AttemptOutcome::Neutral => {}
+            AttemptOutcome::Failed(failure) => drop(self.suspect(failure, now)),
         }
     }
 

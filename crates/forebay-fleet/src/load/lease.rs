@@ -7,48 +7,48 @@ use forebay_core::routing::facts::Kind;
 
 /// Where an attempt is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     Prefill,
     Decode,
 }
 
 /// What one attempt holds of a load: the same numbers are given back as were taken.
 #[derive(Debug)]
-pub(super) struct Lease {
-    pub(super) attempt: u64,
-    pub(super) phase: Phase,
-    pub(super) kind: Kind,
+pub(crate) struct Lease {
+    pub(crate) attempt: u64,
+    pub(crate) phase: Phase,
+    pub(crate) kind: Kind,
     /// The number in the prefill queue.
-    pub(super) queued: u64,
-    pub(super) sequences: u32,
-    pub(super) tokens: u32,
-    pub(super) claimed: u32,
-    pub(super) depth: f64,
-    pub(super) prompt: u32,
-    pub(super) kv_tokens: u64,
-    pub(super) raw: f64,
-    pub(super) dispatched: Time,
-    pub(super) last_event: Time,
+    pub(crate) queued: u64,
+    pub(crate) sequences: u32,
+    pub(crate) tokens: u32,
+    pub(crate) claimed: u32,
+    pub(crate) depth: f64,
+    pub(crate) prompt: u32,
+    pub(crate) kv_tokens: u64,
+    pub(crate) raw: f64,
+    pub(crate) dispatched: Time,
+    pub(crate) last_event: Time,
     /// What the backend had prefilled for this proxy at the last event, in tokens.
-    pub(super) prefilled: u64,
+    pub(crate) prefilled: u64,
 }
 
 /// What an attempt brings.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
+pub(crate) struct LeaseRequest {
+    pub(crate) kind: Kind,
     /// Sequences in the engine; 0 for what never reaches it.
-    pub(super) sequences: u32,
+    pub(crate) sequences: u32,
     /// Uncached prompt tokens.
-    pub(super) tokens: u32,
+    pub(crate) tokens: u32,
     /// Prompt tokens, cached or not.
-    pub(super) prompt: u32,
+    pub(crate) prompt: u32,
     /// Prompt tokens that were sent here before.
-    pub(super) claimed: u32,
+    pub(crate) claimed: u32,
     /// Tokens that the cache has used since it used those.
-    pub(super) depth: f64,
+    pub(crate) depth: f64,
     /// Expected TTFT before the backend's ratio, in seconds.
-    pub(super) raw: f64,
+    pub(crate) raw: f64,
     /// The pool's dispatch number.
-    pub(super) turn: u64,
+    pub(crate) turn: u64,
 }

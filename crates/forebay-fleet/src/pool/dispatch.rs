@@ -9,11 +9,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::gate::{Gate, Slots};
-use super::lease::Entry;
-use super::locked;
+use super::placed::Dispatched;
 use super::room::Full;
-use super::snapshot::{Member, Pool};
 use super::ticket::Ticket;
+use super::{Member, Pool};
+use crate::load::lease::LeaseRequest;
+use crate::locked;
 use forebay_core::clock::Time;
 use forebay_core::error::Refusal;
 use forebay_core::routing::affinity::{self, Sent};
@@ -28,21 +29,9 @@ use forebay_core::routing::rows::Loads;
 use forebay_core::routing::wait_room::fits;
 use forebay_core::units::BackendId;
 
-/// A dispatch: the place on the backend, and why it is there.
-#[derive(Debug)]
-#[must_use = "dropping the ticket frees its slot"]
-pub struct Dispatched {
-    /// The place on the backend.
-    pub ticket: Ticket,
-    /// Why.
-    pub decision: Decision,
-    /// The rows that were considered, where somebody asked for them.
-    pub trace: Option<Box<Trace>>,
-}
-
 /// What came of a look for a backend.
 #[derive(Debug)]
-pub(super) enum Sought {
+pub(crate) enum Sought {
     /// A place on one.
     Placed(Dispatched),
     /// Those that may have the request are at their limit.
@@ -195,14 +184,20 @@ impl Pool {
     }
 
     /// A request comes to the gate; its first attempt pays into the retry budget.
-    pub(super) fn arrive(&self, gate: &mut Gate, tried: &[BackendId]) {
+    pub(crate) fn arrive(&self, gate: &mut Gate<Pool>, tried: &[BackendId]) {
         if tried.is_empty() {
             gate.budget.deposit();
         }
     }
 
     /// The decision, under the gate: a place on the backend that the policy chooses among those with room.
-    pub(super) fn seek(&self, gate: &mut Gate, query: Query<'_>, rng: &mut fastrand::Rng, aside: Aside<'_>) -> Sought {
+    pub(crate) fn seek(
+        &self,
+        gate: &mut Gate<Pool>,
+        query: Query<'_>,
+        rng: &mut fastrand::Rng,
+        aside: Aside<'_>,
+    ) -> Sought {
         let Query { facts, now, .. } = query;
         let mut rows = gate.take_rows(facts.arm);
         let decided = {
@@ -221,7 +216,7 @@ impl Pool {
     }
 
     /// Takes the place that was chosen.
-    fn place(&self, gate: &mut Gate, row: &Candidate, decision: Decision, query: Query<'_>) -> Dispatched {
+    fn place(&self, gate: &mut Gate<Pool>, row: &Candidate, decision: Decision, query: Query<'_>) -> Dispatched {
         let Query { facts, tried, now } = query;
         gate.turn += 1;
         if facts.kind != Kind::Light && tried.is_empty() {
@@ -234,7 +229,7 @@ impl Pool {
         let lived = gate.pace.lived(now);
         let numbers = gate.slots.get_mut(slot);
         let lease = numbers.enter(
-            Entry {
+            LeaseRequest {
                 kind: facts.kind,
                 sequences: facts.engine_sequences(),
                 tokens: cost::uncached(facts, row.matched),
@@ -259,9 +254,9 @@ impl Pool {
     }
 
     /// The same, with the rows that were considered where they are wanted.
-    pub(super) fn seek_traced(
+    pub(crate) fn seek_traced(
         &self,
-        gate: &mut Gate,
+        gate: &mut Gate<Pool>,
         query: Query<'_>,
         rng: &mut fastrand::Rng,
         policy: Option<&dyn Policy>,
@@ -275,13 +270,13 @@ impl Pool {
     }
 
     /// Whether this member may have so many sequences more.
-    pub(super) fn fits(&self, gate: &Gate, member: &Member, sequences: u32) -> bool {
+    pub(crate) fn fits(&self, gate: &Gate<Pool>, member: &Member, sequences: u32) -> bool {
         let in_flight = || gate.slots.get(member.backend.load.slot()).in_flight();
         self.max_in_flight.is_none_or(|limit| fits(in_flight(), sequences, limit))
     }
 
     /// When the first back-off ends of an admitted backend that has room.
-    fn next_look(&self, gate: &Gate, facts: &RequestFacts, now: Time) -> Option<Time> {
+    fn next_look(&self, gate: &Gate<Pool>, facts: &RequestFacts, now: Time) -> Option<Time> {
         let members = gate.admitted.iter().map(|&place| &self.members[usize::from(place)]);
         let with_room = members.filter(|member| self.fits(gate, member, facts.engine_sequences()));
         let left = with_room.map(|member| gate.slots.get(member.backend.load.slot()).open_for(now));

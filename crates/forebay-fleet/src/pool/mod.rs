@@ -1,87 +1,33 @@
-//! One immutable picture of the fleet: pools, arms, members and their health. Readers load it once a request and may keep it
-//! for as long as they like; only the controller makes one.
+//! A pool: the backends that serve one model, and how a request gets a place on one of them. `gate` holds what changes with every
+//! request; `dispatch` decides under it and takes the place; `wait` is for requests that find every place taken; a `ticket`
+//! gives the place back.
 //!
-//! Hot path: reads only. What changes with every request (loads, a pool's gate) is behind pointers that outlive a snapshot.
+//! Hot path: reads only; what changes is behind the gate, which outlives a pool of one configuration.
 
-use std::collections::HashMap;
+pub(crate) mod backend;
+pub(crate) mod dispatch;
+pub(crate) mod gate;
+pub(crate) mod placed;
+pub(crate) mod room;
+pub(crate) mod ticket;
+pub(crate) mod wait;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwap;
-
-use super::backend::Backend;
-use super::gate::Gate;
-use super::health::State;
-use super::locked;
 use crate::config::model::{Affinity, SessionKey, WaitRoom};
+use crate::health::HealthState;
+use crate::locked;
 use crate::telemetry::Telemetry;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;
+use backend::Backend;
 use forebay_core::clock::Time;
 use forebay_core::routing::eligible::{Seat, Standing};
 use forebay_core::routing::facts::ArmIndex;
 use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::split::Split;
-use forebay_core::units::BackendId;
-
-/// A handle to the fleet as it is now. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Fleet(Arc<ArcSwap<Snapshot>>);
-
-impl Fleet {
-    /// The present snapshot. Load it once a request.
-    #[must_use]
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.0.load_full()
-    }
-
-    /// Replaces the snapshot; the controller alone calls it.
-    pub(super) fn publish(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
-    }
-}
-
-/// The fleet at one moment.
-#[derive(Debug, Default)]
-pub struct Snapshot {
-    /// Counts the snapshots of this process.
-    pub generation: u64,
-    /// The pools, in the order of the config.
-    pub pools: Vec<Arc<Pool>>,
-    names: HashMap<String, usize>,
-    backends: HashMap<BackendId, Arc<Backend>>,
-}
-
-impl Snapshot {
-    pub(super) fn new(generation: u64, pools: Vec<Arc<Pool>>) -> Snapshot {
-        let mut names = HashMap::new();
-        for (at, pool) in pools.iter().enumerate() {
-            for name in std::iter::once(&pool.model).chain(&pool.aliases) {
-                names.entry(name.clone()).or_insert(at);
-            }
-        }
-        let backends =
-            pools.iter().flat_map(|pool| pool.members()).map(|member| (member.backend.id, Arc::clone(&member.backend)));
-        Snapshot { generation, names, backends: backends.collect(), pools }
-    }
-
-    /// The pool that serves this model, by its name or an alias.
-    #[must_use]
-    pub fn pool(&self, model_or_alias: &str) -> Option<&Arc<Pool>> {
-        self.names.get(model_or_alias).and_then(|&at| self.pools.get(at))
-    }
-
-    /// Every backend, in the order of pools, arms and config.
-    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.pools.iter().flat_map(|pool| pool.members()).map(|member| &member.backend)
-    }
-
-    /// The backend with this id, if it is still configured.
-    #[must_use]
-    pub fn backend(&self, id: BackendId) -> Option<&Arc<Backend>> {
-        self.backends.get(&id)
-    }
-}
+use gate::Gate;
 
 /// A labelled part of a pool.
 #[derive(Clone, Debug)]
@@ -92,7 +38,7 @@ pub struct Arm {
     pub share: f64,
     /// GPUs that it occupies.
     pub gpus: u32,
-    pub(super) crossed: Arc<AtomicU64>,
+    pub(crate) crossed: Arc<AtomicU64>,
     /// The live figures of the requests that are assigned to it, whoever serves them.
     pub figures: Arc<Figures>,
 }
@@ -113,11 +59,11 @@ pub struct Member {
     /// Its arm.
     pub arm: ArmIndex,
     /// Where it stands.
-    pub state: State,
+    pub state: HealthState,
     /// Since when.
     pub since: Time,
     /// What routing makes of that.
-    pub(super) standing: Standing,
+    pub(crate) standing: Standing,
 }
 
 /// The backends that serve one model.
@@ -144,15 +90,15 @@ pub struct Pool {
     /// The metric handles of requests that got no backend.
     pub unrouted: Arc<BackendMetrics>,
     /// Panics of decisions for those that wait.
-    pub(super) telemetry: Arc<Telemetry>,
-    pub(super) arms: Vec<Arm>,
-    pub(super) members: Vec<Member>,
-    pub(super) seats: Vec<Seat>,
-    pub(super) split: Split,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) arms: Vec<Arm>,
+    pub(crate) members: Vec<Member>,
+    pub(crate) seats: Vec<Seat>,
+    pub(crate) split: Split,
     /// Outlives the snapshot: old and new dispatch through the same gate.
-    pub(super) gate: Arc<Mutex<Gate>>,
+    pub(crate) gate: Arc<Mutex<Gate<Pool>>>,
     /// Of its snapshot.
-    pub(super) generation: u64,
+    pub(crate) generation: u64,
 }
 
 impl Pool {
