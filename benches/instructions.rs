@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay::proxy::backend_headers;
-use forebay::proxy::peek::peek;
-use forebay::proxy::splice::Splice;
+use forebay::proxy::request::peek::peek;
+use forebay::proxy::request::splice::Splice;
 use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::routing::affinity::Marks;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
-use forebay::proxy::peek::peek;
+use forebay::proxy::request::peek::peek;
 use forebay_core::clock::Time;
 use forebay_core::routing::affinity::{BLOCK_ENDS, HOLDERS, Index, Mark, Marks, Sent};
 use forebay_core::routing::candidate::{Candidate, PoolRatios};

@@ -64,7 +64,7 @@ pub struct Args {
 
 /// The body of `POST /api/explain`.
 #[derive(Serialize)]
-struct Question<'a> {
+struct ExplainBody<'a> {
     request: &'a RawValue,
     path: &'a str,
     session: Option<&'a str>,
@@ -74,7 +74,7 @@ struct Question<'a> {
 
 /// Why there is no answer.
 #[derive(Debug)]
-enum Failed {
+enum ExplainError {
     /// The proxy cannot be asked.
     Proxy(String),
     /// The question makes no sense.
@@ -89,11 +89,11 @@ pub fn run(args: Args) -> ExitCode {
             print!("{text}");
             if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(Failed::Proxy(message)) => {
+        Err(ExplainError::Proxy(message)) => {
             eprintln!("forebay explain: {message}");
             ExitCode::FAILURE
         }
-        Err(Failed::Question(message)) => {
+        Err(ExplainError::Question(message)) => {
             eprintln!("forebay explain: {message}");
             ExitCode::from(2)
         }
@@ -101,13 +101,13 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 /// The answer's text, and whether a backend would get the request.
-fn explain(args: &Args) -> Result<(String, bool), Failed> {
+fn explain(args: &Args) -> Result<(String, bool), ExplainError> {
     let file = args.request.display();
-    let body =
-        read(&args.request).map_err(|error| Failed::Question(format!("cannot read the request {file}: {error}")))?;
+    let body = read(&args.request)
+        .map_err(|error| ExplainError::Question(format!("cannot read the request {file}: {error}")))?;
     let request: &RawValue = serde_json::from_slice(&body)
-        .map_err(|error| Failed::Question(format!("{file} is not a request's body in JSON: {error}")))?;
-    let question = Question {
+        .map_err(|error| ExplainError::Question(format!("{file} is not a request's body in JSON: {error}")))?;
+    let question = ExplainBody {
         request,
         path: &args.path,
         session: args.session.as_deref(),
@@ -117,7 +117,7 @@ fn explain(args: &Args) -> Result<(String, bool), Failed> {
     let question = serde_json::to_string(&question).expect("a question has string keys");
     let answer = ask(args, question)?;
     let explanation: Explanation = serde_json::from_slice(&answer)
-        .map_err(|error| Failed::Proxy(format!("{} answers unlike this version: {error}", args.url)))?;
+        .map_err(|error| ExplainError::Proxy(format!("{} answers unlike this version: {error}", args.url)))?;
     let text = if args.json {
         format!("{:#}\n", serde_json::to_value(&explanation).expect("plain structs with string keys are JSON"))
     } else {
@@ -127,24 +127,24 @@ fn explain(args: &Args) -> Result<(String, bool), Failed> {
 }
 
 /// What the proxy answers.
-fn ask(args: &Args, question: String) -> Result<Vec<u8>, Failed> {
+fn ask(args: &Args, question: String) -> Result<Vec<u8>, ExplainError> {
     let url = &args.url;
     let form = "write it as http://127.0.0.1:9090, the proxy's admin address";
     let uri: Uri = format!("{}/api/explain", url.trim_end_matches('/'))
         .parse()
-        .map_err(|error| Failed::Proxy(format!("--url {url}: {error}; {form}")))?;
+        .map_err(|error| ExplainError::Proxy(format!("--url {url}: {error}; {form}")))?;
     if uri.scheme_str() != Some("http") {
-        return Err(Failed::Proxy(format!("--url {url}: {form}")));
+        return Err(ExplainError::Proxy(format!("--url {url}: {form}")));
     }
-    let token = token(args.token_file.as_deref()).map_err(Failed::Proxy)?;
+    let token = token(args.token_file.as_deref()).map_err(ExplainError::Proxy)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failed::Proxy(format!("cannot start a runtime: {error}")))?;
+        .map_err(|error| ExplainError::Proxy(format!("cannot start a runtime: {error}")))?;
     let client = ProbeClient::new(PATIENCE);
     let answer = runtime.block_on(client.post(uri, token.as_deref(), question, PATIENCE, MAX_ANSWER));
     let (status, body) = answer.map_err(|error| {
-        Failed::Proxy(format!("cannot ask {url}: {error}; is this the admin address of a running proxy?"))
+        ExplainError::Proxy(format!("cannot ask {url}: {error}; is this the admin address of a running proxy?"))
     })?;
     let said = || {
         let answer: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
@@ -154,15 +154,17 @@ fn ask(args: &Args, question: String) -> Result<Vec<u8>, Failed> {
         StatusCode::OK => Ok(body.to_vec()),
         StatusCode::UNAUTHORIZED => {
             let sent = if token.is_some() { "another token" } else { "its token" };
-            Err(Failed::Proxy(format!("{url} wants {sent}: --token-file FILE, or {TOKEN_VARIABLE} in the environment")))
+            Err(ExplainError::Proxy(format!(
+                "{url} wants {sent}: --token-file FILE, or {TOKEN_VARIABLE} in the environment"
+            )))
         }
         status if status.is_client_error() && status != StatusCode::FORBIDDEN => match said() {
-            Some(words) => Err(Failed::Question(words)),
-            None => Err(Failed::Proxy(format!("{url}/api/explain answered {status}; {form}"))),
+            Some(words) => Err(ExplainError::Question(words)),
+            None => Err(ExplainError::Proxy(format!("{url}/api/explain answered {status}; {form}"))),
         },
         status => {
             let words = said().unwrap_or_else(|| format!("--url: {form}"));
-            Err(Failed::Proxy(format!("{url}/api/explain answered {status}: {words}")))
+            Err(ExplainError::Proxy(format!("{url}/api/explain answered {status}: {words}")))
         }
     }
 }

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Proxy;
-use super::peek::peek;
+use super::request::peek::peek;
+use super::request::work::{Parsed, body_session, find_pool, marks, not_serving, pinned, pool_of, seed, weigh};
 use super::route::{BodyForm, Endpoint, Route, find};
-use super::work::{Parsed, body_session, find_pool, marks, not_serving, pinned, pool_of, seed, weigh};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
 use forebay_core::units::BackendId;

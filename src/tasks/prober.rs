@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::{debug, info};
 
-use super::{PaceSource, at, for_each_backend, models, trial, until_next};
+use super::{RhythmSource, at, for_each_backend, models, trial, until_next};
 use forebay_core::clock::{Clock, Time};
 use forebay_core::units::BackendId;
 use forebay_fleet::Backend;
@@ -36,7 +36,7 @@ pub struct Prober {
     /// The fleet's clock.
     pub clock: Clock,
     /// `health.interval` and `health.timeout`.
-    pub pace: PaceSource,
+    pub pace: RhythmSource,
     /// How long a backend that is out may take for one token: as long as one that is in may show no progress.
     pub patience: Patience,
     /// Where panics are counted.

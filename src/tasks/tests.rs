@@ -94,8 +94,8 @@ impl World {
         World { controller, telemetry, clock }
     }
 
-    fn pace() -> PaceSource {
-        Arc::new(|| Pace { interval: Duration::from_millis(20), timeout: Duration::from_millis(500) })
+    fn pace() -> RhythmSource {
+        Arc::new(|| Rhythm { interval: Duration::from_millis(20), timeout: Duration::from_millis(500) })
     }
 
     fn scraper(&self) -> Scraper {

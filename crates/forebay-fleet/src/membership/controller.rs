@@ -29,7 +29,7 @@ use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::routing::eligible::Seat;
 use forebay_core::routing::facts::ArmIndex;
-use forebay_core::routing::retry::Bucket;
+use forebay_core::routing::retry::TokenBucket;
 use forebay_core::routing::split::Split;
 use forebay_core::units::BackendId;
 
@@ -379,6 +379,6 @@ impl Inner {
     }
 }
 
-fn bucket(budget: Budget, now: Time) -> Bucket {
-    Bucket::new(budget.burst, budget.ratio, budget.per_second, now)
+fn bucket(budget: Budget, now: Time) -> TokenBucket {
+    TokenBucket::new(budget.burst, budget.ratio, budget.per_second, now)
 }

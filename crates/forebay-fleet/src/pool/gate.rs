@@ -14,7 +14,7 @@ use forebay_core::clock::Time;
 use forebay_core::routing::affinity::Index;
 use forebay_core::routing::estimate::{DecayedRatio, PROMPT_PRIOR, PROMPT_PRIOR_WEIGHT, PROMPT_TAU, Pace};
 use forebay_core::routing::facts::ArmIndex;
-use forebay_core::routing::retry::Bucket;
+use forebay_core::routing::retry::TokenBucket;
 use forebay_core::routing::rows::Rows;
 use forebay_core::routing::wait_room::Step;
 
@@ -32,7 +32,7 @@ pub(crate) struct Gate<P> {
     /// Dispatches so far.
     pub(crate) turn: u64,
     /// Pays for retries.
-    pub(crate) budget: Bucket,
+    pub(crate) budget: TokenBucket,
     /// Requests for which no backend has room.
     pub(crate) room: Waiters<P>,
     /// The pool's own time.
@@ -41,7 +41,7 @@ pub(crate) struct Gate<P> {
 }
 
 impl<P> Gate<P> {
-    pub(crate) fn new(budget: Bucket) -> Gate<P> {
+    pub(crate) fn new(budget: TokenBucket) -> Gate<P> {
         Gate {
             slots: Slots::default(),
             admitted: Vec::new(),

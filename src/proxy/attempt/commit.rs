@@ -4,13 +4,15 @@
 use bytes::Bytes;
 use http_body_util::BodyExt;
 
-use super::attempt::Uncommitted;
-use super::exchange::Exchange;
-use super::relay::Events;
-use super::responses;
+use super::Means;
+use super::outcome::Uncommitted;
+use crate::proxy::answer::relay::Events;
+use crate::proxy::record::Record;
+use crate::proxy::request::work::Work;
+use crate::proxy::responses;
 use crate::upstream::AnswerBody;
 use forebay_core::error::Failure;
-use forebay_core::stream::{Api, Kind, Parser, Segment};
+use forebay_core::stream::{Api, EventKind, Parser, Segment};
 use forebay_fleet::Ticket;
 use forebay_fleet::health::alarm::Heard;
 
@@ -21,13 +23,14 @@ const HELD_MAX: usize = 1 << 20;
 ///
 /// # Errors
 /// The stream ended or broke without an event, or began with an error event of the server.
-pub(super) async fn hold(
-    exchange: &mut Exchange,
-    ticket: &mut Ticket,
+pub(crate) async fn hold(
+    work: &Work,
+    record: &mut Record,
+    means: &Means<'_>,
+    (ticket, heard): (&mut Ticket, &Heard),
     mut body: AnswerBody,
-    heard: &Heard,
 ) -> Result<(Events, AnswerBody), Uncommitted> {
-    let api = exchange.work.api;
+    let api = work.api;
     let mut parser = Box::new(Parser::new(api));
     let mut segments = Vec::new();
     let mut held = Vec::new();
@@ -40,43 +43,43 @@ pub(super) async fn hold(
                 Err(_) => continue,
             },
         };
-        let now = exchange.shared.clock.now();
+        let now = means.clock.now();
         heard.note(now);
         parser.push(chunk, &mut segments);
         let mut committed = false;
         for segment in segments.drain(..) {
             match segment.kind {
-                Kind::Comment if !committed => continue,
-                Kind::Error { code, engine_dead } if !committed && code >= 500 => {
+                EventKind::Comment if !committed => continue,
+                EventKind::Error { code, engine_dead } if !committed && code >= 500 => {
                     let failure = Failure::ErrorEvent { code, engine_dead };
                     return Err(Uncommitted::event(ticket.backend(), failure, data_of(&segment.raw), segment.raw));
                 }
-                Kind::Token if !exchange.record.has_first_token() => {
+                EventKind::Token if !record.has_first_token() => {
                     ticket.first_token(now);
-                    exchange.record.first_token(now);
+                    record.first_token(now);
                 }
-                Kind::Preamble => learn_response(exchange, ticket, api, &segment),
+                EventKind::Preamble => learn_response(means, ticket, api, &segment),
                 _ => {}
             }
-            committed |= segment.kind.commits() || matches!(segment.kind, Kind::Error { .. });
-            if !matches!(segment.kind, Kind::Preamble) {
+            committed |= segment.kind.commits() || matches!(segment.kind, EventKind::Error { .. });
+            if !matches!(segment.kind, EventKind::Preamble) {
                 bytes += segment.raw.len();
             }
             held.push(segment);
         }
         committed |= bytes > HELD_MAX;
         if committed {
-            let strip_usage = exchange.work.usage_injected;
+            let strip_usage = work.usage_injected;
             return Ok((Events { parser, api, first: held, first_at: now, strip_usage }, body));
         }
     }
 }
 
-fn learn_response(exchange: &Exchange, ticket: &Ticket, api: Api, segment: &Segment) {
+fn learn_response(means: &Means<'_>, ticket: &Ticket, api: Api, segment: &Segment) {
     if api == Api::Responses
         && let Some(id) = responses::id_of_event(&data_of(&segment.raw))
     {
-        exchange.shared.responses.remember(id, ticket.backend().id);
+        means.responses.remember(id, ticket.backend().id);
     }
 }
 

@@ -16,7 +16,7 @@ const SAMPLED: usize = 256;
 const BYTES_FOR_TOKEN: u64 = 4;
 
 /// A prompt's beginning, while it is read.
-pub(super) struct Prefix {
+pub(crate) struct Prefix {
     /// None: nobody wants to know.
     hasher: Option<Hasher>,
     /// Bytes of text so far, as written.
@@ -28,17 +28,17 @@ pub(super) struct Prefix {
 
 impl Prefix {
     /// Hashes with this seed; without one nothing.
-    pub(super) fn new(seed: Option<u64>) -> Prefix {
+    pub(crate) fn new(seed: Option<u64>) -> Prefix {
         Prefix { hasher: seed.map(Hasher::with_seed), written: 0, text: 0, marks: Vec::new() }
     }
 
     /// The marks of what was read.
-    pub(super) fn into_marks(self) -> Marks {
+    pub(crate) fn into_marks(self) -> Marks {
         Marks::of(&self.marks)
     }
 
     /// A string of the prompt's text, `escaped` bytes of which are escaping alone.
-    pub(super) fn text(&mut self, string: &[u8], escaped: usize) {
+    pub(crate) fn text(&mut self, string: &[u8], escaped: usize) {
         let counts = string.len().saturating_sub(escaped) as u64;
         let mut rest = string;
         while let Some(next) = self.next_mark() {
@@ -61,7 +61,7 @@ impl Prefix {
     }
 
     /// A token id of the prompt.
-    pub(super) fn id(&mut self, digits: &[u8]) {
+    pub(crate) fn id(&mut self, digits: &[u8]) {
         let Some(next) = self.next_mark() else { return };
         let Some(hasher) = &mut self.hasher else { return };
         let mut packed = [0; 8];
@@ -76,7 +76,7 @@ impl Prefix {
     }
 
     /// A string that shapes the prompt but is no text of it: a role, an image's data. Takes no room.
-    pub(super) fn aside(&mut self, string: &[u8]) {
+    pub(crate) fn aside(&mut self, string: &[u8]) {
         if self.next_mark().is_none() {
             return;
         }

@@ -11,17 +11,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
 use super::body::{AnswerBody, Message};
-use super::headers;
+use crate::proxy::headers;
 
 /// Pieces between a request's task and its client's connection.
-pub(super) const CHANNEL: usize = 8;
+pub(crate) const CHANNEL: usize = 8;
 /// What a client gets while it waits.
 const WAITING: &[u8] = b": forebay waiting\n\n";
 /// The longest and the shortest time between two of them, whatever the first one waits for.
 const SIGNS_APART: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// Where the answer goes.
-pub(super) enum Front {
+pub(crate) enum Front {
     /// Nothing was sent.
     Held(oneshot::Sender<Response<AnswerBody>>),
     /// The head and comments were sent.
@@ -30,7 +30,7 @@ pub(super) enum Front {
 
 impl Front {
     /// Waits until the client has left.
-    pub(super) async fn left(&mut self) {
+    pub(crate) async fn left(&mut self) {
         match self {
             Front::Held(reply) => reply.closed().await,
             Front::Early(tx) => tx.closed().await,
@@ -38,7 +38,7 @@ impl Front {
     }
 
     /// Sends the head of a stream, if that is still to be sent, and a comment. A client that has left is `left`'s to find.
-    pub(super) fn sign(self, request_id: &HeaderValue) -> Front {
+    pub(crate) fn sign(self, request_id: &HeaderValue) -> Front {
         let tx = match self {
             Front::Early(tx) => tx,
             Front::Held(reply) => {
@@ -64,20 +64,20 @@ fn early_head(request_id: &HeaderValue, messages: mpsc::Receiver<Message>) -> Re
 }
 
 /// When the next sign of life is due.
-pub(super) struct Signs {
+pub(crate) struct Signs {
     timer: Option<Pin<Box<Sleep>>>,
     apart: Duration,
 }
 
 impl Signs {
     /// The first one after so long; none where that is off.
-    pub(super) fn new(first: Option<Duration>) -> Signs {
+    pub(crate) fn new(first: Option<Duration>) -> Signs {
         let apart = first.unwrap_or_default().clamp(SIGNS_APART.0, SIGNS_APART.1);
         Signs { timer: first.map(|first| Box::pin(tokio::time::sleep(first))), apart }
     }
 
     /// Waits for it.
-    pub(super) async fn due(&mut self) {
+    pub(crate) async fn due(&mut self) {
         let Some(timer) = &mut self.timer else { return std::future::pending().await };
         timer.as_mut().await;
         timer.set(tokio::time::sleep(self.apart));

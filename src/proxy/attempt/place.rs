@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use super::exchange::Exchange;
-use forebay_core::clock::Time;
+use crate::proxy::record::Record;
+use crate::proxy::request::work::Work;
+use forebay_core::clock::{Clock, Time};
 use forebay_core::error::Refusal;
 use forebay_core::units::BackendId;
 use forebay_fleet::{Admission, Ask, Dispatched, Placed, Waiting};
@@ -16,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// How long one request waits, over all its attempts.
 #[derive(Default)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     until: Option<Time>,
 }
 
@@ -24,16 +25,17 @@ pub(super) struct Patience {
 ///
 /// # Errors
 /// There is no backend that may have the request, or none had room in time, or too many wait already.
-pub(super) async fn place(
-    exchange: &mut Exchange,
+pub(crate) async fn place(
+    work: &mut Work,
+    record: &mut Record,
+    clock: &Clock,
     tried: &mut Vec<BackendId>,
     patience: &mut Patience,
     rng: &mut fastrand::Rng,
 ) -> Result<Dispatched, Refusal> {
     loop {
-        let explain = exchange.record.asks_why();
+        let explain = record.asks_why();
         let admission = {
-            let work = &exchange.work;
             let ask = Ask {
                 facts: &work.facts,
                 tried,
@@ -42,28 +44,28 @@ pub(super) async fn place(
                 explain,
                 again: patience.until.is_some(),
                 trial: None,
-                clock: &exchange.shared.clock,
+                clock,
             };
             work.pool.dispatch_or_wait(ask, rng)?
         };
         let Placed { dispatched, pool } = match admission {
             Admission::Placed(placed) => placed,
             Admission::Waiting(waiting) => {
-                let now = exchange.shared.clock.now();
-                let timeout = exchange.work.pool.wait_room.timeout;
+                let now = clock.now();
+                let timeout = work.pool.wait_room.timeout;
                 let until = *patience.until.get_or_insert(now + timeout);
-                exchange.record.waits(now);
-                let placed = wait(exchange, waiting, until).await;
-                exchange.record.waited(exchange.shared.clock.now());
+                record.waits(now);
+                let placed = wait(work, clock, waiting, until).await;
+                record.waited(clock.now());
                 placed?
             }
         };
         let Some(pool) = pool else { return Ok(dispatched) };
         // The configuration changed since the request came: it goes on in the pool as it is now.
-        exchange.work.facts.arm = dispatched.decision.assigned;
-        exchange.record.assign(&pool, dispatched.decision.assigned);
-        exchange.work.pool = pool;
-        let not_serving = exchange.work.not_serving();
+        work.facts.arm = dispatched.decision.assigned;
+        record.assign(&pool, dispatched.decision.assigned);
+        work.pool = pool;
+        let not_serving = work.not_serving();
         if !not_serving.contains(&dispatched.decision.backend) {
             return Ok(dispatched);
         }
@@ -71,12 +73,11 @@ pub(super) async fn place(
     }
 }
 
-async fn wait(exchange: &Exchange, mut waiting: Waiting, until: Time) -> Result<Placed, Refusal> {
-    let clock = &exchange.shared.clock;
+async fn wait(work: &Work, clock: &Clock, mut waiting: Waiting, until: Time) -> Result<Placed, Refusal> {
     loop {
         let left = until.since(clock.now());
         if left.is_zero() {
-            return Err(Refusal::WaitTimeout(exchange.work.pool.model.clone()));
+            return Err(Refusal::WaitTimeout(work.pool.model.clone()));
         }
         match tokio::time::timeout(left.min(LOOK), waiting.placed()).await {
             Ok(placed) => return placed,

@@ -6,7 +6,7 @@ use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::headers::API_KEY;
+use crate::proxy::headers::API_KEY;
 use forebay_core::error::Refusal;
 use forebay_fleet::config::model::ClientKey;
 
@@ -14,7 +14,7 @@ use forebay_fleet::config::model::ClientKey;
 ///
 /// # Errors
 /// `Refusal::Unauthorized` where keys are configured and the request carries none of them.
-pub(super) fn client<'a>(headers: &HeaderMap, keys: Option<&'a [ClientKey]>) -> Result<Option<&'a str>, Refusal> {
+pub(crate) fn client<'a>(headers: &HeaderMap, keys: Option<&'a [ClientKey]>) -> Result<Option<&'a str>, Refusal> {
     let Some(keys) = keys else { return Ok(None) };
     let given = headers
         .get(AUTHORIZATION)

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 /// What a request's task sends to its client.
 #[derive(Debug)]
-pub(super) enum Message {
+pub(crate) enum Message {
     /// Bytes, as they come.
     Data(Bytes),
     /// The whole answer was sent.
@@ -26,9 +26,9 @@ pub(super) enum Message {
 pub struct Cut;
 
 /// The body of an answer.
-pub struct AnswerBody(Source);
+pub struct AnswerBody(AnswerSource);
 
-enum Source {
+enum AnswerSource {
     Whole(Option<Bytes>),
     Relayed { messages: mpsc::Receiver<Message>, flush: Flush },
     Done,
@@ -47,11 +47,11 @@ impl AnswerBody {
     /// A body that is known whole.
     #[must_use]
     pub fn whole(bytes: impl Into<Bytes>) -> AnswerBody {
-        AnswerBody(Source::Whole(Some(bytes.into())))
+        AnswerBody(AnswerSource::Whole(Some(bytes.into())))
     }
 
-    pub(super) fn relayed(messages: mpsc::Receiver<Message>) -> AnswerBody {
-        AnswerBody(Source::Relayed { messages, flush: Flush::Clean })
+    pub(crate) fn relayed(messages: mpsc::Receiver<Message>) -> AnswerBody {
+        AnswerBody(AnswerSource::Relayed { messages, flush: Flush::Clean })
     }
 }
 
@@ -61,12 +61,12 @@ impl Body for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let next = match &mut self.0 {
-            Source::Done => return Poll::Ready(None),
-            Source::Whole(bytes) => {
+            AnswerSource::Done => return Poll::Ready(None),
+            AnswerSource::Whole(bytes) => {
                 let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
                 return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
             }
-            Source::Relayed { messages, flush } => match messages.poll_recv(cx) {
+            AnswerSource::Relayed { messages, flush } => match messages.poll_recv(cx) {
                 Poll::Pending => {
                     *flush = Flush::Clean;
                     return Poll::Pending;
@@ -84,23 +84,23 @@ impl Body for AnswerBody {
                 Poll::Ready(None) => Some(Err(Cut)),
             },
         };
-        self.0 = Source::Done;
+        self.0 = AnswerSource::Done;
         Poll::Ready(next)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Source::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Source::Relayed { .. } => false,
-            Source::Done => true,
+            AnswerSource::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            AnswerSource::Relayed { .. } => false,
+            AnswerSource::Done => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Source::Relayed { .. } => SizeHint::default(),
-            Source::Done => SizeHint::with_exact(0),
+            AnswerSource::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            AnswerSource::Relayed { .. } => SizeHint::default(),
+            AnswerSource::Done => SizeHint::with_exact(0),
         }
     }
 }

@@ -2,6 +2,8 @@
 //! drives waits for the head over a oneshot; when hyper drops it, the task sees that and stops, which closes the upstream
 //! connection at once.
 
+mod early_head;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,23 +14,24 @@ use http::{Response, Version};
 use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Shared;
-use super::attempt::{self, Attempted, Form};
-use super::body::{AnswerBody, Message};
-use super::front::{CHANNEL, Front, Signs};
+use super::answer::body::{AnswerBody, Message};
+use super::answer::error_event::AtPanic;
+use super::answer::front::{CHANNEL, Front, Signs};
+use super::answer::relay::{Document, Events, relay_unary, settle};
+use super::answer::wire::{Deadlines, Wire};
+use super::attempt::{self, Attempted, Bounds, Committed, Form, Means};
 use super::headers;
 use super::record::Record;
-use super::relay::{Document, Events, relay_unary, settle};
-use super::tell::AtPanic;
-use super::wire::{Deadlines, Wire};
-use super::work::Work;
+use super::request::work::Work;
+use super::shared::Shared;
 use crate::upstream;
+use early_head::EarlyClient;
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::stream::Api;
+use forebay_fleet::Ticket;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::health::alarm::Watch;
-use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
 
 /// A unary answer up to this size is read whole before it is passed on: one write to the client, and no channel.
 const WHOLE_ANSWER_MAX: u64 = 64 << 10;
@@ -41,25 +44,16 @@ pub(super) struct Exchange {
     pub(super) record: Record,
 }
 
-/// An attempt that proved the engine at work: its place, what ends it from outside, and the answer.
-pub(super) struct Committed {
-    pub(super) ticket: Ticket,
-    pub(super) watch: Watch,
-    pub(super) head: Parts,
-    pub(super) body: upstream::AnswerBody,
-    pub(super) form: Form,
-}
-
 impl Exchange {
     /// Serves the request: the head (or a whole answer) goes to `reply`, the rest through the answer's body.
     pub(super) async fn run(mut self: Box<Self>, reply: oneshot::Sender<Response<AnswerBody>>) {
         let deadline = self.settings.stream.total_timeout.map(|limit| self.record.arrival + limit);
         let Some((front, attempted)) = self.until_commit(Front::Held(reply), deadline).await else { return };
-        let attempted =
-            attempted.unwrap_or_else(|| Attempted::Refused(self.exhausted(self.record.attempts, Failure::Deadline)));
+        let attempted = attempted
+            .unwrap_or_else(|| Attempted::Refused(self.work.exhausted(self.record.attempts, Failure::Deadline)));
         match front {
             Front::Held(reply) => self.finish_held(reply, attempted, deadline).await,
-            Front::Early(tx) => Box::pin(self.finish_late(tx, attempted, deadline)).await,
+            Front::Early(tx) => Box::pin(self.finish_early(tx, attempted, deadline)).await,
         }
     }
 
@@ -70,7 +64,16 @@ impl Exchange {
         let (left, request_id) = (deadline.map(|at| at.since(now)), self.record.request_id.clone());
         let mut signs = Signs::new(self.head_after(now));
         let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
-        let attempts = attempt::run(self, &early);
+        let Exchange { shared, settings, work, record } = self;
+        let means = Means {
+            upstream: &shared.upstream,
+            controller: &shared.controller,
+            responses: &shared.responses,
+            clock: &shared.clock,
+        };
+        let first_token = settings.stream.first_token_timeout.filter(|_| work.streamed);
+        let bounds = Bounds { attempts: settings.retry.attempts, first_token };
+        let attempts = attempt::run(work, record, means, bounds, &early);
         // On the heap: it is gone at the commit, and a stream that may last for minutes does not carry it.
         let mut attempts = Box::pin(async {
             match left {
@@ -130,6 +133,27 @@ impl Exchange {
         }
     }
 
+    /// The same behind a head that went out early.
+    async fn finish_early(
+        mut self: Box<Self>,
+        tx: mpsc::Sender<Message>,
+        attempted: Attempted,
+        deadline: Option<Time>,
+    ) {
+        self.record.head_went_early();
+        match attempted {
+            Attempted::Committed(Committed { ticket, watch, body, form: form @ Form::Events(_), .. }) => {
+                self.work.release_body();
+                self.relay_to(tx, (ticket, watch), body, form, deadline).await;
+            }
+            attempted => {
+                let Exchange { shared, settings, work, record } = &mut *self;
+                let client = EarlyClient { tx, clock: &shared.clock, write_stall: settings.limits.write_stall };
+                client.end(work, record, attempted).await;
+            }
+        }
+    }
+
     fn finish_head(&self, headers: &mut HeaderMap) {
         headers::for_client(headers);
         self.record.mark(headers);
@@ -160,7 +184,7 @@ impl Exchange {
     }
 
     /// Relays the body behind a head that has gone out.
-    pub(super) async fn relay_to(
+    async fn relay_to(
         mut self: Box<Self>,
         tx: mpsc::Sender<Message>,
         (ticket, watch): (Ticket, Watch),
@@ -215,39 +239,10 @@ impl Exchange {
             }
             Err(failure) => {
                 settle(ticket, &mut self.record, Err(failure), now);
-                let refusal = self.exhausted(self.record.attempts, failure);
+                let refusal = self.work.exhausted(self.record.attempts, failure);
                 drop(reply.send(self.record.refuse(&refusal)));
             }
         }
-    }
-
-    /// An attempt failed: load and, for a backend that is not what the config says, the fleet are told. A server error may yet
-    /// turn out to be the request's doing.
-    pub(super) fn failed(&self, ticket: Ticket, failure: Failure) -> Option<Suspicion> {
-        let now = self.shared.clock.now();
-        let backend = Arc::clone(ticket.backend());
-        if matches!(failure, Failure::ServerError(_)) {
-            return Some(ticket.suspect(failure, now));
-        }
-        ticket.finish(AttemptOutcome::Failed(failure), now);
-        if let Failure::Misconfigured(status) = failure {
-            let reason = format!("answered {status} to a request for {}", self.work.pool.model);
-            self.shared.controller.misconfigured(backend.id, reason, now);
-        }
-        None
-    }
-
-    /// Whether the pool's retry budget pays for another attempt.
-    pub(super) fn may_retry(&self) -> bool {
-        self.work.pool.retry(self.shared.clock.now())
-    }
-
-    /// Our answer where attempts ended without a backend's.
-    pub(super) fn exhausted(&self, attempts: u32, failure: Failure) -> Refusal {
-        if failure == Failure::Shutdown {
-            return Refusal::ShuttingDown;
-        }
-        Refusal::Exhausted { model: self.work.pool.model.clone(), attempts, failure }
     }
 }
 

@@ -8,20 +8,14 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::peek::{Options, Peek, StreamOptions};
+use super::peek::{Peek, StreamOptions, StreamOptionsForm};
+use crate::upstream::Pieces;
 use forebay_core::stream::Api;
 
 /// The changes to one request's body; those for its first attempt can be others than those for its next.
 #[derive(Clone, Debug, Default)]
 pub struct Splice {
     edits: Vec<(Range<usize>, Bytes)>,
-}
-
-/// A body in pieces that share its memory.
-#[derive(Clone, Debug, Default)]
-pub struct Pieces {
-    slices: Vec<Bytes>,
-    len: usize,
 }
 
 impl Splice {
@@ -36,13 +30,18 @@ impl Splice {
         match &peek.stream_options {
             // There is another member, `stream`, so the comma is right.
             None => self.edits.push(insert(peek.inside, r#""stream_options":{"include_usage":true},"#)),
-            Some(StreamOptions { at, form: Options::Null }) => {
+            Some(StreamOptions { at, form: StreamOptionsForm::Null }) => {
                 self.edits.push((at.clone(), Bytes::from_static(br#"{"include_usage":true}"#)));
             }
-            Some(StreamOptions { form: Options::Object { include_usage: Some(usage), .. }, .. }) if usage.on => {
+            Some(StreamOptions { form: StreamOptionsForm::Object { include_usage: Some(usage), .. }, .. })
+                if usage.on =>
+            {
                 return false;
             }
-            Some(StreamOptions { at, form: Options::Object { empty, include_usage, continuous_usage_stats } }) => {
+            Some(StreamOptions {
+                at,
+                form: StreamOptionsForm::Object { empty, include_usage, continuous_usage_stats },
+            }) => {
                 self.edits.push(match include_usage {
                     Some(usage) => (usage.at.clone(), TRUE),
                     None if *empty => insert(at.start + 1, r#""include_usage":true"#),
@@ -69,59 +68,14 @@ impl Splice {
     #[must_use]
     pub fn apply(mut self, body: &Bytes) -> Pieces {
         self.edits.sort_by_key(|(at, _)| at.start);
-        let mut pieces = Pieces::default();
+        let mut slices = Vec::with_capacity(2 * self.edits.len() + 1);
         let mut done = 0;
         for (at, with) in self.edits {
-            pieces.push(body.slice(done..at.start));
-            pieces.push(with);
+            slices.extend([body.slice(done..at.start), with]);
             done = at.end;
         }
-        pieces.push(body.slice(done..));
-        pieces
-    }
-}
-
-impl Pieces {
-    fn push(&mut self, slice: Bytes) {
-        if !slice.is_empty() {
-            self.len += slice.len();
-            self.slices.push(slice);
-        }
-    }
-
-    /// Length of the whole, in bytes: the request's content-length.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is no byte.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The pieces in order; none is empty.
-    #[must_use]
-    pub fn slices(&self) -> &[Bytes] {
-        &self.slices
-    }
-}
-
-impl From<Bytes> for Pieces {
-    fn from(body: Bytes) -> Pieces {
-        let mut pieces = Pieces::default();
-        pieces.push(body);
-        pieces
-    }
-}
-
-impl IntoIterator for Pieces {
-    type Item = Bytes;
-    type IntoIter = std::vec::IntoIter<Bytes>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.slices.into_iter()
+        slices.push(body.slice(done..));
+        Pieces::new(slices)
     }
 }
 
@@ -142,8 +96,8 @@ mod tests {
             splice.replace_model(&peek, model);
         }
         let pieces = splice.apply(&body);
-        let whole = pieces.slices().concat();
-        assert_eq!(pieces.len(), whole.len());
+        let whole = pieces.slices().cloned().collect::<Vec<Bytes>>().concat();
+        assert_eq!(pieces.len(), whole.len() as u64);
         assert!(pieces.slices().len() <= 7);
         (String::from_utf8(whole).unwrap(), injected)
     }

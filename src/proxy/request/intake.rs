@@ -25,20 +25,20 @@ const DRAIN_BYTES: u64 = 1 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The memory that all request bodies share.
-pub(super) struct BodyMemory {
+pub(crate) struct BodyMemory {
     used: AtomicU64,
     unfinished: Mutex<BTreeSet<u64>>,
     next: AtomicU64,
 }
 
 impl BodyMemory {
-    pub(super) fn new() -> Arc<BodyMemory> {
+    pub(crate) fn new() -> Arc<BodyMemory> {
         Arc::new(BodyMemory { used: AtomicU64::new(0), unfinished: Mutex::default(), next: AtomicU64::new(0) })
     }
 
     /// Bytes held at present.
     #[cfg(test)]
-    pub(super) fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
@@ -50,7 +50,7 @@ impl BodyMemory {
 }
 
 /// One body's part of the common memory, given back when dropped.
-pub(super) struct Held {
+pub(crate) struct Held {
     memory: Arc<BodyMemory>,
     turn: u64,
     bytes: u64,
@@ -94,17 +94,17 @@ impl Drop for Held {
 
 /// Limits of reading one body.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BodyLimits {
+pub(crate) struct BodyLimits {
     /// Bytes of one body.
-    pub(super) one: u64,
+    pub(crate) one: u64,
     /// Bytes of all bodies together.
-    pub(super) all: u64,
+    pub(crate) all: u64,
     /// Time for the whole body; `None` is no limit.
-    pub(super) timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Refuses what need not be read to be refused: a declared length over the limit, an encoded JSON body.
-pub(super) fn check_head(headers: &HeaderMap, json: bool, limit: u64) -> Result<(), Refusal> {
+pub(crate) fn check_head(headers: &HeaderMap, json: bool, limit: u64) -> Result<(), Refusal> {
     let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|bytes| bytes > limit) {
         return Err(Refusal::TooLarge(limit));
@@ -118,7 +118,7 @@ pub(super) fn check_head(headers: &HeaderMap, json: bool, limit: u64) -> Result<
 }
 
 /// Reads a body to its end.
-pub(super) async fn read<B>(body: B, memory: &Arc<BodyMemory>, limits: BodyLimits) -> Result<(Bytes, Held), Refusal>
+pub(crate) async fn read<B>(body: B, memory: &Arc<BodyMemory>, limits: BodyLimits) -> Result<(Bytes, Held), Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Display,
@@ -168,7 +168,7 @@ where
 }
 
 /// Reads a bounded part of a refused body in the background, so that the client, still sending, sees our answer.
-pub(super) fn drain<B>(body: B)
+pub(crate) fn drain<B>(body: B)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,

@@ -1,42 +1,42 @@
 //! How a client learns of an error when its status is spent: an event in its API's own form.
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::sync::mpsc;
 
-use super::attempt::RealAnswer;
 use super::body::Message;
 use forebay_core::error::{ErrorShape, Failure, Refusal, error_json};
 use forebay_core::stream::Api;
 
 /// Its stream was cut.
-pub(super) fn of_cut(api: Api, failure: Failure) -> Option<Bytes> {
+pub(crate) fn of_cut(api: Api, failure: Failure) -> Option<Bytes> {
     let message = format!("the stream was cut: {}", failure.label());
     event(api, failure.status(), "forebay_stream_cut", &message)
 }
 
 /// An answer of our own instead of a backend's.
-pub(super) fn of_refusal(api: Api, refusal: &Refusal) -> Option<Bytes> {
+pub(crate) fn of_refusal(api: Api, refusal: &Refusal) -> Option<Bytes> {
     event(api, refusal.status(), refusal.kind(), &refusal.to_string())
 }
 
 /// A backend's error answer: as it came if it was an event, else its JSON in an event.
-pub(super) fn of_answer(api: Api, answer: &RealAnswer) -> Option<Bytes> {
-    if let Some(event) = &answer.event {
-        return Some(event.clone());
+pub(crate) fn of_answer(api: Api, status: StatusCode, body: &[u8], event_itself: Option<Bytes>) -> Option<Bytes> {
+    if event_itself.is_some() {
+        return event_itself;
     }
-    match serde_json::from_slice::<serde_json::Value>(&answer.body) {
+    match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(json) => framed(api, &json.to_string()),
         Err(_) => {
-            let text = String::from_utf8_lossy(&answer.body);
-            event(api, answer.status.as_u16(), "upstream_error", text.trim())
+            let text = String::from_utf8_lossy(body);
+            event(api, status.as_u16(), "upstream_error", text.trim())
         }
     }
 }
 
 /// The last word of a stream whose task panics: told on the way out, before its channel closes uncleanly.
-pub(super) struct AtPanic {
-    pub(super) api: Api,
-    pub(super) tx: mpsc::Sender<Message>,
+pub(crate) struct AtPanic {
+    pub(crate) api: Api,
+    pub(crate) tx: mpsc::Sender<Message>,
 }
 
 impl Drop for AtPanic {

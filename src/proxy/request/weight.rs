@@ -9,13 +9,13 @@ use super::prefix::Prefix;
 
 /// How much a prompt holds.
 #[derive(Debug, Default)]
-pub(super) struct Weight {
+pub(crate) struct Weight {
     /// Bytes of text, escapes taken for what they stand for.
-    pub(super) text: u64,
+    pub(crate) text: u64,
     /// Images, audio clips, videos and files.
-    pub(super) media: u32,
+    pub(crate) media: u32,
     /// Token ids.
-    pub(super) ids: u64,
+    pub(crate) ids: u64,
 }
 
 /// Types of the parts that are not text; a string under a key of this name is a URL or data.
@@ -66,7 +66,7 @@ enum Under {
 impl Weight {
     /// Adds a valid JSON value and returns the number of prompts in it: the elements of an array of strings or arrays, else 1.
     /// Flat, so that depth costs nothing: an estimate needs no tree. `prefix` is told what it reads.
-    pub(super) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> u64 {
+    pub(crate) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> u64 {
         let (mut i, mut arrays, mut objects, mut commas) = (0, 0_u64, 0_u64, 0);
         let mut under = Under::Text;
         let batch = json.strip_prefix(b"[").map(|inner| inner.trim_ascii_start());

@@ -1,4 +1,4 @@
-//! Why a request went where it went: for the debug log, and for a client that asks and may (`x-forebay-explain: 1`). The last
+//! Explanations a request went where it went: for the debug log, and for a client that asks and may (`x-forebay-explain: 1`). The last
 //! decision counts: the one after a failover. Who watches the live page sees a few decisions a second.
 //!
 //! Hot path: nothing unless somebody asks or watches.
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderValue};
 
-use super::headers;
+use crate::proxy::headers;
 use forebay_core::clock::Clock;
 use forebay_fleet::Dispatched;
 use forebay_fleet::config::model::Explain;
@@ -20,13 +20,13 @@ const TOLD_MAX: usize = 1024;
 const LOGGED_MAX: usize = 64 << 10;
 
 /// Where who watches is told, and when.
-pub(super) struct Tell<'a> {
-    pub(super) decisions: &'a Decisions,
-    pub(super) clock: &'a Clock,
+pub(crate) struct Audience<'a> {
+    pub(crate) decisions: &'a Decisions,
+    pub(crate) clock: &'a Clock,
 }
 
 /// Who asks, and what they are told.
-pub(super) struct Why {
+pub(crate) struct Explanations {
     client_asks: bool,
     told: Option<HeaderValue>,
     /// The next decision is for who watches.
@@ -35,32 +35,38 @@ pub(super) struct Why {
     number: Option<u64>,
 }
 
-impl Why {
+impl Explanations {
     /// What a request's head asks for, as far as its client may.
-    pub(super) fn new(may: Explain, client: Option<SocketAddr>, asked: &HeaderMap) -> Why {
+    pub(crate) fn new(may: Explain, client: Option<SocketAddr>, asked: &HeaderMap) -> Explanations {
         let asks = asked.get(headers::EXPLAIN).is_some_and(|value| value == "1");
-        Why { client_asks: asks && may.allows(client), told: None, watched: false, number: None }
+        Explanations { client_asks: asks && may.allows(client), told: None, watched: false, number: None }
     }
 
     /// Whether the rows of the decision to come are to be kept.
-    pub(super) fn is_asked(&mut self, decisions: &Decisions, clock: &Clock) -> bool {
+    pub(crate) fn is_asked(&mut self, decisions: &Decisions, clock: &Clock) -> bool {
         self.watched = decisions.watched() && decisions.wants(clock.now());
         self.watched || self.client_asks || tracing::enabled!(tracing::Level::DEBUG)
     }
 
     /// The first token of the decision's attempt came.
-    pub(super) fn measured(&self, decisions: &Decisions, ttft: Duration) {
+    pub(crate) fn measured(&self, decisions: &Decisions, ttft: Duration) {
         if let Some(number) = self.number {
             decisions.measured(number, ttft);
         }
     }
 
     /// A decision was made for this attempt.
-    pub(super) fn decided(&mut self, dispatched: &Dispatched, request_id: &HeaderValue, attempt: u32, told: Tell<'_>) {
+    pub(crate) fn decided(
+        &mut self,
+        dispatched: &Dispatched,
+        request_id: &HeaderValue,
+        attempt: u32,
+        told: Audience<'_>,
+    ) {
         self.number = None;
         let Some(trace) = &dispatched.trace else { return };
         if std::mem::take(&mut self.watched) {
-            let Tell { decisions, clock } = told;
+            let Audience { decisions, clock } = told;
             self.number = Some(decisions.tell(Told {
                 number: 0,
                 at: clock.now(),
@@ -79,7 +85,7 @@ impl Why {
     }
 
     /// Puts the words on the answer.
-    pub(super) fn mark(&self, answer: &mut HeaderMap) {
+    pub(crate) fn mark(&self, answer: &mut HeaderMap) {
         if let Some(told) = &self.told {
             answer.insert(headers::EXPLAIN, told.clone());
         }

@@ -6,32 +6,32 @@
 
 use bytes::Bytes;
 
-use super::record::Record;
-use super::responses;
-use super::tell;
+use super::error_event;
 use super::wire::Wire;
+use crate::proxy::record::Record;
+use crate::proxy::responses;
 use forebay_core::clock::Time;
 use forebay_core::error::Failure;
-use forebay_core::stream::{Api, Kind, Parser, Segment, Usage, usage_of_body};
+use forebay_core::stream::{Api, EventKind, Parser, Segment, Usage, usage_of_body};
 use forebay_fleet::{AttemptOutcome, Ticket};
 
 /// Unary answers up to this size are kept beside the relay for their token counts.
 const USAGE_BODY_MAX: usize = 4 << 20;
 
 /// A stream of events: the parser, and what was read of it before the commit.
-pub(super) struct Events {
-    pub(super) parser: Box<Parser>,
-    pub(super) api: Api,
-    pub(super) first: Vec<Segment>,
+pub(crate) struct Events {
+    pub(crate) parser: Box<Parser>,
+    pub(crate) api: Api,
+    pub(crate) first: Vec<Segment>,
     /// When the first of them came.
-    pub(super) first_at: Time,
+    pub(crate) first_at: Time,
     /// Usage was asked for by us, so its event is not for the client.
-    pub(super) strip_usage: bool,
+    pub(crate) strip_usage: bool,
 }
 
 impl Events {
     /// Relays to the end of the stream and gives the ticket back.
-    pub(super) async fn run(mut self, mut wire: Wire, mut ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+    pub(crate) async fn run(mut self, mut wire: Wire, mut ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
         let relayed = match self.relay(&mut wire, &mut ticket, record).await {
             // After the end mark nothing is missing.
             Err(Failure::Truncated | Failure::Idle) if self.api != Api::Other && self.is_over() => Ok(()),
@@ -51,7 +51,7 @@ impl Events {
         record.usage = self.parser.usage();
         record.token_events = self.parser.token_events();
         settle(ticket, record, outcome, now());
-        wire.close(relayed, relayed.err().and_then(|failure| tell::of_cut(self.api, failure))).await;
+        wire.close(relayed, relayed.err().and_then(|failure| error_event::of_cut(self.api, failure))).await;
     }
 
     async fn relay(&mut self, wire: &mut Wire, ticket: &mut Ticket, record: &mut Record) -> Result<(), Failure> {
@@ -69,7 +69,7 @@ impl Events {
             let blocked = std::mem::take(&mut wire.blocked);
             self.parser.push(chunk.clone(), &mut segments);
             self.forward(wire, &chunk, &segments).await?;
-            if !record.has_first_token() && segments.iter().any(|segment| matches!(segment.kind, Kind::Token)) {
+            if !record.has_first_token() && segments.iter().any(|segment| matches!(segment.kind, EventKind::Token)) {
                 ticket.first_token(now);
                 record.first_token(now);
             }
@@ -88,7 +88,7 @@ impl Events {
     }
 
     fn is_for_client(&self, segment: &Segment) -> bool {
-        !(self.strip_usage && matches!(segment.kind, Kind::Usage))
+        !(self.strip_usage && matches!(segment.kind, EventKind::Usage))
     }
 
     /// Sends whole events: the chunk as it came where it is just that, else event by event.
@@ -132,7 +132,7 @@ impl Pace {
 }
 
 /// Relays an answer that is one document to its end and gives the ticket back.
-pub(super) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+pub(crate) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
     let mut seen = Vec::new();
     let relayed = relay_document(&mut wire, &mut seen).await;
     if relayed.is_ok() {
@@ -147,19 +147,19 @@ pub(super) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record
 }
 
 /// What a whole document says beside its answer.
-pub(super) struct Document {
+pub(crate) struct Document {
     usage: Option<Usage>,
     /// The id under which the backend stores a response.
     response: Option<String>,
 }
 
 impl Document {
-    pub(super) fn read(api: Api, document: &[u8]) -> Document {
+    pub(crate) fn read(api: Api, document: &[u8]) -> Document {
         let response = if api == Api::Responses { responses::id_of_body(document) } else { None };
         Document { usage: usage_of_body(api, document), response }
     }
 
-    pub(super) fn note(self, ticket: &Ticket, record: &mut Record) {
+    pub(crate) fn note(self, ticket: &Ticket, record: &mut Record) {
         record.usage = self.usage;
         if let Some(id) = self.response {
             record.remember_response(id, ticket.backend().id);
@@ -182,7 +182,7 @@ async fn relay_document(wire: &mut Wire, seen: &mut Vec<Bytes>) -> Result<(), Fa
 }
 
 /// Gives the ticket back and closes the record.
-pub(super) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Failure>, now: Time) {
+pub(crate) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Failure>, now: Time) {
     record.end = Some(now);
     match outcome {
         Ok(()) if record.is_error_answer() => ticket.finish(AttemptOutcome::Neutral, now),

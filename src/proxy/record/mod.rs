@@ -10,11 +10,11 @@ use std::time::Duration;
 use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 
-use super::Shared;
-use super::body::AnswerBody;
-use super::headers;
-use super::route::error_shape;
-use super::why::{Tell, Why};
+use crate::proxy::answer::body::AnswerBody;
+use crate::proxy::headers;
+use crate::proxy::route::error_shape;
+use crate::proxy::shared::Shared;
+use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal, error_json};
 use forebay_core::routing::facts::ArmIndex;
@@ -27,25 +27,26 @@ use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, Tok
 use forebay_fleet::{Backend, Dispatched, Pool};
 
 mod ended;
+mod explanation;
 
 /// What is known of a request so far.
-pub(super) struct Record {
+pub(crate) struct Record {
     shared: Arc<Shared>,
     settings: Arc<Config>,
-    pub(super) arrival: Time,
-    pub(super) request_id: HeaderValue,
+    pub(crate) arrival: Time,
+    pub(crate) request_id: HeaderValue,
     client: Option<SocketAddr>,
-    pub(super) client_key: Option<String>,
+    pub(crate) client_key: Option<String>,
     method: Method,
     path: String,
-    pub(super) model: Option<String>,
+    pub(crate) model: Option<String>,
     /// The pool and the assigned arm, once known.
     assigned: Option<(Arc<Pool>, ArmIndex)>,
     backend: Option<Arc<Backend>>,
     predicted: Option<Duration>,
-    pub(super) streamed: bool,
-    pub(super) body_read: Option<Time>,
-    pub(super) sent: Option<Time>,
+    pub(crate) streamed: bool,
+    pub(crate) body_read: Option<Time>,
+    pub(crate) sent: Option<Time>,
     first_sent: Option<Time>,
     /// Since when it waits for a backend with room, if it does.
     waits_since: Option<Time>,
@@ -53,20 +54,20 @@ pub(super) struct Record {
     wait: Duration,
     /// How much of that was before the first attempt.
     wait_before_sent: Duration,
-    pub(super) got_head: bool,
+    pub(crate) got_head: bool,
     first_token: Option<Time>,
-    pub(super) end: Option<Time>,
-    pub(super) attempts: u32,
+    pub(crate) end: Option<Time>,
+    pub(crate) attempts: u32,
     status: u16,
     outcome: Option<Outcome>,
-    pub(super) usage: Option<Usage>,
-    pub(super) token_events: u64,
-    why: Why,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) token_events: u64,
+    why: Explanations,
 }
 
 impl Record {
     /// A request whose head has just been parsed.
-    pub(super) fn new(shared: &Arc<Shared>, client: Option<SocketAddr>, head: &http::request::Parts) -> Record {
+    pub(crate) fn new(shared: &Arc<Shared>, client: Option<SocketAddr>, head: &http::request::Parts) -> Record {
         let settings = shared.settings.load_full();
         Record {
             shared: Arc::clone(shared),
@@ -95,28 +96,28 @@ impl Record {
             outcome: None,
             usage: None,
             token_events: 0,
-            why: Why::new(settings.clients.explain, client, &head.headers),
+            why: Explanations::new(settings.clients.explain, client, &head.headers),
             settings,
         }
     }
 
     /// The settings that were in force when the request came.
-    pub(super) fn settings(&self) -> &Arc<Config> {
+    pub(crate) fn settings(&self) -> &Arc<Config> {
         &self.settings
     }
 
     /// The request has its pool and its arm.
-    pub(super) fn assign(&mut self, pool: &Arc<Pool>, arm: ArmIndex) {
+    pub(crate) fn assign(&mut self, pool: &Arc<Pool>, arm: ArmIndex) {
         self.assigned = Some((Arc::clone(pool), arm));
     }
 
     /// It waits from now on for a backend with room.
-    pub(super) fn waits(&mut self, now: Time) {
+    pub(crate) fn waits(&mut self, now: Time) {
         self.waits_since = Some(now);
     }
 
     /// Its wait is over.
-    pub(super) fn waited(&mut self, now: Time) {
+    pub(crate) fn waited(&mut self, now: Time) {
         self.wait += self.waits_since.take().map_or(Duration::ZERO, |since| now.since(since));
         if self.first_sent.is_none() {
             self.wait_before_sent = self.wait;
@@ -124,33 +125,33 @@ impl Record {
     }
 
     /// Whether the rows of the decision to come are to be kept.
-    pub(super) fn asks_why(&mut self) -> bool {
+    pub(crate) fn asks_why(&mut self) -> bool {
         self.why.is_asked(&self.shared.telemetry.decisions, &self.shared.clock)
     }
 
     /// An attempt has its backend.
-    pub(super) fn dispatched(&mut self, dispatched: &Dispatched) {
+    pub(crate) fn dispatched(&mut self, dispatched: &Dispatched) {
         self.attempts += 1;
-        let tell = Tell { decisions: &self.shared.telemetry.decisions, clock: &self.shared.clock };
+        let tell = Audience { decisions: &self.shared.telemetry.decisions, clock: &self.shared.clock };
         self.why.decided(dispatched, &self.request_id, self.attempts, tell);
         self.predicted = dispatched.ticket.predicted_ttft();
         self.backend = Some(Arc::clone(dispatched.ticket.backend()));
     }
 
     /// An attempt is sent now.
-    pub(super) fn sending(&mut self, now: Time) {
+    pub(crate) fn sending(&mut self, now: Time) {
         self.sent = Some(now);
         self.first_sent.get_or_insert(now);
         self.got_head = false;
     }
 
     /// An attempt failed and is followed by another.
-    pub(super) fn retried(&self, failure: Failure) {
+    pub(crate) fn retried(&self, failure: Failure) {
         self.metrics().retry(failure);
     }
 
     /// The first token came.
-    pub(super) fn first_token(&mut self, now: Time) {
+    pub(crate) fn first_token(&mut self, now: Time) {
         self.first_token = Some(now);
         let metrics = Arc::clone(self.metrics());
         metrics.ttft.record(now.since(self.arrival).as_secs_f64());
@@ -164,33 +165,33 @@ impl Record {
         }
     }
 
-    pub(super) fn has_first_token(&self) -> bool {
+    pub(crate) fn has_first_token(&self) -> bool {
         self.first_token.is_some()
     }
 
     /// A gap between two token events.
-    pub(super) fn gap(&self, gap: Duration) {
+    pub(crate) fn gap(&self, gap: Duration) {
         self.metrics().itl.record(gap.as_secs_f64());
     }
 
     /// The status that the client gets from a backend.
-    pub(super) fn answered(&mut self, status: StatusCode) {
+    pub(crate) fn answered(&mut self, status: StatusCode) {
         self.status = status.as_u16();
         self.outcome = Record::outcome_of(self.status);
     }
 
     /// The head went out before there was an answer.
-    pub(super) fn head_went_early(&mut self) {
+    pub(crate) fn head_went_early(&mut self) {
         self.status = 200;
     }
 
     /// A backend's error, told by an event.
-    pub(super) fn answered_late(&mut self, status: StatusCode) {
+    pub(crate) fn answered_late(&mut self, status: StatusCode) {
         self.outcome = Record::outcome_of(status.as_u16());
     }
 
     /// One of ours, told by an event.
-    pub(super) fn refused_late(&mut self, refusal: &Refusal) {
+    pub(crate) fn refused_late(&mut self, refusal: &Refusal) {
         self.outcome = Some(Outcome::from(refusal));
     }
 
@@ -204,37 +205,37 @@ impl Record {
     }
 
     /// An earlier attempt's backend has the last word.
-    pub(super) fn answered_by(&mut self, backend: &Arc<Backend>) {
+    pub(crate) fn answered_by(&mut self, backend: &Arc<Backend>) {
         self.backend = Some(Arc::clone(backend));
     }
 
     /// The stream said that the request was at fault.
-    pub(super) fn client_error(&mut self) {
+    pub(crate) fn client_error(&mut self) {
         self.outcome = Some(Outcome::ClientError);
     }
 
     /// Whether the backend's answer is an error that is passed on.
-    pub(super) fn is_error_answer(&self) -> bool {
+    pub(crate) fn is_error_answer(&self) -> bool {
         self.outcome.is_some()
     }
 
     /// The whole answer was passed on.
-    pub(super) fn succeeded(&mut self) {
+    pub(crate) fn succeeded(&mut self) {
         self.outcome = Some(Outcome::Success);
     }
 
     /// The answer was cut.
-    pub(super) fn failed(&mut self, failure: Failure) {
+    pub(crate) fn failed(&mut self, failure: Failure) {
         self.outcome = (failure != Failure::ClientLeft).then_some(Outcome::Failed(failure));
     }
 
     /// Remembers which backend holds a response.
-    pub(super) fn remember_response(&self, id: String, backend: BackendId) {
+    pub(crate) fn remember_response(&self, id: String, backend: BackendId) {
         self.shared.responses.remember(id, backend);
     }
 
     /// An answer of our own, with what goes with every answer.
-    pub(super) fn refuse(&mut self, refusal: &Refusal) -> Response<AnswerBody> {
+    pub(crate) fn refuse(&mut self, refusal: &Refusal) -> Response<AnswerBody> {
         self.outcome = Some(Outcome::from(refusal));
         let text = error_json(error_shape(&self.path), refusal.status(), refusal.kind(), &refusal.to_string());
         let mut response = self.local(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_GATEWAY), text);
@@ -245,7 +246,7 @@ impl Record {
     }
 
     /// A JSON answer made here.
-    pub(super) fn local(&mut self, status: StatusCode, json: String) -> Response<AnswerBody> {
+    pub(crate) fn local(&mut self, status: StatusCode, json: String) -> Response<AnswerBody> {
         self.status = status.as_u16();
         self.outcome.get_or_insert(Outcome::Success);
         let mut response = Response::new(AnswerBody::whole(json));
@@ -256,7 +257,7 @@ impl Record {
     }
 
     /// Puts our headers on an answer.
-    pub(super) fn mark(&self, answer: &mut HeaderMap) {
+    pub(crate) fn mark(&self, answer: &mut HeaderMap) {
         answer.insert(headers::REQUEST_ID, self.request_id.clone());
         if let Some(backend) = &self.backend {
             let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));

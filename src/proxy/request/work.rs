@@ -9,17 +9,17 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
 use twox_hash::XxHash3_64;
 
-use super::Shared;
-use super::headers;
 use super::intake::Held;
-use super::models;
 use super::multipart;
 use super::peek::{Peek, peek};
-use super::record::Record;
-use super::route::{BodyForm, Effort, Endpoint, Route};
 use super::splice::Splice;
+use crate::proxy::headers;
+use crate::proxy::models;
+use crate::proxy::record::Record;
+use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
+use crate::proxy::shared::Shared;
 use crate::upstream::{self, Pieces};
-use forebay_core::error::Refusal;
+use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay_core::routing::wait_room::LaneKey;
@@ -35,18 +35,18 @@ const PARSE_INLINE: usize = 256 << 10;
 const MEDIA_TOKENS: u32 = 1000;
 
 /// A request that is ready to be sent.
-pub(super) struct Work {
-    pub(super) pool: Arc<Pool>,
-    pub(super) facts: RequestFacts,
+pub(crate) struct Work {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) facts: RequestFacts,
     /// What the client calls its session.
-    pub(super) session: Option<Arc<str>>,
+    pub(crate) session: Option<Arc<str>>,
     /// With whom it takes turns where requests must wait.
-    pub(super) lane: LaneKey,
-    pub(super) api: Api,
+    pub(crate) lane: LaneKey,
+    pub(crate) api: Api,
     /// The client asked for a stream.
-    pub(super) streamed: bool,
+    pub(crate) streamed: bool,
     /// Usage was asked for by us.
-    pub(super) usage_injected: bool,
+    pub(crate) usage_injected: bool,
     method: Method,
     path: PathAndQuery,
     headers: HeaderMap,
@@ -64,9 +64,9 @@ struct Body {
 }
 
 /// What the body's parse gave.
-pub(super) struct Parsed {
-    pub(super) peek: Option<Peek>,
-    pub(super) model: Option<String>,
+pub(crate) struct Parsed {
+    pub(crate) peek: Option<Peek>,
+    pub(crate) model: Option<String>,
 }
 
 impl Work {
@@ -77,18 +77,26 @@ impl Work {
     }
 
     /// The backends of the pool that do not serve what is asked for.
-    pub(super) fn not_serving(&self) -> Vec<BackendId> {
+    pub(crate) fn not_serving(&self) -> Vec<BackendId> {
         not_serving(&self.pool, self.body.asked.as_deref())
     }
 
+    /// Our answer where attempts ended without a backend's.
+    pub(crate) fn exhausted(&self, attempts: u32, failure: Failure) -> Refusal {
+        if failure == Failure::Shutdown {
+            return Refusal::ShuttingDown;
+        }
+        Refusal::Exhausted { model: self.pool.model.clone(), attempts, failure }
+    }
+
     /// Whether a 404 from this backend says that it does not serve the pool's model, which we named.
-    pub(super) fn is_our_fault(&self, backend: &Backend, answer: &[u8]) -> bool {
+    pub(crate) fn is_our_fault(&self, backend: &Backend, answer: &[u8]) -> bool {
         let ours = self.body.asked.as_ref() == Some(&self.pool.model) || self.renamed_for(backend).is_some();
         ours && says_model_unknown(answer)
     }
 
     /// The request as this backend gets it.
-    pub(super) fn request_to(&self, backend: &Backend) -> Request<Pieces> {
+    pub(crate) fn request_to(&self, backend: &Backend) -> Request<Pieces> {
         let body = self.renamed_for(backend).unwrap_or(&self.body.as_asked);
         let mut request = Request::new(body.clone());
         *request.method_mut() = self.method.clone();
@@ -102,7 +110,7 @@ impl Work {
     }
 
     /// The request will not be sent again: frees its body.
-    pub(super) fn release_body(&mut self) {
+    pub(crate) fn release_body(&mut self) {
         self.body = Body::default();
         self.held = None;
     }
@@ -110,7 +118,7 @@ impl Work {
 
 /// The backends of `pool` that do not serve the model `asked` for: a name of neither the pool nor its aliases (an adapter) is
 /// served where it is listed.
-pub(super) fn not_serving(pool: &Pool, asked: Option<&str>) -> Vec<BackendId> {
+pub(crate) fn not_serving(pool: &Pool, asked: Option<&str>) -> Vec<BackendId> {
     let Some(asked) = asked.filter(|asked| *asked != pool.model && pool.aliases.iter().all(|alias| alias != asked))
     else {
         return Vec::new();
@@ -120,18 +128,18 @@ pub(super) fn not_serving(pool: &Pool, asked: Option<&str>) -> Vec<BackendId> {
 }
 
 /// What a request is made of when its body has been read.
-pub(super) struct Intake<'a> {
-    pub(super) head: &'a Parts,
-    pub(super) route: Route<'a>,
-    pub(super) bytes: Bytes,
-    pub(super) held: Held,
+pub(crate) struct Intake<'a> {
+    pub(crate) head: &'a Parts,
+    pub(crate) route: Route<'a>,
+    pub(crate) bytes: Bytes,
+    pub(crate) held: Held,
 }
 
 /// Finds out what a request is.
 ///
 /// # Errors
 /// The body is not valid, names no model or one that is not served, or refers to a response that is not known.
-pub(super) async fn prepare(
+pub(crate) async fn prepare(
     shared: &Shared,
     settings: &Config,
     snapshot: &Snapshot,
@@ -197,7 +205,7 @@ async fn parse_json(bytes: &Bytes, session: Option<String>, seed: Option<u64>) -
 }
 
 /// The body member that makes a session; where pools differ the first pool's.
-pub(super) fn body_session(snapshot: &Snapshot) -> Option<String> {
+pub(crate) fn body_session(snapshot: &Snapshot) -> Option<String> {
     snapshot.pools.iter().find_map(|pool| match &pool.session {
         SessionKey::Body(member) => Some(member.clone()),
         SessionKey::Header(_) => None,
@@ -212,7 +220,7 @@ fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {
 }
 
 /// The backend that made the response that the request refers to.
-pub(super) fn pinned(
+pub(crate) fn pinned(
     shared: &Shared,
     snapshot: &Snapshot,
     route: Route<'_>,
@@ -228,7 +236,7 @@ pub(super) fn pinned(
 }
 
 /// The pool of the backend that holds what the request refers to, if that is where its model is served.
-pub(super) fn pool_of<'a>(
+pub(crate) fn pool_of<'a>(
     snapshot: &'a Snapshot,
     backend: &Backend,
     model: Option<&str>,
@@ -254,7 +262,7 @@ fn says_model_unknown(answer: &[u8]) -> bool {
         && message.contains("does not exist")
 }
 
-pub(super) fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
+pub(crate) fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
     let Some(model) = model else {
         return match snapshot.pools.as_slice() {
             [] => Ok(None),
@@ -273,14 +281,14 @@ pub(super) fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Resu
 
 /// The seed of the hashes of sessions and prompts, if some pool has affinity. Replicas with the same `split_salt` have the same
 /// seed, and so name a prompt alike.
-pub(super) fn seed(shared: &Shared, snapshot: &Snapshot) -> Option<u64> {
+pub(crate) fn seed(shared: &Shared, snapshot: &Snapshot) -> Option<u64> {
     let wanted = snapshot.pools.iter().any(|pool| pool.affinity != Affinity::Off);
     let salt = snapshot.pools.iter().map(|pool| pool.split_salt.as_str()).find(|salt| !salt.is_empty());
     wanted.then(|| salt.map_or(shared.seed, |salt| XxHash3_64::oneshot(salt.as_bytes())))
 }
 
 /// By what the request is recognised, as its pool has it.
-pub(super) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parsed: &Parsed) -> Marks {
+pub(crate) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parsed: &Parsed) -> Marks {
     let Some(seed) = seed else { return Marks::NONE };
     let mut marks = parsed.peek.as_ref().map_or(Marks::NONE, |peek| peek.marks.clone());
     match (pool.affinity, session) {
@@ -300,7 +308,7 @@ pub(super) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parse
 }
 
 /// What routing weighs a request by; its arm and what it is recognised by are filled in by who knows them.
-pub(super) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
+pub(crate) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
     let streamed = peek.is_some_and(|peek| peek.stream);
     let kind = match endpoint.effort {
         Effort::None => Kind::Light,
@@ -325,8 +333,8 @@ fn outgoing(pool: &Pool, settings: &Config, endpoint: Endpoint, parsed: &Parsed,
     let renamed = parsed.model.as_ref().filter(|asked| pool.aliases.contains(asked)).map(|_| {
         let mut splice = splice.clone();
         splice.replace_model(peek, &pool.model);
-        Pieces::new(splice.apply(bytes).slices().iter().cloned())
+        splice.apply(bytes)
     });
-    let as_asked = Pieces::new(splice.apply(bytes).slices().iter().cloned());
+    let as_asked = splice.apply(bytes);
     (Body { asked: parsed.model.clone(), as_asked, renamed }, injected)
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Sleep;
 
 use super::body::Message;
-use super::shutdown::Shutdown;
+use crate::proxy::shutdown::Shutdown;
 use crate::upstream::AnswerBody;
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::Failure;
@@ -26,17 +26,17 @@ const FAR: Duration = Duration::from_secs(3600);
 
 /// The deadlines of an answer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadlines {
+pub(crate) struct Deadlines {
     /// The longest gap between two pieces from the backend.
-    pub(super) idle: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
     /// When the request must be over.
-    pub(super) total: Option<Time>,
+    pub(crate) total: Option<Time>,
     /// How long the client may take nothing.
-    pub(super) write_stall: Option<Duration>,
+    pub(crate) write_stall: Option<Duration>,
 }
 
 /// Both ends of an answer.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     body: AnswerBody,
     tx: Sender<Message>,
     /// The client left, the backend is given up from outside, or the process ends.
@@ -48,11 +48,11 @@ pub(super) struct Wire {
     deadlines: Deadlines,
     waiting_since: Time,
     /// Whether the client's write was blocked since the last piece came.
-    pub(super) blocked: bool,
+    pub(crate) blocked: bool,
 }
 
 impl Wire {
-    pub(super) fn new(
+    pub(crate) fn new(
         body: AnswerBody,
         (mut watch, pauses, shutdown): (Watch, Pauses, Shutdown),
         tx: Sender<Message>,
@@ -103,7 +103,7 @@ impl Wire {
     ///
     /// # Errors
     /// The client left, a deadline passed, the backend's answer was cut or given up from outside, or the process ends.
-    pub(super) async fn next(&mut self) -> Result<Option<(Bytes, Time)>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<(Bytes, Time)>, Failure> {
         loop {
             tokio::select! {
                 biased;
@@ -138,7 +138,7 @@ impl Wire {
     ///
     /// # Errors
     /// The client left, took nothing for too long, or the request's time is over.
-    pub(super) async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
+    pub(crate) async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
         match self.tx.try_send(Message::Data(bytes)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Closed(_)) => Err(Failure::ClientLeft),
@@ -165,7 +165,7 @@ impl Wire {
     }
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
-    pub(super) async fn close(self, ended: Result<(), Failure>, event: Option<Bytes>) {
+    pub(crate) async fn close(self, ended: Result<(), Failure>, event: Option<Bytes>) {
         let Wire { body, tx, over, deadlines, .. } = self;
         drop(body);
         drop(over);
@@ -174,7 +174,7 @@ impl Wire {
 }
 
 /// Tells a client how its answer ended, after everything else.
-pub(super) async fn last_word(
+pub(crate) async fn last_word(
     tx: &Sender<Message>,
     ended: Result<(), Failure>,
     event: Option<Bytes>,

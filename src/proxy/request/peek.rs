@@ -54,12 +54,12 @@ pub struct StreamOptions {
     /// Where the value stands.
     pub at: Range<usize>,
     /// What the value is.
-    pub form: Options,
+    pub form: StreamOptionsForm,
 }
 
 /// The value of `stream_options`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Options {
+pub enum StreamOptionsForm {
     /// `null`
     Null,
     /// An object.
@@ -275,7 +275,7 @@ fn read_string(text: &str, name: &'static str, value: Option<&RawValue>) -> Resu
 fn read_options(text: &str, value: &RawValue) -> Result<StreamOptions, PeekError> {
     let at = range(text, value);
     if value.get() == "null" {
-        return Ok(StreamOptions { at, form: Options::Null });
+        return Ok(StreamOptions { at, form: StreamOptionsForm::Null });
     }
     let (mut empty, mut usage, mut continuous) = (true, None, None);
     each_member(value.get(), |key, value| {
@@ -296,7 +296,7 @@ fn read_options(text: &str, value: &RawValue) -> Result<StreamOptions, PeekError
     };
     let include_usage = flag("stream_options.include_usage", usage)?;
     let continuous_usage_stats = flag("stream_options.continuous_usage_stats", continuous)?;
-    Ok(StreamOptions { at, form: Options::Object { empty, include_usage, continuous_usage_stats } })
+    Ok(StreamOptions { at, form: StreamOptionsForm::Object { empty, include_usage, continuous_usage_stats } })
 }
 
 /// A truth value in the forms that vLLM's validation takes; null is false. `None`: it would be refused there too.
@@ -344,7 +344,8 @@ mod tests {
         assert_eq!((peek.max_tokens, peek.sequences, peek.inside), (Some(8), 2, 2));
         assert_eq!((peek.text_bytes, peek.est_tokens()), (25, 7));
         assert_eq!(peek.session.as_deref(), Some("u-1"));
-        let Some(StreamOptions { form: Options::Object { include_usage: Some(flag), .. }, at }) = peek.stream_options
+        let Some(StreamOptions { form: StreamOptionsForm::Object { include_usage: Some(flag), .. }, at }) =
+            peek.stream_options
         else {
             panic!("no options")
         };
@@ -421,7 +422,7 @@ mod tests {
         assert_eq!(ok("{}").model, None);
         let peek = ok(r#"{"model":null,"stream":null,"stream_options":null,"previous_response_id":null}"#);
         assert_eq!((peek.model, peek.stream, peek.previous_response_id), (None, false, None));
-        assert_eq!(peek.stream_options.unwrap().form, Options::Null);
+        assert_eq!(peek.stream_options.unwrap().form, StreamOptionsForm::Null);
         assert!(ok(r#"{"stream":"Yes"}"#).stream);
         assert!(ok(r#"{"stream":1}"#).stream);
     }
