@@ -47,6 +47,7 @@ pub struct RequestFacts {
 impl RequestFacts {
     /// Sequences in the engine: zero for what never reaches it.
     #[must_use]
+    #[inline]
     pub fn engine_sequences(&self) -> u32 {
         match self.kind {
             Kind::Light => 0,
