@@ -1,9 +1,11 @@
 //! The configuration file: read, checked in one go, resolved into plain values. Never panics, whatever the file holds, and
 //! never lets a half-right file through: either everything in it is right, or a [`Report`] says all that is wrong.
 
-mod defaults;
+mod between;
 pub mod diff;
 mod files;
+mod keys;
+mod kinds;
 pub mod model;
 mod policy;
 mod pools;
