@@ -173,7 +173,8 @@ pub fn takes<T, E: Entry<T>>(entry: &E, _type: PhantomData<T>) -> String {
 /// will know), `also` (keys without a field) and `check` (a function that compares the values of several keys).
 ///
 /// An entry is `field: Type { takes, default, reload }`. `takes` is a [`Kind`], [`Nested`] or [`ByHand`]. `key: "name"` goes
-/// first where the key is not called as the field is. `said: "words"` follows a default that the documentation cannot quote.
+/// first where the key is not called as the field is. `said: "words"` follows a default that the documentation cannot quote:
+/// it depends on the machine or on other keys, or there is none.
 /// `reload` is a variant of [`Reload`](super::Reload).
 ///
 /// The struct implements `Default`, or has the constructor whose head follows the struct, as in `pub fn of(url: Url);`. It
@@ -189,7 +190,7 @@ macro_rules! section {
             $(
                 $(#[doc = $doc:literal])+
                 $field:ident: $value:ty {
-                    $(key: $key:literal,)? takes: $takes:expr, default: $default:expr, $(said: $said:expr,)? reload: $reload:ident $(,)?
+                    $(key: $key:literal,)? takes: $takes:expr, default: $default:expr, $(said: $said:literal,)? reload: $reload:ident $(,)?
                 }
             ),+ $(,)?
         }
@@ -271,9 +272,9 @@ macro_rules! section {
     (@name $field:ident) => { stringify!($field) };
     (@name $field:ident $key:literal) => { $key };
     (@said $takes:expr, $value:ty, $default:expr) => {
-        $crate::toml_reader::Entry::<$value>::text(&$takes, &$default)
+        $crate::toml_reader::DefaultText::Written($crate::toml_reader::Entry::<$value>::text(&$takes, &$default))
     };
-    (@said $takes:expr, $value:ty, $default:expr, $said:expr) => { String::from($said) };
+    (@said $takes:expr, $value:ty, $default:expr, $said:literal) => { $crate::toml_reader::DefaultText::Words($said) };
     (@make $type:ident { $($fields:tt)+ }) => {
         impl Default for $type {
             fn default() -> $type {
@@ -294,6 +295,7 @@ macro_rules! section {
 
 #[cfg(test)]
 mod tests {
+    use super::super::DefaultText;
     use super::super::kinds::{number, whole};
     use super::*;
 
@@ -323,17 +325,13 @@ mod tests {
 
     #[test]
     fn an_entry_gives_all_that_is_known_of_a_key() {
-        let told: Vec<[String; 4]> = Outer::SECTION
-            .keys
-            .iter()
-            .map(|key| [key.full.to_owned(), (key.takes)(), (key.default)(), key.about.to_owned()])
-            .collect();
-        let expected = [
-            ["outer.bound", "whole number, 1 to 9", "2", " A key that is called as its field."],
-            ["outer.secret_file", "a path", "none", " A key with another name."],
-            ["outer.inner", "the keys of `inner`", "{ a = 1 }", " A section."],
-        ];
-        assert_eq!(told, expected.map(|row| row.map(str::to_owned)));
+        let keys = Outer::SECTION.keys;
+        assert_eq!([0, 1, 2].map(|at| keys[at].full), ["outer.bound", "outer.secret_file", "outer.inner"]);
+        assert_eq!([0, 1, 2].map(|at| (keys[at].takes)()), ["whole number, 1 to 9", "a path", "the keys of `inner`"]);
+        let written = |text: &str| DefaultText::Written(text.to_owned());
+        let defaults = [written("2"), DefaultText::Words("none"), written("{ a = 1 }")];
+        assert_eq!([0, 1, 2].map(|at| (keys[at].default)()), defaults);
+        assert_eq!([keys[0].about, Outer::SECTION.about], [" A key that is called as its field.", " A section."]);
         let json = serde_json::to_string(&Outer::default()).unwrap();
         assert_eq!(json, r#"{"bound":2,"secret":null,"inner":{"a":1.0}}"#);
     }

@@ -15,7 +15,7 @@ use toml::de::DeTable;
 pub use diagnostic::{Diagnostic, Notes, Report, quoted};
 pub use entry::{ByHand, Change, Entry, Keys, Nested};
 pub use kinds::Kind;
-pub use section::{Key, Reload, Schema, Section, nearest};
+pub use section::{DefaultText, Key, Reload, Schema, Section, nearest};
 #[doc(hidden)]
 pub use serde; // for the code that `section!` writes
 pub use table::{Got, Table, Value, Wrong};

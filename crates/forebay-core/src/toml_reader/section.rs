@@ -10,6 +10,15 @@ pub enum Reload {
     Restart,
 }
 
+/// The default of a key, for the documentation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DefaultText {
+    /// As an operator would write it.
+    Written(String),
+    /// In words, where it depends on the machine or on other keys, or where there is none. Markdown.
+    Words(&'static str),
+}
+
 /// One key of a section.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -17,13 +26,13 @@ pub struct Key {
     pub name: &'static str,
     /// With its section in front: `listen.address`.
     pub full: &'static str,
-    /// What it takes, in words.
+    /// What it takes, in words. Markdown.
     pub takes: fn() -> String,
-    /// Its default, as an operator would write it, or in words.
-    pub default: fn() -> String,
+    /// Its default.
+    pub default: fn() -> DefaultText,
     /// When a change takes effect.
     pub reload: Reload,
-    /// What it does; a doc comment's text, with the space in front.
+    /// What it does. The text of a doc comment, so it may begin with a space. Markdown.
     pub about: &'static str,
 }
 
@@ -31,7 +40,8 @@ impl Key {
     /// Returns a key of which only the name is told.
     #[must_use]
     pub const fn named(name: &'static str) -> Key {
-        Key { name, full: name, takes: String::new, default: String::new, reload: Reload::AtOnce, about: "" }
+        let default = || DefaultText::Words("");
+        Key { name, full: name, takes: String::new, default, reload: Reload::AtOnce, about: "" }
     }
 
     /// Returns a key for each of `names`.
@@ -56,7 +66,7 @@ pub struct Section {
     pub head: &'static str,
     /// How to write it, by example.
     pub form: &'static str,
-    /// What it is for; a doc comment's text, with the space in front.
+    /// What it is for. The text of a doc comment, so it may begin with a space. Markdown.
     pub about: &'static str,
     /// What it may hold.
     pub keys: &'static [Key],

@@ -3,6 +3,8 @@
 
 mod between;
 pub mod diff;
+#[cfg(test)]
+mod document;
 mod files;
 mod keys;
 mod kinds;

@@ -16,16 +16,18 @@ section! {
         /// Time after which a waiting client gets the head of its stream, and then comments, before the first token. It is for
         /// clients and middleboxes that must see bytes. Another backend may still serve the request.
         head_after: Option<Duration> { takes: or_off(limit()), default: None, reload: AtOnce },
-        /// Longest time to the first token. Then another backend is tried, and at last the client gets a 504.
+        /// Longest time that one backend may take to the first token of a stream. Then another backend is tried, and at last the
+        /// client gets a 504.
         first_token_timeout: Option<Duration> { takes: or_off(limit()), default: None, reload: AtOnce },
         /// Longest gap between two events after the first token. Then the stream ends with an error event.
         idle_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(60)), reload: AtOnce },
-        /// Longest time from the request to the end of its answer.
+        /// Longest time from a request to the end of its answer. Then the client gets a 504, or an error event if its stream has
+        /// begun.
         total_timeout: Option<Duration> {
             takes: or_off(limit()), default: Some(Duration::from_secs(30 * 60)), reload: AtOnce
         },
-        /// How Forebay counts tokens. With `"inject"` it asks the backend for usage, and hides that from a client which did not
-        /// ask. With `"as_sent"` requests stay as they are.
+        /// How Forebay counts the tokens of streamed chats and completions. With `"inject"` it asks the backend for usage, and
+        /// hides the answer from a client that did not ask. With `"as_sent"` requests stay as they are.
         usage: UsageMode { takes: choice(UsageMode::ALL), default: UsageMode::Inject, reload: AtOnce },
     }
 }

@@ -10,7 +10,7 @@ use super::super::secret::Secret;
 use super::super::url::BackendUrl;
 use forebay_core::section;
 use forebay_core::toml_reader::kinds::{boolean, choice, hinted, limit, line, name, number, or_off, whole};
-use forebay_core::toml_reader::{ByHand, Key, Kind, Nested, Reload, Section};
+use forebay_core::toml_reader::{ByHand, DefaultText, Key, Kind, Nested, Reload, Section};
 
 section! {
     name: "pools", head: "[[pools]]", form: "[[pools]], once for each model", also: [BACKENDS];
@@ -29,8 +29,9 @@ section! {
             default: PolicyName::default(),
             reload: AtOnce,
         },
-        /// What a request is recognised by, to send it where its prompt's beginning is cached: its session and its prompt
-        /// (`"session"`), its prompt alone (`"prefix"`), or nothing (`"off"`). [routing.md](routing.md) explains it.
+        /// What a request is recognised by, to send it where the beginning of its prompt is cached. `"session"`: its session, and
+        /// a prompt that begins like an earlier one. `"prefix"`: the prompt alone, for session keys that say nothing of the
+        /// prompt. `"off"`: nothing. [routing.md](routing.md) explains it.
         affinity: Affinity { takes: choice(Affinity::ALL), default: Affinity::default(), reload: AtOnce },
         /// What makes requests a session. A session stays in its arm. A request without one is assigned by itself.
         session: SessionKey {
@@ -63,7 +64,7 @@ const BACKENDS: Key = Key {
     name: "backends",
     full: "pools.backends",
     takes: || "list of `{ url = \"http://host:port\" }`".to_owned(),
-    default: || "required, unless the pool has arms".to_owned(),
+    default: || DefaultText::Words("required, unless the pool has arms"),
     reload: Reload::AtOnce,
     about: "The pool's backends. A pool with arms lists them in its arms.",
 };
@@ -97,7 +98,7 @@ pub(in super::super) const SESSION: &Section = &Section {
             name: "header",
             full: "pools.session.header",
             takes: || HeaderName.takes(),
-            default: || "`\"x-session-id\"`, unless `body` is set".to_owned(),
+            default: || DefaultText::Words("`\"x-session-id\"`, unless `body` is set"),
             reload: Reload::AtOnce,
             about: "Requests with the same value of this header are a session.",
         },
@@ -105,7 +106,7 @@ pub(in super::super) const SESSION: &Section = &Section {
             name: "body",
             full: "pools.session.body",
             takes: || line(64).takes(),
-            default: || "not set".to_owned(),
+            default: || DefaultText::Words("not set"),
             reload: Reload::AtOnce,
             about: "Requests with the same text in this member of their JSON body are a session. An example is `user`.",
         },
@@ -167,12 +168,13 @@ section! {
             default: 1.0,
             reload: AtOnce,
         },
-        /// Environment variable with the key that Forebay sends to the server. Keys do not belong into the file.
+        /// Environment variable with the key that Forebay sends to the server. The file itself holds no keys. A process keeps its
+        /// environment, so a new value needs a restart.
         key: Option<Secret> {
             key: "key_env",
             takes: ByHand("name of an environment variable"),
             default: None,
-            said: "no key: the client's `authorization` is passed on, where clients need no key",
+            said: "no key",
             reload: AtOnce,
         },
         /// Whether the server finishes its requests and gets no new ones.

@@ -24,7 +24,7 @@ section! {
         address: SocketAddr { takes: address(), default: loopback(8080), reload: Restart },
         /// Client connections that may be open at once. Forebay answers further ones with 503 and closes them.
         max_connections: Option<usize> { takes: or_off(whole(1..=10_000_000)), default: Some(20_000), reload: Restart },
-        /// Time limit for a request's head, from its first byte.
+        /// Time limit for a request's head, from its first byte. A new connection that sends nothing has the same limit.
         header_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(10)), reload: Restart },
         /// Time limit for a request's body, from the end of its head. A slower client gets a 408.
         body_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(30)), reload: Restart },
@@ -50,7 +50,7 @@ section! {
     /// What happens between SIGTERM and the end of the process.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Drain {
-        /// Time for which `/ready` answers 503 while new connections are still accepted. Load balancers can react in it.
+        /// Time for which `/ready` answers 503 while new connections are still accepted, so that load balancers can react.
         ready_delay: Duration { takes: delay(), default: Duration::ZERO, reload: Restart },
         /// Time after which the process ends although requests are open. Open streams then get an error event, other
         /// requests a 503.
@@ -92,7 +92,7 @@ section! {
             reload: AtOnce,
         },
         /// Clients that get an explanation of the routing decision when they send `x-forebay-explain: 1`. `"loopback"` means
-        /// connections from this machine.
+        /// connections from this machine. Behind another proxy on this machine that is everyone.
         explain: Explain { takes: choice(Explain::ALL), default: Explain::Loopback, reload: AtOnce },
     }
 }
