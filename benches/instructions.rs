@@ -134,14 +134,9 @@ struct Routing {
 }
 
 fn routing(size: u16) -> Routing {
-    let backend = |place| Backend {
-        url: format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"),
-        speed: 1.0,
-        key: None,
-        drain: false,
-    };
+    let backend = |place| Backend::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"));
     let backends = (0..size).map(backend).collect();
-    let arms = vec![Arm { name: "default".to_owned(), share: 1.0, gpus: 1, backends }];
+    let arms = vec![Arm { gpus: 1, ..Arm::of("default", backends) }];
     let pool = Pool { model: "m".to_owned(), arms, ..Pool::default() };
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
     controller.apply(&[pool], Time::ZERO);

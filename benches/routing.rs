@@ -37,12 +37,7 @@ const FACTS: RequestFacts = RequestFacts {
 /// A pool in which every backend has work, samples and a fresh scrape, so that every term of the formula is computed.
 fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
     let backends = (0..size)
-        .map(|place| Backend {
-            url: format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"),
-            speed: 1.0,
-            key: None,
-            drain: false,
-        })
+        .map(|place| Backend::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL")))
         .collect();
     let pool = Pool {
         model: "m".to_owned(),
@@ -52,7 +47,7 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
         session: SessionKey::Header("x-session-id".to_owned()),
         split_salt: String::new(),
         cross_arm: true,
-        arms: vec![Arm { name: "default".to_owned(), share: 1.0, gpus: 1, backends }],
+        arms: vec![Arm { gpus: 1, ..Arm::of("default", backends) }],
         ..Pool::default()
     };
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));

@@ -32,12 +32,12 @@ fn url(port: u16) -> BackendUrl {
 }
 
 fn backend(port: u16) -> model::Backend {
-    model::Backend { url: url(port), speed: 1.0, key: None, drain: false }
+    model::Backend::of(url(port))
 }
 
 fn arm(name: &str, ports: &[u16]) -> model::Arm {
     let backends = ports.iter().map(|&port| backend(port)).collect();
-    model::Arm { name: name.to_owned(), share: 1.0, gpus: 1, backends }
+    model::Arm { gpus: 1, ..model::Arm::of(name, backends) }
 }
 
 fn pool(arms: Vec<model::Arm>) -> model::Pool {

@@ -2,9 +2,13 @@
 //! never lets a half-right file through: either everything in it is right, or a [`Report`] says all that is wrong.
 
 mod affinity;
-mod defaults;
+mod between;
 pub mod diff;
+#[cfg(test)]
+mod document;
 mod files;
+mod keys;
+mod kinds;
 pub mod model;
 mod pools;
 mod resolve;
