@@ -172,14 +172,7 @@ fn row_of(mock: &Mock) -> forebay_fleet::telemetry::live::BackendRow {
         pool: "m".into(),
         arm: "default".into(),
         backend: mock.url.authority().into(),
-        state: forebay_fleet::telemetry::labels::BackendState::Healthy,
-        prefilling: 0,
-        decoding: 0,
-        queue_depth: None,
-        running: None,
-        kv_usage: None,
-        scrape_age: None,
-        predicted_ttft: None,
+        readings: Vec::new(),
     }
 }
 

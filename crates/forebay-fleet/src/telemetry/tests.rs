@@ -4,29 +4,35 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::live::{ArmRow, BackendRow};
-use super::metrics::{AbortPhase, BackendState, Ejection, Outcome, ProbeFailure, Reload, TokenSource};
+use super::live::{ArmRow, BackendRow, Reading};
+use super::metrics::{AbortPhase, Ejection, Outcome, ProbeFailure, Reload, TokenSource};
 use super::*;
+use crate::config::Config;
+use crate::config::model::{ArmConfig, BackendConfig, PoolConfig};
+use crate::membership::controller::{Controller, Settings};
+use crate::view::FleetView;
+use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
+use forebay_core::sample::Sample;
 
 fn backend_row(backend: &str) -> BackendRow {
-    BackendRow {
-        pool: "m".into(),
-        arm: "tp2".into(),
-        backend: backend.into(),
-        state: BackendState::Healthy,
-        prefilling: 1,
-        decoding: 2,
-        queue_depth: Some(3.0),
-        running: None,
-        kv_usage: Some(0.25),
-        scrape_age: Some(Duration::from_millis(500)),
-        predicted_ttft: Some(Duration::from_millis(40)),
-    }
+    let readings = vec![Reading::of(&metrics::QUEUE_DEPTH, 3.0)];
+    BackendRow { pool: "m".into(), arm: "tp2".into(), backend: backend.into(), readings }
 }
 
 fn arm_row() -> ArmRow {
-    ArmRow { pool: "m".into(), arm: "tp2".into(), gpus: 2, share: 0.5, crossed: 1, waiting: 3 }
+    ArmRow { pool: "m".into(), arm: "tp2".into(), readings: vec![Reading::of(&metrics::ARM_GPUS, 2.0)] }
+}
+
+/// The gauges of a fleet of one backend, which was scraped with this result.
+fn gauges(sample: Sample) -> (Vec<BackendRow>, Vec<ArmRow>) {
+    let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
+    let backend = BackendConfig::of("http://10.0.0.1:8000".parse().unwrap());
+    let arms = vec![ArmConfig::of("tp2", vec![backend])];
+    controller.apply(&[PoolConfig { model: "m".into(), arms, ..PoolConfig::default() }], Time::ZERO);
+    let snapshot = controller.fleet().snapshot();
+    snapshot.backends().next().unwrap().load.set_sample(sample, Time::ZERO);
+    FleetView::new(&snapshot, Time::ZERO).gauges()
 }
 
 /// A text in which every metric has a sample.
@@ -44,9 +50,9 @@ fn full_text() -> String {
     a.predicted(Duration::from_millis(30), Duration::from_millis(40));
     telemetry.unrouted.request(Outcome::from(&Refusal::Unauthorized));
     telemetry.process.reload(Reload::Applied);
-    let mut row = backend_row("10.0.0.1:8000");
-    row.running = Some(4.0);
-    telemetry.render(&[row], &[arm_row()])
+    let sample = Sample { running: Some(4.0), waiting: Some(3.0), kv_usage: Some(0.25), ..Sample::default() };
+    let (backends, arms) = gauges(sample);
+    telemetry.render(&backends, &arms)
 }
 
 #[test]
@@ -92,9 +98,10 @@ fn removed_backends_leave_the_text_and_the_others_stay() {
 #[test]
 fn an_unknown_figure_is_absent_and_not_zero() {
     let telemetry = Telemetry::new();
-    let text = telemetry.render(&[backend_row("a")], &[arm_row()]);
+    let (backends, arms) = gauges(Sample { waiting: Some(3.0), ..Sample::default() });
+    let text = telemetry.render(&backends, &arms);
     assert!(!text.contains("forebay_backend_running"));
-    assert!(text.contains(r#"forebay_backend_queue_depth{pool="m",arm="tp2",backend="a"} 3"#));
+    assert!(text.contains(r#"forebay_backend_queue_depth{pool="m",arm="tp2",backend="10.0.0.1:8000"} 3"#));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! tokens. Shows no secret.
 
 pub mod explain;
+mod gauges;
 
 use std::sync::atomic::Ordering;
 
@@ -108,6 +109,9 @@ pub struct ArmView {
 pub struct BackendView {
     /// Its identity.
     pub id: BackendId,
+    /// Host and port: its label in metrics.
+    #[serde(skip)]
+    pub authority: String,
     /// Where it listens.
     pub url: String,
     /// The operator's prior.
@@ -229,6 +233,7 @@ impl BackendView {
         let backend = &member.backend;
         BackendView {
             id: backend.id,
+            authority: backend.url.authority().to_owned(),
             url: backend.url.to_string(),
             speed: backend.speed,
             models: backend.models.load().iter().filter_map(|card| card["id"].as_str().map(str::to_owned)).collect(),

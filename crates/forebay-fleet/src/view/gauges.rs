@@ -1,0 +1,76 @@
+//! The gauges on `/metrics`: what each shows of a backend or an arm as it is now. To add one, declare it in
+//! `telemetry/metrics.rs` and add a line to a table here. A value that is not known, or too old, has no sample; it must never
+//! become a zero.
+
+use super::{ArmView, BackendView, FleetView, PoolView};
+use crate::telemetry::live::{ArmRow, BackendRow, Reading};
+use crate::telemetry::metrics::{
+    ARM_CROSSED, ARM_GPUS, ARM_SHARE, BackendState, IN_FLIGHT, KV_USAGE, PREDICTED_TTFT, QUEUE_DEPTH, RUNNING,
+    SCRAPE_AGE, STATE, WAITING,
+};
+use crate::telemetry::recorder::Def;
+use forebay_core::sample::Sample;
+
+/// A gauge, a label beside those of its backend, and its value.
+type BackendGauge = (&'static Def, Option<(&'static str, &'static str)>, fn(&BackendView) -> Option<f64>);
+
+const OF_BACKEND: &[BackendGauge] = &[
+    (&IN_FLIGHT, Some(("phase", "prefill")), |backend| Some(backend.load.prefilling.into())),
+    (&IN_FLIGHT, Some(("phase", "decode")), |backend| Some(backend.load.decoding.into())),
+    (&QUEUE_DEPTH, None, |backend| fresh(backend)?.waiting),
+    (&RUNNING, None, |backend| fresh(backend)?.running),
+    (&KV_USAGE, None, |backend| fresh(backend)?.kv_usage),
+    (&SCRAPE_AGE, None, |backend| Some(backend.load.scrape.as_ref()?.age_seconds)),
+    (&PREDICTED_TTFT, None, |backend| Some(backend.predicted_ttft_seconds)),
+];
+
+/// A gauge of an arm, and its value in its pool.
+type ArmGauge = (&'static Def, fn(&PoolView, &ArmView) -> f64);
+
+const OF_ARM: &[ArmGauge] = &[
+    (&ARM_GPUS, |_, arm| arm.gpus.into()),
+    (&ARM_SHARE, |pool, arm| {
+        let all: f64 = pool.arms.iter().map(|arm| arm.share).sum();
+        if all > 0.0 { arm.share / all } else { 0.0 }
+    }),
+    (&WAITING, |_, arm| arm.waiting.into()),
+    (&ARM_CROSSED, |_, arm| arm.crossed as f64),
+];
+
+/// What the last scrape said, if it is not too old.
+fn fresh(backend: &BackendView) -> Option<Sample> {
+    backend.load.scrape.as_ref().filter(|scrape| !scrape.stale).map(|scrape| scrape.sample)
+}
+
+impl FleetView {
+    /// The gauges of every backend and of every arm.
+    #[must_use]
+    pub fn gauges(&self) -> (Vec<BackendRow>, Vec<ArmRow>) {
+        let (mut backends, mut arms) = (Vec::new(), Vec::new());
+        for pool in &self.pools {
+            for arm in &pool.arms {
+                let readings = OF_ARM.iter().map(|(def, value)| Reading::of(def, value(pool, arm))).collect();
+                arms.push(ArmRow { pool: pool.model.clone(), arm: arm.name.clone(), readings });
+                backends.extend(arm.backends.iter().map(|backend| BackendRow {
+                    pool: pool.model.clone(),
+                    arm: arm.name.clone(),
+                    backend: backend.authority.clone(),
+                    readings: readings_of(backend),
+                }));
+            }
+        }
+        (backends, arms)
+    }
+}
+
+fn readings_of(backend: &BackendView) -> Vec<Reading> {
+    let gauges = OF_BACKEND.iter().filter_map(|(def, label, value)| {
+        let value = value(backend).filter(|value| value.is_finite())?;
+        Some(Reading { label: *label, ..Reading::of(def, value) })
+    });
+    let states = BackendState::ALL.iter().map(|state| {
+        let value = f64::from(u8::from(state.label() == backend.state));
+        Reading { label: Some(("state", state.label())), ..Reading::of(&STATE, value) }
+    });
+    gauges.chain(states).collect()
+}
