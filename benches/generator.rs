@@ -24,11 +24,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use forebay_lab::client::{Client, Progress, Run, Sending, Target};
-use forebay_lab::dataset::supply::Supply;
-use forebay_lab::record::Record;
-use forebay_lab::sse::{Event, Reader};
-use forebay_lab::workload::{Endpoint, Length, Rate, Workload};
+use forebay_lab::load::client::{Client, Progress, Run, Sending, Target};
+use forebay_lab::load::dataset::supply::Supply;
+use forebay_lab::load::sse::{Event, Reader};
+use forebay_lab::load::workload::{Endpoint, Length, Rate, Workload};
+use forebay_lab::rows::record::Record;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 

@@ -5,10 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use forebay_core::clock::{Clock, Time};
-use forebay_lab::record::Record;
-use forebay_lab::seed::{MEASURED, Measured};
-use forebay_lab::summary::{Distribution, Summary};
-use forebay_lab::table::{aligned, number, seed_rows};
+use forebay_lab::rows::published_benchmark::{MEASURED, Measured};
+use forebay_lab::rows::record::Record;
+use forebay_lab::rows::summary::{Distribution, Summary};
+use forebay_lab::rows::table::{aligned, number, seed_rows};
 use forebay_sim::engine::{Engine, Event, RequestId, Submission};
 use forebay_sim::profile::Profile;
 

@@ -6,7 +6,7 @@
 
 use forebay_lab::compare::figure::Figure;
 use forebay_lab::compare::judge::{Judged, Unit, judge};
-use forebay_lab::compare::model::{Scope, Verdict};
+use forebay_lab::compare::verdict::{Scope, Verdict};
 
 const EXPERIMENTS: u32 = 20_000;
 

@@ -18,7 +18,11 @@ const TREES: &[Tree] = &[
         open: false,
     },
     Tree { src: "crates/forebay-sim/src/", layers: &[], open: true },
-    Tree { src: "crates/forebay-lab/src/", layers: &[&["plan", "stats"]], open: true },
+    Tree {
+        src: "crates/forebay-lab/src/",
+        layers: &[&["compare", "experiment"], &["load", "diagnosis"], &["rows"], &["plan", "stats"]],
+        open: false,
+    },
 ];
 
 /// One crate's modules.

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 use forebay_core::units::parse_size;
 use forebay_lab::plan::Plan;
-use forebay_lab::plan::memory::{Bytes, Load};
+use forebay_lab::plan::bytes::Bytes;
+use forebay_lab::plan::memory::Load;
 use forebay_lab::plan::mistake::Mistake;
 use forebay_lab::plan::model::{self, Bits};
 use forebay_lab::plan::report;

@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use forebay_lab::diagnosis::{Cause, Evidence, contrast, diagnose};
-use forebay_lab::rows::Offered;
-use forebay_lab::seed::{Column, MEASURED};
+use forebay_lab::rows::published_benchmark::{Column, MEASURED};
+use forebay_lab::rows::row_file::Offered;
 
 #[test]
 fn the_seed_s_table_alone_says_what_limited_each_arm_and_what_would_tell_the_rest() {

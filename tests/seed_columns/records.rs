@@ -1,6 +1,6 @@
 //! What an engine's events are to a client, as `forebay bench` notes it.
 
-use forebay_lab::record::{Outcome, Record};
+use forebay_lab::rows::record::{Outcome, Record};
 use forebay_sim::engine::Event;
 
 /// Notes an event of a request in its record. Times in a record count from its sending.

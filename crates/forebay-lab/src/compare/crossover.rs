@@ -2,7 +2,7 @@
 
 use super::figure::Figure;
 use super::judge::{LEVEL, shows};
-use super::model::{Bounds, Crossing};
+use super::verdict::{Bounds, Crossing};
 use crate::stats::estimate::Estimate;
 
 /// How often the curve is drawn anew within its errors.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::figure::Figure;
-use super::model::{Bounds, Method, Scope, Unshown, Verdict};
+use super::verdict::{Bounds, Method, Scope, Unshown, Verdict};
 use crate::stats::estimate::{Estimate, group_means, mean, paired, welch};
 
 /// Epochs a side, and starts a side, from which a spread is known.

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::record::Record;
-use crate::rows::{Offered, RunRows, Sample};
-use crate::summary::{Latency, Summary};
+use crate::rows::record::Record;
+use crate::rows::row_file::{Offered, RunRows, Sample};
+use crate::rows::summary::{Latency, Summary};
 
 use super::servers::Servers;
 use super::shares::Shares;
@@ -87,7 +87,7 @@ impl Evidence {
         }
     }
 
-    /// What a table of the fourteen rows tells, in their order ([`crate::table::seed_rows`]).
+    /// What a table of the fourteen rows tells, in their order ([`crate::rows::table::seed_rows`]).
     #[must_use]
     pub fn of_table(arm: &str, offered: Option<Offered>, rows: &[f64; 14]) -> Evidence {
         let latency = |p50: f64, p99: f64| Latency { p50: Some(p50), p99: Some(p99), ..Latency::default() };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::record::Record;
+use crate::rows::record::Record;
 
 /// Slices of a run, at most.
 const SLICES: f64 = 400.0;
@@ -170,7 +170,7 @@ impl Cut {
 /// The costs that fit the slices best; none of too few slices.
 ///
 /// A run whose batch never changes does not tell what a step costs from what its sequences cost. The hardware ties them (see
-/// `plain.rs`), so the fit is sought among sensible ratios, and the usual one is kept unless another fits clearly better.
+/// `table_diagnosis.rs`), so the fit is sought among sensible ratios, and the usual one is kept unless another fits clearly better.
 fn fit(slices: &[Slice]) -> Option<[f64; 3]> {
     let slices: Vec<&Slice> = slices.iter().filter(|slice| slice.busy > 0.0).collect();
     if slices.len() < 8 {

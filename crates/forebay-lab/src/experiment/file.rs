@@ -1,19 +1,21 @@
 //! An `experiment.toml`, read and checked in one go: every mistake at once, each with its place and what would be right.
 
+pub(super) mod command_line;
+mod schema;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::schema;
+use self::command_line::{Env, WordError};
 use super::spec::{Arm, Experiment, LoadSpec, Route, Server};
-use super::words::{self, Env, WordError};
-use crate::dataset::Prefixes;
-use crate::rows::Offered;
-use crate::run::WarmUp;
-use crate::slo::Slo;
-use crate::workload::Endpoint;
+use crate::load::dataset::Prefixes;
+use crate::load::run::WarmUp;
+use crate::load::workload::Endpoint;
+use crate::rows::row_file::Offered;
+use crate::rows::slo::Slo;
 use forebay_core::toml_reader::{self, Diagnostic, Report, Table, Value, Wrong, nearest, quoted, values};
 use forebay_fleet::config::model::{BackendUrl, PolicyName, UrlError};
 
@@ -246,7 +248,7 @@ fn variables(table: &Table<'_>, env: Env<'_>) -> Vec<(String, String)> {
 fn command(value: &Value<'_>, env: Env<'_>) -> Result<Vec<String>, Wrong> {
     let wrong = |error: WordError| Wrong::because(error.to_string()).hint(hint(&error));
     match value.value {
-        DeValue::String(text) => words::command(text, env).map_err(wrong),
+        DeValue::String(text) => command_line::command(text, env).map_err(wrong),
         DeValue::Array(items) if !items.is_empty() => items
             .iter()
             .map(|item| text_with_variables(&Value { value: item.get_ref(), span: item.span() }, env))
@@ -256,7 +258,7 @@ fn command(value: &Value<'_>, env: Env<'_>) -> Result<Vec<String>, Wrong> {
 }
 
 fn text_with_variables(value: &Value<'_>, env: Env<'_>) -> Result<String, Wrong> {
-    words::fill(values::text(value)?, env).map_err(|error| Wrong::because(error.to_string()).hint(hint(&error)))
+    command_line::fill(values::text(value)?, env).map_err(|error| Wrong::because(error.to_string()).hint(hint(&error)))
 }
 
 /// One line with its variables filled in.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::journal;
 use super::plan::{self, Start};
 use super::spec::{Experiment, Route, Server};
-use crate::rows::Offered;
+use crate::rows::row_file::Offered;
 
 /// The plan, and where its results go.
 #[must_use]

@@ -86,8 +86,8 @@ fn seed(experiment: &Experiment, arm: usize, load: usize, block: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::read;
     use super::*;
+    use crate::experiment::read;
 
     fn experiment(keys: &str, arms: &str) -> Experiment {
         let text = format!(

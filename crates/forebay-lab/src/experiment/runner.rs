@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::journal::{self, Journal, JournalError};
 use super::plan::{self, Epoch, Start};
-use super::servers::{self, Running, StartError};
+use super::processes::{machine, process};
 use super::spec::Experiment;
 use super::turn::{TurnError, Turns, load_of};
-use super::{machine, process};
-use crate::rows::Offered;
+use crate::experiment::processes::servers::{self, Running, StartError};
+use crate::rows::row_file::Offered;
 use forebay_core::clock::{Clock, Time};
 
 /// What of the time is kept back for the end, beside what servers may take to stop.
@@ -119,7 +119,7 @@ fn check_heads(experiment: &Experiment, journal: &Journal, plan: &[Start]) -> Re
     Ok(())
 }
 
-fn is_of(experiment: &Experiment, head: &crate::rows::RunHead, epoch: &Epoch) -> bool {
+fn is_of(experiment: &Experiment, head: &crate::rows::row_file::RunHead, epoch: &Epoch) -> bool {
     head.arm.as_ref() == Some(&experiment.arms[epoch.arm].name)
         && head.block == Some(epoch.block)
         && head.load == load_of(experiment, epoch)

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::dataset::Prefixes;
-use crate::rows::Offered;
-use crate::run::WarmUp;
-use crate::slo::Slo;
-use crate::workload::Endpoint;
+use crate::load::dataset::Prefixes;
+use crate::load::run::WarmUp;
+use crate::load::workload::Endpoint;
+use crate::rows::row_file::Offered;
+use crate::rows::slo::Slo;
 use forebay_fleet::config::model::{BackendUrl, PolicyName};
 
 /// An experiment.

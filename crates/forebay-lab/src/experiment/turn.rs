@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::front::{self, Front, FrontError};
 use super::plan::Epoch;
 use super::spec::{Arm, Experiment, LoadSpec, Route};
-use crate::client::{Client, Progress, Sending, Target};
-use crate::dataset::Dataset;
-use crate::rows::{Load, Offered, RunHead};
-use crate::run::{self, Prompts, RunError, RunSpec};
-use crate::sampler::Scraped;
-use crate::summary::Summary;
-use crate::workload::{Length, Rate, Workload};
+use crate::experiment::processes::front::{self, Front, FrontError};
+use crate::load::client::{Client, Progress, Sending, Target};
+use crate::load::dataset::Dataset;
+use crate::load::run::{self, Prompts, RunError, RunSpec};
+use crate::load::sampler::Scraped;
+use crate::load::workload::{Length, Rate, Workload};
+use crate::rows::row_file::{Load, Offered, RunHead};
+use crate::rows::summary::Summary;
 
 /// Why a turn has no rows.
 #[derive(Debug, thiserror::Error)]

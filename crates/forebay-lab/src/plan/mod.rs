@@ -2,27 +2,27 @@
 //! speaks against it, and the lines that start it. Everything here is a function of texts; `cli/plan.rs` reads and writes.
 //! It plans and does not promise: which way is better for some traffic is measured (`forebay compare`).
 
+pub mod bytes;
+mod checks;
+mod division;
 pub mod emit;
-pub mod gpu;
 pub mod host;
+pub mod launch;
 pub mod layout;
 pub mod memory;
 pub mod mistake;
 pub mod model;
-pub mod numa;
 pub mod report;
-pub mod rocm;
-pub mod topo;
 pub mod warning;
 
 use serde::Serialize;
 
-use emit::Launch;
+use host::topo::Link;
 use host::{Host, HostGpu, Vendor};
+use launch::Launch;
 use layout::{Layout, Wanted};
 use memory::Load;
 use model::Model;
-use topo::Link;
 use warning::Warning;
 
 /// A plan.
@@ -35,7 +35,7 @@ pub struct Plan {
     /// The pairs of them, each with its link.
     pub links: Vec<Pair>,
     /// The NUMA nodes, if they were listed.
-    pub nodes: Vec<numa::Node>,
+    pub nodes: Vec<host::numa::Node>,
     /// Network cards in the matrix.
     pub nics: usize,
     /// The model's name in the launch lines.
@@ -80,9 +80,9 @@ impl Plan {
     #[must_use]
     pub fn of(host: &Host, name: String, model: Option<Model>, load: Load, base_port: u16) -> Plan {
         let wanted = Wanted { model: model.as_ref(), load: &load, base_port };
-        let (layouts, max_model_len) = layout::layouts(host, wanted);
+        let (layouts, max_model_len) = division::layouts(host, wanted);
         let plan = |layout: Layout| {
-            let lines = layout.servers().map(|server| emit::launch(host, server, &name, &load, max_model_len));
+            let lines = layout.servers().map(|server| launch::launch(host, server, &name, &load, max_model_len));
             Planned { starts: layout.starts(), launch: lines.collect(), layout }
         };
         let layouts = layouts.into_iter().map(plan).collect();
@@ -93,7 +93,7 @@ impl Plan {
             links: pairs.filter_map(|(a, b)| host.link(a, b).map(|link| Pair { a, b, link })).collect(),
             nodes: host.nodes.clone(),
             nics: host.nics,
-            warnings: warning::of_host(host),
+            warnings: checks::of_host(host),
             layouts,
             max_model_len,
             load,

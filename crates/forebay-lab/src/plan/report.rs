@@ -5,9 +5,9 @@ use std::fmt::{self, Write as _};
 use super::layout::{Arm, Layout, Server};
 use super::memory::Room;
 use super::model::{Attention, Model, NotModelled, WeightsFrom};
-use super::topo::Link;
 use super::warning::names;
 use super::{Plan, Planned};
+use crate::plan::host::topo::Link;
 
 /// The whole plan as text.
 #[must_use]
