@@ -10,7 +10,7 @@ use forebay_lab::rows::table::{aligned, number};
 use forebay_sim::engine::{Engine, Event, RequestId, Submission};
 use forebay_sim::profile::Profile;
 
-#[path = "seed_columns/records.rs"]
+#[path = "published_benchmark/records.rs"]
 mod records;
 
 use records::note;

@@ -12,7 +12,7 @@ use forebay_lab::rows::published_benchmark::{Column, LOAD, MEASURED};
 use forebay_lab::rows::record::Record;
 use forebay_lab::rows::row_file::{Offered, RunRows};
 use forebay_lab::rows::summary::Summary;
-use forebay_lab::rows::table::{aligned, number, seed_rows};
+use forebay_lab::rows::table::{aligned, benchmark_rows, number};
 
 use super::Args;
 
@@ -171,12 +171,12 @@ impl Report {
             table[0].extend(part.measured.iter().map(|_| part.name.clone()));
             table[0].push(format!("{} sim", part.name));
         }
-        for (row, (name, _)) in seed_rows(&Summary::default()).into_iter().enumerate() {
+        for (row, (name, _)) in benchmark_rows(&Summary::default()).into_iter().enumerate() {
             let digits = if [0, 2, 3].contains(&row) { 0 } else { 2 };
             let mut line = vec![name.to_owned()];
             for part in &self.parts {
                 line.extend(part.measured.iter().map(|(column, ..)| number(Some(column.rows[row]), digits)));
-                line.push(seed_rows(&part.summary)[row].1.clone());
+                line.push(benchmark_rows(&part.summary)[row].1.clone());
             }
             table.push(line);
         }

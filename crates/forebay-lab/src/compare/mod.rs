@@ -187,7 +187,7 @@ fn measured(figure: Figure, epochs: &[Epoch]) -> Option<Measured> {
 /// The crossovers of each sweep: loads that differ in their rate, or their concurrency, alone.
 fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastrand::Rng) -> Vec<Crossover> {
     type Key<'a> = (LoadAxis, &'a str, Option<&'a str>, Option<u32>, Option<u32>, Figure);
-    let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::Place>)> = BTreeMap::new();
+    let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::SweepPoint>)> = BTreeMap::new();
     for (place, raw) in places.iter().zip(raws) {
         let point = &points[*place];
         let (axis, load) = match point.offered {
@@ -199,7 +199,7 @@ fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastra
             let key =
                 (axis, raw.pair.arm.as_str(), point.dataset.as_deref(), point.input_len, point.output_len, *figure);
             let sweep = sweeps.entry(key).or_insert_with(|| (raw.pair.baseline.as_str(), Vec::new()));
-            sweep.1.push(crossover::Place { load, log: *log });
+            sweep.1.push(crossover::SweepPoint { load, log: *log });
         }
     }
     let mut found = Vec::new();

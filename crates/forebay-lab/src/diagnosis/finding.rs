@@ -1,7 +1,7 @@
 //! What a judgement finds, and the measures that judgement and explanation share. Pure.
 
 use super::cause::Cause;
-use super::evidence::{Evidence, Seen};
+use super::evidence::{Evidence, RequestFigures};
 use super::servers::Servers;
 use crate::rows::row_file::Offered;
 
@@ -33,7 +33,7 @@ impl Found {
 }
 
 /// The share of the run for which the servers had made their last token, and that of the open requests that were answered.
-pub(super) fn unread(seen: &Seen, servers: &Servers, duration_s: f64) -> (f64, f64) {
+pub(super) fn unread(seen: &RequestFigures, servers: &Servers, duration_s: f64) -> (f64, f64) {
     let done = servers.last_token_s.map_or(0.0, |last| (1.0 - last / duration_s).max(0.0));
     // The looks cover a little more than the run, and miss what happened between two of them.
     let missed = 2.0 * servers.look_s / duration_s;

@@ -21,7 +21,7 @@ mod table_diagnosis;
 
 pub use cause::{Cause, Diagnosis};
 pub use contrast::{Contrast, contrast};
-pub use evidence::{Evidence, Seen};
+pub use evidence::{Evidence, RequestFigures};
 pub use servers::Servers;
 pub use shares::Shares;
 

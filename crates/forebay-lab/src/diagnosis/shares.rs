@@ -85,7 +85,7 @@ fn slices(records: &[&Record]) -> Vec<Slice> {
     let length = (end - begin) as f64;
     let width = (length / SLICES).max(STEPS * gap).min(length);
     let count = (length / width).ceil() as usize;
-    let mut cut = Cut { slices: vec![Slice::default(); count], begin: begin as f64, width };
+    let mut cut = RunSlices { slices: vec![Slice::default(); count], begin: begin as f64, width };
     for record in records {
         cut.tokens(record);
     }
@@ -94,13 +94,13 @@ fn slices(records: &[&Record]) -> Vec<Slice> {
     cut.slices
 }
 
-struct Cut {
+struct RunSlices {
     slices: Vec<Slice>,
     begin: f64,
     width: f64,
 }
 
-impl Cut {
+impl RunSlices {
     fn place(&self, at: f64) -> usize {
         (((at - self.begin) / self.width) as usize).min(self.slices.len() - 1)
     }

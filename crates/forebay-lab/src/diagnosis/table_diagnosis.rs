@@ -4,7 +4,7 @@
 //! a prompt token adds (`c`) are tied by the hardware: on a GPU whose arithmetic reaches F operations for each byte read,
 //! 2 bytes a weight and 2 operations a weight and token give `c ≈ a / F`, F from 100 (cards short of arithmetic, or at a
 //! fraction of their peak) to 500. `b` is an operation like `c`, and the reading of one context besides: `a / 400` to `a / 100`,
-//! which holds for the seed's cards (0.1 of 17 ms) and for one H200 (4.8 ms alone, 6.4 ms at 128).
+//! which holds for the published benchmark's cards (0.1 of 17 ms) and for one H200 (4.8 ms alone, 6.4 ms at 128).
 
 use super::cause::Cause;
 use super::evidence::Evidence;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use self::command_line::{Env, WordError};
-use super::spec::{Arm, Experiment, LoadSpec, Route, Server};
+use super::spec::{ArmSpec, Experiment, LoadSpec, Route, ServerSpec};
 use crate::load::dataset::Prefixes;
 use crate::load::run::WarmUp;
 use crate::load::workload::Endpoint;
@@ -160,13 +160,13 @@ fn warm_up(load: &Table<'_>) -> WarmUp {
 
 // ---- servers -------------------------------------------------------------------------------------------------------
 
-fn servers(root: &Table<'_>, env: Env<'_>) -> Vec<Server> {
+fn servers(root: &Table<'_>, env: Env<'_>) -> Vec<ServerSpec> {
     let tables = root.tables("servers", &schema::SERVER);
     if tables.is_empty() && root.value("servers").is_none() {
         root.note("there are no servers", "add [[servers]] with name, url and command");
     }
     let common = variables(root, env);
-    let mut servers: Vec<Server> = Vec::new();
+    let mut servers: Vec<ServerSpec> = Vec::new();
     for table in &tables {
         let server = server(table, &common, &servers, env);
         servers.push(server);
@@ -174,7 +174,7 @@ fn servers(root: &Table<'_>, env: Env<'_>) -> Vec<Server> {
     servers
 }
 
-fn server(table: &Table<'_>, common: &[(String, String)], before: &[Server], env: Env<'_>) -> Server {
+fn server(table: &Table<'_>, common: &[(String, String)], before: &[ServerSpec], env: Env<'_>) -> ServerSpec {
     let name = required(table, "name", "how arms call it", &values::name);
     if before.iter().any(|other| other.name == name) && !name.is_empty() {
         note_at(
@@ -190,7 +190,7 @@ fn server(table: &Table<'_>, common: &[(String, String)], before: &[Server], env
     if table.value("command").is_none() {
         table.note("servers.command is missing", "add command = \"vllm serve MODEL --port 8001\"");
     }
-    Server {
+    ServerSpec {
         name,
         command: table.or("command", Vec::new(), |value| command(value, env)),
         or_else: table.list("or_else", |value| command(value, env)).into_iter().map(|(words, _)| words).collect(),
@@ -278,12 +278,12 @@ fn hint(error: &WordError) -> String {
 
 // ---- arms ----------------------------------------------------------------------------------------------------------
 
-fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, u32, bool)) -> Vec<Arm> {
+fn arms(root: &Table<'_>, servers: &[ServerSpec], (starts, blocks, together): (u32, u32, bool)) -> Vec<ArmSpec> {
     let tables = root.tables("arms", &schema::ARM);
     if tables.is_empty() && root.value("arms").is_none() {
         root.note("there are no arms", "add [[arms]] with name and servers");
     }
-    let mut arms: Vec<Arm> = Vec::new();
+    let mut arms: Vec<ArmSpec> = Vec::new();
     for table in &tables {
         let name = required(table, "name", "as reports call it", &values::name);
         if arms.iter().any(|other| other.name == name) && !name.is_empty() {
@@ -300,7 +300,7 @@ fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, 
         let stage = if together { "together".to_owned() } else { name.clone() };
         let stage = table.or("stage", stage, values::name);
         one_address_each(table, servers, &own, arms.iter().filter(|other| other.stage == stage));
-        arms.push(Arm {
+        arms.push(ArmSpec {
             route: route(table, own.len()),
             gpus: table.or("gpus", u32::try_from(own.len()).unwrap_or(1).max(1), values::whole(1..=100_000_u32)),
             price: table.or("price", None, |value| values::number(0.0..=1e9)(value).map(Some)),
@@ -316,7 +316,12 @@ fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, 
 }
 
 /// Servers that are up at the same time listen at different places.
-fn one_address_each<'s>(table: &Table<'_>, servers: &[Server], own: &[usize], with: impl Iterator<Item = &'s Arm>) {
+fn one_address_each<'s>(
+    table: &Table<'_>,
+    servers: &[ServerSpec],
+    own: &[usize],
+    with: impl Iterator<Item = &'s ArmSpec>,
+) {
     let mut up: Vec<usize> = with.flat_map(|arm| arm.servers.iter().copied()).collect();
     for &index in own {
         let (server, blank) = (&servers[index], blank_url());

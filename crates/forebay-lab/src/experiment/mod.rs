@@ -16,4 +16,4 @@ pub use file::read;
 pub use journal::rows_in;
 pub use outline::outline;
 pub use processes::machine::machine_in;
-pub use runner::{ExperimentError, Options, Outcome, Say, run};
+pub use runner::{ExperimentEnd, ExperimentError, ExperimentOptions, Say, run};

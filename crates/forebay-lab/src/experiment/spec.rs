@@ -34,9 +34,9 @@ pub struct Experiment {
     /// What a request must meet to count as good.
     pub slo: Option<Slo>,
     /// The servers.
-    pub servers: Vec<Server>,
+    pub servers: Vec<ServerSpec>,
     /// The arms.
-    pub arms: Vec<Arm>,
+    pub arms: Vec<ArmSpec>,
 }
 
 /// A load.
@@ -66,7 +66,7 @@ pub struct LoadSpec {
 
 /// A server under test.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub struct ServerSpec {
     /// Its name, and that of its log.
     pub name: String,
     /// Program and arguments.
@@ -92,7 +92,7 @@ pub struct Server {
 
 /// A choice under comparison.
 #[derive(Clone, Debug)]
-pub struct Arm {
+pub struct ArmSpec {
     /// Its name.
     pub name: String,
     /// GPUs that it occupies.

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::client::{Client, ClientError};
 use super::workload::{Endpoint, WORDS};
 use crate::load::dataset::lines::Line;
-use crate::load::dataset::sharegpt::{self, Turns};
+use crate::load::dataset::sharegpt::{self, PromptAndAnswer};
 use crate::load::dataset::vocabulary::{ENOUGH, Vocabulary};
 
 /// Counts under way at once: a server counts in its event loop, so more would gain nothing.
@@ -99,7 +99,7 @@ impl Client {
         &self,
         base: &str,
         model: &str,
-        turns: Vec<Turns>,
+        turns: Vec<PromptAndAnswer>,
         num_prompts: u32,
         output_len: Option<u32>,
     ) -> Result<(Vec<Line>, Counted), ClientError> {
@@ -107,7 +107,7 @@ impl Client {
         let mut how = Counted::Tokenize;
         let mut turns = turns.into_iter();
         while lines.len() < num_prompts as usize {
-            let some: Vec<Turns> = turns.by_ref().take(COUNTING as usize).collect();
+            let some: Vec<PromptAndAnswer> = turns.by_ref().take(COUNTING as usize).collect();
             if some.is_empty() {
                 break;
             }
@@ -136,7 +136,7 @@ impl Client {
         &self,
         base: &str,
         model: &str,
-        some: &[Turns],
+        some: &[PromptAndAnswer],
         output_len: Option<u32>,
     ) -> Result<Vec<(u32, u32)>, ClientError> {
         let mut counts = JoinSet::new();
@@ -165,7 +165,7 @@ impl Client {
     }
 }
 
-fn estimates(some: &[Turns], output_len: Option<u32>) -> Vec<(u32, u32)> {
+fn estimates(some: &[PromptAndAnswer], output_len: Option<u32>) -> Vec<(u32, u32)> {
     let estimate = |text: &str| u32::try_from(text.len().div_ceil(BYTES)).unwrap_or(u32::MAX);
     some.iter().map(|turns| (estimate(&turns.prompt), output_len.unwrap_or(estimate(&turns.answer)))).collect()
 }

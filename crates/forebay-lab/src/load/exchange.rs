@@ -33,7 +33,7 @@ pub(super) struct Exchange {
 
 /// What is seen of a stream while it comes.
 #[derive(Default)]
-struct Seen {
+struct StreamTimes {
     first: Option<Time>,
     last: Option<Time>,
     text_events: u64,
@@ -41,7 +41,7 @@ struct Seen {
     error: Option<String>,
 }
 
-impl Seen {
+impl StreamTimes {
     fn note(&mut self, event: Event, now: Time, sent: Time, record: &mut Record) {
         match event {
             Event::Choice { text } => {
@@ -117,7 +117,7 @@ impl Exchange {
         record.backend = label(response.headers(), "x-forebay-backend").or(record.backend.take());
         let failed = !response.status().is_success();
         let mut body = response.into_body();
-        let mut seen = Seen::default();
+        let mut seen = StreamTimes::default();
         let mut text = Vec::new();
         while let Some(frame) = body.frame().await {
             let now = self.clock.now();

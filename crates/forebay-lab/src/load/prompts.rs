@@ -30,14 +30,14 @@ pub struct Prepared {
 
 /// Where a prompt ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cut {
+struct PromptEnd {
     /// Whole words, 1 or more.
     words: i64,
     /// Letters of the word after them.
     letters: usize,
 }
 
-impl Cut {
+impl PromptEnd {
     fn of(self, workload: &Workload, id: u32) -> String {
         let whole = workload.words(id, self.words as u32);
         if self.letters == 0 {
@@ -54,7 +54,7 @@ impl Cut {
 #[derive(Debug)]
 struct Fit {
     wanted: i64,
-    cut: Cut,
+    cut: PromptEnd,
     /// Words and their count: too short.
     short: Option<(i64, i64)>,
     /// The same, too long.
@@ -63,7 +63,7 @@ struct Fit {
 
 impl Fit {
     fn begin(wanted: i64, words: i64) -> Fit {
-        Fit { wanted, cut: Cut { words: words.max(1), letters: 0 }, short: None, long: None }
+        Fit { wanted, cut: PromptEnd { words: words.max(1), letters: 0 }, short: None, long: None }
     }
 
     /// Takes the count of the cut, and moves it; false: there is no better one.
@@ -243,7 +243,7 @@ impl Client {
         beginnings: &Beginnings,
         id: u32,
         words: i64,
-    ) -> Result<Cut, ClientError> {
+    ) -> Result<PromptEnd, ClientError> {
         let mut fit = Fit::begin(i64::from(beginnings.wanted), words);
         for _ in 0..ROUNDS {
             let prompt = beginnings.before(id, &fit.cut.of(workload, id));
@@ -290,10 +290,10 @@ mod tests {
     use crate::load::workload::tests::workload;
 
     /// The cut that a tokenizer's counts lead to, its count, and how many counts that took.
-    fn fitted(wanted: i64, words: i64, id: u32, count: impl Fn(&str) -> usize) -> (Cut, i64, usize) {
+    fn fitted(wanted: i64, words: i64, id: u32, count: impl Fn(&str) -> usize) -> (PromptEnd, i64, usize) {
         let load = workload(Rate::Unlimited);
         let mut fit = Fit::begin(wanted, words);
-        let counted = |cut: Cut| count(&cut.of(&load, id)) as i64;
+        let counted = |cut: PromptEnd| count(&cut.of(&load, id)) as i64;
         let rounds = (1..=ROUNDS).find(|_| !fit.again(counted(fit.cut))).unwrap_or(ROUNDS);
         (fit.cut, counted(fit.cut), rounds)
     }
@@ -301,9 +301,9 @@ mod tests {
     #[test]
     fn a_word_that_is_one_token_is_counted_once_and_a_template_twice() {
         let words = |text: &str| text.split(' ').count();
-        assert_eq!(fitted(100, 100, 3, words), (Cut { words: 100, letters: 0 }, 100, 1));
-        assert_eq!(fitted(100, 100, 3, |text| words(text) + 11), (Cut { words: 89, letters: 0 }, 100, 2));
-        assert_eq!(fitted(5, 5, 3, |text| words(text) + 11).0, Cut { words: 1, letters: 0 }, "no shorter one");
+        assert_eq!(fitted(100, 100, 3, words), (PromptEnd { words: 100, letters: 0 }, 100, 1));
+        assert_eq!(fitted(100, 100, 3, |text| words(text) + 11), (PromptEnd { words: 89, letters: 0 }, 100, 2));
+        assert_eq!(fitted(5, 5, 3, |text| words(text) + 11).0, PromptEnd { words: 1, letters: 0 }, "no shorter one");
     }
 
     #[test]

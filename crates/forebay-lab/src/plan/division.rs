@@ -4,7 +4,7 @@
 use super::checks;
 use super::host::Host;
 use super::host::topo::Link;
-use super::layout::{Arm, Layout, Server, Wanted};
+use super::layout::{Layout, LayoutArm, LayoutServer, Wanted};
 use super::memory;
 
 /// The layouts of a host, and the `--max-model-len` that all their servers get, if they need one.
@@ -57,7 +57,7 @@ fn lay_out(host: &Host, wanted: Wanted<'_>, usable: &[usize], parts: &[Part], be
             return None;
         }
         let name = if servers.len() == 1 { format!("tp{tp}") } else { format!("tp{tp}x{}", servers.len()) };
-        arms.push(Arm { name, tp, servers });
+        arms.push(LayoutArm { name, tp, servers });
     }
     let name = arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>().join("+");
     Some(Layout { name, arms, idle: left, warnings: Vec::new() })
@@ -94,7 +94,7 @@ fn farness(host: &Host, group: &[usize], gpu: usize) -> (u32, bool, usize) {
     (far.unwrap_or_default(), elsewhere, gpu)
 }
 
-fn server(host: &Host, wanted: Wanted<'_>, gpus: Vec<usize>, port: u16) -> Server {
+fn server(host: &Host, wanted: Wanted<'_>, gpus: Vec<usize>, port: u16) -> LayoutServer {
     let pairs = gpus.iter().flat_map(|&a| gpus.iter().map(move |&b| (a, b))).filter(|(a, b)| a < b);
     let farthest = pairs.filter_map(|(a, b)| host.link(a, b)).max_by_key(|link| link.distance());
     let known: Option<Vec<_>> = gpus.iter().map(|&gpu| host.gpus[gpu].gpu.as_ref()).collect();
@@ -104,7 +104,7 @@ fn server(host: &Host, wanted: Wanted<'_>, gpus: Vec<usize>, port: u16) -> Serve
         Some(Err(refused)) => (None, Some(refused)),
         None => (None, None),
     };
-    Server { nodes: host.nodes_of(&gpus), gpus, port, farthest, room, refused }
+    LayoutServer { nodes: host.nodes_of(&gpus), gpus, port, farthest, room, refused }
 }
 
 /// The `--max-model-len` for every server: the one that was asked for; else, where the model's own length is more than some

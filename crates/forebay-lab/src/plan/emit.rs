@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::host::Vendor;
-use super::layout::{Arm, Server};
+use super::layout::{LayoutArm, LayoutServer};
 use super::{Plan, Planned};
 
 #[derive(Serialize)]
@@ -33,14 +33,14 @@ struct Backend {
     url: String,
 }
 
-fn url(server: &Server) -> String {
+fn url(server: &LayoutServer) -> String {
     format!("http://127.0.0.1:{}", server.port)
 }
 
 /// A configuration of Forebay for a layout: one pool, an arm for each of its arms, sessions shared by GPUs.
 #[must_use]
 pub fn configuration(planned: &Planned, model: &str) -> String {
-    let backends = |arm: &Arm| arm.servers.iter().map(|server| Backend { url: url(server) }).collect();
+    let backends = |arm: &LayoutArm| arm.servers.iter().map(|server| Backend { url: url(server) }).collect();
     let arms = planned.layout.arms.iter().map(|arm| {
         let gpus = arm.gpus();
         PoolArm { name: &arm.name, share: gpus, gpus, backends: backends(arm) }
@@ -59,7 +59,7 @@ pub fn configuration(planned: &Planned, model: &str) -> String {
 }
 
 #[derive(Serialize)]
-struct Experiment<'a> {
+struct ExperimentFile<'a> {
     name: &'static str,
     model: &'a str,
     starts: u32,
@@ -105,8 +105,8 @@ pub fn experiment(plan: &Plan) -> Option<String> {
     if compared.len() < 2 {
         return None;
     }
-    let named = |arm: &Arm, at: usize| format!("{}-{}", arm.name, at + 1);
-    let mut written = Experiment {
+    let named = |arm: &LayoutArm, at: usize| format!("{}-{}", arm.name, at + 1);
+    let mut written = ExperimentFile {
         name: "layouts",
         model: &plan.name,
         starts: STARTS,

@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::host::{Host, Vendor};
-use super::layout::Server;
-use super::memory::Load;
+use super::layout::LayoutServer;
+use super::memory::ServingLoad;
 
 /// How a server is started: variables of its environment, and its command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Launch {
+pub struct LaunchLine {
     /// Name and value.
     pub environment: BTreeMap<&'static str, String>,
     /// The program and its arguments.
     pub command: Vec<String>,
 }
 
-impl Launch {
+impl LaunchLine {
     /// One line for a shell.
     #[must_use]
     pub fn line(&self) -> String {
@@ -42,7 +42,7 @@ pub fn quoted(word: &str) -> String {
 
 /// How a `server` of the model `name` is started.
 #[must_use]
-pub fn launch(host: &Host, server: &Server, name: &str, load: &Load, context: Option<u64>) -> Launch {
+pub fn launch(host: &Host, server: &LayoutServer, name: &str, load: &ServingLoad, context: Option<u64>) -> LaunchLine {
     let gpus: Vec<String> = server.gpus.iter().map(usize::to_string).collect();
     let mut environment = BTreeMap::from([(host.vendor.variable(), gpus.join(","))]);
     if host.vendor == Vendor::Nvidia && host.is_mixed() {
@@ -67,7 +67,7 @@ pub fn launch(host: &Host, server: &Server, name: &str, load: &Load, context: Op
     if let Some(dtype) = &load.kv_cache_dtype {
         flag("--kv-cache-dtype", dtype.clone());
     }
-    Launch { environment, command }
+    LaunchLine { environment, command }
 }
 
 #[cfg(test)]

@@ -3,15 +3,15 @@
 use serde::Serialize;
 
 use super::host::Host;
-use super::memory::{Load, Refused, Room};
+use super::memory::{Refused, Room, ServingLoad};
 use super::model::Model;
-use super::warning::Warning;
+use super::warning::PlanWarning;
 use crate::plan::host::numa::Set;
 use crate::plan::host::topo::Link;
 
 /// One vLLM server.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Server {
+pub struct LayoutServer {
     /// Its GPUs: as many as its TP size.
     pub gpus: Vec<usize>,
     /// Where it listens.
@@ -26,7 +26,7 @@ pub struct Server {
     pub refused: Option<Refused>,
 }
 
-impl Server {
+impl LayoutServer {
     /// The node to bind it to: where all its GPUs are, on a host with several.
     #[must_use]
     pub fn bind(&self, host: &Host) -> Option<u32> {
@@ -39,16 +39,16 @@ impl Server {
 
 /// Servers that are alike, one arm of a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Arm {
+pub struct LayoutArm {
     /// Such as `tp1x2`: a TP size of 1, two times.
     pub name: String,
     /// Its TP size.
     pub tp: usize,
     /// Its servers.
-    pub servers: Vec<Server>,
+    pub servers: Vec<LayoutServer>,
 }
 
-impl Arm {
+impl LayoutArm {
     /// How many GPUs it has.
     #[must_use]
     pub fn gpus(&self) -> usize {
@@ -68,23 +68,23 @@ pub struct Layout {
     /// Its arms' names with `+` between them.
     pub name: String,
     /// One, or two that run side by side.
-    pub arms: Vec<Arm>,
+    pub arms: Vec<LayoutArm>,
     /// GPUs that it leaves alone.
     pub idle: Vec<usize>,
     /// What speaks against it.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<PlanWarning>,
 }
 
 impl Layout {
     /// Every server.
-    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+    pub fn servers(&self) -> impl Iterator<Item = &LayoutServer> {
         self.arms.iter().flat_map(|arm| &arm.servers)
     }
 
     /// Whether all its servers would start, as far as is known.
     #[must_use]
     pub fn starts(&self) -> bool {
-        !self.warnings.iter().any(Warning::prevents)
+        !self.warnings.iter().any(PlanWarning::prevents)
     }
 }
 
@@ -94,7 +94,7 @@ pub struct Wanted<'a> {
     /// What is served, if known.
     pub model: Option<&'a Model>,
     /// How, and for what load.
-    pub load: &'a Load,
+    pub load: &'a ServingLoad,
     /// The first server's port; those of the others follow, so that no two servers of any layouts share one.
     pub base_port: u16,
 }

@@ -2,7 +2,7 @@
 //!
 //! The reckoning is vLLM's own (`v1/worker/gpu_worker.py`, `determine_available_memory`): it takes
 //! `--gpu-memory-utilization` of the total, refuses to start where less than that is free, and gives the KV cache what weights
-//! and the pass that it profiles with leave. That last part is known only when it starts: [`Load::overhead`] stands for it.
+//! and the pass that it profiles with leave. That last part is known only when it starts: [`ServingLoad::overhead`] stands for it.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub const BLOCK: u64 = 16;
 
 /// How a server is to be started, and for what load the room is asked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Load {
+pub struct ServingLoad {
     /// `--gpu-memory-utilization`.
     pub utilization: f64,
     /// What a server holds on each GPU beside weights and KV cache: activations of its largest step, CUDA graphs, NCCL.
@@ -38,7 +38,7 @@ pub struct Load {
     pub concurrency: u64,
 }
 
-impl Load {
+impl ServingLoad {
     /// The tokens that a sequence holds on average over its decoding: its prompt and half of its answer.
     #[must_use]
     pub fn mean_tokens(&self) -> u64 {
@@ -144,7 +144,7 @@ fn default_max_num_seqs(gpu: &Gpu) -> u64 {
 ///
 /// # Errors
 /// The server would not start.
-pub fn room(model: &Model, load: &Load, gpus: &[&Gpu]) -> Result<Room, Refused> {
+pub fn room(model: &Model, load: &ServingLoad, gpus: &[&Gpu]) -> Result<Room, Refused> {
     let tp = gpus.len().max(1) as u64;
     divides(model, tp)?;
     let total = gpus.iter().map(|gpu| gpu.total).min().unwrap_or_default();

@@ -12,7 +12,7 @@ use crate::plan::host::topo::Refusal;
 /// Something to know.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Warning {
+pub enum PlanWarning {
     /// A server would not start.
     Refused {
         /// On which GPUs.
@@ -114,19 +114,19 @@ pub struct Traffic {
     pub token: Bytes,
 }
 
-impl Warning {
+impl PlanWarning {
     /// Whether a server does not start because of it.
     #[must_use]
     pub fn prevents(&self) -> bool {
-        matches!(self, Warning::Refused { .. } | Warning::TooLong { .. } | Warning::Taken { .. })
+        matches!(self, PlanWarning::Refused { .. } | PlanWarning::TooLong { .. } | PlanWarning::Taken { .. })
     }
 }
 
-impl Warning {
+impl PlanWarning {
     /// What is to be known of a host, in words.
     fn of_host(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Warning::Busy { gpu, used, by } => {
+            PlanWarning::Busy { gpu, used, by } => {
                 write!(f, "GPU{gpu} is in use: {used}")?;
                 if by.is_empty() {
                     write!(f, ", by whom nvidia-smi does not tell")
@@ -134,7 +134,7 @@ impl Warning {
                     write!(f, ", by {}", by.join(", "))
                 }
             }
-            Warning::Mig { gpu, instances } => {
+            PlanWarning::Mig { gpu, instances } => {
                 let sizes: Vec<String> = instances.iter().map(Bytes::to_string).collect();
                 let sizes = if sizes.is_empty() { String::new() } else { format!(" ({})", sizes.join(", ")) };
                 write!(
@@ -144,12 +144,12 @@ impl Warning {
                      `nvidia-smi -L` names them"
                 )
             }
-            Warning::Mixed { kinds } => write!(
+            PlanWarning::Mixed { kinds } => write!(
                 f,
                 "the GPUs are of several kinds ({}): a TP group is formed within one kind, and replicas differ in speed and room",
                 kinds.join(", ")
             ),
-            Warning::NarrowSlot { gpu, current, board } => write!(
+            PlanWarning::NarrowSlot { gpu, current, board } => write!(
                 f,
                 "GPU{gpu} runs on {current} of {board} PCIe lanes: loading and all-reduces over PCIe are slower by as much"
             ),
@@ -172,24 +172,24 @@ pub fn names(gpus: &[usize]) -> String {
     }
 }
 
-impl fmt::Display for Warning {
+impl fmt::Display for PlanWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Warning::Refused { gpus, why } => write!(f, "{}: {why}", names(gpus)),
-            Warning::TooLong { gpus, context, tokens } => write!(
+            PlanWarning::Refused { gpus, why } => write!(f, "{}: {why}", names(gpus)),
+            PlanWarning::TooLong { gpus, context, tokens } => write!(
                 f,
                 "{}: vLLM will not start: its KV cache holds {tokens} tokens, fewer than one sequence of {context}; set \
                  --max-model-len to what you need",
                 names(gpus)
             ),
-            Warning::Taken { gpu, free, wanted, utilization } => {
+            PlanWarning::Taken { gpu, free, wanted, utilization } => {
                 write!(f, "GPU{gpu}: vLLM will not start: it would take {wanted}, and {free} is free; ")?;
                 match utilization {
                     Some(most) => write!(f, "end what uses it, or set --gpu-memory-utilization to {most} at most"),
                     None => write!(f, "end what uses it"),
                 }
             }
-            Warning::Sys { gpus, traffic } => {
+            PlanWarning::Sys { gpus, traffic } => {
                 let gpus = names(gpus);
                 write!(f, "{gpus} are SYS apart: every all-reduce goes over the interconnect between the CPUs")?;
                 match traffic {
@@ -199,27 +199,28 @@ impl fmt::Display for Warning {
                     None => Ok(()),
                 }
             }
-            Warning::AcrossNodes { gpus, nodes } => write!(
+            PlanWarning::AcrossNodes { gpus, nodes } => write!(
                 f,
                 "{} are near different NUMA nodes ({nodes}), so one numactl cannot bind the server well; vLLM 0.32 has \
                  --numa-bind, which binds each of its workers",
                 names(gpus)
             ),
-            Warning::P2pOff { gpus, why } => write!(
+            PlanWarning::P2pOff { gpus, why } => write!(
                 f,
                 "{} do not read each other's memory ({}): all-reduces are copied through the host's memory",
                 names(gpus),
                 why.words()
             ),
-            Warning::Copies { tp, times } => write!(
+            PlanWarning::Copies { tp, times } => write!(
                 f,
                 "a TP size of {tp} is more than the model has KV heads: each is held {times} times, and the KV cache grows \
                  less than the GPUs"
             ),
-            Warning::Idle { gpus } => write!(f, "{} would be idle", names(gpus)),
-            Warning::Busy { .. } | Warning::Mig { .. } | Warning::Mixed { .. } | Warning::NarrowSlot { .. } => {
-                self.of_host(f)
-            }
+            PlanWarning::Idle { gpus } => write!(f, "{} would be idle", names(gpus)),
+            PlanWarning::Busy { .. }
+            | PlanWarning::Mig { .. }
+            | PlanWarning::Mixed { .. }
+            | PlanWarning::NarrowSlot { .. } => self.of_host(f),
         }
     }
 }

@@ -11,13 +11,13 @@ pub struct Column {
     pub arm: &'static str,
     /// What that was.
     pub what: &'static str,
-    /// The fourteen rows, in the order of [`super::table::seed_rows`].
+    /// The fourteen rows, in the order of [`super::table::benchmark_rows`].
     pub rows: [f64; 14],
 }
 
 /// A model's three columns.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
+pub struct ModelColumns {
     /// The short name of the model, as in the names of `config/sim/`.
     pub model: &'static str,
     /// S1, S3 and S2.
@@ -30,8 +30,8 @@ const S2: &str = "two GPUs, TP=2";
 
 /// The table.
 #[rustfmt::skip]
-pub const MEASURED: [Measured; 2] = [
-    Measured { model: "qwen7b", columns: [
+pub const MEASURED: [ModelColumns; 2] = [
+    ModelColumns { model: "qwen7b", columns: [
         Column { arm: "S1", what: S1, rows: [
             300.0, 48.35, 30000.0, 161_719.0, 6.21, 620.52, 3344.91, 3965.41, 1818.40, 34395.81, 48.38, 91.12, 20.70, 10.97] },
         Column { arm: "S3", what: S3, rows: [
@@ -39,7 +39,7 @@ pub const MEASURED: [Measured; 2] = [
         Column { arm: "S2", what: S2, rows: [
             300.0, 35.08, 30000.0, 162_191.0, 8.55, 855.28, 4623.98, 5479.26, 2226.99, 3921.81, 54.67, 109.14, 18.29, 9.16] },
     ] },
-    Measured { model: "llama8b", columns: [
+    ModelColumns { model: "llama8b", columns: [
         Column { arm: "S1", what: S1, rows: [
             300.0, 72.42, 30000.0, 165_500.0, 4.14, 414.28, 2285.44, 2699.72, 1934.14, 43966.05, 63.14, 144.73, 15.83, 6.91] },
         Column { arm: "S3", what: S3, rows: [

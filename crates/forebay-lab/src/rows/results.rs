@@ -11,7 +11,7 @@ use super::record::{Outcome, Record};
 use super::row_file::{Offered, RunRows};
 use super::slo::Slo;
 use super::summary::{Latency, Summary};
-use super::table::{aligned, number, seed_rows};
+use super::table::{aligned, benchmark_rows, number};
 
 /// Above this lateness of the generator's own, figures are said to be too long by it.
 pub const LAG_US: u64 = 1000;
@@ -142,7 +142,7 @@ fn table(parts: &[Part], gpus: Option<u32>) -> String {
 fn column(part: &Part, gpus: Option<u32>, cached: bool) -> Vec<(String, String)> {
     let summary = &part.summary;
     let mut rows: Vec<(String, String)> =
-        seed_rows(summary).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        benchmark_rows(summary).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     rows.push(("failed".to_owned(), summary.failed.to_string()));
     if cached {
         rows.push(("cached prompt tokens %".to_owned(), number(summary.cached_share.map(|share| share * 100.0), 1)));

@@ -5,7 +5,7 @@ use super::summary::Summary;
 
 /// The rows, in order: names and figures. A figure that there is no request for is a dash.
 #[must_use]
-pub fn seed_rows(summary: &Summary) -> [(&'static str, String); 14] {
+pub fn benchmark_rows(summary: &Summary) -> [(&'static str, String); 14] {
     let two = |value: f64| format!("{value:.2}");
     let maybe = |value: Option<f64>| number(value, 2);
     let rate = |tpot: Option<f64>| maybe(tpot.filter(|ms| *ms > 0.0).map(|ms| 1000.0 / ms));
@@ -71,13 +71,13 @@ mod tests {
 
     #[test]
     fn the_fourteen_rows_have_their_order_and_names() {
-        let rows = seed_rows(&Summary::of([&record(0)]));
+        let rows = benchmark_rows(&Summary::of([&record(0)]));
         let text: Vec<String> = rows.iter().map(|(name, value)| format!("{name}: {value}")).collect();
         assert_eq!(text[0], "requests: 1");
         assert_eq!(text[6], "output tokens/s: 19.93");
         assert_eq!(text[8], "median TTFT ms: 200.00");
         assert_eq!(text[13], "P99 eval rate tokens/s: 50.00");
-        assert_eq!(seed_rows(&Summary::default())[8].1, "-");
+        assert_eq!(benchmark_rows(&Summary::default())[8].1, "-");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::compare::figure::Figure;
 use crate::compare::format;
 use crate::compare::model::{Cell, Comparison, Point};
-use crate::rows::table::{aligned, seed_rows};
+use crate::rows::table::{aligned, benchmark_rows};
 
 /// The report.
 #[must_use]
@@ -68,7 +68,7 @@ pub(super) fn heads(point: &Point) -> Vec<String> {
 /// The benchmark's fourteen rows.
 pub(super) fn of_all_requests(point: &Point) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
-    let columns: Vec<_> = point.cells.iter().map(|cell| seed_rows(&cell.pooled)).collect();
+    let columns: Vec<_> = point.cells.iter().map(|cell| benchmark_rows(&cell.pooled)).collect();
     for row in 0..columns.first().map_or(0, |rows| rows.len()) {
         let mut cells = vec![columns[0][row].0.to_owned()];
         for (column, cell) in columns.iter().zip(&point.cells) {

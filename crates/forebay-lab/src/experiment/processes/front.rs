@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::process::{self, Launch, LaunchError, Process};
-use crate::experiment::spec::{Arm, Experiment};
+use crate::experiment::spec::{ArmSpec, Experiment};
 use crate::load::client::Client;
 use crate::load::sampler::MAX_TEXT;
 use forebay_core::clock::Clock;
@@ -58,7 +58,7 @@ pub(crate) enum FrontError {
 /// Starts the Forebay of an arm, and waits until it serves the model.
 pub(crate) async fn start(
     experiment: &Experiment,
-    arm: &Arm,
+    arm: &ArmSpec,
     policy: PolicyName,
     binary: &Path,
     client: &Client,
@@ -122,7 +122,7 @@ fn free_addresses() -> io::Result<[SocketAddr; 2]> {
     Ok([held[0].local_addr()?, held[1].local_addr()?])
 }
 
-fn config(experiment: &Experiment, arm: &Arm, policy: PolicyName, data: SocketAddr, admin: SocketAddr) -> String {
+fn config(experiment: &Experiment, arm: &ArmSpec, policy: PolicyName, data: SocketAddr, admin: SocketAddr) -> String {
     let mut text = format!(
         "[listen]\naddress = \"{data}\"\n\n[admin]\naddress = \"{admin}\"\n\n[[pools]]\nmodel = {}\n\
          policy = \"{policy}\"\n\n[[pools.arms]]\nname = \"{}\"\ngpus = {}\nbackends = [\n",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::health::{self, Silence};
 use super::process::{self, Launch, LaunchError, Process};
 use crate::experiment::journal::{Journal, starting};
-use crate::experiment::spec::{Experiment, Server};
+use crate::experiment::spec::{Experiment, ServerSpec};
 use forebay_core::clock::{Clock, Time};
 use forebay_fleet::probe::ProbeClient;
 
@@ -51,7 +51,7 @@ const TRIES: u32 = 3;
 
 /// One server on its way.
 struct Starting<'a> {
-    spec: &'a Server,
+    spec: &'a ServerSpec,
     index: usize,
     variant: usize,
     /// It came up like this before: what fails now has another reason than its settings.
@@ -102,7 +102,7 @@ pub(crate) async fn start(
 }
 
 impl<'a> Starting<'a> {
-    fn of(spec: &'a Server, index: usize, journal: &Journal, now: Time) -> Starting<'a> {
+    fn of(spec: &'a ServerSpec, index: usize, journal: &Journal, now: Time) -> Starting<'a> {
         let variant = journal.variant(&spec.name).min(spec.or_else.len());
         let proven = journal.longest(&starting(&spec.name)).is_some();
         let silence = Silence::since(now);

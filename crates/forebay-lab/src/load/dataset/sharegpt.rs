@@ -19,7 +19,7 @@ const MAX_TOTAL: u32 = 2048;
 
 /// A prompt and the answer that was given to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Turns {
+pub struct PromptAndAnswer {
     /// What the person wrote.
     pub prompt: String,
     /// What the model answered.
@@ -42,11 +42,11 @@ pub enum ShareGptError {
 #[derive(Deserialize)]
 struct Entry {
     #[serde(default)]
-    conversations: Vec<Turn>,
+    conversations: Vec<Message>,
 }
 
 #[derive(Deserialize)]
-struct Turn {
+struct Message {
     value: String,
 }
 
@@ -54,10 +54,10 @@ struct Turn {
 ///
 /// # Errors
 /// It is no such file, or no conversation has two turns.
-pub fn read(from: impl Read, num_prompts: u32, seed: u64) -> Result<Vec<Turns>, ShareGptError> {
+pub fn read(from: impl Read, num_prompts: u32, seed: u64) -> Result<Vec<PromptAndAnswer>, ShareGptError> {
     let mut rng = fastrand::Rng::with_seed(seed ^ 0x5ba2_e697);
     let most = (num_prompts as usize).saturating_mul(SPARE).max(LEAST);
-    let mut sample = Sample { kept: Vec::new(), most, seen: 0, rng: &mut rng };
+    let mut sample = Reservoir { kept: Vec::new(), most, seen: 0, rng: &mut rng };
     let mut json = serde_json::Deserializer::from_reader(from);
     json.deserialize_seq(&mut sample)?;
     json.end()?;
@@ -67,14 +67,14 @@ pub fn read(from: impl Read, num_prompts: u32, seed: u64) -> Result<Vec<Turns>, 
 }
 
 /// A uniform sample of all entries that have two turns (reservoir sampling).
-struct Sample<'a> {
-    kept: Vec<Turns>,
+struct Reservoir<'a> {
+    kept: Vec<PromptAndAnswer>,
     most: usize,
     seen: usize,
     rng: &'a mut fastrand::Rng,
 }
 
-impl<'de> Visitor<'de> for &mut Sample<'_> {
+impl<'de> Visitor<'de> for &mut Reservoir<'_> {
     type Value = ();
 
     fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -85,7 +85,7 @@ impl<'de> Visitor<'de> for &mut Sample<'_> {
         while let Some(entry) = entries.next_element::<Entry>()? {
             let mut turns = entry.conversations.into_iter().map(|turn| turn.value);
             let (Some(prompt), Some(answer)) = (turns.next(), turns.next()) else { continue };
-            let turns = Turns { prompt, answer };
+            let turns = PromptAndAnswer { prompt, answer };
             self.seen += 1;
             if self.kept.len() < self.most {
                 self.kept.push(turns);
@@ -122,7 +122,8 @@ mod tests {
     fn the_first_two_turns_of_each_conversation_are_read() {
         let mut read = read(FILE.as_bytes(), 10, 0).unwrap();
         read.sort_by(|a, b| a.prompt.cmp(&b.prompt));
-        let turns = |prompt: &str, answer: &str| Turns { prompt: prompt.to_owned(), answer: answer.to_owned() };
+        let turns =
+            |prompt: &str, answer: &str| PromptAndAnswer { prompt: prompt.to_owned(), answer: answer.to_owned() };
         assert_eq!(read, [turns("p1", "a1"), turns("p2", "a2")]);
     }
 

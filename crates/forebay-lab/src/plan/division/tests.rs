@@ -5,10 +5,10 @@ use crate::plan::bytes::Bytes;
 use crate::plan::host::Vendor;
 use crate::plan::host::gpu::Gpu;
 use crate::plan::host::topo;
-use crate::plan::memory::Load;
-use crate::plan::warning::Warning;
+use crate::plan::memory::ServingLoad;
+use crate::plan::warning::PlanWarning;
 
-const LOAD: Load = Load {
+const LOAD: ServingLoad = ServingLoad {
     utilization: 0.9,
     overhead: Bytes::mib(1536),
     dtype: None,
@@ -69,7 +69,7 @@ fn a_group_is_of_one_kind_and_what_is_left_is_named_idle() {
     let host = host(&[("A", 0), ("B", 0), ("A", 0)], |_, _| "PHB");
     let layout = found(&host).into_iter().find(|layout| layout.name == "tp2").unwrap();
     assert_eq!(layout.arms[0].servers[0].gpus, [0, 2]);
-    assert_eq!(layout.warnings, [Warning::Idle { gpus: vec![1] }]);
+    assert_eq!(layout.warnings, [PlanWarning::Idle { gpus: vec![1] }]);
     assert!(names(&host).iter().all(|name| name != "tp3"));
 }
 

@@ -19,7 +19,7 @@ pub struct Gpu {
     /// What is in use now.
     pub used: Bytes,
     /// Who uses it; empty also where the driver does not tell (in a container).
-    pub processes: Vec<Process>,
+    pub processes: Vec<GpuProcess>,
     /// It is cut into instances (MIG).
     pub mig: Option<Mig>,
     /// Lanes of the slot and of the board, where they differ.
@@ -28,7 +28,7 @@ pub struct Gpu {
 
 /// A process on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Process {
+pub struct GpuProcess {
     /// Its id.
     pub pid: u64,
     /// Its program.
@@ -156,12 +156,12 @@ fn under<'a, 'i: 'a>(
     list.into_iter().flat_map(|list| list.children()).filter(move |child| child.has_tag_name(item))
 }
 
-fn processes(node: &Node<'_, '_>) -> Vec<Process> {
+fn processes(node: &Node<'_, '_>) -> Vec<GpuProcess> {
     let read = |process: Node<'_, '_>| {
         let name = text(&process, &["process_name"]).unwrap_or("unknown").to_owned();
         let used = text(&process, &["used_memory"]).and_then(mebibytes);
         let computes = text(&process, &["type"]).is_none_or(|kind| kind.contains('C'));
-        Some(Process { pid: text(&process, &["pid"])?.parse().ok()?, name, used, computes })
+        Some(GpuProcess { pid: text(&process, &["pid"])?.parse().ok()?, name, used, computes })
     };
     under(node, "processes", "process_info").filter_map(read).collect()
 }
@@ -196,7 +196,7 @@ mod tests {
         let process = "<processes><process_info><pid>7</pid><process_name>p</process_name><used_memory>N/A</used_memory>\
             </process_info></processes>";
         let gpu = &parse(&one(&format!("{MEMORY}{process}"))).unwrap()[0];
-        assert_eq!(gpu.processes, [Process { pid: 7, name: "p".into(), used: None, computes: true }]);
+        assert_eq!(gpu.processes, [GpuProcess { pid: 7, name: "p".into(), used: None, computes: true }]);
         assert!(!gpu.is_idle());
     }
 

@@ -2,7 +2,7 @@
 //! two GPUs over PCIe are taken to be a host bridge apart on one NUMA node, and the nodes' interconnect apart on two.
 
 use super::numa::Set;
-use super::topo::{Link, Place, Topology};
+use super::topo::{GpuPlace, Link, Topology};
 use crate::plan::mistake::{Fault, Mistake};
 
 /// Whether a text is AMD's.
@@ -54,7 +54,7 @@ pub fn parse(text: &str) -> Result<Topology, Mistake> {
         };
         links.push(cells[..columns].iter().enumerate().map(link).collect::<Result<Vec<_>, _>>()?);
     }
-    let place = |row| Place { cpus: None, nodes: nodes.get(row).copied().flatten().map(|node| Set::of([node])) };
+    let place = |row| GpuPlace { cpus: None, nodes: nodes.get(row).copied().flatten().map(|node| Set::of([node])) };
     Ok(Topology { gpus: (0..columns).map(place).collect(), links, p2p: None, nics: 0 })
 }
 

@@ -147,7 +147,7 @@ impl Refusal {
 
 /// One GPU of the matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct GpuPlace {
     /// The CPUs near it.
     pub cpus: Option<Set>,
     /// The NUMA nodes near it: one, or several where the tool does not know better.
@@ -158,7 +158,7 @@ pub struct Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// GPU0, GPU1, …
-    pub gpus: Vec<Place>,
+    pub gpus: Vec<GpuPlace>,
     /// Row and column by GPU; `None` with itself.
     pub links: Vec<Vec<Option<Link>>>,
     /// The same for reading each other's memory, if it was recorded.
@@ -288,7 +288,7 @@ fn cells<T>(
 
 /// What stands behind the links of a row: CPUs, NUMA nodes, the GPU's own node. With many network cards drivers run two
 /// cells together (`NODENODE`), so cells are skipped while they are made of the names of links.
-fn place(rest: &[&str], line: usize) -> Result<Place, Mistake> {
+fn place(rest: &[&str], line: usize) -> Result<GpuPlace, Mistake> {
     let is_link = |cell: &&&str| {
         let mut rest = **cell;
         while let Some(name) = ["SYS", "NODE", "PHB", "PXB", "PIX", "X"].iter().find(|name| rest.starts_with(**name)) {
@@ -302,7 +302,7 @@ fn place(rest: &[&str], line: usize) -> Result<Place, Mistake> {
     });
     let cpus = rest.next().transpose()?.flatten();
     let nodes = rest.next().transpose()?.flatten();
-    Ok(Place { cpus, nodes })
+    Ok(GpuPlace { cpus, nodes })
 }
 
 #[cfg(test)]

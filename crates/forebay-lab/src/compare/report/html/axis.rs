@@ -16,7 +16,7 @@ enum Scale {
 
 /// How values are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
+pub(super) enum AxisUnit {
     Plain,
     /// Milliseconds, from 1000 on as seconds.
     Time,
@@ -33,14 +33,14 @@ pub(super) struct Axis {
     from: f64,
     to: f64,
     ticks: Vec<f64>,
-    unit: Unit,
+    unit: AxisUnit,
     /// Of a value that is one of these places: its words.
     words: Vec<String>,
 }
 
 impl Axis {
     /// A logarithmic axis for these values; none if none is above 0.
-    pub(super) fn log(name: &str, unit: Unit, values: impl IntoIterator<Item = f64>) -> Option<Axis> {
+    pub(super) fn log(name: &str, unit: AxisUnit, values: impl IntoIterator<Item = f64>) -> Option<Axis> {
         let (from, to) = ends(values.into_iter().filter(|value| *value > 0.0))?;
         // A little air, and no axis of no length.
         let air = ((to / from).ln() * 0.04).max(0.02).exp();
@@ -57,7 +57,7 @@ impl Axis {
     }
 
     /// A straight axis for these values; none of no values.
-    pub(super) fn straight(name: &str, unit: Unit, values: impl IntoIterator<Item = f64>) -> Option<Axis> {
+    pub(super) fn straight(name: &str, unit: AxisUnit, values: impl IntoIterator<Item = f64>) -> Option<Axis> {
         let (from, to) = ends(values)?;
         let to = if to > 0.0 || from < 0.0 { to } else { 1.0 };
         let air = ((to - from) * 0.06).max(to.abs() * 0.001);
@@ -67,7 +67,7 @@ impl Axis {
     }
 
     /// A straight axis with these ends.
-    pub(super) fn between(name: &str, unit: Unit, from: f64, to: f64) -> Axis {
+    pub(super) fn between(name: &str, unit: AxisUnit, from: f64, to: f64) -> Axis {
         let ticks = straight_ticks(from, to);
         Axis { name: name.to_owned(), scale: Scale::Straight, from, to, ticks, unit, words: vec![] }
     }
@@ -76,7 +76,7 @@ impl Axis {
     pub(super) fn words(words: Vec<String>) -> Axis {
         let last = words.len() as f64 - 0.5;
         let ticks = (0..words.len()).map(|place| place as f64).collect();
-        Axis { name: String::new(), scale: Scale::Straight, from: last, to: -0.5, ticks, unit: Unit::Plain, words }
+        Axis { name: String::new(), scale: Scale::Straight, from: last, to: -0.5, ticks, unit: AxisUnit::Plain, words }
     }
 
     /// The same with ticks at these values, if they are few.
@@ -103,10 +103,10 @@ impl Axis {
             return word.clone();
         }
         match self.unit {
-            Unit::Plain => plain(value),
-            Unit::Time if value >= 999.999 => format!("{} s", plain(value / 1e3)),
-            Unit::Time => format!("{} ms", plain(value)),
-            Unit::Share => format!("{} %", plain(value * 100.0)),
+            AxisUnit::Plain => plain(value),
+            AxisUnit::Time if value >= 999.999 => format!("{} s", plain(value / 1e3)),
+            AxisUnit::Time => format!("{} ms", plain(value)),
+            AxisUnit::Share => format!("{} %", plain(value * 100.0)),
         }
     }
 
@@ -182,23 +182,26 @@ mod tests {
 
     #[test]
     fn a_logarithmic_axis_has_a_few_round_ticks_however_long_it_is() {
-        let times = |from: f64, to: f64| labels(&Axis::log("", Unit::Time, [from, to]).unwrap());
+        let times = |from: f64, to: f64| labels(&Axis::log("", AxisUnit::Time, [from, to]).unwrap());
         assert_eq!(times(120.0, 2600.0), ["200 ms", "500 ms", "1 s", "2 s"]);
         assert_eq!(times(4.0, 90_000.0), ["10 ms", "100 ms", "1 s", "10 s", "100 s"]);
         for (from, to) in [(20.0, 20.0), (20.0, 20.1), (20.0, 23.0), (1.0, 9.0), (0.02, 70_000.0), (1e-3, 1e6)] {
             let count = times(from, to).len();
             assert!((2..=14).contains(&count), "{from} to {to}: {:?}", times(from, to));
         }
-        assert_eq!(Axis::log("", Unit::Plain, [0.0, f64::NAN, -1.0]), None);
+        assert_eq!(Axis::log("", AxisUnit::Plain, [0.0, f64::NAN, -1.0]), None);
     }
 
     #[test]
     fn a_straight_axis_begins_at_0_unless_its_values_are_close() {
-        let axis = |values: [f64; 2]| Axis::straight("", Unit::Plain, values).unwrap();
+        let axis = |values: [f64; 2]| Axis::straight("", AxisUnit::Plain, values).unwrap();
         assert_eq!(labels(&axis([1.0, 5.0]))[0], "0");
         assert!(axis([2375.0, 2400.0]).from > 2370.0);
         assert!(axis([7.0, 7.0]).from < 7.0 && axis([0.0, 0.0]).to > 1.0);
-        assert_eq!(labels(&Axis::between("", Unit::Share, 0.0, 1.0)), ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]);
+        assert_eq!(
+            labels(&Axis::between("", AxisUnit::Share, 0.0, 1.0)),
+            ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+        );
         assert_eq!([plain(4.3e6), plain(12_500.0), plain(0.1 + 0.2)], ["4.3M", "12.5k", "0.3"]);
     }
 }

@@ -228,11 +228,11 @@ pub(super) fn style() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::report::html::axis::Unit;
+    use crate::compare::report::html::axis::AxisUnit;
 
     #[test]
     fn the_page_has_a_rule_for_each_arm_s_line_and_thirty_arms_look_each_their_own() {
-        let axis = || Axis::between("", Unit::Plain, 0.0, 1.0);
+        let axis = || Axis::between("", AxisUnit::Plain, 0.0, 1.0);
         let rules = style();
         let mut seen = std::collections::BTreeSet::new();
         for place in 0..30 {

@@ -9,7 +9,7 @@ use crate::compare::verdict::{Balance, Balanced, Scope};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+enum CheckResult {
     Passed,
     Failed,
     /// The verdict reaches less far than one may think.
@@ -17,25 +17,25 @@ enum Outcome {
     Unknown,
 }
 
-impl Outcome {
-    fn of(passed: bool) -> Outcome {
-        if passed { Outcome::Passed } else { Outcome::Failed }
+impl CheckResult {
+    fn of(passed: bool) -> CheckResult {
+        if passed { CheckResult::Passed } else { CheckResult::Failed }
     }
 
     /// A class of style.css, and the word that says the same without colour.
     fn shown(self) -> (&'static str, &'static str) {
         match self {
-            Outcome::Passed => ("good", "passed"),
-            Outcome::Failed => ("bad", "FAILED"),
-            Outcome::Limits => ("warn", "limits the verdict"),
-            Outcome::Unknown => ("quiet", "not known"),
+            CheckResult::Passed => ("good", "passed"),
+            CheckResult::Failed => ("bad", "FAILED"),
+            CheckResult::Limits => ("warn", "limits the verdict"),
+            CheckResult::Unknown => ("quiet", "not known"),
         }
     }
 }
 
 struct Check {
     name: &'static str,
-    outcome: Outcome,
+    outcome: CheckResult,
     figures: String,
 }
 
@@ -84,10 +84,10 @@ pub(super) fn table(comparison: &Comparison) -> Markup {
 fn lag(comparison: &Comparison) -> Check {
     let (outcome, figures) = match comparison.lag_p99_ms {
         Some(late) => (
-            Outcome::of(late <= LATE_MS),
+            CheckResult::of(late <= LATE_MS),
             format!("its timers were at most {late:.2} ms late at P99 in the worst run; up to {LATE_MS:.0} ms passes"),
         ),
-        None => (Outcome::Unknown, "the rows do not tell how late its timers were".to_owned()),
+        None => (CheckResult::Unknown, "the rows do not tell how late its timers were".to_owned()),
     };
     Check { name: "load generator on time", outcome, figures }
 }
@@ -104,9 +104,9 @@ fn starts(comparison: &Comparison) -> Check {
     };
     let arms: Vec<String> = comparison.arms.iter().map(|arm| of_arm(&arm.name)).collect();
     let (outcome, rest) = match comparison.scope {
-        Scope::AnyStart => (Outcome::Passed, "the spread from start to start is in the intervals"),
-        Scope::TheseStarts => (Outcome::Limits, "how much another start would change is not in the intervals"),
-        Scope::OneRun => (Outcome::Limits, "how much another run would change is not in the intervals"),
+        Scope::AnyStart => (CheckResult::Passed, "the spread from start to start is in the intervals"),
+        Scope::TheseStarts => (CheckResult::Limits, "how much another start would change is not in the intervals"),
+        Scope::OneRun => (CheckResult::Limits, "how much another run would change is not in the intervals"),
     };
     Check { name: "epochs and starts of servers", outcome, figures: format!("{}; {rest}", arms.join("; ")) }
 }
@@ -121,7 +121,7 @@ fn failures(comparison: &Comparison) -> Check {
     let arms: Vec<String> = comparison.arms.iter().map(|arm| of_arm(&arm.name)).collect();
     Check {
         name: "requests answered",
-        outcome: Outcome::of(!has_failed(comparison, "failed")),
+        outcome: CheckResult::of(!has_failed(comparison, "failed")),
         figures: arms.join("; "),
     }
 }
@@ -139,7 +139,7 @@ fn same_load(comparison: &Comparison) -> Option<Check> {
     }
     let (least, most) = (sizes.iter().min()?, sizes.iter().max()?);
     let figures = if least == most { format!("{least} requests each") } else { format!("{least} to {most} requests") };
-    Some(Check { name: "epochs of one size", outcome: Outcome::of(!has_failed(comparison, "same_load")), figures })
+    Some(Check { name: "epochs of one size", outcome: CheckResult::of(!has_failed(comparison, "same_load")), figures })
 }
 
 /// The load whose split is the least likely by chance.
@@ -149,7 +149,7 @@ fn sample_ratio(comparison: &Comparison) -> Option<Check> {
     let arms: Vec<String> =
         worst.arms.iter().map(|(name, count, due)| format!("{name} {count} (expected {due:.0})")).collect();
     let figures = format!("requests of {}; p {}", arms.join(", "), format::p(worst.p));
-    Some(Check { name: "sample ratio", outcome: Outcome::of(worst.passed), figures })
+    Some(Check { name: "sample ratio", outcome: CheckResult::of(worst.passed), figures })
 }
 
 /// The load and arm whose means are furthest apart, a failed one first.
@@ -175,5 +175,5 @@ fn balance(comparison: &Comparison, of: Balanced) -> Option<Check> {
         Balanced::PromptTokens => "prompts of one length",
         Balanced::OutputTokens => "answers of one length",
     };
-    Some(Check { name, outcome: Outcome::of(worst.passed), figures })
+    Some(Check { name, outcome: CheckResult::of(worst.passed), figures })
 }

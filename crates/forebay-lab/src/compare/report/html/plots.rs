@@ -1,6 +1,6 @@
 //! Which charts a report has, and what each says in words. A chart that there are no data for is left out. Pure.
 
-use super::axis::{Axis, Unit};
+use super::axis::{Axis, AxisUnit};
 use super::chart::{Along, Chart, DrawError, HEIGHT, Layer, Look, swatch};
 use crate::compare::figure::Figure;
 use crate::compare::format;
@@ -56,9 +56,9 @@ impl<'a> Plots<'a> {
             plots.extend(self.effects(pair)?);
         }
         plots.extend(self.epochs(point)?);
-        plots.extend(self.timeline(point, "Sequences that run", Unit::Plain, |moment| moment.running)?);
-        plots.extend(self.timeline(point, "Sequences that wait", Unit::Plain, |moment| moment.waiting)?);
-        plots.extend(self.timeline(point, "KV blocks in use", Unit::Share, |moment| moment.kv_usage)?);
+        plots.extend(self.timeline(point, "Sequences that run", AxisUnit::Plain, |moment| moment.running)?);
+        plots.extend(self.timeline(point, "Sequences that wait", AxisUnit::Plain, |moment| moment.waiting)?);
+        plots.extend(self.timeline(point, "KV blocks in use", AxisUnit::Share, |moment| moment.kv_usage)?);
         Ok(plots)
     }
 
@@ -74,7 +74,7 @@ impl<'a> Plots<'a> {
         };
         let cells: Vec<&Cell> = point.cells.iter().filter(|cell| !points(cell).is_empty()).collect();
         let values = cells.iter().flat_map(|cell| points(cell)).map(|(ms, _)| ms);
-        let Some(x) = Axis::log(what, Unit::Time, values) else { return Ok(None) };
+        let Some(x) = Axis::log(what, AxisUnit::Time, values) else { return Ok(None) };
         let mut layers = Vec::new();
         for (place, cell) in cells.iter().enumerate() {
             let points = points(cell);
@@ -92,7 +92,7 @@ impl<'a> Plots<'a> {
             format!("{}: half at most {half:.1} ms, 95 % {most:.1} ms, 99 % {nearly:.1} ms.", cell.arm)
         });
         let description = told.collect::<Vec<_>>().join(" ");
-        let y = Axis::between("share of requests", Unit::Share, 0.0, 1.0);
+        let y = Axis::between("share of requests", AxisUnit::Share, 0.0, 1.0);
         let chart = Chart { height: HEIGHT, x, y, layers };
         let title = format!("{what} of all requests");
         let caption =
@@ -105,7 +105,7 @@ impl<'a> Plots<'a> {
         let ends = |ratio: &Ratio| [ratio.interval.low, ratio.interval.high, ratio.ratio];
         let name = format!("{} / {}", pair.arm, pair.baseline);
         let values = pair.ratios.iter().flat_map(ends).chain([1.0]);
-        let Some(x) = Axis::log(&name, Unit::Plain, values).filter(|_| !pair.ratios.is_empty()) else {
+        let Some(x) = Axis::log(&name, AxisUnit::Plain, values).filter(|_| !pair.ratios.is_empty()) else {
             return Ok(None);
         };
         let label = |ratio: &Ratio| {
@@ -148,7 +148,7 @@ impl<'a> Plots<'a> {
         let all = || cells.iter().flat_map(|(_, points)| points);
         let last = all().map(|point| point.0).fold(1.0, f64::max);
         let Some(y) = Axis::straight(figure.noun(), unit(figure), all().map(|point| point.1)) else { return Ok(None) };
-        let x = Axis::between("epoch", Unit::Plain, 0.5, last + 0.5);
+        let x = Axis::between("epoch", AxisUnit::Plain, 0.5, last + 0.5);
         let x = x.ticks_at((1..=last as u32).map(f64::from).collect());
         let mut layers = Vec::new();
         let mut told = Vec::new();
@@ -169,7 +169,7 @@ impl<'a> Plots<'a> {
         &self,
         point: &Point,
         title: &str,
-        unit: Unit,
+        unit: AxisUnit,
         of: fn(&Moment) -> Option<f64>,
     ) -> Result<Option<Plot>, DrawError> {
         let mut lines: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();
@@ -186,14 +186,14 @@ impl<'a> Plots<'a> {
         if lines.is_empty() || last <= 0.0 {
             return Ok(None);
         }
-        let top = if unit == Unit::Share { 1.0 } else { (highest * 1.06).max(1.0) };
-        let x = Axis::between("seconds from the begin of the run", Unit::Plain, 0.0, last);
+        let top = if unit == AxisUnit::Share { 1.0 } else { (highest * 1.06).max(1.0) };
+        let x = Axis::between("seconds from the begin of the run", AxisUnit::Plain, 0.0, last);
         let y = Axis::between("", unit, 0.0, top);
         let mut layers = Vec::new();
         let mut told = Vec::new();
         for (arm, points) in &lines {
             let most = points.iter().map(|point| point.1).fold(0.0, f64::max);
-            let most = if unit == Unit::Share { format!("{:.0} %", most * 100.0) } else { format!("{most:.0}") };
+            let most = if unit == AxisUnit::Share { format!("{:.0} %", most * 100.0) } else { format!("{most:.0}") };
             told.push(format!("{arm}: at most {most}."));
             let step = (points.len() / 6).max(1);
             let marks = points.iter().skip(step / 2).step_by(step).copied().collect();
@@ -243,11 +243,11 @@ impl<'a> Plots<'a> {
         let loads = || sweep.points.iter().map(|(load, _)| *load);
         let values = lines.iter().flat_map(|(_, points)| points).flat_map(|point| point.ends);
         let y = match unit(figure) {
-            Unit::Time => Axis::log(figure.noun(), Unit::Time, values),
-            Unit::Plain => Axis::straight(figure.noun(), Unit::Plain, values.chain([0.0])),
-            Unit::Share => Some(Axis::between(figure.noun(), Unit::Share, 0.0, 1.0)),
+            AxisUnit::Time => Axis::log(figure.noun(), AxisUnit::Time, values),
+            AxisUnit::Plain => Axis::straight(figure.noun(), AxisUnit::Plain, values.chain([0.0])),
+            AxisUnit::Share => Some(Axis::between(figure.noun(), AxisUnit::Share, 0.0, 1.0)),
         };
-        let (Some(x), Some(y)) = (Axis::log(sweep.unit(), Unit::Plain, loads()), y) else { return Ok(None) };
+        let (Some(x), Some(y)) = (Axis::log(sweep.unit(), AxisUnit::Plain, loads()), y) else { return Ok(None) };
         let mut layers = Vec::new();
         for crossing in sweep.crossovers.iter().filter(|one| one.figure == figure) {
             let Crossing::At { load, low, high, .. } = &crossing.found else { continue };
@@ -295,11 +295,11 @@ fn better<'a>(pair: &'a Pair, ratio: &Ratio) -> Option<&'a str> {
     (shown && sure).then_some(if arm { &pair.arm } else { &pair.baseline })
 }
 
-fn unit(figure: Figure) -> Unit {
+fn unit(figure: Figure) -> AxisUnit {
     match figure {
-        Figure::SloAttainment => Unit::Share,
-        _ if figure.is_time() => Unit::Time,
-        _ => Unit::Plain,
+        Figure::SloAttainment => AxisUnit::Share,
+        _ if figure.is_time() => AxisUnit::Time,
+        _ => AxisUnit::Plain,
     }
 }
 

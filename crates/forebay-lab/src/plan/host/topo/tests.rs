@@ -23,7 +23,7 @@ fn network_cards_are_counted_and_passed_over_also_where_two_cells_run_together()
         mlx5_0 PIX NODE X PIX\nmlx5_1 NODE NODE PIX X\n";
     let topology = parse(text).unwrap();
     assert_eq!((topology.nics, topology.links[0][1]), (2, Some(Link::Nvlink(4))));
-    assert_eq!(topology.gpus[1], Place { cpus: Some(Set::parse("8-15").unwrap()), nodes: Some(Set::of([1])) });
+    assert_eq!(topology.gpus[1], GpuPlace { cpus: Some(Set::parse("8-15").unwrap()), nodes: Some(Set::of([1])) });
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn a_host_with_one_gpu_has_no_links() {
 #[test]
 fn what_the_tool_does_not_know_is_absent() {
     let topology = parse("GPU0 GPU1 CPU Affinity NUMA Affinity\nGPU0 X PHB N/A N/A\nGPU1 PHB X\n").unwrap();
-    assert_eq!(topology.gpus, [Place { cpus: None, nodes: None }, Place { cpus: None, nodes: None }]);
+    assert_eq!(topology.gpus, [GpuPlace { cpus: None, nodes: None }, GpuPlace { cpus: None, nodes: None }]);
 }
 
 #[test]

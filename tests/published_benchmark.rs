@@ -1,18 +1,18 @@
 //! The six columns of the public benchmark that this project answers, beside what the profiles of `config/sim/` give under the
 //! same load: 300 requests at once, 100 tokens in, up to 600 out. The engine runs in virtual time. The figures to read:
-//! `cargo test --release --test seed_columns -- --nocapture`.
+//! `cargo test --release --test published_benchmark -- --nocapture`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use forebay_core::clock::{Clock, Time};
-use forebay_lab::rows::published_benchmark::{MEASURED, Measured};
+use forebay_lab::rows::published_benchmark::{MEASURED, ModelColumns};
 use forebay_lab::rows::record::Record;
 use forebay_lab::rows::summary::{Distribution, Summary};
-use forebay_lab::rows::table::{aligned, number, seed_rows};
+use forebay_lab::rows::table::{aligned, benchmark_rows, number};
 use forebay_sim::engine::{Engine, Event, RequestId, Submission};
 use forebay_sim::profile::Profile;
 
-#[path = "seed_columns/records.rs"]
+#[path = "published_benchmark/records.rs"]
 mod records;
 
 use records::note;
@@ -32,7 +32,7 @@ struct Column {
 
 /// The six columns, each with the profile that was fitted to it.
 fn columns() -> Vec<Column> {
-    let of_model = |model: &Measured| {
+    let of_model = |model: &ModelColumns| {
         let kinds =
             [("rtx4090-tp1", "S1: 1 GPU"), ("rtx4090x2-tp1", "S3: 2 GPUs, TP1"), ("rtx4090-tp2", "S2: 2 GPUs, TP2")];
         let model = *model;
@@ -99,7 +99,7 @@ struct Simulated {
 
 fn simulate(profile: &Profile, engines: u64) -> Simulated {
     let rows: Vec<[f64; 14]> = (1..=SEEDS)
-        .map(|seed| seed_rows(&run(profile, engines, seed)).map(|(_, figure)| figure.parse().unwrap()))
+        .map(|seed| benchmark_rows(&run(profile, engines, seed)).map(|(_, figure)| figure.parse().unwrap()))
         .collect();
     let at = |share: f64| {
         std::array::from_fn(|row| {
@@ -115,7 +115,7 @@ fn decoding(rows: &[f64; 14]) -> String {
 }
 
 fn names() -> [&'static str; 14] {
-    seed_rows(&Summary::default()).map(|(name, _)| name)
+    benchmark_rows(&Summary::default()).map(|(name, _)| name)
 }
 
 fn off(simulated: f64, measured: f64) -> f64 {
