@@ -76,7 +76,7 @@ pub struct Sending {
 pub struct Progress {
     /// Requests that have ended.
     pub done: AtomicU64,
-    /// Events with text so far.
+    /// Token events so far.
     pub tokens: AtomicU64,
 }
 

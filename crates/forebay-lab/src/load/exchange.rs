@@ -11,8 +11,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 
 use forebay_core::clock::{Clock, Time};
 
+use super::answer::{AnswerEvent, AnswerReader};
 use super::client::{ERROR_BYTES, Progress, Target, reason};
-use super::sse::{Event, Reader};
+use super::workload::Endpoint;
 use crate::rows::record::{Outcome, Record};
 
 /// A request to be sent.
@@ -22,7 +23,7 @@ pub(super) struct Exchange {
     pub(super) clock: Clock,
     pub(super) headers: HeaderMap,
     pub(super) target: Target,
-    pub(super) path: &'static str,
+    pub(super) endpoint: Endpoint,
     pub(super) body: Bytes,
     pub(super) session: Option<(String, String)>,
     pub(super) begin: Time,
@@ -36,15 +37,15 @@ pub(super) struct Exchange {
 struct StreamTimes {
     first: Option<Time>,
     last: Option<Time>,
-    text_events: u64,
+    token_events: u64,
     done: bool,
     error: Option<String>,
 }
 
 impl StreamTimes {
-    fn note(&mut self, event: Event, now: Time, sent: Time, record: &mut Record) {
+    fn note(&mut self, event: AnswerEvent, now: Time, sent: Time, record: &mut Record) {
         match event {
-            Event::Choice { text } => {
+            AnswerEvent::Choice { token } => {
                 match self.last {
                     Some(last) => record.gaps_us.push(micros(now, last)),
                     None => {
@@ -53,14 +54,14 @@ impl StreamTimes {
                     }
                 }
                 self.last = Some(now);
-                if text {
-                    self.text_events += 1;
+                if token {
+                    self.token_events += 1;
                     record.first_token_us.get_or_insert(micros(now, sent));
                 }
             }
-            Event::Error(error) => self.error = Some(error),
-            Event::Done => self.done = true,
-            Event::Usage(_) => {}
+            AnswerEvent::Error(error) => self.error = Some(error),
+            AnswerEvent::Done => self.done = true,
+            AnswerEvent::Usage(_) => {}
         }
     }
 }
@@ -80,7 +81,10 @@ impl Exchange {
         record.sent_us = micros(sent, self.begin);
         record.arm.clone_from(&self.target.arm);
         record.backend.clone_from(&self.target.backend);
-        let mut reader = if self.keep_text { Reader::keeping_text() } else { Reader::default() };
+        let mut reader = match self.keep_text {
+            true => AnswerReader::keeping_text(self.endpoint.api()),
+            false => AnswerReader::new(self.endpoint.api()),
+        };
         if let Err((outcome, error)) = self.exchange(sent, &mut record, &mut reader).await {
             record.outcome = outcome;
             record.error = Some(error);
@@ -92,7 +96,7 @@ impl Exchange {
 
     /// Gives the body away: a prompt of a trace may be long, and its answer takes a while.
     fn request(&mut self) -> Result<Request<Full<Bytes>>, http::Error> {
-        let uri = format!("{}{}", self.target.base, self.path);
+        let uri = format!("{}{}", self.target.base, self.endpoint.path());
         let mut request =
             Request::builder().method(Method::POST).uri(uri).body(Full::new(std::mem::take(&mut self.body)))?;
         request.headers_mut().clone_from(&self.headers);
@@ -106,7 +110,7 @@ impl Exchange {
         &mut self,
         sent: Time,
         record: &mut Record,
-        reader: &mut Reader,
+        reader: &mut AnswerReader,
     ) -> Result<(), (Outcome, String)> {
         let request = self.request().map_err(|error| (Outcome::Connect, error.to_string()))?;
         let response = self.http.request(request).await.map_err(|error| (Outcome::Connect, reason(&error)))?;
@@ -127,17 +131,17 @@ impl Exchange {
                 text.extend_from_slice(&data[..data.len().min(ERROR_BYTES - text.len())]);
                 continue;
             }
-            let before = seen.text_events;
-            reader.push(&data, |event| seen.note(event, now, sent, record));
-            self.progress.tokens.fetch_add(seen.text_events - before, Ordering::Relaxed);
+            let before = seen.token_events;
+            reader.push(data, |event| seen.note(event, now, sent, record));
+            self.progress.tokens.fetch_add(seen.token_events - before, Ordering::Relaxed);
         }
         if failed {
             return Err((Outcome::Status, String::from_utf8_lossy(&text).into_owned()));
         }
         let usage = reader.usage();
-        record.cached_tokens = usage.and_then(|usage| usage.cached_tokens());
+        record.cached_tokens = usage.and_then(|usage| usage.cached_tokens);
         record.prompt_tokens = usage.map_or(0, |usage| usage.prompt_tokens);
-        record.output_tokens = usage.map_or(seen.text_events, |usage| usage.completion_tokens);
+        record.output_tokens = usage.map_or(seen.token_events, |usage| usage.completion_tokens);
         if let Some(error) = seen.error {
             return Err((Outcome::ErrorEvent, error));
         }

@@ -158,7 +158,7 @@ impl Sender<'_> {
             clock: self.client.clock.clone(),
             headers: self.client.headers.clone(),
             target: self.targets[index % self.targets.len()].clone(),
-            path: self.workload.endpoint.path(),
+            endpoint: self.workload.endpoint,
             body: Bytes::new(),
             session: name.map(|name| (name, format!("{:x}-{index}", self.workload.seed))),
             begin: self.begin,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use forebay_core::stream::Api;
+
 /// Short words: one token each for most tokenizers.
 pub const WORDS: [&str; 48] = [
     "water", "night", "house", "light", "paper", "green", "river", "stone", "music", "bread", "table", "chair",
@@ -59,6 +61,15 @@ impl Endpoint {
         match self {
             Endpoint::Chat => "/v1/chat/completions",
             Endpoint::Completions => "/v1/completions",
+        }
+    }
+
+    /// The API, as far as the form of its answers goes.
+    #[must_use]
+    pub fn api(self) -> Api {
+        match self {
+            Endpoint::Chat => Api::Chat,
+            Endpoint::Completions => Api::Completions,
         }
     }
 

@@ -45,7 +45,7 @@ pub struct Record {
     pub sent_us: u64,
     /// From sending to the first event with a choice, in microseconds.
     pub first_event_us: Option<u64>,
-    /// From sending to the first event with text, in microseconds.
+    /// From sending to the first token event, in microseconds: chat's role event is none.
     pub first_token_us: Option<u64>,
     /// Between each event with a choice and the one before it, in microseconds. They are most of a row, and may be left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -61,7 +61,7 @@ pub struct Record {
     /// (vLLM: `--enable-prompt-tokens-details`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached_tokens: Option<u64>,
-    /// Tokens of the answer, as the server counted; events with text where it did not tell.
+    /// Tokens of the answer, as the server counted; token events where it did not tell.
     pub output_tokens: u64,
     /// How it ended.
     pub outcome: Outcome,
