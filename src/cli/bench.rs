@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use forebay_fleet::probe::bearer;
 use forebay_lab::load::client::{Client, Progress, Sending, Target};
 use forebay_lab::load::counting::Counted;
 use forebay_lab::load::run::{self, RunSpec, WarmUp};
@@ -342,9 +343,7 @@ fn headers(args: &Args) -> Result<HeaderMap, String> {
         None => std::env::var(KEY_VARIABLE).ok(),
     };
     if let Some(key) = key.as_deref().map(str::trim).filter(|key| !key.is_empty()) {
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-            .map_err(|_| "the API key has characters that no header may have".to_owned())?;
-        value.set_sensitive(true);
+        let value = bearer(key).map_err(|_| "the API key has characters that no header may have".to_owned())?;
         headers.insert(header::AUTHORIZATION, value);
     }
     headers.extend(args.header.iter().cloned());

@@ -4,19 +4,24 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http_body_util::Full;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
 
 use forebay_core::clock::Clock;
+use forebay_fleet::probe::{POOL_IDLE, ProbeClient, ProbeError};
 
 use crate::rows::record::Record;
 
-/// Below uvicorn's 5 s, so that no request meets a closing connection.
-const IDLE: Duration = Duration::from_secs(4);
+/// What is asked beside the load is answered within this, or not at all. A server that loads a model answers late.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Bytes of such an answer, at most: a count of a prompt comes with its token ids.
+const MAX_ANSWER: usize = 64 << 20;
+/// Counts of prompts under way at once: a server counts in its event loop, so more would gain nothing.
+pub(super) const COUNTING: u32 = 16;
 /// Bytes of an error answer that are kept.
 pub(super) const ERROR_BYTES: usize = 500;
 
@@ -95,7 +100,7 @@ pub enum ClientError {
     /// The text is no URL.
     #[error("`{0}` is not the URL of a server: write http://host:port (TLS is not spoken)")]
     Url(String),
-    /// No connection, or it broke.
+    /// No connection, or it broke, or no whole answer came in time.
     #[error("cannot reach {url}: {reason}")]
     Unreachable {
         /// Where.
@@ -124,6 +129,8 @@ pub struct Client {
     pub(super) http: HyperClient<HttpConnector, Full<Bytes>>,
     pub(super) clock: Clock,
     pub(super) headers: HeaderMap,
+    /// For what is asked beside the load.
+    asking: ProbeClient,
 }
 
 impl Default for Client {
@@ -131,28 +138,24 @@ impl Default for Client {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let http = HyperClient::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE)
+            .pool_idle_timeout(POOL_IDLE)
             .pool_timer(TokioTimer::new())
             .build(connector);
         let json = HeaderValue::from_static("application/json");
-        Client { http, clock: Clock::system(), headers: HeaderMap::from_iter([(header::CONTENT_TYPE, json)]) }
+        Client {
+            http,
+            clock: Clock::system(),
+            headers: HeaderMap::from_iter([(header::CONTENT_TYPE, json)]),
+            asking: ProbeClient::keeping(DEADLINE, COUNTING as usize),
+        }
     }
-}
-
-pub(super) fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl Client {
     /// The same with these headers in each request: keys, for one.
     #[must_use]
     pub fn with_headers(mut self, headers: HeaderMap) -> Client {
+        self.asking = self.asking.with_headers(headers.clone());
         self.headers.extend(headers);
         self
     }
@@ -168,19 +171,13 @@ impl Client {
     /// # Errors
     /// There is no answer, its status is not 200, or it is no JSON.
     pub async fn json(&self, url: &str, body: Option<&Value>) -> Result<Value, ClientError> {
-        let method = if body.is_some() { Method::POST } else { Method::GET };
-        let bytes = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
-        let mut request = Request::builder()
-            .method(method)
-            .uri(url)
-            .body(Full::new(bytes))
-            .map_err(|_| ClientError::Url(url.to_owned()))?;
-        request.headers_mut().clone_from(&self.headers);
-        let unreachable =
-            |error: &dyn std::error::Error| ClientError::Unreachable { url: url.to_owned(), reason: reason(error) };
-        let response = self.http.request(request).await.map_err(|error| unreachable(&error))?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await.map_err(|error| unreachable(&error))?.to_bytes();
+        let uri: Uri = url.parse().map_err(|_| ClientError::Url(url.to_owned()))?;
+        let answer = match body {
+            Some(body) => self.asking.post(uri, None, body.to_string(), DEADLINE, MAX_ANSWER).await,
+            None => self.asking.get(uri, None, DEADLINE, MAX_ANSWER).await,
+        };
+        let unreachable = |error: ProbeError| ClientError::Unreachable { url: url.to_owned(), reason: error.detail };
+        let (status, bytes) = answer.map_err(unreachable)?;
         if status != StatusCode::OK {
             let text = String::from_utf8_lossy(&bytes[..bytes.len().min(ERROR_BYTES)]).into_owned();
             return Err(ClientError::Status { url: url.to_owned(), status, text });

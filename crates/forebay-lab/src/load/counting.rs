@@ -7,14 +7,12 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::client::{Client, ClientError};
+use super::client::{COUNTING, Client, ClientError};
 use super::workload::{Endpoint, WORDS};
 use crate::load::dataset::lines::Line;
 use crate::load::dataset::sharegpt::{self, PromptAndAnswer};
 use crate::load::dataset::vocabulary::{ENOUGH, Vocabulary};
 
-/// Counts under way at once: a server counts in its event loop, so more would gain nothing.
-pub(super) const COUNTING: u32 = 16;
 /// Marks that a tokenizer puts around a text, at most.
 const MARKS: i64 = 2;
 /// How often a word stands in the text that is counted, so that marks around the text do not hide what a word is.

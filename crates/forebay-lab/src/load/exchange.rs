@@ -10,9 +10,10 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 
 use forebay_core::clock::{Clock, Time};
+use forebay_core::error::with_causes;
 
 use super::answer::{AnswerEvent, AnswerReader};
-use super::client::{ERROR_BYTES, Progress, Target, reason};
+use super::client::{ERROR_BYTES, Progress, Target};
 use super::workload::Endpoint;
 use crate::rows::record::{Outcome, Record};
 
@@ -113,7 +114,7 @@ impl Exchange {
         reader: &mut AnswerReader,
     ) -> Result<(), (Outcome, String)> {
         let request = self.request().map_err(|error| (Outcome::Connect, error.to_string()))?;
-        let response = self.http.request(request).await.map_err(|error| (Outcome::Connect, reason(&error)))?;
+        let response = self.http.request(request).await.map_err(|error| (Outcome::Connect, with_causes(&error)))?;
         record.status = Some(response.status().as_u16());
         record.arm = label(response.headers(), "x-forebay-arm").or(record.arm.take());
         record.assigned =
@@ -125,7 +126,7 @@ impl Exchange {
         let mut text = Vec::new();
         while let Some(frame) = body.frame().await {
             let now = self.clock.now();
-            let frame = frame.map_err(|error| (Outcome::Truncated, reason(&error)))?;
+            let frame = frame.map_err(|error| (Outcome::Truncated, with_causes(&error)))?;
             let Ok(data) = frame.into_data() else { continue };
             if failed {
                 text.extend_from_slice(&data[..data.len().min(ERROR_BYTES - text.len())]);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::client::{Client, ClientError};
-use super::counting::{COUNTING, Counted, absent};
+use super::client::{COUNTING, Client, ClientError};
+use super::counting::{Counted, absent};
 use super::dataset::{Dataset, Prefixes, lines};
 use super::workload::{Endpoint, Length, Workload};
 use crate::load::dataset::conversations::Script;
