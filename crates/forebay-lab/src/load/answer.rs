@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(events([b"data: {\"choices\":[]}\n\n".as_slice()]), [], "no choice");
     }
 
-    /// Three events of each of these have a choice and no text: the model wrote parts of a character or of the text to stop at.
+    /// Three events of each have a choice and no text: vLLM holds back what may begin the string to stop at.
     #[test]
     fn every_recorded_event_with_a_choice_is_timed_as_vllm_bench_serve_does() {
         let chat = include_bytes!("../../../../tests/fixtures/vllm-0.32.0/http/chat-stream-stop.response").as_slice();
