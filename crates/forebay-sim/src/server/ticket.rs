@@ -7,8 +7,7 @@ use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
-use super::engine::{Event, RequestId};
-use super::pacer::Pacer;
+use crate::engine::{Event, RequestId};
 
 const FINISHED: u32 = 1 << 31;
 
@@ -51,17 +50,23 @@ pub struct Standing {
     pub finished: bool,
 }
 
+/// Who runs the engine and takes requests out of it again.
+pub(super) trait Aborts: Send + Sync {
+    /// Takes these out; what has ended already stays so.
+    fn abort(&self, ids: &[RequestId]);
+}
+
 /// A request in the engine.
 #[must_use = "dropping a Ticket aborts its request"]
 pub struct Ticket {
-    pacer: Arc<Pacer>,
+    runner: Arc<dyn Aborts>,
     progress: Arc<Progress>,
     ids: Vec<RequestId>,
 }
 
 impl Ticket {
     /// Of a request with so many choices that is not in the engine yet.
-    pub(super) fn new(pacer: Arc<Pacer>, choices: usize, each_token: bool) -> Ticket {
+    pub(super) fn new(runner: Arc<dyn Aborts>, choices: usize, each_token: bool) -> Ticket {
         let progress = Arc::new(Progress {
             waker: AtomicWaker::new(),
             choices: (0..choices).map(|_| AtomicU32::new(0)).collect(),
@@ -69,7 +74,7 @@ impl Ticket {
             each_token,
             dead: AtomicBool::new(false),
         });
-        Ticket { pacer, progress, ids: Vec::new() }
+        Ticket { runner, progress, ids: Vec::new() }
     }
 
     pub(super) fn add(&mut self, id: RequestId) {
@@ -126,6 +131,6 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.pacer.abort(&self.ids);
+        self.runner.abort(&self.ids);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::text;
+use crate::text;
 
 /// The blocks of one simulated GPU (or of the GPUs of one instance together).
 #[derive(Clone, Debug)]

@@ -369,8 +369,8 @@ impl Active {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pacer::Work;
     use crate::profile::Profile;
+    use crate::server::pacer::Work;
 
     fn faults() -> Arc<Faults> {
         Faults::new(Pacer::new(&Profile::load("fast").unwrap(), "tiny", 0, 1.0), 1)

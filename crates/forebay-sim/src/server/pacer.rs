@@ -12,10 +12,10 @@ use tokio::sync::Notify;
 
 use forebay_core::clock::{Clock, Time};
 
-use super::engine::{Counters, Engine, Event, RequestId, Submission, SubmitError};
 use super::metrics::{self, Recorder};
-use super::profile::Profile;
-use super::ticket::{Progress, Ticket};
+use super::ticket::{Aborts, Progress, Ticket};
+use crate::engine::{Counters, Engine, Event, RequestId, Submission, SubmitError};
+use crate::profile::Profile;
 
 struct Sink {
     progress: Arc<Progress>,
@@ -122,7 +122,7 @@ impl Pacer {
     /// # Errors
     /// A prompt with its answer is larger than the memory.
     pub fn submit(self: &Arc<Pacer>, work: &[Work], n: u32, each_token: bool) -> Result<Ticket, SubmitError> {
-        let mut ticket = Ticket::new(Arc::clone(self), work.len() * n as usize, each_token);
+        let mut ticket = Ticket::new(Arc::<Pacer>::clone(self), work.len() * n as usize, each_token);
         let mut inner = self.lock();
         if inner.dead {
             ticket.progress().die();
@@ -233,21 +233,6 @@ impl Pacer {
         }
     }
 
-    /// Takes requests out of the engine, those that are still in it.
-    pub(super) fn abort(&self, ids: &[RequestId]) {
-        let mut inner = self.lock();
-        if !ids.iter().any(|id| inner.sinks.contains_key(id)) {
-            return;
-        }
-        let now = self.virtual_now(&inner);
-        self.catch_up(&mut inner, now);
-        for id in ids {
-            if inner.sinks.remove(id).is_some() {
-                inner.engine.abort(*id);
-            }
-        }
-    }
-
     /// Stops the engine in the middle of what it does: no step ends, and its metrics stand still.
     pub fn freeze(&self) {
         let mut inner = self.lock();
@@ -335,6 +320,22 @@ impl Pacer {
         Lag {
             p99: Duration::from_micros(inner.lateness.value_at_quantile(0.99)),
             max: Duration::from_micros(inner.lateness.max()),
+        }
+    }
+}
+
+impl Aborts for Pacer {
+    fn abort(&self, ids: &[RequestId]) {
+        let mut inner = self.lock();
+        if !ids.iter().any(|id| inner.sinks.contains_key(id)) {
+            return;
+        }
+        let now = self.virtual_now(&inner);
+        self.catch_up(&mut inner, now);
+        for id in ids {
+            if inner.sinks.remove(id).is_some() {
+                inner.engine.abort(*id);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::engine::{Engine, ITERATION_EDGES};
+use crate::engine::{Engine, ITERATION_EDGES};
 
 const SIZES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0];
 const TTFT: &[f64] = &[

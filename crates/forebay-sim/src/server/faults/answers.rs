@@ -17,8 +17,8 @@ use bytes::Bytes;
 use http_body::Frame;
 use serde_json::{Value, json};
 
-use crate::framing::DONE;
-use crate::wire::{Ending, Verdict};
+use crate::server::framing::DONE;
+use crate::server::wire::{Ending, Verdict};
 
 use super::{Fault, Faults, Order};
 

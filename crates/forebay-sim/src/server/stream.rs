@@ -12,8 +12,8 @@ use http_body::{Body, Frame};
 use super::faults::answers::DEATH;
 use super::framing::{DONE, Framing, Piece, Usage};
 use super::request::Api;
-use super::text;
 use super::ticket::Ticket;
+use crate::text;
 
 /// What an answer says and how it ends, beside its ticket.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::text;
+use crate::text;
 
 /// Which of the two generating routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,11 +28,11 @@ use super::faults::answers;
 use super::faults::{Faults, Port, Signal};
 use super::framing::Framing;
 use super::pacer::{Aborting, Pacer, Work};
-use super::profile::Profile;
 use super::request::{self, Api, ApiError, Ask};
 use super::stream::{EventStream, Script};
-use super::text;
 use super::wire::{Verdict, Wire};
+use crate::profile::Profile;
+use crate::text;
 
 /// What uvicorn keeps an idle connection for.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
