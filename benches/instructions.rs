@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay::proxy::backend_headers;
-use forebay::proxy::peek::peek;
-use forebay::proxy::splice::Splice;
+use forebay::proxy::request::peek::peek;
+use forebay::proxy::request::splice::Splice;
 use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::routing::affinity::Marks;
@@ -24,11 +24,11 @@ use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay_core::sample::Sample;
 use forebay_core::stream::{Api, Parser, Segment};
 use forebay_fleet::config::model::{Arm, Backend, Config, Pool};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::figures::{Ended, Figures};
 use forebay_fleet::telemetry::metrics::{self, BackendMetrics};
-use forebay_fleet::{Outcome, Pool as FleetPool};
+use forebay_fleet::{AttemptOutcome, Pool as FleetPool};
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 
 // The allocator of the shipped binary. glibc's would make the counts depend on the system's C library.
@@ -134,14 +134,9 @@ struct Routing {
 }
 
 fn routing(size: u16) -> Routing {
-    let backend = |place| Backend {
-        url: format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"),
-        speed: 1.0,
-        key: None,
-        drain: false,
-    };
+    let backend = |place| Backend::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"));
     let backends = (0..size).map(backend).collect();
-    let arms = vec![Arm { name: "default".to_owned(), share: 1.0, gpus: 1, backends }];
+    let arms = vec![Arm { gpus: 1, ..Arm::of("default", backends) }];
     let pool = Pool { model: "m".to_owned(), arms, ..Pool::default() };
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
     controller.apply(&[pool], Time::ZERO);
@@ -183,7 +178,7 @@ fn serve(routing: &mut Routing, now: Time, ends: bool) {
     ticket.first_token(now + Duration::from_millis(40));
     ticket.event(now + Duration::from_millis(60), false);
     if ends {
-        ticket.finish(Outcome::Success, now + Duration::from_millis(80));
+        ticket.finish(AttemptOutcome::Success, now + Duration::from_millis(80));
     } else {
         std::mem::forget(ticket);
     }
@@ -198,7 +193,7 @@ fn routing_decision(mut routing: Routing) -> Routing {
     for _ in 0..TIMES {
         let facts = black_box(&routing.facts);
         let dispatched = routing.pool.dispatch(facts, &[], now, &mut routing.rng).expect("nothing is out");
-        dispatched.ticket.finish(Outcome::Neutral, now);
+        dispatched.ticket.finish(AttemptOutcome::Neutral, now);
     }
     routing
 }

@@ -8,19 +8,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
-use forebay::proxy::peek::peek;
+use forebay::proxy::request::peek::peek;
 use forebay_core::clock::Time;
 use forebay_core::routing::affinity::{BLOCK_ENDS, HOLDERS, Index, Mark, Marks, Sent};
 use forebay_core::routing::candidate::{Candidate, PoolRatios};
 use forebay_core::routing::estimate::{DecayedRatio, TTFT_TAU};
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::policy::{LeastTokens, Policy, PredictedTtft};
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
-use forebay_fleet::config::model::{Affinity, Arm, Backend, Config, PolicyName, Pool, SessionKey};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::config::model::{Affinity, Arm, Backend, Config, Pool, SessionKey};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
-use forebay_fleet::{Outcome, Pool as FleetPool};
+use forebay_fleet::{AttemptOutcome, Pool as FleetPool};
 use hdrhistogram::Histogram;
 
 const SIZES: [u16; 4] = [2, 16, 128, 512];
@@ -36,12 +37,7 @@ const FACTS: RequestFacts = RequestFacts {
 /// A pool in which every backend has work, samples and a fresh scrape, so that every term of the formula is computed.
 fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
     let backends = (0..size)
-        .map(|place| Backend {
-            url: format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"),
-            speed: 1.0,
-            key: None,
-            drain: false,
-        })
+        .map(|place| Backend::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL")))
         .collect();
     let pool = Pool {
         model: "m".to_owned(),
@@ -51,7 +47,7 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
         session: SessionKey::Header("x-session-id".to_owned()),
         split_salt: String::new(),
         cross_arm: true,
-        arms: vec![Arm { name: "default".to_owned(), share: 1.0, gpus: 1, backends }],
+        arms: vec![Arm { gpus: 1, ..Arm::of("default", backends) }],
         ..Pool::default()
     };
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
@@ -78,7 +74,7 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
             ticket.event(now + Duration::from_millis(60), false);
         }
         if request % 2 == 0 {
-            ticket.finish(Outcome::Success, now + Duration::from_millis(80));
+            ticket.finish(AttemptOutcome::Success, now + Duration::from_millis(80));
         } else {
             std::mem::forget(ticket); // stays in flight for the whole measurement
         }
@@ -97,7 +93,7 @@ fn dispatch(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(policy.to_string(), size), |b| {
                 b.iter(|| {
                     let dispatched = pool.dispatch(black_box(&FACTS), &[], now, &mut rng).expect("nothing is out");
-                    dispatched.ticket.finish(Outcome::Neutral, now);
+                    dispatched.ticket.finish(AttemptOutcome::Neutral, now);
                 });
             });
         }
@@ -131,7 +127,7 @@ fn affinity(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("dispatch", size), |b| {
             b.iter(|| {
                 let dispatched = pool.dispatch(black_box(&facts), &[], now, &mut rng).expect("nothing is out");
-                dispatched.ticket.finish(Outcome::Neutral, now);
+                dispatched.ticket.finish(AttemptOutcome::Neutral, now);
             });
         });
         let mut rows: Vec<Candidate> =
@@ -273,7 +269,7 @@ fn decide(pool: &FleetPool, seed: u64, decisions: u64) -> Histogram<u64> {
         let started = Instant::now();
         let dispatched = pool.dispatch(&FACTS, &[], now, &mut rng).expect("nothing is out");
         times.record(started.elapsed().as_nanos() as u64).expect("it grows by itself");
-        dispatched.ticket.finish(Outcome::Neutral, now);
+        dispatched.ticket.finish(AttemptOutcome::Neutral, now);
     }
     times
 }

@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput};
-use forebay::proxy::peek::peek;
+use forebay::proxy::request::peek::peek;
 use forebay_core::stream::{Api, Parser};
 
 const CHAT: &str = "data: {\"id\":\"chatcmpl-b382a3865df1be9c\",\"object\":\"chat.completion.chunk\",\"created\":1795429251,\

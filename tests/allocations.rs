@@ -13,9 +13,9 @@ use forebay_core::routing::decision::Trace;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay_core::sample::Sample;
 use forebay_fleet::config::load_text;
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
-use forebay_fleet::{Outcome, Pool};
+use forebay_fleet::{AttemptOutcome, Pool};
 
 struct Counting;
 
@@ -105,7 +105,7 @@ fn serve(pool: &Pool, requests: &[RequestFacts], numbers: std::ops::Range<u64>) 
         ticket.first_token(now + Duration::from_millis(3));
         ticket.event(now + Duration::from_millis(5), false);
         if let Some(older) = open[(number % 16) as usize].replace(ticket) {
-            older.finish(Outcome::Success, now);
+            older.finish(AttemptOutcome::Success, now);
         }
     }
 }

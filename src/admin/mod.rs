@@ -1,5 +1,5 @@
 //! The admin API, on its own listener: `/metrics`, `/health`, `/ready`, `/api/fleet`, `/api/config`, and, to change something,
-//! the drain of a backend; and the live page over it. What it shows and does comes as closures, so that it knows neither server nor proxy. With a token
+//! the drain of a backend; `/api/explain`, which says where a request would go; and the live page over it. What it shows and does comes as closures, so that it knows neither server nor proxy. With a token
 //! configured, everything but the two probes asks for it. It must never show a secret: what it is given is redacted already;
 //! nor change anything for a page in an operator's browser.
 
@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use forebay_core::error::Refusal;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::Secret;
 
@@ -35,11 +36,16 @@ pub struct Admin {
     pub fleet: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Begins to make what the live page shows.
     pub live: dashboard::Live,
+    /// What `POST /api/explain` answers to a body: where the request in it would go, and why.
+    pub explain: Explain,
     /// What `/api/config` answers: the configuration in force, redacted.
     pub config: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Drains the backends of this name for who says so (`Some`), or no longer (`None`); the ids of those that there are.
     pub drain: Drain,
 }
+
+/// What explains a request.
+pub type Explain = Arc<dyn Fn(&[u8]) -> Result<Value, Refusal> + Send + Sync>;
 
 /// What drains backends.
 pub type Drain = Arc<dyn Fn(&str, Option<&str>) -> Vec<BackendId> + Send + Sync>;

@@ -2,6 +2,7 @@
 //! something is in `changes.rs`.
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -12,7 +13,7 @@ use serde_json::Value;
 use super::auth::{Token, require};
 use super::changes::{drain, no_page, undrain};
 use super::{Admin, Router, dashboard};
-use forebay_core::error::{ErrorShape, error_json};
+use forebay_core::error::{ErrorShape, Refusal, error_json};
 
 const INDEX: &str = "forebay: admin API
 /dashboard    the live page
@@ -22,11 +23,15 @@ const INDEX: &str = "forebay: admin API
 /api/fleet    the backends with every number that routing sees (JSON)
 /api/live     what the live page shows, now; /api/live/stream once a second, as server-sent events
 /api/config   the configuration in force, without its secrets (JSON)
+POST /api/explain    where the request in {\"request\": {…}} would go, and why; it is sent nowhere
+     with content-type: application/json; also \"path\", \"session\", \"arm\", \"matched\": {\"b0\": tokens}
 POST /api/backends/{b0 or host:port}/drain    it finishes what it has and takes no more; /undrain ends that
      with content-type: application/json and, if you like, {\"by\": \"who\", \"reason\": \"why\"}
 ";
 /// Who and why fit into this.
 const MAX_BODY: usize = 4096;
+/// A request that is asked about: a prompt of two million tokens fits into this.
+const MAX_QUESTION: usize = 8 << 20;
 
 pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
     let changes = axum::Router::new()
@@ -34,6 +39,11 @@ pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
         .route("/api/backends/{backend}/undrain", post(undrain))
         .route_layer(from_fn_with_state(token.is_some(), no_page))
         .layer(DefaultBodyLimit::max(MAX_BODY));
+    // It changes nothing, but answers about a fleet that no page of another site may ask about.
+    let questions = axum::Router::new()
+        .route("/api/explain", post(explain))
+        .route_layer(from_fn_with_state(token.is_some(), no_page))
+        .layer(DefaultBodyLimit::max(MAX_QUESTION));
     let mut guarded = axum::Router::new()
         .route("/", get(index))
         .route("/metrics", get(metrics))
@@ -41,6 +51,7 @@ pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
         .route("/api/config", get(config))
         .merge(dashboard::data(&admin.live))
         .merge(changes)
+        .merge(questions)
         .fallback(not_found);
     if let Some(token) = token {
         guarded = guarded.layer(from_fn_with_state(token, require));
@@ -73,6 +84,18 @@ async fn ready(State(admin): State<Admin>) -> Response {
 
 async fn fleet(State(admin): State<Admin>) -> Json<Value> {
     Json((admin.fleet)())
+}
+
+/// On a thread of its own: to read a prompt of a MiB takes about a millisecond.
+async fn explain(State(admin): State<Admin>, body: Bytes) -> Response {
+    let answer = tokio::task::spawn_blocking(move || (admin.explain)(&body)).await;
+    match answer.unwrap_or(Err(Refusal::Internal)) {
+        Ok(explanation) => Json(explanation).into_response(),
+        Err(refusal) => {
+            let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            error(status, refusal.kind(), &refusal.to_string())
+        }
+    }
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {

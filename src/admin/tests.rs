@@ -11,7 +11,7 @@ use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::Config;
 use forebay_fleet::config::model::{Arm, Backend, Pool};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Outcome;
 
@@ -21,6 +21,7 @@ fn admin(ready: Result<(), String>) -> Admin {
         ready: Arc::new(move || ready.clone()),
         fleet: Arc::new(|| json!({"pools": []})),
         live: Arc::new(|| Box::new(|| "{}".to_owned())),
+        explain: Arc::new(|_| Err(forebay_core::error::Refusal::BadRequest("no".to_owned()))),
         config: Arc::new(|| serde_json::to_value(Config::default()).unwrap()),
         drain: Arc::new(|name, _| if name == "b7" || name == "[::1]:8001" { vec![BackendId(7)] } else { Vec::new() }),
     }

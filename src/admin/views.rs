@@ -8,10 +8,10 @@ use serde_json::Value;
 use forebay_core::clock::Time;
 use forebay_core::units::BackendId;
 use forebay_fleet::Snapshot;
+use forebay_fleet::load::view::ScrapeView;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::BackendState;
 use forebay_fleet::telemetry::live::{ArmRow, BackendRow};
-use forebay_fleet::view::ScrapeView;
 use forebay_fleet::view::{ArmView, BackendView, FleetView, PoolView};
 
 /// The text of `/metrics`.

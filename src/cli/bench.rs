@@ -130,7 +130,7 @@ enum Sweep {
 }
 
 /// Why there is nothing to show.
-enum Failed {
+enum BenchError {
     Usage(String),
     Run(String),
 }
@@ -191,29 +191,29 @@ pub fn run(args: Args) -> ExitCode {
             let whole = runs.iter().flat_map(|run| &run.records).all(forebay_lab::rows::record::Record::succeeded);
             return if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
-        Err(Failed::Usage(message)) => (message, ExitCode::from(2)),
-        Err(Failed::Run(message)) => (message, ExitCode::FAILURE),
+        Err(BenchError::Usage(message)) => (message, ExitCode::from(2)),
+        Err(BenchError::Run(message)) => (message, ExitCode::FAILURE),
     };
     eprintln!("forebay bench: {message}");
     code
 }
 
-async fn perform(args: &Args) -> Result<Vec<RunRows>, Failed> {
-    let client = Client::default().with_headers(headers(args).map_err(Failed::Usage)?);
-    let mut chosen = chosen(args).map_err(Failed::Usage)?;
+async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
+    let client = Client::default().with_headers(headers(args).map_err(BenchError::Usage)?);
+    let mut chosen = chosen(args).map_err(BenchError::Usage)?;
     let mut output = match &args.output {
-        Some(path) => Some(opened(path).map_err(Failed::Usage)?),
+        Some(path) => Some(opened(path).map_err(BenchError::Usage)?),
         None => None,
     };
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => listed(&client, &args.url).await.map_err(Failed::Run)?,
+        None => listed(&client, &args.url).await.map_err(BenchError::Run)?,
     };
     let simulated = client
         .json(&format!("{}/version", args.url.base), None)
         .await
         .is_ok_and(|told| told["version"].as_str().is_some_and(|version| version.contains("forebay-sim")));
-    chosen.count(&client, &args.url.base, &model).await.map_err(Failed::Run)?;
+    chosen.count(&client, &args.url.base, &model).await.map_err(BenchError::Run)?;
     if !args.json {
         chosen.notes.iter().for_each(|note| eprintln!("{note}"));
     }
@@ -221,7 +221,7 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, Failed> {
     let mut runs = Vec::new();
     for (point, offered) in points(args, &chosen).into_iter().enumerate() {
         let spec = spec(args, &model, simulated, (point as u64, offered), &chosen, &scrape);
-        let prompts = run::prepare(&client, &spec).await.map_err(|error| Failed::Run(error.to_string()))?;
+        let prompts = run::prepare(&client, &spec).await.map_err(|error| BenchError::Run(error.to_string()))?;
         if !args.json && prompts.load.counted == Counted::Words {
             eprintln!(
                 "the server has no /tokenize, or too few short words are a token: prompts are words, and their tokens only near the wanted"
@@ -231,9 +231,9 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, Failed> {
         let bar = (!args.json).then(|| Shown::start(chosen.num_prompts, Arc::clone(&progress)));
         let rows = run::run(&client, &spec, &prompts, &progress).await;
         drop(bar);
-        let rows = rows.map_err(|error| Failed::Run(error.to_string()))?;
+        let rows = rows.map_err(|error| BenchError::Run(error.to_string()))?;
         if let Some(file) = &mut output {
-            written(file, &rows).map_err(|error| Failed::Run(format!("cannot write --output: {error}")))?;
+            written(file, &rows).map_err(|error| BenchError::Run(format!("cannot write --output: {error}")))?;
         }
         runs.push(rows);
     }

@@ -92,7 +92,7 @@ fn pool_details(text: &mut String, pool: &Pool) {
     let total: f64 = pool.arms.iter().map(|arm| arm.share).sum();
     append(text, format_args!("\npool {names}\n  policy {}, session by {session}\n", pool.policy));
     if let Some(limit) = pool.backend_max_in_flight {
-        let WaitRoom { size, timeout } = pool.wait_room;
+        let WaitRoom { size, timeout, .. } = pool.wait_room;
         let each = counted(limit as usize, "sequence");
         append(text, format_args!("  at most {each} on a backend; {size} requests wait for up to {timeout:?}\n"));
     }
@@ -107,7 +107,7 @@ fn arm_details(text: &mut String, arm: &Arm, total: f64) {
         text,
         format_args!("  arm {}: {percent:.0}% of the sessions, {}\n", arm.name, counted(arm.gpus as usize, "GPU")),
     );
-    for Backend { url, speed, key, drain } in &arm.backends {
+    for Backend { url, speed, key, drain, .. } in &arm.backends {
         let key = if key.is_some() { ", own key" } else { "" };
         let drain = if *drain { ", draining" } else { "" };
         append(text, format_args!("    {url}  speed {speed}{key}{drain}\n"));

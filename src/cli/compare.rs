@@ -79,7 +79,7 @@ pub struct Args {
 }
 
 /// Why there is no report.
-enum Failed {
+enum CompareError {
     /// The system refused.
     System(String),
     /// The question makes no sense.
@@ -95,11 +95,11 @@ pub fn run(mut args: Args) -> ExitCode {
     }
     match perform(&args) {
         Ok(report) => printed(&report),
-        Err(Failed::System(message)) => {
+        Err(CompareError::System(message)) => {
             eprintln!("forebay compare: {message}");
             ExitCode::FAILURE
         }
-        Err(Failed::Question(message)) => {
+        Err(CompareError::Question(message)) => {
             eprintln!("forebay compare: {message}");
             ExitCode::from(2)
         }
@@ -147,7 +147,7 @@ fn measure_first(args: &mut Args) -> Result<(), ExitCode> {
     }
 }
 
-fn perform(args: &Args) -> Result<String, Failed> {
+fn perform(args: &Args) -> Result<String, CompareError> {
     let mut runs = Vec::new();
     for file in &args.files {
         runs.extend(read(file)?);
@@ -161,14 +161,14 @@ fn perform(args: &Args) -> Result<String, Failed> {
         block: args.block,
         seed: args.seed,
     };
-    let comparison = compare(&runs, &options).map_err(|error| Failed::Question(error.to_string()))?;
+    let comparison = compare(&runs, &options).map_err(|error| CompareError::Question(error.to_string()))?;
     report(&comparison, args)
 }
 
 /// Writes what was asked for into files, and gives what is to be printed.
-fn report(comparison: &Comparison, args: &Args) -> Result<String, Failed> {
+fn report(comparison: &Comparison, args: &Args) -> Result<String, CompareError> {
     let write = |file: &Path, text: String| {
-        let failed = |error| Failed::System(format!("cannot write {}: {error}", file.display()));
+        let failed = |error| CompareError::System(format!("cannot write {}: {error}", file.display()));
         std::fs::write(file, text).map_err(failed)
     };
     if let Some(file) = &args.markdown {
@@ -176,14 +176,14 @@ fn report(comparison: &Comparison, args: &Args) -> Result<String, Failed> {
     }
     if let Some(file) = &args.html {
         let text = html(comparison, &args.made)
-            .map_err(|error| Failed::System(format!("cannot draw the plots of {}: {error}", file.display())))?;
+            .map_err(|error| CompareError::System(format!("cannot draw the plots of {}: {error}", file.display())))?;
         write(file, text)?;
     }
     if !args.json {
         return Ok(text(comparison));
     }
     let json = serde_json::to_string_pretty(comparison)
-        .map_err(|error| Failed::System(format!("cannot write the report as JSON: {error}")))?;
+        .map_err(|error| CompareError::System(format!("cannot write the report as JSON: {error}")))?;
     Ok(json + "\n")
 }
 
@@ -194,12 +194,12 @@ fn command_line() -> String {
 }
 
 /// The runs of a file, each with its arm.
-fn read(file: &Path) -> Result<Vec<RunRows>, Failed> {
-    let system = |error: String| Failed::System(format!("{}: {error}", file.display()));
+fn read(file: &Path) -> Result<Vec<RunRows>, CompareError> {
+    let system = |error: String| CompareError::System(format!("{}: {error}", file.display()));
     let from = File::open(file).map_err(|error| system(error.to_string()))?;
     let mut runs = row_file::read(BufReader::new(from)).map_err(|error| match error {
         row_file::RowError::Io(error) => system(error.to_string()),
-        line => Failed::Question(format!("{}: {line}", file.display())),
+        line => CompareError::Question(format!("{}: {line}", file.display())),
     })?;
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     for run in &mut runs {

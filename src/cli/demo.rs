@@ -97,19 +97,19 @@ impl Args {
 type Targets = Box<dyn Fn(&str) -> Vec<Target>>;
 
 /// What requests are sent to, and where its page is.
-struct Front {
+struct StartedProxy {
     targets: Targets,
     page: Option<String>,
 }
 
 /// Starts the proxy on threads of its own, to be called outside of any runtime. It serves until the process ends.
-fn start_proxy(config: Config) -> Result<Front, String> {
+fn start_proxy(config: Config) -> Result<StartedProxy, String> {
     let access_log = AccessLogFormat::Off;
     let options = Options { config, source: Source::Fixed, access_log, signals: false, upgrade: false };
     let handle = server::start(options).map_err(|error| error.to_string())?;
     let base = format!("http://{}", handle.data);
     let page = Some(format!("http://{}/dashboard", handle.admin));
-    Ok(Front { targets: Box::new(move |_| vec![Target::of(base.clone())]), page })
+    Ok(StartedProxy { targets: Box::new(move |_| vec![Target::of(base.clone())]), page })
 }
 
 /// Runs the demo.
@@ -138,7 +138,7 @@ fn perform(
     args: &Args,
     arms: &[SimArm],
     output_len: u32,
-    start_proxy: impl FnOnce(Config) -> Result<Front, String>,
+    start_proxy: impl FnOnce(Config) -> Result<StartedProxy, String>,
     print: impl FnOnce(&Report),
 ) -> Result<u64, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -157,7 +157,7 @@ fn perform(
     Ok(report.failed())
 }
 
-async fn measure(args: &Args, fleet: &Fleet, front: &Front, output_len: u32) -> Result<Report, String> {
+async fn measure(args: &Args, fleet: &Fleet, front: &StartedProxy, output_len: u32) -> Result<Report, String> {
     let client = Client::default();
     for arm in fleet.all() {
         wait_until_ready(&client, &(front.targets)(&arm.name)).await?;
@@ -221,7 +221,7 @@ fn write(path: &PathBuf, runs: &[RunRows]) -> std::io::Result<()> {
     out.flush()
 }
 
-fn spec(args: &Args, arm: &Running, front: &Front, output_len: u32) -> RunSpec {
+fn spec(args: &Args, arm: &Running, front: &StartedProxy, output_len: u32) -> RunSpec {
     let workload = workload(args, &arm.model, args.requests, output_len);
     RunSpec {
         targets: (front.targets)(&arm.name),

@@ -1,20 +1,27 @@
-//! `forebay explain`: where a request would go, and why. From a running proxy or from its fleet as it was written down; it
-//! sends the request nowhere.
+//! `forebay explain`: where a request would go, and why. Asks a running proxy (`POST /api/explain`); the request is sent nowhere.
 
-mod source;
 mod table;
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use crate::proxy::asked::{Asked, asked};
-use forebay_core::routing::facts::{ArmIndex, RequestFacts};
+use http::{StatusCode, Uri};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
 use forebay_core::units::BackendId;
-use forebay_fleet::config::model::{Affinity, SessionKey};
-use forebay_fleet::recorded::{Recorded, RecordedPool};
+use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::view::explain::Explanation;
 
-use source::Source;
+/// The variable of the environment that holds the admin API's token.
+const TOKEN_VARIABLE: &str = "FOREBAY_ADMIN_TOKEN";
+/// How long a proxy may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The answer of a pool of a thousand backends has 1 MiB.
+const MAX_ANSWER: usize = 64 << 20;
 
 /// The arguments of `forebay explain`.
 #[derive(Debug, clap::Args)]
@@ -22,24 +29,21 @@ use source::Source;
     about = "Say where a request would go, and why",
     long_about = "Say where a request would go, and why: every backend with its load and its predicted time to first token by \
         its terms, the choice, and the reason in words. The request is sent nowhere.\n\n\
-        The fleet is a running proxy's (--url, its admin address) or one that was written down (--state, the answer of \
-        /api/fleet). What the proxy knows of prefix caches stays with it: --matched supposes some.",
-    after_help = "Exit codes: 0 a backend would get the request, 1 none would or the fleet cannot be read, 2 wrong usage or a \
+        A running proxy answers (--url, its admin address), with all that it knows: loads, health, and what it expects in \
+        prefix caches. --matched supposes other contents of a cache.",
+    after_help = "Exit codes: 0 a backend would get the request, 1 none would or the proxy cannot be asked, 2 wrong usage or a \
         request that would be refused.\n\n\
-        Example: curl -s localhost:9090/api/fleet > fleet.json; forebay explain --state fleet.json request.json"
+        Example: echo '{\"model\": \"m\", \"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}' | forebay explain -"
 )]
 pub struct Args {
     /// The request's body as a client would send it (JSON); `-` reads standard input
     #[arg(value_name = "REQUEST.json")]
     request: PathBuf,
     /// The admin address of a running proxy
-    #[arg(long, default_value = "http://127.0.0.1:9090", value_name = "URL", conflicts_with = "state")]
+    #[arg(long, default_value = "http://127.0.0.1:9090", value_name = "URL")]
     url: String,
-    /// A fleet as /api/fleet answered it, instead of a running proxy's; `-` reads standard input
-    #[arg(long, value_name = "FILE")]
-    state: Option<PathBuf>,
     /// A file with the admin API's token [default: the environment's FOREBAY_ADMIN_TOKEN, if any]
-    #[arg(long, value_name = "FILE", conflicts_with = "state")]
+    #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Where a client would send the request
     #[arg(long, default_value = "/v1/chat/completions")]
@@ -58,13 +62,21 @@ pub struct Args {
     json: bool,
 }
 
-/// What to say of how an answer was found.
-struct Note(String);
+/// The body of `POST /api/explain`.
+#[derive(Serialize)]
+struct ExplainBody<'a> {
+    request: &'a RawValue,
+    path: &'a str,
+    session: Option<&'a str>,
+    arm: Option<&'a str>,
+    matched: BTreeMap<String, u32>,
+}
 
 /// Why there is no answer.
-enum Failed {
-    /// The fleet cannot be read.
-    Fleet(String),
+#[derive(Debug)]
+enum ExplainError {
+    /// The proxy cannot be asked.
+    Proxy(String),
     /// The question makes no sense.
     Question(String),
 }
@@ -77,11 +89,11 @@ pub fn run(args: Args) -> ExitCode {
             print!("{text}");
             if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(Failed::Fleet(message)) => {
+        Err(ExplainError::Proxy(message)) => {
             eprintln!("forebay explain: {message}");
             ExitCode::FAILURE
         }
-        Err(Failed::Question(message)) => {
+        Err(ExplainError::Question(message)) => {
             eprintln!("forebay explain: {message}");
             ExitCode::from(2)
         }
@@ -89,78 +101,85 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 /// The answer's text, and whether a backend would get the request.
-fn explain(args: &Args) -> Result<(String, bool), Failed> {
-    let source = match &args.state {
-        Some(file) if file == Path::new("-") && args.request == Path::new("-") => {
-            return Err(Failed::Question("standard input is the state or the request, not both".to_owned()));
-        }
-        Some(file) => Source::File(file),
-        None => Source::Proxy { url: &args.url, token_file: args.token_file.as_deref() },
-    };
+fn explain(args: &Args) -> Result<(String, bool), ExplainError> {
+    let file = args.request.display();
     let body = read(&args.request)
-        .map_err(|error| Failed::Question(format!("cannot read the request {}: {error}", args.request.display())))?;
-    let request = asked(&args.path, &body, None).map_err(Failed::Question)?;
-    let fleet = source.fleet().map_err(Failed::Fleet)?;
-    let pool = fleet.pool(request.model.as_deref()).map_err(Failed::Question)?;
-    answer(args, &fleet, pool, &request, &body)
+        .map_err(|error| ExplainError::Question(format!("cannot read the request {file}: {error}")))?;
+    let request: &RawValue = serde_json::from_slice(&body)
+        .map_err(|error| ExplainError::Question(format!("{file} is not a request's body in JSON: {error}")))?;
+    let question = ExplainBody {
+        request,
+        path: &args.path,
+        session: args.session.as_deref(),
+        arm: args.arm.as_deref(),
+        matched: args.matched.iter().map(|(id, tokens)| (id.to_string(), *tokens)).collect(),
+    };
+    let question = serde_json::to_string(&question).expect("a question has string keys");
+    let answer = ask(args, question)?;
+    let explanation: Explanation = serde_json::from_slice(&answer)
+        .map_err(|error| ExplainError::Proxy(format!("{} answers unlike this version: {error}", args.url)))?;
+    let text = if args.json {
+        format!("{:#}\n", serde_json::to_value(&explanation).expect("plain structs with string keys are JSON"))
+    } else {
+        table::text(&explanation)
+    };
+    Ok((text, explanation.decision.is_some()))
 }
 
-fn answer(
-    args: &Args,
-    fleet: &Recorded,
-    pool: &RecordedPool,
-    request: &Asked,
-    body: &[u8],
-) -> Result<(String, bool), Failed> {
-    let mut notes = Vec::new();
-    let mut rng = fastrand::Rng::new();
-    let arm = arm_of(args, pool, body, &mut rng, &mut notes).map_err(Failed::Question)?;
-    for (id, _) in &args.matched {
-        if !pool.backends().any(|(_, backend)| backend.id == *id) {
-            let known: Vec<String> = pool.backends().map(|(_, backend)| backend.id.to_string()).collect();
-            let message = format!("--matched: {id} is not in pool {}, which has {}", pool.model, known.join(", "));
-            return Err(Failed::Question(message));
+/// What the proxy answers.
+fn ask(args: &Args, question: String) -> Result<Vec<u8>, ExplainError> {
+    let url = &args.url;
+    let form = "write it as http://127.0.0.1:9090, the proxy's admin address";
+    let uri: Uri = format!("{}/api/explain", url.trim_end_matches('/'))
+        .parse()
+        .map_err(|error| ExplainError::Proxy(format!("--url {url}: {error}; {form}")))?;
+    if uri.scheme_str() != Some("http") {
+        return Err(ExplainError::Proxy(format!("--url {url}: {form}")));
+    }
+    let token = token(args.token_file.as_deref()).map_err(ExplainError::Proxy)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ExplainError::Proxy(format!("cannot start a runtime: {error}")))?;
+    let client = ProbeClient::new(PATIENCE);
+    let answer = runtime.block_on(client.post(uri, token.as_deref(), question, PATIENCE, MAX_ANSWER));
+    let (status, body) = answer.map_err(|error| {
+        ExplainError::Proxy(format!("cannot ask {url}: {error}; is this the admin address of a running proxy?"))
+    })?;
+    let said = || {
+        let answer: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+        answer.and_then(|answer| answer["error"]["message"].as_str().map(str::to_owned))
+    };
+    match status {
+        StatusCode::OK => Ok(body.to_vec()),
+        StatusCode::UNAUTHORIZED => {
+            let sent = if token.is_some() { "another token" } else { "its token" };
+            Err(ExplainError::Proxy(format!(
+                "{url} wants {sent}: --token-file FILE, or {TOKEN_VARIABLE} in the environment"
+            )))
+        }
+        status if status.is_client_error() && status != StatusCode::FORBIDDEN => match said() {
+            Some(words) => Err(ExplainError::Question(words)),
+            None => Err(ExplainError::Proxy(format!("{url}/api/explain answered {status}; {form}"))),
+        },
+        status => {
+            let words = said().unwrap_or_else(|| format!("--url: {form}"));
+            Err(ExplainError::Proxy(format!("{url}/api/explain answered {status}: {words}")))
         }
     }
-    if pool.affinity != Affinity::Off && args.matched.is_empty() {
-        notes.push(Note(
-            "what the proxy expects in prefix caches is not in its state: --matched BACKEND=TOKENS supposes some"
-                .to_owned(),
-        ));
-    }
-    let facts = RequestFacts { arm, ..request.facts.clone() };
-    let explained = pool.explain(request.model.as_deref(), &facts, &args.matched, fleet.now, &mut rng);
-    let shown = table::Shown { pool, facts: &facts, explained: &explained, notes: &notes };
-    let text = if args.json { shown.json() } else { shown.text() };
-    Ok((text, explained.decision.is_some()))
 }
 
-/// The arm that the request is assigned to.
-fn arm_of(
-    args: &Args,
-    pool: &RecordedPool,
-    body: &[u8],
-    rng: &mut fastrand::Rng,
-    notes: &mut Vec<Note>,
-) -> Result<ArmIndex, String> {
-    if let Some(name) = &args.arm {
-        let found = (0_u16..).zip(&pool.arms).find(|(_, arm)| arm.name == *name);
-        let names = || pool.arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>().join(", ");
-        return found
-            .map(|(place, _)| ArmIndex(place))
-            .ok_or_else(|| format!("--arm: pool {} has no arm `{name}`, but {}", pool.model, names()));
-    }
-    let session = match (&args.session, &pool.session) {
-        (Some(session), _) => Some(session.clone()),
-        (None, SessionKey::Body(member)) => asked(&args.path, body, Some(member))?.session,
-        (None, SessionKey::Header(_)) => None,
+fn token(file: Option<&Path>) -> Result<Option<String>, String> {
+    let text = match file {
+        Some(file) => std::fs::read_to_string(file)
+            .map_err(|error| format!("cannot read the token file {}: {error}", file.display()))?,
+        None => match std::env::var(TOKEN_VARIABLE) {
+            Ok(text) => text,
+            Err(_) => return Ok(None),
+        },
     };
-    if session.is_none() && pool.arms.len() > 1 {
-        notes.push(Note(
-            "the request has no session, so its arm is drawn by share: --session or --arm settles it".to_owned(),
-        ));
-    }
-    Ok(pool.assign(session.as_deref(), rng))
+    let token = text.trim();
+    if token.is_empty() { Err("the admin API's token is empty".to_owned()) } else { Ok(Some(token.to_owned())) }
 }
 
 fn read(file: &Path) -> std::io::Result<Vec<u8>> {

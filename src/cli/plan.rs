@@ -137,7 +137,7 @@ fn model_name(text: &str) -> Result<String, String> {
 
 /// Why there is no plan.
 #[derive(Debug)]
-enum Failed {
+enum PlanError {
     /// A text has a mistake in it.
     Mistake { source: String, mistake: Mistake },
     /// A file cannot be read or written.
@@ -148,31 +148,31 @@ enum Failed {
     Usage(String),
 }
 
-impl Failed {
+impl PlanError {
     fn exit(&self) -> ExitCode {
         match self {
-            Failed::Tool { .. } => ExitCode::FAILURE,
-            Failed::Mistake { .. } | Failed::File { .. } | Failed::Usage(_) => ExitCode::from(2),
+            PlanError::Tool { .. } => ExitCode::FAILURE,
+            PlanError::Mistake { .. } | PlanError::File { .. } | PlanError::Usage(_) => ExitCode::from(2),
         }
     }
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failed::Mistake { source, mistake: Mistake { line, fault } } => {
+            PlanError::Mistake { source, mistake: Mistake { line, fault } } => {
                 let place = line.map_or_else(String::new, |line| format!(":{line}"));
                 write!(f, "{source}{place}: {fault}\n  hint: {}", fault.hint())
             }
-            Failed::File { what, error } => write!(f, "{what}: {error}"),
-            Failed::Tool { command, said } => write!(
+            PlanError::File { what, error } => write!(f, "{what}: {error}"),
+            PlanError::Tool { command, said } => write!(
                 f,
                 "`{command}` failed: {said}\n  hint: run `forebay plan` on the host that has the GPUs, or record there\n    \
                  nvidia-smi topo -m > topo.txt; nvidia-smi topo -p2p r >> topo.txt\n    \
                  nvidia-smi -q -x > gpus.xml; numactl -H > numa.txt\n  and give the files here: forebay plan --topo topo.txt \
                  --gpus gpus.xml --numa numa.txt"
             ),
-            Failed::Usage(what) => f.write_str(what),
+            PlanError::Usage(what) => f.write_str(what),
         }
     }
 }
@@ -198,7 +198,7 @@ fn json(plan: &Plan) -> String {
     serde_json::to_string_pretty(plan).expect("a tree of numbers and strings is JSON") + "\n"
 }
 
-fn perform(args: &Args) -> Result<Plan, Failed> {
+fn perform(args: &Args) -> Result<Plan, PlanError> {
     let host = files::host(args)?;
     let model = args.model_config.as_deref().map(|path| files::model(args, path)).transpose()?;
     let folder = args.model_config.as_deref().filter(|path| path.is_dir()).map(|path| path.display().to_string());
@@ -225,10 +225,10 @@ fn perform(args: &Args) -> Result<Plan, Failed> {
 /// Forebay's own ports, unless its configuration says otherwise.
 const OWN_PORTS: [u16; 2] = [8080, 9090];
 
-fn check_ports(plan: &Plan) -> Result<(), Failed> {
+fn check_ports(plan: &Plan) -> Result<(), PlanError> {
     let mut ports = plan.layouts.iter().flat_map(|planned| planned.layout.servers()).map(|server| server.port);
     match ports.find(|port| OWN_PORTS.contains(port)) {
-        Some(port) => Err(Failed::Usage(format!(
+        Some(port) => Err(PlanError::Usage(format!(
             "a server would listen on {port}, which is Forebay's own\n  hint: give another --base-port, such as 8001 or 9001"
         ))),
         None => Ok(()),

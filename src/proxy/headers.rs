@@ -5,17 +5,17 @@ use http::header::{
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-pub(super) const BACKEND: HeaderName = HeaderName::from_static("x-forebay-backend");
-pub(super) const ARM: HeaderName = HeaderName::from_static("x-forebay-arm");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const BACKEND: HeaderName = HeaderName::from_static("x-forebay-backend");
+pub(crate) const ARM: HeaderName = HeaderName::from_static("x-forebay-arm");
 /// The arm that the request was assigned to, where another one served it.
-pub(super) const ASSIGNED_ARM: HeaderName = HeaderName::from_static("x-forebay-assigned-arm");
-pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attempts");
+pub(crate) const ASSIGNED_ARM: HeaderName = HeaderName::from_static("x-forebay-assigned-arm");
+pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attempts");
 /// In a request with the value `1`: tell me why. In its answer: why.
-pub(super) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
+pub(crate) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
 /// Where Anthropic's clients put their key.
-pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// RFC 9110 section 7.6.1, and what is between the two ends of a connection by section 11.7 or by custom.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -51,7 +51,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Turns a client's request headers into those sent to any backend: everything but `authorization`'s replacement, which
 /// depends on the backend ([`authorize`]).
-pub(super) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, streamed: bool, keep_authorization: bool) {
+pub(crate) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, streamed: bool, keep_authorization: bool) {
     remove_hop_by_hop(headers);
     // The host is the backend's, put on with the target; the length is the client library's; `Expect` was answered here.
     for name in [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN] {
@@ -68,7 +68,7 @@ pub(super) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, str
 }
 
 /// Puts a backend's own key on.
-pub(super) fn authorize(headers: &mut HeaderMap, key: &str) {
+pub(crate) fn authorize(headers: &mut HeaderMap, key: &str) {
     if let Ok(mut value) = HeaderValue::try_from(format!("Bearer {key}")) {
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
@@ -76,12 +76,12 @@ pub(super) fn authorize(headers: &mut HeaderMap, key: &str) {
 }
 
 /// Turns a backend's answer headers into those sent to the client.
-pub(super) fn for_client(headers: &mut HeaderMap) {
+pub(crate) fn for_client(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
 }
 
 /// The request's id: the client's, if it is short and printable, else a new one of 128 random bits.
-pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     match headers.get(REQUEST_ID) {
         Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX && id.to_str().is_ok() => id.clone(),
         _ => {

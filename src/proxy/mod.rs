@@ -1,111 +1,52 @@
 //! One request as a tower service: intake, attempts, relay, record. Sees `http` types and tower; never hyper's connections,
 //! and never the simulator, the benchmark or the planner.
 //!
-//! The way of a request: `route` (allow-list) → `auth` → `intake` (body, within limits) → `work` (what it is, and what is sent
-//! on) → `exchange` (its task) → `attempt`, `wait` and `hold` (until the engine is proved at work; `front` is the client's side of that,
-//! `late` what ends it where the head went out early) → `relay` over `wire` → `record`.
+//! The way of a request: `route` (allow-list) → `request` (key, body within limits, what it is and what is sent on) → `exchange`
+//! (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved at work) → `answer` (the
+//! relay to the client) → `record` (what metrics and log are told).
 
-pub mod asked;
+pub(crate) mod answer;
 mod attempt;
-mod auth;
-mod body;
 mod exchange;
-mod front;
+mod explain;
 mod headers;
-mod hold;
-mod intake;
-mod late;
 mod models;
-mod multipart;
-pub mod peek;
-mod prefix;
 mod record;
-mod relay;
+pub mod request;
 mod responses;
 mod route;
+mod shared;
 mod shutdown;
-pub mod splice;
-mod tell;
-mod wait;
-mod weight;
-mod why;
-mod wire;
-mod work;
 
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
 
-pub use self::body::{AnswerBody, Cut};
+pub use self::answer::body::{AnswerBody, Cut};
 use self::exchange::Exchange;
-use self::intake::{BodyLimits, BodyMemory};
+
 use self::record::Record;
-use self::responses::ResponseHomes;
+use self::request::auth;
+use self::request::intake::{self, BodyLimits};
+use self::request::work::{self, Work};
 use self::route::{BodyForm, Route};
+use self::shared::Shared;
+pub use self::shared::{Parts, Readiness};
 pub use self::shutdown::Shutdown;
-use self::work::Work;
-use crate::upstream::Upstream;
-use forebay_core::clock::Clock;
+
 use forebay_core::error::{ErrorShape, Refusal, error_json};
-use forebay_fleet::Fleet;
 use forebay_fleet::config::model::Config;
-use forebay_fleet::controller::Controller;
-use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Panicked;
-use forebay_fleet::telemetry::log::AccessLog;
 use forebay_fleet::telemetry::panics::caught;
-
-/// Whether the process takes traffic; the text says why not.
-pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
-
-/// What a proxy is made of.
-pub struct Parts {
-    /// The settings in force, replaced whole by a reload.
-    pub settings: Arc<ArcSwap<Config>>,
-    /// Pools, arms and backends.
-    pub fleet: Fleet,
-    /// The writer of the fleet.
-    pub controller: Arc<Controller>,
-    /// The HTTP clients of the backends.
-    pub upstream: Arc<Upstream>,
-    /// Metrics.
-    pub telemetry: Arc<Telemetry>,
-    /// The access log.
-    pub access_log: AccessLog,
-    /// Time.
-    pub clock: Clock,
-    /// Whether to take traffic.
-    pub ready: Readiness,
-    /// Ends what is still under way when the process does.
-    pub shutdown: Shutdown,
-}
-
-struct Shared {
-    settings: Arc<ArcSwap<Config>>,
-    fleet: Fleet,
-    controller: Arc<Controller>,
-    upstream: Arc<Upstream>,
-    telemetry: Arc<Telemetry>,
-    access_log: AccessLog,
-    clock: Clock,
-    ready: Readiness,
-    shutdown: Shutdown,
-    bodies: Arc<BodyMemory>,
-    responses: ResponseHomes,
-    /// Seed of the hashes of sessions and prompts where no pool has a `split_salt`: nobody can aim at it.
-    seed: u64,
-}
 
 /// The proxy. Cheap to clone.
 #[derive(Clone)]
@@ -115,22 +56,7 @@ impl Proxy {
     /// Puts a proxy together.
     #[must_use]
     pub fn new(parts: Parts) -> Proxy {
-        let Parts { settings, fleet, controller, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
-        let (bodies, responses) = (BodyMemory::new(), ResponseHomes::default());
-        Proxy(Arc::new(Shared {
-            settings,
-            fleet,
-            controller,
-            upstream,
-            telemetry,
-            access_log,
-            clock,
-            ready,
-            shutdown,
-            bodies,
-            responses,
-            seed: RandomState::new().hash_one(0),
-        }))
+        Proxy(Arc::new(Shared::new(parts)))
     }
 
     /// The service for one client connection.

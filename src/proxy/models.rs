@@ -28,19 +28,19 @@ fn entries(pool: &Pool) -> Vec<Value> {
 }
 
 /// The list.
-pub(super) fn list(snapshot: &Snapshot) -> String {
+pub(crate) fn list(snapshot: &Snapshot) -> String {
     let data: Vec<Value> = snapshot.pools.iter().flat_map(|pool| entries(pool)).collect();
     json!({"object": "list", "data": data}).to_string()
 }
 
 /// One model's entry.
-pub(super) fn one(snapshot: &Snapshot, id: &str) -> Option<String> {
+pub(crate) fn one(snapshot: &Snapshot, id: &str) -> Option<String> {
     let mut all = snapshot.pools.iter().flat_map(|pool| entries(pool));
     all.find(|entry| entry["id"] == id).map(|entry| entry.to_string())
 }
 
 /// The names that are served, for an error that must say them.
-pub(super) fn names(snapshot: &Snapshot) -> String {
+pub(crate) fn names(snapshot: &Snapshot) -> String {
     let names: Vec<&str> = snapshot
         .pools
         .iter()

@@ -12,7 +12,7 @@ const CAPACITY: usize = 100_000;
 
 /// The table.
 #[derive(Default)]
-pub(super) struct ResponseHomes(Mutex<Table>);
+pub(crate) struct ResponseHomes(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
@@ -22,7 +22,7 @@ struct Table {
 
 impl ResponseHomes {
     /// Remembers who made a response.
-    pub(super) fn remember(&self, id: String, backend: BackendId) {
+    pub(crate) fn remember(&self, id: String, backend: BackendId) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if table.home.insert(id.clone(), backend).is_none() {
             table.order.push_back(id);
@@ -35,7 +35,7 @@ impl ResponseHomes {
     }
 
     /// Who made a response.
-    pub(super) fn find(&self, id: &str) -> Option<BackendId> {
+    pub(crate) fn find(&self, id: &str) -> Option<BackendId> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).home.get(id).copied()
     }
 }
@@ -51,12 +51,12 @@ struct Created {
 }
 
 /// The id in a unary answer of the Responses API.
-pub(super) fn id_of_body(body: &[u8]) -> Option<String> {
+pub(crate) fn id_of_body(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<WithId>(body).ok().map(|body| body.id)
 }
 
 /// The id in the data of a `response.created` event.
-pub(super) fn id_of_event(data: &[u8]) -> Option<String> {
+pub(crate) fn id_of_event(data: &[u8]) -> Option<String> {
     serde_json::from_slice::<Created>(data).ok().map(|created| created.response.id)
 }
 

@@ -5,7 +5,7 @@ use forebay_core::stream::Api;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Route<'a> {
+pub(crate) enum Route<'a> {
     /// A body that names a model; goes to a backend of its pool.
     Model(Endpoint),
     /// `/v1/responses/{id}` and what is under it: goes to the backend that made the response.
@@ -24,15 +24,15 @@ pub(super) enum Route<'a> {
 
 /// An endpoint that takes a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Endpoint {
-    pub(super) api: Api,
-    pub(super) body: BodyForm,
-    pub(super) effort: Effort,
+pub(crate) struct Endpoint {
+    pub(crate) api: Api,
+    pub(crate) body: BodyForm,
+    pub(crate) effort: Effort,
 }
 
 /// How the body says which model it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BodyForm {
+pub(crate) enum BodyForm {
     Json,
     /// A form with a file; passed on untouched.
     Multipart,
@@ -40,7 +40,7 @@ pub(super) enum BodyForm {
 
 /// What the engine has to do for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effort {
+pub(crate) enum Effort {
     /// Prefill and decode.
     Generate,
     /// Prefill only: embeddings, scores.
@@ -70,7 +70,7 @@ fn endpoint(path: &str) -> Option<Endpoint> {
 }
 
 /// Finds the route of a request; `None` is a path or method that is not served.
-pub(super) fn find<'a>(method: &str, path: &'a str) -> Option<Route<'a>> {
+pub(crate) fn find<'a>(method: &str, path: &'a str) -> Option<Route<'a>> {
     if let Some(found) = endpoint(path) {
         return (method == "POST").then_some(Route::Model(found));
     }
@@ -93,7 +93,7 @@ pub(super) fn find<'a>(method: &str, path: &'a str) -> Option<Route<'a>> {
 }
 
 /// The shape in which the clients of a path expect an error.
-pub(super) fn error_shape(path: &str) -> forebay_core::error::ErrorShape {
+pub(crate) fn error_shape(path: &str) -> forebay_core::error::ErrorShape {
     if path.starts_with("/v1/messages") {
         forebay_core::error::ErrorShape::Anthropic
     } else {

@@ -16,7 +16,7 @@ impl Shutdown {
     }
 
     /// Waits until that.
-    pub(super) async fn begun(&self) {
+    pub(crate) async fn begun(&self) {
         // The sender is held by `self`, so this does not fail.
         drop(self.0.subscribe().wait_for(|begun| *begun).await);
     }

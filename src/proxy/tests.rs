@@ -10,7 +10,13 @@ use tower::Service;
 
 use super::*;
 use crate::upstream::Limits;
-use forebay_fleet::controller::Settings;
+use crate::upstream::Upstream;
+use arc_swap::ArcSwap;
+use forebay_core::clock::Clock;
+use forebay_fleet::membership::controller::Controller;
+use forebay_fleet::membership::controller::Settings;
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::log::AccessLog;
 
 /// A request's body whose reading panics.
 struct Panics;

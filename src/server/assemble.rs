@@ -27,7 +27,7 @@ use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
 use forebay_fleet::config::model::Config;
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::{AccessLog, Format};
 
@@ -98,7 +98,7 @@ impl Common {
         })
     }
 
-    fn admin(&self) -> Admin {
+    fn admin(&self, proxy: Proxy) -> Admin {
         let (telemetry, clock) = (Arc::clone(&self.telemetry), self.clock.clone());
         let (fleet, shown) = (self.controller.fleet().clone(), self.controller.fleet().clone());
         let (settings, now) = (Arc::clone(&self.settings), self.clock.clone());
@@ -108,6 +108,10 @@ impl Common {
             ready: self.readiness(),
             fleet: Arc::new(move || admin::views::fleet(&shown.snapshot(), now.now())),
             live: self.live(),
+            explain: Arc::new(move |question| {
+                let explanation = proxy.explain(question)?;
+                Ok(serde_json::to_value(explanation).expect("plain structs with string keys are JSON"))
+            }),
             config: Arc::new(move || {
                 serde_json::to_value(&**settings.load()).expect("a configuration has string keys and plain values")
             }),
@@ -220,10 +224,10 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         // Who waits for it is there, or has given up.
         _ = taken_over.send(());
         let proxy = common.proxy();
-        let app = HyperApp::new(proxy, &config, Arc::clone(&connections), common.clock.clone())
+        let app = HyperApp::new(proxy.clone(), &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone());
         server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
-        let router = admin::router(common.admin(), config.admin.token.as_ref());
+        let router = admin::router(common.admin(proxy.clone()), config.admin.token.as_ref());
         let app = HyperApp::new(AdminServices(router), &config, Connections::default(), common.clock.clone());
         server.add_service(listening("admin", app, config.admin.address, 1));
         server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));

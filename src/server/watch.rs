@@ -18,10 +18,10 @@ use crate::tasks::discover::discover;
 use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
 use crate::tasks::watchdog::{Limit, Watch};
-use crate::tasks::{Pace, kept};
+use crate::tasks::{Rhythm, kept};
 use forebay_fleet::config::diff::in_force;
 use forebay_fleet::config::model::{Backend, Config, Health, Pool};
-use forebay_fleet::controller::Settings;
+use forebay_fleet::membership::controller::Settings;
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {
@@ -35,11 +35,11 @@ impl Tasks {
         Tasks { common, source, signals }
     }
 
-    fn pace(&self, of: fn(&Config) -> (Duration, Duration)) -> Arc<dyn Fn() -> Pace + Send + Sync> {
+    fn pace(&self, of: fn(&Config) -> (Duration, Duration)) -> Arc<dyn Fn() -> Rhythm + Send + Sync> {
         let settings = Arc::clone(&self.common.settings);
         Arc::new(move || {
             let (interval, timeout) = of(&settings.load());
-            Pace { interval, timeout }
+            Rhythm { interval, timeout }
         })
     }
 

@@ -28,7 +28,7 @@ use forebay_fleet::telemetry::panics::caught;
 
 /// How often something is done, and how long it may take; read anew each round, so that a reload changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct Rhythm {
     /// From start to start.
     pub interval: Duration,
     /// The deadline of one.
@@ -36,7 +36,7 @@ pub struct Pace {
 }
 
 /// Where a task asks for its pace.
-pub type PaceSource = Arc<dyn Fn() -> Pace + Send + Sync>;
+pub type RhythmSource = Arc<dyn Fn() -> Rhythm + Send + Sync>;
 
 /// How often the snapshot is compared with what runs.
 const MEMBERSHIP: Duration = Duration::from_millis(200);

@@ -8,12 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::{debug, info};
 
-use super::{PaceSource, at, for_each_backend, models, trial, until_next};
+use super::{RhythmSource, at, for_each_backend, models, trial, until_next};
 use forebay_core::clock::{Clock, Time};
 use forebay_core::units::BackendId;
 use forebay_fleet::Backend;
-use forebay_fleet::alarm::REFUSALS_APART;
-use forebay_fleet::controller::Controller;
+use forebay_fleet::health::alarm::REFUSALS_APART;
+use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::probe::{ProbeClient, ProbeError};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::ProbeFailure;
@@ -36,7 +36,7 @@ pub struct Prober {
     /// The fleet's clock.
     pub clock: Clock,
     /// `health.interval` and `health.timeout`.
-    pub pace: PaceSource,
+    pub pace: RhythmSource,
     /// How long a backend that is out may take for one token: as long as one that is in may show no progress.
     pub patience: Patience,
     /// Where panics are counted.

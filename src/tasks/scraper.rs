@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::{PaceSource, at, for_each_backend, until_next};
+use super::{RhythmSource, at, for_each_backend, until_next};
 use forebay_core::clock::Clock;
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
@@ -27,7 +27,7 @@ pub struct Scraper {
     /// The fleet's clock.
     pub clock: Clock,
     /// `scrape.interval` and `scrape.timeout`.
-    pub pace: PaceSource,
+    pub pace: RhythmSource,
     /// Where panics are counted.
     pub telemetry: Arc<Telemetry>,
 }

@@ -12,7 +12,7 @@ use super::scraper::Scraper;
 use super::*;
 use forebay_fleet::config::Config;
 use forebay_fleet::config::model::{Backend, Pool};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 
 const METRICS: &str = "vllm:num_requests_running 2\nvllm:num_requests_waiting 7\n";
@@ -94,8 +94,8 @@ impl World {
         World { controller, telemetry, clock }
     }
 
-    fn pace() -> PaceSource {
-        Arc::new(|| Pace { interval: Duration::from_millis(20), timeout: Duration::from_millis(500) })
+    fn pace() -> RhythmSource {
+        Arc::new(|| Rhythm { interval: Duration::from_millis(20), timeout: Duration::from_millis(500) })
     }
 
     fn scraper(&self) -> Scraper {

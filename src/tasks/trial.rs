@@ -15,34 +15,34 @@ use forebay_fleet::{Backend, Probed};
 const MAX_ANSWER: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Question {
+enum TrialRequest {
     /// One token.
     Completion,
     /// One word.
     Embedding,
 }
 
-impl Question {
+impl TrialRequest {
     fn path(self) -> &'static str {
         match self {
-            Question::Completion => "/v1/completions",
-            Question::Embedding => "/v1/embeddings",
+            TrialRequest::Completion => "/v1/completions",
+            TrialRequest::Embedding => "/v1/embeddings",
         }
     }
 
     fn body(self, model: &str) -> String {
         match self {
-            Question::Completion => json!({"model": model, "prompt": "a", "max_tokens": 1}).to_string(),
-            Question::Embedding => json!({"model": model, "input": "a"}).to_string(),
+            TrialRequest::Completion => json!({"model": model, "prompt": "a", "max_tokens": 1}).to_string(),
+            TrialRequest::Embedding => json!({"model": model, "input": "a"}).to_string(),
         }
     }
 }
 
 /// What is asked, in this order: first what the backend was last seen to serve.
-fn questions(served: Option<Kind>) -> [Question; 2] {
+fn questions(served: Option<Kind>) -> [TrialRequest; 2] {
     match served {
-        Some(Kind::NoDecode) => [Question::Embedding, Question::Completion],
-        Some(Kind::Stream | Kind::Unary | Kind::Light) | None => [Question::Completion, Question::Embedding],
+        Some(Kind::NoDecode) => [TrialRequest::Embedding, TrialRequest::Completion],
+        Some(Kind::Stream | Kind::Unary | Kind::Light) | None => [TrialRequest::Completion, TrialRequest::Embedding],
     }
 }
 
@@ -80,9 +80,9 @@ mod tests {
 
     #[test]
     fn the_first_question_is_of_the_kind_that_was_served() {
-        assert_eq!(questions(None)[0], Question::Completion);
-        assert_eq!(questions(Some(Kind::Unary))[0], Question::Completion);
-        assert_eq!(questions(Some(Kind::NoDecode))[0], Question::Embedding);
+        assert_eq!(questions(None)[0], TrialRequest::Completion);
+        assert_eq!(questions(Some(Kind::Unary))[0], TrialRequest::Completion);
+        assert_eq!(questions(Some(Kind::NoDecode))[0], TrialRequest::Embedding);
     }
 
     #[test]

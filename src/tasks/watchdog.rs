@@ -9,8 +9,8 @@ use tracing::warn;
 
 use forebay_core::clock::Clock;
 use forebay_core::units::BackendId;
-use forebay_fleet::controller::Controller;
-use forebay_fleet::watchdog::Watchdog;
+use forebay_fleet::health::watchdog::Watchdog;
+use forebay_fleet::membership::controller::Controller;
 
 /// Looks in the time that a backend may be silent.
 const LOOKS: u32 = 10;

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 /// A replayable request body.
 #[derive(Clone, Debug, Default)]
 pub struct Pieces {
+    /// None is empty.
     left: VecDeque<Bytes>,
     bytes: u64,
 }
@@ -23,6 +24,11 @@ impl Pieces {
         let left: VecDeque<Bytes> = slices.into_iter().filter(|slice| !slice.is_empty()).collect();
         let bytes = left.iter().map(|slice| slice.len() as u64).sum();
         Pieces { left, bytes }
+    }
+
+    /// The slices that are left to send, in order.
+    pub fn slices(&self) -> impl ExactSizeIterator<Item = &Bytes> {
+        self.left.iter()
     }
 
     /// Length in bytes of what is left to send.

@@ -125,7 +125,7 @@ fn command(forebay: &Forebay, args: &[&str], env: &[(&str, &str)]) -> (i32, Stri
 }
 
 #[test]
-fn the_command_says_the_same_of_a_running_proxy_and_of_its_recorded_fleet() {
+fn the_command_says_what_a_running_proxy_would_do() {
     let (a, b) = (Mock::start(), Mock::start());
     let pools = |drained: bool| {
         format!(
@@ -143,9 +143,7 @@ fn the_command_says_the_same_of_a_running_proxy_and_of_its_recorded_fleet() {
     }
     assert!(live.contains(&format!("b0 ({}): the only one that may have it", a.authority())), "{live}");
 
-    let state = Conn::open(forebay.admin).ask(b"GET /api/fleet HTTP/1.1\r\nhost: admin\r\n\r\n").text();
-    std::fs::write(forebay.config.with_file_name("fleet.json"), state).unwrap();
-    let (code, recorded) = command(&forebay, &["--state", "fleet.json", "--json", "request.json"], &[]);
+    let (code, recorded) = command(&forebay, &["--url", &admin, "--json", "request.json"], &[]);
     let recorded: serde_json::Value = serde_json::from_str(&recorded).unwrap_or_else(|_| panic!("{recorded}"));
     assert_eq!((code, &recorded["decision"]["reason"]), (0, &serde_json::json!("only")));
     let verdicts: Vec<&serde_json::Value> = (0..2).map(|place| &recorded["backends"][place]["verdict"]).collect();
@@ -179,4 +177,70 @@ fn the_command_s_errors_say_what_would_be_right() {
         assert_eq!(got, code, "{args:?}: {text}");
         assert!(text.contains(words), "{args:?}: {words:?} is not in {text:?}");
     }
+}
+
+// ---- POST /api/explain ---------------------------------------------------------------------------------------------
+
+fn question(forebay: &Forebay, headers: &[(&str, &str)], body: &str) -> Answer {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let (host, length) = (forebay.admin, body.len());
+    let head = format!("POST /api/explain HTTP/1.1\r\nhost: {host}\r\n{headers}content-length: {length}\r\n\r\n");
+    Conn::open(forebay.admin).ask(&[head.as_bytes(), body.as_bytes()].concat())
+}
+
+const PROMPT: &str = "the quick brown fox jumps over the lazy dog and runs on ";
+
+#[test]
+fn the_running_process_says_what_it_expects_in_prefix_caches_and_logs_nothing_of_the_prompt() {
+    let (a, b) = (Mock::start(), Mock::start());
+    let forebay = Harness::new().pool_with("tiny", PREDICTED, &[&a, &b]).arg("--log-level=debug").start();
+    let body = format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"{}"}}]}}"#, PROMPT.repeat(200));
+    let asked = format!(r#"{{"request": {body}}}"#);
+    let matched = |answer: &Answer| -> Vec<u64> {
+        let answer: serde_json::Value = serde_json::from_str(&answer.text()).unwrap();
+        let backends = answer["backends"].as_array().unwrap();
+        backends.iter().map(|backend| backend["row"]["matched"].as_u64().unwrap()).collect()
+    };
+    let before = question(&forebay, &[("content-type", "application/json")], &asked);
+    assert_eq!((before.status, matched(&before)), (200, vec![0, 0]), "{}", before.text());
+    ask(&forebay, &body, &[]);
+    let after = question(&forebay, &[("content-type", "application/json")], &asked);
+    let held = usize::from(a.seen().is_empty());
+    assert!(matched(&after)[held] > 2000 && matched(&after)[1 - held] == 0, "{}", after.text());
+    let decision: serde_json::Value = serde_json::from_str(&after.text()).unwrap();
+    assert_eq!(decision["backends"][held]["verdict"], "chosen");
+    let supposed = format!(r#"{{"request": {body}, "matched": {{"b{}": 2500}}}}"#, 1 - held);
+    let supposed = question(&forebay, &[("content-type", "application/json")], &supposed);
+    assert_eq!(matched(&supposed)[1 - held], 2500);
+    assert_eq!(a.seen().len() + b.seen().len(), 1, "what is asked about is sent nowhere");
+    assert!(!forebay.log().contains("quick brown"), "{}", forebay.log());
+    assert_eq!(forebay.metric("forebay_in_flight", &["backend"]), 0.0);
+}
+
+#[test]
+fn a_question_is_guarded_as_a_change_is_and_its_mistakes_are_told() {
+    let mock = Mock::start();
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let json = ("content-type", "application/json");
+    let good = format!(r#"{{"request": {UNARY}}}"#);
+    for (headers, body, status, words) in [
+        (vec![json], good.as_str(), 200, "\"decision\""),
+        (vec![], good.as_str(), 415, "application/json"),
+        (vec![json, ("origin", "https://evil.example")], good.as_str(), 403, "another origin"),
+        (vec![json], "{}", 400, "request"),
+        (vec![json], "not json", 400, "the body is"),
+        (vec![json], r#"{"request": [1]}"#, 400, "not an object"),
+        (vec![json], r#"{"request": {"model": "other"}}"#, 404, "tiny"),
+        (vec![json], r#"{"request": {"model": "tiny"}, "path": "/pause"}"#, 400, "/pause is not served"),
+        (vec![json], r#"{"request": {"model": "tiny"}, "arm": "x"}"#, 400, "has no arm `x`, but default"),
+        (vec![json], r#"{"request": {"model": "tiny"}, "matched": {"b9": 1}}"#, 400, "b9 is not in pool tiny"),
+        (vec![json], r#"{"request": {"model": "tiny"}, "bananas": 1}"#, 400, "bananas"),
+    ] {
+        let answer = question(&forebay, &headers, body);
+        assert_eq!(answer.status, status, "{body}: {}", answer.text());
+        assert!(answer.text().contains(words), "{words:?} is not in {}", answer.text());
+    }
+    let large = format!(r#"{{"request": {{"model": "tiny", "prompt": "{}"}}}}"#, "x".repeat(9 << 20));
+    assert_eq!(question(&forebay, &[json], &large).status, 413);
+    assert_eq!(mock.seen().len(), 0);
 }

@@ -13,8 +13,8 @@ use std::fmt::Write as _;
 
 use forebay_core::clock::Time;
 use forebay_core::routing::candidate::Candidate;
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::policy::PredictedTtft;
-use forebay_fleet::config::model::PolicyName;
 
 use crate::figures::{Figures, Row};
 use crate::peers::{BoundedHash, CacheAware, StickyUntilSaturated};

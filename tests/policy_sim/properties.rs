@@ -1,7 +1,7 @@
 //! What holds beside the bounds: several proxies that share nothing, backends that are out and come back, and work that shows
 //! no tokens. Every run of every test also checks that no backend that is out gets a request, and that each is served.
 
-use forebay_fleet::config::model::PolicyName;
+use forebay_core::routing::policy::PolicyName;
 
 use crate::bounds::Bounds;
 use crate::figures::most;

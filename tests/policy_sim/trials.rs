@@ -5,7 +5,7 @@ use forebay_core::routing::candidate::Candidate;
 use forebay_core::routing::decision::{Choice, Reason};
 use forebay_core::routing::facts::RequestFacts;
 use forebay_core::routing::policy::Policy;
-use forebay_fleet::config::model::PolicyName;
+use forebay_core::routing::policy::PolicyName;
 
 use crate::figures::{Figures, Row, Table};
 use crate::traffic::at;
@@ -13,6 +13,7 @@ use crate::workloads::Workload;
 use crate::world::{self, Chooser};
 
 /// A backend drawn evenly: what no balancing at all comes to.
+#[derive(Debug)]
 pub(crate) struct Random;
 
 impl Policy for Random {

@@ -12,13 +12,14 @@ use forebay_core::error::Failure;
 use forebay_core::routing::affinity;
 use forebay_core::routing::candidate::Candidate;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::policy::{Policy, PredictedTtft};
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
-use forebay_fleet::config::model::{Arm, Backend, Config, PolicyName, Pool};
-use forebay_fleet::controller::{Controller, Settings};
+use forebay_fleet::config::model::{Arm, Backend, Config, Pool};
+use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
-use forebay_fleet::{Outcome, Probed, Ticket};
+use forebay_fleet::{AttemptOutcome, Probed, Ticket};
 use forebay_sim::engine::{Engine, EngineConfig, Event, RequestId, Submission};
 
 use crate::engines::slowed;
@@ -374,7 +375,7 @@ impl<'a> World<'a> {
                 return (place, ticket);
             }
             self.out.lost += u32::from(tried.is_empty());
-            ticket.finish(Outcome::Failed(Failure::ServerError(500)), now);
+            ticket.finish(AttemptOutcome::Failed(Failure::ServerError(500)), now);
             tried.push(id);
         }
     }
@@ -403,7 +404,7 @@ impl<'a> World<'a> {
                 if self.fleet.usage {
                     ticket.cached(u64::from(request.prompt), u64::from(event.cached_tokens));
                 }
-                ticket.finish(Outcome::Success, now);
+                ticket.finish(AttemptOutcome::Success, now);
             }
             self.open -= 1;
             if let Some((next, think)) = request.next {

@@ -18,24 +18,28 @@ impl Time {
 
     /// A time so many microseconds after the origin.
     #[must_use]
+    #[inline]
     pub const fn from_micros(micros: u64) -> Time {
         Time(micros)
     }
 
     /// Microseconds since the origin.
     #[must_use]
+    #[inline]
     pub const fn as_micros(self) -> u64 {
         self.0
     }
 
     /// Time passed since `earlier`; zero if `earlier` is later.
     #[must_use]
+    #[inline]
     pub const fn since(self, earlier: Time) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
     /// Seconds passed since `earlier`; zero if `earlier` is later.
     #[must_use]
+    #[inline]
     pub fn secs_since(self, earlier: Time) -> f64 {
         self.0.saturating_sub(earlier.0) as f64 * 1e-6
     }
@@ -64,6 +68,7 @@ impl Clock {
     /// The system's monotonic clock; its origin is this call.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one home of Instant::now")]
+    #[inline]
     pub fn system() -> Clock {
         Clock(Source::System(Instant::now()))
     }
@@ -71,6 +76,7 @@ impl Clock {
     /// The present moment.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one home of Instant::now")]
+    #[inline]
     pub fn now(&self) -> Time {
         match &self.0 {
             Source::System(origin) => {
@@ -88,11 +94,13 @@ pub struct ManualClock(Arc<AtomicU64>);
 impl ManualClock {
     /// The clock that this hand moves.
     #[must_use]
+    #[inline]
     pub fn clock(&self) -> Clock {
         Clock(Source::Manual(Arc::clone(&self.0)))
     }
 
     /// Moves time on.
+    #[inline]
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::AcqRel);
     }

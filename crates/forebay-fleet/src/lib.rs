@@ -8,43 +8,31 @@
 
 #![forbid(unsafe_code)]
 
-pub mod alarm;
-mod backend;
-mod backoff;
 pub mod config;
-pub mod controller;
-mod dispatch;
-mod drains;
-mod entry;
-mod gate;
-mod health;
-mod lease;
-mod load;
-mod prefill;
+pub mod health;
+pub mod load;
+pub mod membership;
+pub mod pool;
 pub mod probe;
-pub mod recorded;
-mod reports;
-mod rows;
-mod scrape;
-mod snapshot;
 pub mod telemetry;
-mod ticket;
 pub mod view;
-mod waiting;
-pub mod watchdog;
 
-pub use backend::Backend;
-pub use dispatch::Dispatched;
-pub use health::{Probed, Rules, State};
+pub use health::{HealthState, Probed, Rules};
 pub use load::Load;
-pub use snapshot::{Arm, Fleet, Member, Pool, Snapshot};
-pub use ticket::{Outcome, Pauses, Suspicion, Ticket};
-pub use waiting::{Admission, Ask, Placed, Waiting};
+pub use membership::snapshot::{Fleet, Snapshot};
+pub use pool::backend::Backend;
+pub use pool::placed::Dispatched;
+pub use pool::ticket::{AttemptOutcome, Pauses, Suspicion, Ticket};
+pub use pool::wait::{Admission, Ask, Waiting};
+pub use pool::{Arm, Member, Pool};
+
+/// A place on a backend, and the pool that decided.
+pub type Placed = pool::placed::Placed<Pool>;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks; what a panicking thread left behind is a set of counters, all of which are still numbers.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

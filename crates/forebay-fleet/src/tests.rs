@@ -1,14 +1,15 @@
 //! The fleet as its callers see it: configurations in, tickets out.
 
-use super::controller::{Controller, Settings};
+use super::membership::controller::{Controller, Settings};
 use super::view::FleetView;
 use super::*;
-use crate::config::model::{self, BackendUrl, Config, PolicyName};
+use crate::config::model::{self, BackendUrl, Config};
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::decision::{Reason, Scope, Trace};
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 use std::collections::HashSet;
@@ -16,8 +17,8 @@ use std::sync::Arc;
 
 mod affinity;
 mod ejection;
+mod explain;
 mod leases;
-mod recorded;
 mod wait_room;
 
 const MODEL: &str = "m";
@@ -31,12 +32,12 @@ fn url(port: u16) -> BackendUrl {
 }
 
 fn backend(port: u16) -> model::Backend {
-    model::Backend { url: url(port), speed: 1.0, key: None, drain: false }
+    model::Backend::of(url(port))
 }
 
 fn arm(name: &str, ports: &[u16]) -> model::Arm {
     let backends = ports.iter().map(|&port| backend(port)).collect();
-    model::Arm { name: name.to_owned(), share: 1.0, gpus: 1, backends }
+    model::Arm { gpus: 1, ..model::Arm::of(name, backends) }
 }
 
 fn pool(arms: Vec<model::Arm>) -> model::Pool {
@@ -117,18 +118,12 @@ fn three_hundred_at_once_on_two_backends_split_evenly() {
 
 #[test]
 fn every_policy_dispatches_and_names_itself() {
-    for policy in [
-        PolicyName::PredictedTtft,
-        PolicyName::LeastTokens,
-        PolicyName::LeastInflight,
-        PolicyName::P2c,
-        PolicyName::RoundRobin,
-    ] {
+    for &policy in PolicyName::ALL {
         let controller = controller(model::Pool { policy, ..pool(vec![arm("default", &[1, 2, 3])]) });
         let chosen: HashSet<_> =
             (0..300).map(|ms| dispatch(&controller, &[], at(ms)).unwrap().decision.backend).collect();
         assert_eq!(chosen.len(), 3, "{policy}");
-        assert_eq!(dispatch(&controller, &[], at(0)).unwrap().decision.policy, policy.to_string());
+        assert_eq!(dispatch(&controller, &[], at(0)).unwrap().decision.policy, policy);
     }
 }
 
@@ -160,7 +155,7 @@ fn a_request_crosses_to_another_arm_only_when_its_own_has_none_and_is_counted_on
 fn an_arm_that_only_backs_off_keeps_its_requests() {
     let controller = controller(pool(vec![arm("a", &[1]), arm("b", &[2])]));
     let busy = Failure::Busy { status: 503, retry_after: None };
-    dispatch(&controller, &[], at(0)).unwrap().ticket.finish(Outcome::Failed(busy), at(1));
+    dispatch(&controller, &[], at(0)).unwrap().ticket.finish(AttemptOutcome::Failed(busy), at(1));
     let next = dispatch(&controller, &[], at(2)).unwrap().decision;
     assert_eq!((next.arm, next.all_backing_off), (ArmIndex(0), true));
 }
@@ -170,7 +165,7 @@ fn a_black_hole_gets_one_probe_at_a_time_and_its_share_back_after_a_success() {
     let controller = controller(pool(vec![arm("default", &[1, 2])]));
     let bad = dispatch(&controller, &[], at(0)).unwrap();
     let hole = bad.decision.backend;
-    bad.ticket.finish(Outcome::Failed(Failure::Connect), at(1));
+    bad.ticket.finish(AttemptOutcome::Failed(Failure::Connect), at(1));
     let mut held = Vec::new();
     for ms in 2..52 {
         held.push(dispatch(&controller, &[], at(ms)).unwrap());
@@ -181,7 +176,7 @@ fn a_black_hole_gets_one_probe_at_a_time_and_its_share_back_after_a_success() {
     }
     let probes: Vec<usize> = (0..held.len()).filter(|&index| held[index].decision.backend == hole).collect();
     assert_eq!(probes.len(), 1, "half-open");
-    held.remove(probes[0]).ticket.finish(Outcome::Success, at(1200));
+    held.remove(probes[0]).ticket.finish(AttemptOutcome::Success, at(1200));
     let after = dispatch(&controller, &[], at(1201)).unwrap();
     assert_eq!(after.decision.backend, hole);
     assert_eq!(after.decision.considered, 2);
@@ -260,7 +255,7 @@ fn an_unchanged_backend_keeps_its_identity_and_load_and_one_that_returns_is_anot
     let back = id(&controller, 2);
     assert!(back != gone && id(&controller, 1) == kept);
     assert_eq!(in_flight(&controller, at(200)), 0, "the old ticket counts on the old load");
-    held.ticket.finish(Outcome::Success, at(300));
+    held.ticket.finish(AttemptOutcome::Success, at(300));
     assert_eq!(in_flight(&controller, at(300)), 0);
 }
 
@@ -357,5 +352,5 @@ fn the_view_is_json_with_every_number_and_no_secret() {
     let terms = &shown["terms"];
     let sum: f64 = ["step", "queue", "prompt", "kv_wait"].iter().map(|term| terms[term].as_f64().unwrap()).sum();
     assert!((sum - shown["predicted_ttft_seconds"].as_f64().unwrap()).abs() < 1e-9);
-    ticket.finish(Outcome::Success, at(600));
+    ticket.finish(AttemptOutcome::Success, at(600));
 }

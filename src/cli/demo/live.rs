@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::fleet::{Fleet, LIVE};
-use super::{Args, Front, say, workload};
+use super::{Args, StartedProxy, say, workload};
 use forebay_lab::load::client::{Client, Progress, Sending};
 use forebay_lab::load::dataset::Dataset;
 use forebay_lab::load::workload::{Rate, Workload};
@@ -20,7 +20,7 @@ const ROUND: u32 = 60;
 const ANSWER: u32 = 200;
 
 /// Sends until SIGINT or SIGTERM.
-pub(super) async fn go_on(fleet: &Fleet, front: &Front, args: &Args) -> Result<(), String> {
+pub(super) async fn go_on(fleet: &Fleet, front: &StartedProxy, args: &Args) -> Result<(), String> {
     let caught = |kind| signal(kind).map_err(|error| format!("cannot catch signals: {error}"));
     let (mut interrupt, mut terminate) = (caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?);
     let Some(arm) = fleet.live.first() else { return Ok(()) };

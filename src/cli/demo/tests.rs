@@ -4,7 +4,7 @@ use super::*;
 
 /// Stands for the proxy: each arm's own servers, under its own labels.
 #[expect(clippy::unnecessary_wraps, reason = "it stands for what may fail")]
-fn in_turn(config: Config) -> Result<Front, String> {
+fn in_turn(config: Config) -> Result<StartedProxy, String> {
     let targets = move |wanted: &str| {
         let arms = config.pools.iter().flat_map(|pool| &pool.arms).filter(|arm| arm.name == wanted);
         let target = |arm: &forebay_fleet::config::model::Arm| {
@@ -13,7 +13,7 @@ fn in_turn(config: Config) -> Result<Front, String> {
         };
         arms.flat_map(target).collect()
     };
-    Ok(Front { targets: Box::new(targets), page: None })
+    Ok(StartedProxy { targets: Box::new(targets), page: None })
 }
 
 fn args(requests: u32, output: Option<PathBuf>) -> Args {

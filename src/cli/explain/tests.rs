@@ -25,19 +25,31 @@ fn a_supposed_hit_names_a_backend_and_tokens() {
 }
 
 #[test]
-fn a_fleet_is_running_or_written_down_and_not_both() {
-    assert!(args("r.json --state f.json --url http://127.0.0.1:9090").unwrap_err().contains("cannot be used with"));
+fn an_arm_is_named_or_comes_from_a_session_and_not_both() {
     assert!(args("r.json --arm a --session s").unwrap_err().contains("cannot be used with"));
     assert!(args("").unwrap_err().contains("REQUEST.json"));
-    let both = args("- --state -").unwrap();
-    assert!(matches!(explain(&both), Err(Failed::Question(words)) if words.contains("not both")));
 }
 
 #[test]
 fn a_proxy_s_address_that_is_none_is_told_apart_from_one_that_does_not_answer() {
-    let of = |url: &str| Source::Proxy { url, token_file: None }.fleet().unwrap_err();
+    let of = |url: &str| match ask(&args(&format!("r.json --url {url}")).unwrap(), String::new()) {
+        Err(ExplainError::Proxy(words)) => words,
+        other => panic!("{other:?}"),
+    };
     assert!(of("localhost:9090").contains("write it as http://127.0.0.1:9090"));
     assert!(of("http://127.0.0.1:1").contains("is this the admin address of a running proxy?"));
-    let missing = Source::File(Path::new("/nonexistent/fleet.json")).fleet().unwrap_err();
-    assert!(missing.contains("cannot read /nonexistent/fleet.json"), "{missing}");
+}
+
+#[test]
+fn a_request_that_is_no_json_is_refused_before_anybody_is_asked() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "{").unwrap();
+    let words = match explain(&args(&file.path().display().to_string()).unwrap()) {
+        Err(ExplainError::Question(words)) => words,
+        other => panic!("{other:?}"),
+    };
+    assert!(words.contains("is not a request's body in JSON"), "{words}");
+    assert!(
+        matches!(explain(&args("/nonexistent/r.json").unwrap()), Err(ExplainError::Question(words)) if words.contains("cannot read"))
+    );
 }

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::Command;
 
-use super::{Args, Failed};
+use super::{Args, PlanError};
 use forebay_lab::plan::bytes::Bytes;
 use forebay_lab::plan::host::gpu::{self, Gpu};
 use forebay_lab::plan::host::numa::{self, Node, Set};
@@ -23,7 +23,7 @@ const NODES: &str = "/sys/devices/system/node";
 const OURS: &str = "by `forebay plan`";
 
 /// The host: by the files that were given, which may be of another one; by its own tools where none was.
-pub(super) fn host(args: &Args) -> Result<Host, Failed> {
+pub(super) fn host(args: &Args) -> Result<Host, PlanError> {
     let recorded = args.topo.is_some() || args.gpus.is_some();
     let mut vendor = Vendor::Nvidia;
     let (topology, gpus) = if recorded {
@@ -58,12 +58,12 @@ pub(super) fn host(args: &Args) -> Result<Host, Failed> {
     Host::of(vendor, topology, gpus, nodes).map_err(in_source(&source))
 }
 
-fn in_source(source: &str) -> impl FnOnce(Mistake) -> Failed {
-    move |mistake| Failed::Mistake { source: source.to_owned(), mistake }
+fn in_source(source: &str) -> impl FnOnce(Mistake) -> PlanError {
+    move |mistake| PlanError::Mistake { source: source.to_owned(), mistake }
 }
 
-fn text(path: &Path) -> Result<String, Failed> {
-    let failed = |error| Failed::File { what: format!("cannot read {}", path.display()), error };
+fn text(path: &Path) -> Result<String, PlanError> {
+    let failed = |error| PlanError::File { what: format!("cannot read {}", path.display()), error };
     let size = fs::metadata(path).map_err(failed)?.len();
     if size > LARGEST {
         return Err(failed(io::Error::new(ErrorKind::FileTooLarge, format!("it has {size} bytes"))));
@@ -72,13 +72,13 @@ fn text(path: &Path) -> Result<String, Failed> {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(failed)
 }
 
-fn read<T>(path: &Path, mut parse: impl FnMut(&str) -> Result<T, Mistake>) -> Result<T, Failed> {
+fn read<T>(path: &Path, mut parse: impl FnMut(&str) -> Result<T, Mistake>) -> Result<T, PlanError> {
     parse(&text(path)?).map_err(in_source(&path.display().to_string()))
 }
 
 /// What one of the host's tools says.
-fn tool(words: &[&str]) -> Result<String, Failed> {
-    let failed = |said: String| Failed::Tool { command: words.join(" "), said };
+fn tool(words: &[&str]) -> Result<String, PlanError> {
+    let failed = |said: String| PlanError::Tool { command: words.join(" "), said };
     let output = Command::new(words[0]).args(&words[1..]).output().map_err(|error| match error.kind() {
         ErrorKind::NotFound => failed(format!("there is no {} on this machine", words[0])),
         _ => failed(error.to_string()),
@@ -105,7 +105,7 @@ fn own_nodes() -> Vec<Node> {
 }
 
 /// The model at `path`: a config.json, or the folder of one.
-pub(super) fn model(args: &Args, path: &Path) -> Result<Model, Failed> {
+pub(super) fn model(args: &Args, path: &Path) -> Result<Model, PlanError> {
     let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let overrides = Overrides { dtype: args.dtype.bits, files: weights(folder) };
@@ -126,14 +126,14 @@ fn weights(folder: &Path) -> Option<Bytes> {
 }
 
 /// Writes forebay.toml for the layout that was asked for, experiment.toml where there is something to compare, and launch.sh.
-pub(super) fn write(plan: &Plan, folder: &Path, wanted: Option<&str>) -> Result<(), Failed> {
+pub(super) fn write(plan: &Plan, folder: &Path, wanted: Option<&str>) -> Result<(), PlanError> {
     let all = || plan.layouts.iter().map(|planned| planned.layout.name.as_str()).collect::<Vec<_>>().join(", ");
     let chosen = match wanted {
         Some(name) => plan
             .layouts
             .iter()
             .find(|planned| planned.layout.name == name)
-            .ok_or_else(|| Failed::Usage(format!("there is no layout `{name}`\n  hint: there are {}", all())))?,
+            .ok_or_else(|| PlanError::Usage(format!("there is no layout `{name}`\n  hint: there are {}", all())))?,
         None => match plan.starting().next() {
             Some(planned) => planned,
             None => return Ok(()),
@@ -146,7 +146,7 @@ pub(super) fn write(plan: &Plan, folder: &Path, wanted: Option<&str>) -> Result<
         ("launch.sh", emit::script(&layouts, plan.vendor)),
     ];
     files.extend(emit::experiment(plan).map(|text| ("experiment.toml", text)));
-    let failed = |what: String| move |error| Failed::File { what, error };
+    let failed = |what: String| move |error| PlanError::File { what, error };
     fs::create_dir_all(folder).map_err(failed(format!("cannot make {}", folder.display())))?;
     for (name, text) in files {
         let path = folder.join(name);
@@ -156,7 +156,7 @@ pub(super) fn write(plan: &Plan, folder: &Path, wanted: Option<&str>) -> Result<
                 "{} is there and not from `forebay plan`\n  hint: move it, or give another folder",
                 path.display()
             );
-            return Err(Failed::Usage(what));
+            return Err(PlanError::Usage(what));
         }
         fs::write(&path, text).map_err(failed(format!("cannot write {}", path.display())))?;
     }

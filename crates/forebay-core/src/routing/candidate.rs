@@ -100,6 +100,7 @@ pub struct Candidate {
 impl Candidate {
     /// A backend that has nothing to do and of which nothing is known.
     #[must_use]
+    #[inline]
     pub fn idle(id: BackendId, member: u16) -> Candidate {
         Candidate {
             id,
@@ -135,12 +136,14 @@ impl Candidate {
 
     /// Own sequences in flight.
     #[must_use]
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.prefilling.saturating_add(self.decoding)
     }
 
     /// Left alone after a failure or for backpressure, or half-open with its one probe out.
     #[must_use]
+    #[inline]
     pub fn backing_off(&self) -> bool {
         self.open_for > Duration::ZERO || (self.fails > 0 && self.probing)
     }
@@ -172,6 +175,7 @@ impl PoolEvidence {
 
     /// What a backend without samples is taken for.
     #[must_use]
+    #[inline]
     pub fn ratios(self) -> PoolRatios {
         PoolRatios { k: estimate::pool_ttft_ratio(self.ttft), v: estimate::pool_gap_ratio(self.gap) }
     }
@@ -187,6 +191,7 @@ impl PoolRatios {
     }
 
     /// Fills `k` and `v` of every row: its own evidence, leaning on the pool's.
+    #[inline]
     pub fn fill(self, rows: &mut [Candidate]) {
         for row in rows {
             row.k = self.k + row.ttft_trust * (row.ttft.ratio(self.k, estimate::TTFT_PRIOR) - self.k);

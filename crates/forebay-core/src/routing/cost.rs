@@ -59,6 +59,7 @@ impl Shape {
     /// measured is a ratio to these times, so with samples the operator's figure cancels, and without it leads. A speed that
     /// is not a positive number counts as 1.
     #[must_use]
+    #[inline]
     pub fn with_speed(speed: f64) -> Shape {
         let speed = if speed.is_finite() && speed > 0.0 { speed } else { 1.0 };
         Shape { step_base: STEP_BASE / speed, step_per_sequence: STEP_PER_SEQUENCE / speed, token: TOKEN / speed }
@@ -83,7 +84,7 @@ pub fn uncached(facts: &RequestFacts, matched: u32) -> u32 {
 }
 
 /// The predicted TTFT by its terms, in seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Terms {
     /// TTFT ratio of the backend.
     pub k: f64,

@@ -6,16 +6,17 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::candidate::Candidate;
 use super::cost::{self, Terms};
 use super::facts::{ArmIndex, RequestFacts};
+use super::policy::PolicyName;
 use crate::clock::Time;
 use crate::units::BackendId;
 
 /// By which rule the candidates were admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// Backends of the assigned arm.
@@ -42,7 +43,7 @@ impl Scope {
 }
 
 /// How the policy came to its choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// There was one candidate.
@@ -81,7 +82,7 @@ pub struct Choice {
 }
 
 /// One decision, with the prediction for the backend that won.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Decision {
     /// The backend that was chosen.
     pub backend: BackendId,
@@ -91,8 +92,8 @@ pub struct Decision {
     pub assigned: ArmIndex,
     /// By which rule the candidates were admitted.
     pub scope: Scope,
-    /// The policy's name.
-    pub policy: &'static str,
+    /// The pool's policy.
+    pub policy: PolicyName,
     /// How the policy chose.
     pub reason: Reason,
     /// Rows that the policy compared.
@@ -106,13 +107,13 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// The choice among `rows`, by a rule, in an arm, under a policy's name.
+    /// The choice among `rows`, by a rule, in an arm, under a policy.
     #[must_use]
     #[inline]
     pub fn new(
         rows: &[Candidate],
         choice: Choice,
-        (scope, arm, policy): (Scope, ArmIndex, &'static str),
+        (scope, arm, policy): (Scope, ArmIndex, PolicyName),
         facts: &RequestFacts,
         now: Time,
         all_backing_off: bool,
@@ -161,7 +162,7 @@ impl fmt::Display for Decision {
             t.k,
             t.v
         )?;
-        if !self.measured && self.policy == "predicted_ttft" {
+        if !self.measured && self.policy.policy().predicts() {
             f.write_str(" unmeasured=as_least_tokens")?;
         }
         if self.all_backing_off {
@@ -172,7 +173,7 @@ impl fmt::Display for Decision {
 }
 
 /// One row that a decision considered.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Considered {
     /// The backend.
     pub backend: BackendId,
@@ -198,6 +199,14 @@ pub struct Considered {
     pub open_for: f64,
     /// The prediction.
     pub terms: Terms,
+}
+
+impl Considered {
+    /// Own sequences.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.prefilling.saturating_add(self.decoding)
+    }
 }
 
 /// The rows of one decision, kept for whoever asked.
@@ -283,7 +292,7 @@ mod tests {
             arm: ArmIndex(1),
             assigned: ArmIndex(0),
             scope: Scope::Crossed,
-            policy: "predicted_ttft",
+            policy: PolicyName::PredictedTtft,
             reason: Reason::Lowest,
             considered: 2,
             all_backing_off: false,

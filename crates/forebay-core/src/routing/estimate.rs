@@ -169,6 +169,7 @@ impl TtftRatio {
     }
 
     /// The backend is new again: its next request is its first.
+    #[inline]
     pub fn renew(&mut self) {
         self.since = None;
     }
@@ -217,6 +218,7 @@ pub struct DecayedRate {
 
 impl DecayedRate {
     /// Counts `count` events.
+    #[inline]
     pub fn observe(&mut self, count: u32, now: Time) {
         self.sum = self.sum * decay(now.secs_since(self.at), DONE_TAU) + f64::from(count);
         self.at = self.at.max(now);

@@ -1,125 +1,103 @@
-//! A decision in words, and the decision of a fleet that was written down: the same admission, rows and policy as the
-//! dispatcher's, over rows that were recorded instead of read. Never on the request path, but for the words of a decision that
-//! somebody asked for.
+//! A decision in words, and how every backend of a pool stood in it. Never on the request path, but for the words of a decision
+//! that somebody asked for.
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::affinity;
-use super::candidate::{Candidate, PoolRatios};
+use super::candidate::Candidate;
 use super::cost;
+use super::decide::{Alter, Aside, Buffers, Decided, PoolRules, Query, decide};
 use super::decision::{Considered, Decision, Reason, Scope, Trace};
-use super::eligible::{Seat, Standing, admit, skip_backing_off};
-use super::facts::RequestFacts;
-use super::policy::Policy;
-use super::wait_room::fits;
-use crate::clock::Time;
-use crate::units::BackendId;
+use super::eligible::{Seat, Standing};
+use super::rows::Loads;
+use crate::units::{BackendId, brief_seconds, grouped};
 
-/// From so much on a difference of measured speeds is named before what it lengthens.
+/// A backend measured this many times as slow as the chosen one is said to be slow.
 const SLOWER: f64 = 1.25;
 
-/// A pool as it was at one moment: who, whether, and with what to do.
-#[derive(Clone, Debug)]
-pub struct Book {
-    /// The members and where they stand.
-    pub seats: Vec<Seat>,
-    /// Their rows, in the same order, before the pool's ratios are filled in; with the tokens that the request is matched.
-    pub rows: Vec<Candidate>,
-    /// Whether a request may leave its arm.
-    pub cross_arm: bool,
-    /// The policy's name.
-    pub policy: &'static str,
-    /// Sequences that one backend may have in flight; none: no limit.
-    pub max_in_flight: Option<u32>,
-    /// Backends that are kept free for a request that waits.
-    pub held: Vec<BackendId>,
-}
-
-/// What became of a member in a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What became of one member of the pool in a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// It got the request.
+pub enum Fate {
+    /// It was chosen.
     Chosen,
-    /// It was compared with the others.
+    /// It was compared, and another was chosen.
     Compared,
-    /// It backs off, and others do not.
+    /// It is left alone after failures.
     BackingOff,
-    /// It is at its limit.
+    /// It has as many sequences as it may have, or is kept for another request.
     Full,
-    /// It belongs to another arm, and the assigned one has a backend.
+    /// It is of another arm than the one that the request may use.
     OtherArm,
-    /// It is out of routing.
+    /// It is out, or on probation.
     Out,
-    /// It is not what the config says it is.
+    /// It is misconfigured.
     Misconfigured,
-    /// It finishes what it has.
+    /// It is drained.
     Drained,
-    /// It was tried, or does not serve what is asked for.
+    /// The request was there before, or may not go there.
     Tried,
     /// The request is bound to another backend.
     NotPinned,
 }
 
-/// A decision with every member's part in it.
+/// A decision, and how every member of the pool stood in it.
 #[derive(Clone, Debug)]
 pub struct Explained {
-    /// Every member in order, with the prediction for it.
-    pub members: Vec<(Verdict, Considered)>,
-    /// The rows that were considered, as the dispatcher takes them down.
+    /// The members in the pool's order: what became of each, and its numbers.
+    pub members: Vec<(Fate, Considered)>,
+    /// The rows that were considered.
     pub trace: Trace,
-    /// The decision; none where no backend may have the request.
+    /// The decision; none if no backend may have the request, or none has room.
     pub decision: Option<Decision>,
 }
 
-/// Decides as the dispatcher would.
-#[must_use]
+/// Decides as the dispatcher would now, and takes down how everybody stood. `alter` changes rows before they are compared.
 pub fn explain(
-    book: &Book,
-    policy: &dyn Policy,
-    facts: &RequestFacts,
-    tried: &[BackendId],
-    now: Time,
+    rules: PoolRules<'_>,
+    query: Query<'_>,
+    loads: &impl Loads,
+    buffers: Buffers<'_>,
     rng: &mut fastrand::Rng,
+    alter: &mut Alter<'_>,
 ) -> Explained {
-    let (mut admitted, mut trace) = (Vec::new(), Trace::default());
-    let scope = admit(&book.seats, facts, tried, book.cross_arm, &mut admitted);
-    let mut rows: Vec<Candidate> = admitted.iter().map(|&place| book.rows[usize::from(place)]).collect();
-    let ratios = PoolRatios::of(&rows);
-    ratios.fill(&mut rows);
-    affinity::compare(&mut rows);
-    trace.record(&rows, facts, now);
-    let all_backing_off = skip_backing_off(&mut rows);
-    affinity::compare(&mut rows);
-    let sequences = facts.engine_sequences();
-    if let Some(limit) = book.max_in_flight.filter(|_| sequences > 0) {
-        rows.retain(|row| fits(row.in_flight(), sequences, limit) && !book.held.contains(&row.id));
-        trace.keep_with_room(&rows);
-    }
-    let decision = scope.zip(policy.pick(&rows, facts, now, rng)).map(|(scope, choice)| {
-        let arm = book.seats[usize::from(rows[choice.index].member)].arm;
-        Decision::new(&rows, choice, (scope, arm, book.policy), facts, now, all_backing_off)
-    });
-    let mut all = book.rows.clone();
-    ratios.fill(&mut all);
+    let Query { facts, tried, now } = query;
+    let Buffers { admitted, rows, affinity } = buffers;
+    let mut trace = Trace::default();
+    let mut all: Vec<Candidate> = (0_u16..).zip(rules.seats).map(|(member, _)| loads.row(member)).collect();
+    let place_of_slot = |slot: u16| {
+        let at = (0_u16..).zip(rules.seats).find(|(member, _)| loads.slot(*member) == usize::from(slot));
+        at.map_or(usize::MAX, |(member, _)| usize::from(member))
+    };
+    affinity.claim(facts, &mut all, place_of_slot);
+    affinity.weigh_evictions(facts, &mut all, now, place_of_slot);
+    alter(&mut all);
+    let aside = Aside { policy: None, alter: Some(alter), trace: Some(&mut trace) };
+    let decided = decide(rules, query, loads, Buffers { admitted, rows, affinity }, rng, aside);
+    rows.ratios().fill(&mut all);
+    rows.finish();
     affinity::compare(&mut all);
+    let decision = match decided {
+        Decided::Row(_, decision) => Some(decision),
+        Decided::Full(_) | Decided::Nowhere => None,
+    };
     let mut members = Trace::default();
     members.record(&all, facts, now);
-    let verdict = |considered: &Considered, seat: &Seat| match seat.standing {
-        _ if decision.is_some_and(|decision| decision.backend == seat.id) => Verdict::Chosen,
-        _ if trace.rows.iter().any(|row| row.backend == seat.id && row.skipped) => Verdict::BackingOff,
-        _ if trace.rows.iter().any(|row| row.backend == seat.id && row.full) => Verdict::Full,
-        _ if trace.rows.iter().any(|row| row.backend == considered.backend) => Verdict::Compared,
-        _ if facts.pinned.is_some_and(|pinned| pinned != seat.id) => Verdict::NotPinned,
-        Standing::Drained => Verdict::Drained,
-        Standing::Misconfigured { .. } => Verdict::Misconfigured,
-        Standing::Out { .. } => Verdict::Out,
-        Standing::In if tried.contains(&seat.id) => Verdict::Tried,
-        Standing::In => Verdict::OtherArm,
+    let fate = |considered: &Considered, seat: &Seat| match seat.standing {
+        _ if decision.is_some_and(|decision| decision.backend == seat.id) => Fate::Chosen,
+        _ if trace.rows.iter().any(|row| row.backend == seat.id && row.skipped) => Fate::BackingOff,
+        _ if trace.rows.iter().any(|row| row.backend == seat.id && row.full) => Fate::Full,
+        _ if trace.rows.iter().any(|row| row.backend == considered.backend) => Fate::Compared,
+        _ if facts.pinned.is_some_and(|pinned| pinned != seat.id) => Fate::NotPinned,
+        Standing::Drained => Fate::Drained,
+        Standing::Misconfigured { .. } => Fate::Misconfigured,
+        Standing::Out { .. } => Fate::Out,
+        Standing::In if tried.contains(&seat.id) => Fate::Tried,
+        Standing::In => Fate::OtherArm,
     };
-    let members = members.rows.iter().zip(&book.seats).map(|(row, seat)| (verdict(row, seat), *row)).collect();
+    let members = members.rows.iter().zip(rules.seats).map(|(row, seat)| (fate(row, seat), *row)).collect();
     Explained { members, trace, decision }
 }
 
@@ -144,8 +122,9 @@ impl Trace {
         if decision.all_backing_off {
             text.push_str(", though all are left alone after failures");
         }
+        let policy = decision.policy.policy();
         let others = self.rows.iter().filter(|row| row.backend != chosen.backend && !row.skipped && !row.full);
-        if let Some(other) = others.min_by(|a, b| rank(decision, a).total_cmp(&rank(decision, b)))
+        if let Some(other) = others.min_by(|a, b| policy.cost(a).total_cmp(&policy.cost(b)))
             && decision.considered > 1
         {
             let words = difference(decision, chosen, other);
@@ -159,30 +138,17 @@ impl Trace {
         if full > 0 {
             _ = write!(text, "; {full} at their limit");
         }
-        if decision.policy == "predicted_ttft" && !decision.measured {
+        if policy.predicts() && !decision.measured {
             text.push_str("; nothing was measured, so prompt tokens decide");
         }
         text
     }
 }
 
-/// By what the policy puts the rows in order.
-fn rank(decision: &Decision, row: &Considered) -> f64 {
-    match decision.policy {
-        "least_tokens" => row.queued_tokens as f64,
-        "least_inflight" | "p2c" => f64::from(row.prefilling + row.decoding),
-        _ => row.terms.score(),
-    }
-}
-
 fn choice_in_words(decision: &Decision, chosen: &Considered) -> String {
-    let what = match decision.policy {
-        "least_tokens" => format!("outstanding prompt tokens, {}", grouped(chosen.queued_tokens as f64)),
-        "least_inflight" => format!("requests in flight, {}", chosen.prefilling + chosen.decoding),
-        _ => format!("predicted TTFT {}", seconds(chosen.terms.ttft())),
-    };
+    let what = decision.policy.policy().least_of(chosen);
     match decision.reason {
-        Reason::Only => format!("the only one that may have it, predicted TTFT {}", seconds(chosen.terms.ttft())),
+        Reason::Only => format!("the only one that may have it, predicted TTFT {}", brief_seconds(chosen.terms.ttft())),
         Reason::Lowest => format!("least {what}"),
         Reason::Tie(count) => format!("drawn from {count} that are alike, least {what}"),
         Reason::Drawn => "the less loaded of two drawn".to_owned(),
@@ -192,14 +158,11 @@ fn choice_in_words(decision: &Decision, chosen: &Considered) -> String {
 
 /// What speaks against the next best.
 fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> String {
-    match decision.policy {
-        "least_tokens" => return format!("has {}", grouped(other.queued_tokens as f64)),
-        "least_inflight" => return format!("has {}", other.prefilling + other.decoding),
-        "p2c" | "round_robin" => return format!("has {} in flight", other.prefilling + other.decoding),
-        _ => {}
+    if let Some(words) = decision.policy.policy().other_has(other) {
+        return words;
     }
     let (mine, theirs) = (&chosen.terms, &other.terms);
-    let ttft = seconds(theirs.ttft());
+    let ttft = brief_seconds(theirs.ttft());
     if theirs.score() <= mine.score() * (1.0 + super::policy::TIE) {
         return format!("would do as well ({ttft})");
     }
@@ -228,27 +191,7 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
         (behind(|t| t.eviction), "would evict what is likely wanted again".to_owned()),
     ];
     let (by, words) = words.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default();
-    format!("({ttft}) {words} ({} more)", seconds(by))
-}
-
-/// `0.18 s`; milliseconds where seconds would say nothing.
-#[must_use]
-pub fn seconds(seconds: f64) -> String {
-    if seconds < 0.1 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.2} s") }
-}
-
-/// `3,200`.
-#[must_use]
-pub fn grouped(number: f64) -> String {
-    let digits = format!("{:.0}", number.max(0.0));
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    format!("({ttft}) {words} ({} more)", brief_seconds(by))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::units::BackendId;
 pub struct ArmIndex(pub u16);
 
 /// How a request shows its progress, and so what can be measured of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A stream of tokens: the first one ends its prefill and is measured.
@@ -47,6 +47,7 @@ pub struct RequestFacts {
 impl RequestFacts {
     /// Sequences in the engine: zero for what never reaches it.
     #[must_use]
+    #[inline]
     pub fn engine_sequences(&self) -> u32 {
         match self.kind {
             Kind::Light => 0,

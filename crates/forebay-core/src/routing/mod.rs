@@ -5,6 +5,7 @@
 pub mod affinity;
 pub mod candidate;
 pub mod cost;
+pub mod decide;
 pub mod decision;
 pub mod eligible;
 pub mod estimate;
@@ -12,5 +13,6 @@ pub mod explain;
 pub mod facts;
 pub mod policy;
 pub mod retry;
+pub mod rows;
 pub mod split;
 pub mod wait_room;

@@ -205,7 +205,7 @@ fn next(failure: Failure, stage: Stage, seen: &Attempts) -> Verdict {
 /// A bucket that pays for retries: a share of requests and a trickle over time, so that a fleet in trouble is not given twice
 /// its load.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bucket {
+pub struct TokenBucket {
     tokens: f64,
     at: Time,
     burst: f64,
@@ -213,12 +213,18 @@ pub struct Bucket {
     per_second: f64,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full bucket: `burst` retries at once, `ratio` more for each request and `per_second` more with time.
     #[must_use]
-    pub fn new(burst: f64, ratio: f64, per_second: f64, now: Time) -> Bucket {
+    pub fn new(burst: f64, ratio: f64, per_second: f64, now: Time) -> TokenBucket {
         let sane = |value: f64| if value.is_finite() { value.max(0.0) } else { 0.0 };
-        Bucket { tokens: sane(burst), at: now, burst: sane(burst), ratio: sane(ratio), per_second: sane(per_second) }
+        TokenBucket {
+            tokens: sane(burst),
+            at: now,
+            burst: sane(burst),
+            ratio: sane(ratio),
+            per_second: sane(per_second),
+        }
     }
 
     /// Pays in for one request.
@@ -375,7 +381,7 @@ mod tests {
 
     #[test]
     fn the_budget_starts_full_and_refills_by_requests_and_by_time() {
-        let mut bucket = Bucket::new(100.0, 0.2, 10.0, Time::ZERO);
+        let mut bucket = TokenBucket::new(100.0, 0.2, 10.0, Time::ZERO);
         assert!((0..100).all(|_| bucket.withdraw(Time::ZERO)));
         assert!(!bucket.withdraw(Time::ZERO));
         for _ in 0..5 {

@@ -11,6 +11,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Whether a backend with `in_flight` sequences may have `sequences` more. What never reaches the engine always may; what is
 /// larger than the limit may if it has the backend for itself, or it would wait for ever.
 #[must_use]
+#[inline]
 pub fn fits(in_flight: u32, sequences: u32, limit: u32) -> bool {
     sequences == 0 || in_flight == 0 || in_flight.saturating_add(sequences) <= limit
 }
@@ -87,6 +88,7 @@ impl<T> Default for WaitRoom<T> {
 impl<T> WaitRoom<T> {
     /// Nobody waits.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::sse::Event;
 use super::usage::{Usage, Written};
-use super::{Api, Kind, StreamError};
+use super::{Api, EventKind, StreamError};
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"error\""));
@@ -24,15 +24,15 @@ const ENGINE_DEAD: &str = "EngineCore encountered an issue";
 /// What one event was taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
-    pub(super) kind: Kind,
+    pub(super) kind: EventKind,
     /// It is a token event: a sign of the engine's pace, where the events around a token's are not.
     pub(super) counts: bool,
 }
 
 impl Class {
-    const TOKEN: Class = Class { kind: Kind::Token, counts: true };
+    const TOKEN: Class = Class { kind: EventKind::Token, counts: true };
 
-    fn quiet(kind: Kind) -> Class {
+    fn quiet(kind: EventKind) -> Class {
         Class { kind, counts: false }
     }
 }
@@ -71,13 +71,13 @@ impl Dialect {
     /// What `event` is, with its usage, error or end noted.
     pub(super) fn classify(&mut self, event: &Event<'_>) -> Class {
         let data = match event.data.as_deref() {
-            None if event.silent => return Class::quiet(Kind::Comment),
-            None | Some(b"") => return Class::quiet(Kind::Other),
+            None if event.silent => return Class::quiet(EventKind::Comment),
+            None | Some(b"") => return Class::quiet(EventKind::Other),
             Some(data) => data,
         };
         let class = if data.trim_ascii() == b"[DONE]" {
             self.ended = true;
-            Class::quiet(Kind::End)
+            Class::quiet(EventKind::End)
         } else {
             match self.api {
                 Api::Chat | Api::Completions | Api::Other => self.chunk(data),
@@ -89,25 +89,25 @@ impl Dialect {
     }
 
     /// What the beginning of an event over the size limit is, and what its end will be.
-    pub(super) fn classify_head(&mut self, event: &Event<'_>) -> (Class, Kind) {
-        let failed = Kind::Error { code: 500, engine_dead: false };
+    pub(super) fn classify_head(&mut self, event: &Event<'_>) -> (Class, EventKind) {
+        let failed = EventKind::Error { code: 500, engine_dead: false };
         let (class, last) = match event.name {
-            _ if event.data.is_none() => (Class::quiet(Kind::Other), Kind::Other),
+            _ if event.data.is_none() => (Class::quiet(EventKind::Other), EventKind::Other),
             b"response.created" | b"response.in_progress" | b"response.queued" => {
-                (Class::quiet(Kind::Other), Kind::Preamble)
+                (Class::quiet(EventKind::Other), EventKind::Preamble)
             }
-            b"response.completed" | b"response.incomplete" => (Class::quiet(Kind::Token), Kind::End),
-            b"response.failed" | b"error" => (Class::quiet(Kind::Other), failed),
-            _ => (Class::TOKEN, Kind::Other),
+            b"response.completed" | b"response.incomplete" => (Class::quiet(EventKind::Token), EventKind::End),
+            b"response.failed" | b"error" => (Class::quiet(EventKind::Other), failed),
+            _ => (Class::TOKEN, EventKind::Other),
         };
         (self.note(class), last)
     }
 
     /// Notes the end of an event over the size limit.
-    pub(super) fn finish_oversize(&mut self, last: Kind) {
+    pub(super) fn finish_oversize(&mut self, last: EventKind) {
         match last {
-            Kind::End => self.ended = true,
-            Kind::Error { code, engine_dead } => {
+            EventKind::End => self.ended = true,
+            EventKind::Error { code, engine_dead } => {
                 self.error = Some(StreamError { code, engine_dead, message: String::new() });
             }
             _ => {}
@@ -136,22 +136,24 @@ impl Dialect {
             self.take_usage(serde_json::from_str(written.get()).ok());
         }
         match chunk.choices {
-            Some(choices) if !is_blank(choices) => Class { kind: Kind::Token, counts: self.warm || !is_role(choices) },
-            Some(_) if written.is_some() => Class::quiet(Kind::Usage),
-            _ => Class::quiet(Kind::Token),
+            Some(choices) if !is_blank(choices) => {
+                Class { kind: EventKind::Token, counts: self.warm || !is_role(choices) }
+            }
+            Some(_) if written.is_some() => Class::quiet(EventKind::Usage),
+            _ => Class::quiet(EventKind::Token),
         }
     }
 
     fn response(&mut self, name: &[u8], data: &[u8]) -> Class {
         match &*name_or_type(name, data) {
-            b"response.created" | b"response.in_progress" | b"response.queued" => Class::quiet(Kind::Preamble),
+            b"response.created" | b"response.in_progress" | b"response.queued" => Class::quiet(EventKind::Preamble),
             name @ (b"response.completed" | b"response.incomplete" | b"response.failed") => {
                 self.response_end(name == b"response.failed", data)
             }
             b"error" => self.fail(data),
-            b"ping" => Class::quiet(Kind::Other),
+            b"ping" => Class::quiet(EventKind::Other),
             name if name.ends_with(b".delta") => Class::TOKEN,
-            name if name.starts_with(b"response.") => Class::quiet(Kind::Token),
+            name if name.starts_with(b"response.") => Class::quiet(EventKind::Token),
             _ => self.unknown(data),
         }
     }
@@ -173,7 +175,7 @@ impl Dialect {
         self.take_usage(response.as_ref().and_then(|response| response.usage));
         match response.and_then(|response| response.error).filter(|error| is_error(error)) {
             Some(error) if failed => self.fail(error.get().as_bytes()),
-            _ => Class::quiet(Kind::End),
+            _ => Class::quiet(EventKind::End),
         }
     }
 
@@ -191,19 +193,19 @@ impl Dialect {
             b"message_start" => {
                 let start = serde_json::from_slice::<Start>(data).ok();
                 self.take_usage(start.and_then(|start| start.message).and_then(|message| message.usage));
-                Class::quiet(Kind::Token)
+                Class::quiet(EventKind::Token)
             }
             b"message_delta" => {
                 self.take_usage(serde_json::from_slice::<Message>(data).ok().and_then(|message| message.usage));
-                Class::quiet(Kind::Token)
+                Class::quiet(EventKind::Token)
             }
             b"message_stop" => {
                 self.ended = true;
-                Class::quiet(Kind::End)
+                Class::quiet(EventKind::End)
             }
             b"error" => self.fail(data),
-            b"ping" => Class::quiet(Kind::Other),
-            b"content_block_start" | b"content_block_stop" => Class::quiet(Kind::Token),
+            b"ping" => Class::quiet(EventKind::Other),
+            b"content_block_start" | b"content_block_stop" => Class::quiet(EventKind::Token),
             _ => self.unknown(data),
         }
     }
@@ -216,7 +218,7 @@ impl Dialect {
         {
             return self.fail(error.get().as_bytes());
         }
-        Class::quiet(Kind::Token)
+        Class::quiet(EventKind::Token)
     }
 
     fn take_usage(&mut self, written: Option<Written>) {
@@ -227,7 +229,7 @@ impl Dialect {
 
     fn fail(&mut self, json: &[u8]) -> Class {
         let error = read_error(json);
-        let kind = Kind::Error { code: error.code, engine_dead: error.engine_dead };
+        let kind = EventKind::Error { code: error.code, engine_dead: error.engine_dead };
         // The first error says why; what follows it is its echo.
         self.error.get_or_insert(error);
         Class::quiet(kind)
@@ -270,7 +272,7 @@ fn is_blank(value: &RawValue) -> bool {
 /// Whether these choices only announce the role: chat's first event, which comes with the first token's.
 fn is_role(choices: &RawValue) -> bool {
     #[derive(Deserialize)]
-    struct Choice<'a> {
+    struct ChatChoice<'a> {
         #[serde(borrow)]
         delta: Option<Delta<'a>>,
     }
@@ -292,7 +294,7 @@ fn is_role(choices: &RawValue) -> bool {
         function_call: Option<&'a RawValue>,
     }
     let blank = |value: Option<&RawValue>| value.is_none_or(is_blank);
-    serde_json::from_str::<Vec<Choice<'_>>>(choices.get()).is_ok_and(|choices| {
+    serde_json::from_str::<Vec<ChatChoice<'_>>>(choices.get()).is_ok_and(|choices| {
         choices.iter().all(|choice| {
             choice.delta.as_ref().is_some_and(|delta| {
                 delta.role.is_some()
@@ -310,7 +312,7 @@ fn is_role(choices: &RawValue) -> bool {
 /// Reads an error: a string, an object with `message`, `code` and `type`, or an event that holds such an object as `error`.
 fn read_error(json: &[u8]) -> StreamError {
     #[derive(Deserialize)]
-    struct Body<'a> {
+    struct ErrorBody<'a> {
         #[serde(borrow)]
         message: Option<&'a RawValue>,
         #[serde(borrow)]
@@ -323,10 +325,10 @@ fn read_error(json: &[u8]) -> StreamError {
     fn text(value: Option<&RawValue>) -> Option<String> {
         serde_json::from_str(value?.get()).ok()
     }
-    let body = match serde_json::from_slice::<Body<'_>>(json) {
-        Ok(Body { error: Some(inner), .. }) if is_error(inner) => return read_error(inner.get().as_bytes()),
+    let body = match serde_json::from_slice::<ErrorBody<'_>>(json) {
+        Ok(ErrorBody { error: Some(inner), .. }) if is_error(inner) => return read_error(inner.get().as_bytes()),
         Ok(body) => body,
-        Err(_) => Body { message: serde_json::from_slice(json).ok(), code: None, r#type: None, error: None },
+        Err(_) => ErrorBody { message: serde_json::from_slice(json).ok(), code: None, r#type: None, error: None },
     };
     let status = |text: &str| text.parse().ok().filter(|code| (400..=599).contains(code));
     let code = body.code.and_then(|code| status(code.get().trim_matches('"')));

@@ -37,7 +37,7 @@ pub enum Api {
 
 /// What a segment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EventKind {
     /// Comments or blank lines, of which a client sees nothing: `: keep-alive`. To be dropped while the head is held.
     Comment,
     /// An event that comes before the request is scheduled (`response.created`, `.in_progress`, `.queued`): no proof.
@@ -59,11 +59,11 @@ pub enum Kind {
     Other,
 }
 
-impl Kind {
+impl EventKind {
     /// Whether a held head is to be sent now: the engine has worked, or the answer is over.
     #[must_use]
     pub fn commits(self) -> bool {
-        matches!(self, Kind::Token | Kind::Usage | Kind::End)
+        matches!(self, EventKind::Token | EventKind::Usage | EventKind::End)
     }
 }
 
@@ -73,8 +73,8 @@ pub struct Segment {
     /// Its bytes, as they came.
     pub raw: Bytes,
     /// What it is.
-    pub kind: Kind,
-    /// It is a token event, which ends an ITL gap. Of [`Kind::Token`] these are not: chat's role event, which comes with the
+    pub kind: EventKind,
+    /// It is a token event, which ends an ITL gap. Of [`EventKind::Token`] these are not: chat's role event, which comes with the
     /// first token's and would add a gap of zero; the events of responses and messages that are no delta; opaque bytes.
     pub token: bool,
 }
@@ -113,12 +113,12 @@ pub struct Parser {
     /// Nothing has been read yet.
     first: bool,
     /// What the end of the event over the size limit will be.
-    last: Kind,
+    last: EventKind,
 }
 
 impl Parser {
     /// Longest event that is held until it is whole, in bytes. A longer one passes in parts: the first may still be proof of
-    /// the engine and the last its end, by the event's name; between them all is [`Kind::Other`]. Who holds segments back
+    /// the engine and the last its end, by the event's name; between them all is [`EventKind::Other`]. Who holds segments back
     /// must bound what they hold.
     pub const MAX_EVENT: usize = 8 << 20;
 
@@ -131,14 +131,14 @@ impl Parser {
     /// A parser with a limit of its own on the size of an event, in bytes.
     #[must_use]
     pub fn with_max_event(api: Api, max: usize) -> Parser {
-        Parser { api, framer: Framer::new(max), dialect: Dialect::new(api), first: true, last: Kind::Other }
+        Parser { api, framer: Framer::new(max), dialect: Dialect::new(api), first: true, last: EventKind::Other }
     }
 
     /// Reads a chunk and appends what it completes to `out`: no segment, one, or many.
     pub fn push(&mut self, chunk: Bytes, out: &mut Vec<Segment>) {
         if self.api == Api::Other {
             if !chunk.is_empty() {
-                out.push(Segment { raw: chunk, kind: Kind::Token, token: false });
+                out.push(Segment { raw: chunk, kind: EventKind::Token, token: false });
             }
         } else if self.framer.at_boundary()
             && let Some(event) = sse::simple(&chunk)
@@ -165,7 +165,7 @@ impl Parser {
                     self.last = last;
                     (raw, class)
                 }
-                Frame::Part(raw) => (raw, quiet(Kind::Other)),
+                Frame::Part(raw) => (raw, quiet(EventKind::Other)),
                 Frame::Last(raw) => {
                     self.dialect.finish_oversize(self.last);
                     (raw, quiet(self.last))

@@ -5,9 +5,9 @@ mod recorded;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Api, Kind, Parser, Segment, StreamError, Usage};
+use super::{Api, EventKind, Parser, Segment, StreamError, Usage};
 
-const FAILED: Kind = Kind::Error { code: 500, engine_dead: false };
+const FAILED: EventKind = EventKind::Error { code: 500, engine_dead: false };
 
 fn read(api: Api, chunks: &[&[u8]]) -> (Vec<Segment>, Parser) {
     let (mut parser, mut out) = (Parser::new(api), Vec::new());
@@ -17,11 +17,11 @@ fn read(api: Api, chunks: &[&[u8]]) -> (Vec<Segment>, Parser) {
     (out, parser)
 }
 
-fn kinds(api: Api, text: &str) -> Vec<Kind> {
+fn kinds(api: Api, text: &str) -> Vec<EventKind> {
     read(api, &[text.as_bytes()]).0.iter().map(|segment| segment.kind).collect()
 }
 
-fn chat(json: &str) -> (Kind, bool, Option<Usage>) {
+fn chat(json: &str) -> (EventKind, bool, Option<Usage>) {
     let (out, parser) = read(Api::Chat, &[TOKEN.as_bytes(), format!("data: {json}\n\n").as_bytes()]);
     (out[1].kind, out[1].token, parser.usage())
 }
@@ -45,34 +45,39 @@ fn a_chunk_that_is_one_event_is_not_copied() {
 fn what_a_model_writes_is_no_usage_and_no_error() {
     let content = r#"{\"usage\": {\"prompt_tokens\": 1}, \"error\": {}, \"choices\": []} data: [DONE]"#;
     let json = format!(r#"{{"choices":[{{"index":0,"delta":{{"content":"{content}"}}}}]}}"#);
-    assert_eq!(chat(&json), (Kind::Token, true, None));
+    assert_eq!(chat(&json), (EventKind::Token, true, None));
     let json =
         r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"x":{"usage":{"prompt_tokens":1},"error":{"code":1}}}]}}]}"#;
-    assert_eq!(chat(json), (Kind::Token, true, None));
+    assert_eq!(chat(json), (EventKind::Token, true, None));
     let json = r#"{"choices":[{"index":0,"delta":{"content":"y"}}],"usage":null,"error":null}"#;
-    assert_eq!(chat(json), (Kind::Token, true, None));
+    assert_eq!(chat(json), (EventKind::Token, true, None));
 }
 
 #[test]
 fn usage_with_choices_is_a_token_and_is_taken() {
     let json = r#"{"choices":[{"index":0,"delta":{"content":"y"}}],"usage":{"prompt_tokens":5,"completion_tokens":2}}"#;
     let usage = Usage { prompt_tokens: 5, completion_tokens: 2, cached_tokens: None };
-    assert_eq!(chat(json), (Kind::Token, true, Some(usage)));
+    assert_eq!(chat(json), (EventKind::Token, true, Some(usage)));
     let json = r#"{"usage":{"prompt_tokens":5,"completion_tokens":2,"prompt_tokens_details":null},"choices":[ ]}"#;
-    assert_eq!(chat(json), (Kind::Usage, false, Some(usage)));
-    assert_eq!(chat(r#"{"choices":[],"usage":null}"#), (Kind::Token, false, None));
+    assert_eq!(chat(json), (EventKind::Usage, false, Some(usage)));
+    assert_eq!(chat(r#"{"choices":[],"usage":null}"#), (EventKind::Token, false, None));
 }
 
 #[test]
 fn a_first_event_is_proof_whatever_it_holds_but_an_error() {
     for json in [r#"{"choices":[]}"#, "{}", "7", "not json", r#"{"choices":"x"}"#] {
-        assert_eq!(kinds(Api::Completions, &format!("data: {json}\n\n")), [Kind::Token], "{json}");
+        assert_eq!(kinds(Api::Completions, &format!("data: {json}\n\n")), [EventKind::Token], "{json}");
     }
     for text in ["data\n\n", "data:\n\n", "id: 5\n\n", "event: x\n\n", "retry: 5\n\n"] {
-        assert_eq!(kinds(Api::Chat, text), [Kind::Other], "{text:?}");
+        assert_eq!(kinds(Api::Chat, text), [EventKind::Other], "{text:?}");
     }
-    assert_eq!(kinds(Api::Chat, ": a\n: b\n\n\n"), [Kind::Comment, Kind::Comment]);
-    assert!(!Kind::Other.commits() && !Kind::Preamble.commits() && !Kind::Comment.commits() && !FAILED.commits());
+    assert_eq!(kinds(Api::Chat, ": a\n: b\n\n\n"), [EventKind::Comment, EventKind::Comment]);
+    assert!(
+        !EventKind::Other.commits()
+            && !EventKind::Preamble.commits()
+            && !EventKind::Comment.commits()
+            && !FAILED.commits()
+    );
 }
 
 #[test]
@@ -82,7 +87,7 @@ fn a_role_event_is_proof_and_no_token_event() {
     let tool = r#"{"choices":[{"index":0,"delta":{"role":"assistant","tool_calls":[{"index":0}]}}]}"#;
     for (json, counts) in [(role, false), (both, true), (tool, true)] {
         let (out, parser) = read(Api::Chat, &[format!("data: {json}\n\n").as_bytes()]);
-        assert_eq!((out[0].kind, out[0].token), (Kind::Token, counts), "{json}");
+        assert_eq!((out[0].kind, out[0].token), (EventKind::Token, counts), "{json}");
         assert_eq!(parser.token_events(), u64::from(counts));
     }
 }
@@ -113,7 +118,7 @@ fn errors_are_read_in_every_form() {
     ] {
         for before in ["", TOKEN] {
             let (out, parser) = read(Api::Chat, &[format!("{before}data: {json}\n\n").as_bytes()]);
-            assert_eq!(out.last().unwrap().kind, Kind::Error { code, engine_dead }, "{json}");
+            assert_eq!(out.last().unwrap().kind, EventKind::Error { code, engine_dead }, "{json}");
             let error = StreamError { code, engine_dead, message: message.to_owned() };
             assert_eq!(parser.failed(), Some(&error), "{json}");
             assert!(!parser.ended());
@@ -128,7 +133,7 @@ fn errors_are_read_in_every_form() {
 fn an_error_in_several_data_lines_is_one() {
     assert_eq!(
         kinds(Api::Chat, "data: {\"error\":\r\ndata: {\"code\": 501}}\r\n\r\n"),
-        [Kind::Error { code: 501, engine_dead: false }]
+        [EventKind::Error { code: 501, engine_dead: false }]
     );
 }
 
@@ -139,7 +144,7 @@ fn responses_end_in_three_ways() {
     for name in ["response.completed", "response.incomplete", "response.failed"] {
         let text = event(name, &format!(r#"{{"response":{{"error":null,"usage":{usage}}}}}"#));
         let (out, parser) = read(Api::Responses, &[text.as_bytes()]);
-        assert_eq!((out[0].kind, parser.ended()), (Kind::End, true), "{name}");
+        assert_eq!((out[0].kind, parser.ended()), (EventKind::End, true), "{name}");
         let expected = Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: Some(1) };
         assert_eq!(parser.usage(), Some(expected));
     }
@@ -161,10 +166,10 @@ fn responses_end_in_three_ways() {
 fn an_event_without_a_name_is_known_by_its_type() {
     let text = "data: {\"type\":\"response.queued\"}\n\ndata: {\"type\":\"response.output_text.delta\"}\n\n\
                 data: {\"type\":\"response.completed\"}\n\n";
-    assert_eq!(kinds(Api::Responses, text), [Kind::Preamble, Kind::Token, Kind::End]);
+    assert_eq!(kinds(Api::Responses, text), [EventKind::Preamble, EventKind::Token, EventKind::End]);
     let text =
         "data: {\"type\":\"ping\"}\n\ndata: {\"type\":\"message_start\"}\n\ndata: {\"type\":\"message_stop\"}\n\n";
-    assert_eq!(kinds(Api::Messages, text), [Kind::Other, Kind::Token, Kind::End]);
+    assert_eq!(kinds(Api::Messages, text), [EventKind::Other, EventKind::Token, EventKind::End]);
 }
 
 #[test]
@@ -174,7 +179,7 @@ fn messages_fail_with_a_code_by_their_type() {
             "event: ping\ndata: {{\"type\":\"ping\"}}\n\nevent: error\ndata: \
              {{\"type\":\"error\",\"error\":{{\"type\":\"{kind}\",\"message\":\"m\"}}}}\n\n"
         );
-        assert_eq!(kinds(Api::Messages, &text), [Kind::Other, Kind::Error { code, engine_dead: false }]);
+        assert_eq!(kinds(Api::Messages, &text), [EventKind::Other, EventKind::Error { code, engine_dead: false }]);
     }
 }
 
@@ -189,7 +194,10 @@ fn messages_usage_is_gathered_from_two_events() {
 #[test]
 fn opaque_bytes_are_proof_and_need_no_end() {
     let (out, mut parser) = read(Api::Other, &[b"", b"\0RIFF", b"data: [DONE]\n\n"]);
-    assert_eq!(out.iter().map(|segment| (segment.kind, segment.token)).collect::<Vec<_>>(), [(Kind::Token, false); 2]);
+    assert_eq!(
+        out.iter().map(|segment| (segment.kind, segment.token)).collect::<Vec<_>>(),
+        [(EventKind::Token, false); 2]
+    );
     assert!(parser.ended() && parser.finish().is_none());
 }
 
@@ -212,13 +220,13 @@ fn an_oversize_event_is_passed_on_and_known_by_its_name() {
         (out.iter().map(|segment| segment.kind).collect::<Vec<_>>(), parser.ended())
     };
     let long = "x".repeat(60);
-    assert_eq!(read(Api::Chat, &format!("data: {long}\n\n")), (vec![Kind::Token, Kind::Other], false));
+    assert_eq!(read(Api::Chat, &format!("data: {long}\n\n")), (vec![EventKind::Token, EventKind::Other], false));
     let text = format!("event: response.completed\ndata: {long}\n\n");
-    assert_eq!(read(Api::Responses, &text), (vec![Kind::Token, Kind::Other, Kind::End], true));
+    assert_eq!(read(Api::Responses, &text), (vec![EventKind::Token, EventKind::Other, EventKind::End], true));
     let text = format!("event: response.created\ndata: {long}\n\n");
-    assert_eq!(read(Api::Responses, &text), (vec![Kind::Other, Kind::Other, Kind::Preamble], false));
+    assert_eq!(read(Api::Responses, &text), (vec![EventKind::Other, EventKind::Other, EventKind::Preamble], false));
     let text = format!(": {long}\n\ndata: [DONE]\n\n");
-    assert_eq!(read(Api::Chat, &text).0.last(), Some(&Kind::End));
+    assert_eq!(read(Api::Chat, &text).0.last(), Some(&EventKind::End));
 }
 
 fn apis() -> impl Strategy<Value = Api> {

@@ -75,11 +75,11 @@ impl Written {
 #[must_use]
 pub fn usage_of_body(api: Api, body: &[u8]) -> Option<Usage> {
     #[derive(Deserialize)]
-    struct Body {
+    struct AnswerWithUsage {
         usage: Option<Written>,
     }
     memmem::find(body, b"\"usage\"")?;
-    serde_json::from_slice::<Body>(body).ok()?.usage?.over(None, api)
+    serde_json::from_slice::<AnswerWithUsage>(body).ok()?.usage?.over(None, api)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //! would be right. Never panics, whatever the file holds; never reads a file itself.
 
 pub mod diagnostic;
+pub mod entry;
+pub mod kinds;
 mod mask;
 pub mod section;
 pub mod table;
@@ -11,7 +13,11 @@ pub mod written;
 use toml::de::DeTable;
 
 pub use diagnostic::{Diagnostic, Notes, Report, quoted};
-pub use section::{Schema, Section, nearest};
+pub use entry::{ByHand, Change, Entry, Keys, Nested};
+pub use kinds::Kind;
+pub use section::{DefaultText, Key, Reload, Schema, Section, nearest};
+#[doc(hidden)]
+pub use serde; // for the code that `section!` writes
 pub use table::{Got, Table, Value, Wrong};
 
 /// Slips of syntax that are told: what is no TOML at all would have hundreds.

@@ -1,6 +1,62 @@
 //! What a kind of file may hold: its sections, their keys, and, for a name that is none of these, what was probably meant.
 //! Says nothing of values.
 
+/// When a changed value takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// With the reload.
+    AtOnce,
+    /// With the next start of the process.
+    Restart,
+}
+
+/// The default of a key, for the documentation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DefaultText {
+    /// As an operator would write it.
+    Written(String),
+    /// In words, where it depends on the machine or on other keys, or where there is none. Markdown.
+    Words(&'static str),
+}
+
+/// One key of a section.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// As it is written.
+    pub name: &'static str,
+    /// With its section in front: `listen.address`.
+    pub full: &'static str,
+    /// What it takes, in words. Markdown.
+    pub takes: fn() -> String,
+    /// Its default.
+    pub default: fn() -> DefaultText,
+    /// When a change takes effect.
+    pub reload: Reload,
+    /// What it does. The text of a doc comment, so it may begin with a space. Markdown.
+    pub about: &'static str,
+}
+
+impl Key {
+    /// Returns a key of which only the name is told.
+    #[must_use]
+    pub const fn named(name: &'static str) -> Key {
+        let default = || DefaultText::Words("");
+        Key { name, full: name, takes: String::new, default, reload: Reload::AtOnce, about: "" }
+    }
+
+    /// Returns a key for each of `names`.
+    #[must_use]
+    pub const fn all_named<const N: usize>(names: [&'static str; N]) -> [Key; N] {
+        let mut keys = [Key::named(""); N];
+        let mut at = 0;
+        while at < N {
+            keys[at] = Key::named(names[at]);
+            at += 1;
+        }
+        keys
+    }
+}
+
 /// The keys of one section of a file.
 #[derive(Debug)]
 pub struct Section {
@@ -10,10 +66,24 @@ pub struct Section {
     pub head: &'static str,
     /// How to write it, by example.
     pub form: &'static str,
+    /// What it is for. The text of a doc comment, so it may begin with a space. Markdown.
+    pub about: &'static str,
     /// What it may hold.
-    pub keys: &'static [&'static str],
+    pub keys: &'static [Key],
     /// What a later version will know.
     pub later: &'static [&'static str],
+}
+
+impl Section {
+    /// Whether `name` is one of its keys.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.keys.iter().any(|key| key.name == name)
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        self.keys.iter().map(|key| key.name).collect()
+    }
 }
 
 /// What one kind of file may hold.
@@ -35,7 +105,7 @@ impl Schema {
     /// Whether `key` is known, or will be, in some section.
     #[must_use]
     pub fn is_key(&self, key: &str) -> bool {
-        self.sections.iter().any(|section| section.keys.contains(&key) || section.later.contains(&key))
+        self.sections.iter().any(|section| section.has(key) || section.later.contains(&key))
     }
 
     /// What was probably meant by the unknown `key` in `section`, as a hint.
@@ -44,13 +114,13 @@ impl Schema {
         if let Some(instead) = (self.instead)(section.name, key) {
             return instead.to_owned();
         }
-        if let Some(near) = nearest(key, section.keys) {
+        if let Some(near) = nearest(key, &section.names()) {
             return format!("did you mean `{near}`?");
         }
-        if let Some(other) = self.sections.iter().find(|other| !other.name.is_empty() && other.keys.contains(&key)) {
+        if let Some(other) = self.sections.iter().find(|other| !other.name.is_empty() && other.has(key)) {
             return format!("`{key}` belongs in {}", other.head);
         }
-        let known = section.keys.join(", ");
+        let known = section.names().join(", ");
         format!("{} may hold {known}", section.head)
     }
 }
@@ -81,7 +151,8 @@ pub(super) static SMALL: Schema = {
         name: "",
         head: "the file",
         form: "its keys",
-        keys: &["url", "first_token_timeout", "keys_file", "token_file", "key_env"],
+        about: "",
+        keys: &Key::all_named(["url", "first_token_timeout", "keys_file", "token_file", "key_env"]),
         later: &[],
     };
     Schema { root: &ROOT, sections: &[&ROOT], variables: &["key_env"], needless: |_, _| None, instead: |_, _| None }

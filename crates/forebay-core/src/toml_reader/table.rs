@@ -1,6 +1,7 @@
 //! The file as it is written: tables and values, each with its place. Asking for a value reads it, and a value that is
 //! wrong is noted and replaced by its default, so that one reading finds every mistake. Never decides what a value means.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use toml::Spanned;
@@ -17,6 +18,8 @@ pub struct Table<'a> {
     schema: &'static Schema,
     section: &'static Section,
     notes: &'a Notes,
+    /// Keys whose value was wrong.
+    wrong: RefCell<Vec<&'static str>>,
 }
 
 /// A value of the file.
@@ -95,7 +98,7 @@ impl<'a> Table<'a> {
     ) -> Table<'a> {
         for key in table.keys() {
             let name: &str = key.get_ref();
-            if section.keys.contains(&name) {
+            if section.has(name) {
                 continue;
             }
             let full = if section.name.is_empty() { name.to_owned() } else { format!("{}.{name}", section.name) };
@@ -111,7 +114,7 @@ impl<'a> Table<'a> {
             };
             notes.add(message);
         }
-        Table { table: Some(table), span, schema, section, notes }
+        Table { table: Some(table), span, schema, section, notes, wrong: RefCell::default() }
     }
 
     /// Whether the file has the table at all.
@@ -143,7 +146,7 @@ impl<'a> Table<'a> {
 
     /// The value of `key`, if the file has one.
     pub fn value(&self, key: &'static str) -> Option<Value<'a>> {
-        debug_assert!(self.section.keys.contains(&key), "{key} is not in the schema of {}", self.section.head);
+        debug_assert!(self.section.has(key), "{key} is not in the schema of {}", self.section.head);
         let value: &'a Spanned<DeValue<'a>> = self.table?.get(key)?;
         Some(Value { value: value.get_ref(), span: value.span() })
     }
@@ -153,19 +156,32 @@ impl<'a> Table<'a> {
         self.table?.get_key_value(key).map(|(key, _)| key.span())
     }
 
-    /// The value of `key` as `read` takes it, or `default`.
-    pub fn get<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'a>) -> Result<T, Wrong>) -> Got<T> {
-        let Some(value) = self.value(key) else { return Got { value: default, span: None, wrong: false } };
+    /// Returns the value of `key` as `read` takes it. `None`: the file has none, or a wrong one, which is noted.
+    pub fn read<T>(&self, key: &'static str, read: impl FnOnce(&Value<'a>) -> Result<T, Wrong>) -> Option<T> {
+        let value = self.value(key)?;
         match read(&value) {
-            Ok(read) => Got { value: read, span: Some(value.span), wrong: false },
+            Ok(read) => Some(read),
             Err(wrong) => {
-                self.wrong(key, value.span.clone(), wrong);
-                Got { value: default, span: Some(value.span), wrong: true }
+                self.wrong.borrow_mut().push(key);
+                self.wrong(key, value.span, wrong);
+                None
             }
         }
     }
 
-    /// The same where the value alone matters.
+    /// Returns `value`, which was read from `key`, with the place of `key`: for comparisons between keys.
+    pub fn got<T>(&self, key: &'static str, value: T) -> Got<T> {
+        let span = self.value(key).map(|value| value.span);
+        Got { value, span, wrong: self.wrong.borrow().contains(&key) }
+    }
+
+    /// The value of `key` as `read` takes it, or `default`.
+    pub fn get<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'a>) -> Result<T, Wrong>) -> Got<T> {
+        let value = self.read(key, read).unwrap_or(default);
+        self.got(key, value)
+    }
+
+    /// Returns the value of `key` as `read` takes it, or `default`, without its place.
     pub fn or<T>(&self, key: &'static str, default: T, read: impl FnOnce(&Value<'a>) -> Result<T, Wrong>) -> T {
         self.get(key, default, read).value
     }
@@ -181,7 +197,8 @@ impl<'a> Table<'a> {
 
     /// The table at `key`, empty where there is none.
     pub fn table(&self, key: &'static str, section: &'static Section) -> Table<'a> {
-        let none = Table { table: None, span: None, schema: self.schema, section, notes: self.notes };
+        let (schema, notes) = (self.schema, self.notes);
+        let none = Table { table: None, span: None, schema, section, notes, wrong: RefCell::default() };
         let Some(value) = self.value(key) else { return none };
         match value.value {
             DeValue::Table(table) => Table::open(table, Some(value.span), (self.schema, section), self.notes),

@@ -15,11 +15,11 @@ use super::written::{duration_text, size_text};
 use crate::units::{parse_duration, parse_size};
 
 /// The longest time that can be asked for: what is longer is meant as "off".
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The shortest time that makes sense as a limit.
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(super) const SHORTEST: Duration = Duration::from_millis(1);
 /// The shortest time between two rounds of work.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Any string.
 pub fn text<'a>(value: &Value<'a>) -> Result<&'a str, Wrong> {

@@ -1,9 +1,10 @@
 //! Values in the form in which an operator writes them (`"10s"`, `"64MiB"`, `"off"`), for `/api/config` and for messages:
 //! what is shown can be copied into a file.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::Serializer;
+use serde::{Serialize, Serializer};
 
 /// `"250ms"`, `"10m"`.
 pub fn duration_text(value: Duration) -> String {
@@ -20,37 +21,43 @@ pub fn size_text(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
-/// For `#[serde(serialize_with)]`.
-pub fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&duration_text(*value))
+/// A value as an operator writes it. It serializes to JSON, and is shown as TOML.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Written {
+    /// A string.
+    Text(String),
+    /// A whole number.
+    Whole(u64),
+    /// A number.
+    Number(f64),
+    /// `true` or `false`.
+    Flag(bool),
+    /// The absence of a value.
+    Nothing,
 }
 
-/// For `#[serde(serialize_with)]`.
-pub fn duration_or_off<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&value.map_or_else(|| "off".to_owned(), duration_text))
-}
-
-/// For `#[serde(serialize_with)]`.
-pub fn number_or_off<S: Serializer>(value: &Option<usize>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(number) => serializer.serialize_u64(*number as u64),
-        None => serializer.serialize_str("off"),
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Written::Text(text) => write!(f, "{text:?}"),
+            Written::Whole(number) => write!(f, "{number}"),
+            Written::Number(number) => write!(f, "{number}"),
+            Written::Flag(yes) => write!(f, "{yes}"),
+            Written::Nothing => Ok(()),
+        }
     }
 }
 
-/// For `#[serde(serialize_with)]`.
-pub fn count_or_off<S: Serializer>(value: &Option<u32>, serializer: S) -> Result<S::Ok, S::Error> {
-    number_or_off(&value.map(|count| count as usize), serializer)
-}
-
-/// For `#[serde(serialize_with)]`.
-pub fn size<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&size_text(*bytes))
-}
-
-/// For `#[serde(serialize_with)]`.
-pub fn size_of_head<S: Serializer>(bytes: &usize, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&size_text(*bytes as u64))
+impl Serialize for Written {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Written::Text(text) => serializer.serialize_str(text),
+            Written::Whole(number) => serializer.serialize_u64(*number),
+            Written::Number(number) => serializer.serialize_f64(*number),
+            Written::Flag(yes) => serializer.serialize_bool(*yes),
+            Written::Nothing => serializer.serialize_none(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use super::model::{Arm, Config, Pool};
+use forebay_core::toml_reader::{Change, Keys, Reload};
 
 /// What differs between two configurations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,71 +23,16 @@ impl Diff {
     }
 }
 
-/// One key: its name, whether two configurations differ in it, and how to take it from another.
-struct Key {
-    name: &'static str,
-    differs: fn(&Config, &Config) -> bool,
-    take: fn(&mut Config, &Config),
-}
-
-macro_rules! keys {
-    ($($name:literal: $($field:ident).+),+ $(,)?) => {
-        &[$(Key {
-            name: $name,
-            differs: |old, new| old.$($field).+ != new.$($field).+,
-            take: |config, from| config.$($field).+.clone_from(&from.$($field).+),
-        }),+]
-    };
-}
-
-/// What is bound at the start. A test holds that every key is in one of the two lists.
-const AT_START: &[Key] = keys![
-    "listen.address": listen.address,
-    "listen.max_connections": listen.max_connections,
-    "listen.header_timeout": listen.header_timeout,
-    "listen.body_timeout": listen.body_timeout,
-    "listen.keep_alive": listen.keep_alive,
-    "listen.drain": listen.drain,
-    "listen.upgrade_socket": listen.upgrade_socket,
-    "listen.threads": listen.threads,
-    "admin.address": admin.address,
-    "admin.token_file": admin.token,
-    "limits.bodies_in_memory": limits.bodies_in_memory,
-    "limits.head": limits.head,
-    "limits.h2_streams": limits.h2_streams,
-    "limits.write_stall": limits.write_stall,
-];
-
-/// What is read anew by each request or round.
-const AT_ONCE: &[Key] = keys![
-    "clients.keys_file": clients.keys,
-    "clients.explain": clients.explain,
-    "limits.body": limits.body,
-    "stream.head_after": stream.head_after,
-    "stream.first_token_timeout": stream.first_token_timeout,
-    "stream.idle_timeout": stream.idle_timeout,
-    "stream.total_timeout": stream.total_timeout,
-    "stream.usage": stream.usage,
-    "retry.attempts": retry.attempts,
-    "retry.budget": retry.budget,
-    "health.interval": health.interval,
-    "health.timeout": health.timeout,
-    "health.failures": health.failures,
-    "health.ejection": health.ejection,
-    "health.stall_timeout": health.stall_timeout,
-    "scrape.interval": scrape.interval,
-    "scrape.timeout": scrape.timeout,
-    "scrape.stale_after": scrape.stale_after,
-    "slo.ttft": slo.ttft,
-    "slo.tpot": slo.tpot,
-];
-
 /// What is different in `new`.
 #[must_use]
 pub fn diff(old: &Config, new: &Config) -> Diff {
     let mut diff = Diff::default();
-    diff.restart_keys.extend(AT_START.iter().filter(|key| (key.differs)(old, new)).map(|key| key.name));
-    diff.changed.extend(AT_ONCE.iter().filter(|key| (key.differs)(old, new)).map(|key| key.name.to_owned()));
+    for Change { key, .. } in old.changes(new) {
+        match key.reload {
+            Reload::Restart => diff.restart_keys.push(key.full),
+            Reload::AtOnce => diff.changed.push(key.full.to_owned()),
+        }
+    }
     for pool in &new.pools {
         match old.pools.iter().find(|other| other.model == pool.model) {
             Some(before) => pool_changes(before, pool, &mut diff.changed),
@@ -108,25 +54,16 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
 #[must_use]
 pub fn in_force(old: &Config, new: &Config) -> Config {
     let mut config = new.clone();
-    AT_START.iter().for_each(|key| (key.take)(&mut config, old));
+    config.keep(old);
     // a larger body than the sum that stays in force would never fit into it
     config.limits.body = config.limits.body.min(config.limits.bodies_in_memory);
     config
 }
 
 fn pool_changes(old: &Pool, new: &Pool, changes: &mut Vec<String>) {
-    let fields = [
-        ("aliases", old.aliases != new.aliases),
-        ("policy", old.policy != new.policy),
-        ("affinity", old.affinity != new.affinity),
-        ("session", old.session != new.session),
-        ("split_salt", old.split_salt != new.split_salt),
-        ("cross_arm", old.cross_arm != new.cross_arm),
-        ("backend_max_in_flight", old.backend_max_in_flight != new.backend_max_in_flight),
-        ("wait_room", old.wait_room != new.wait_room),
-    ];
-    let mut said: Vec<String> =
-        fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect();
+    // the arms' changes are told one by one below
+    let keys = old.changes(new).into_iter().map(|change| change.key.name).filter(|key| *key != "arms");
+    let mut said: Vec<String> = keys.map(str::to_owned).collect();
     for arm in &new.arms {
         match old.arms.iter().find(|other| other.name == arm.name) {
             Some(before) => arm_changes(before, arm, &mut said),
@@ -142,12 +79,9 @@ fn pool_changes(old: &Pool, new: &Pool, changes: &mut Vec<String>) {
 
 fn arm_changes(old: &Arm, new: &Arm, said: &mut Vec<String>) {
     let arm = &new.name;
-    #[expect(clippy::float_cmp, reason = "both were read from a file: any difference is a change")]
-    if old.share != new.share {
-        said.push(format!("arm {arm} share {} → {}", old.share, new.share));
-    }
-    if old.gpus != new.gpus {
-        said.push(format!("arm {arm} gpus {} → {}", old.gpus, new.gpus));
+    // the backends' changes are told one by one below
+    for Change { key, old, new } in old.changes(new).into_iter().filter(|change| change.key.name != "backends") {
+        said.push(format!("arm {arm} {} {old} → {new}", key.name));
     }
     for backend in &new.backends {
         match old.backends.iter().find(|other| other.url == backend.url) {
@@ -177,6 +111,7 @@ mod tests {
 
     use super::*;
     use crate::config::model::Backend;
+    use crate::config::schema::SCHEMA;
 
     fn backend(port: u16) -> Backend {
         Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap())
@@ -243,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_outside_the_pools_is_in_one_list() {
+    fn every_key_outside_the_pools_is_in_the_table() {
         let shown = serde_json::to_value(Config::default()).unwrap();
         let mut keys: Vec<String> = Vec::new();
         for (section, content) in shown.as_object().unwrap() {
@@ -252,7 +187,10 @@ mod tests {
                 keys.push(format!("{section}.{key}{}", if file { "_file" } else { "" }));
             }
         }
-        let mut listed: Vec<&str> = AT_START.iter().chain(AT_ONCE).map(|key| key.name).collect();
+        let sections =
+            SCHEMA.sections.iter().filter(|section| !section.name.contains(['.']) && !section.name.is_empty());
+        let outside_pools = sections.filter(|section| !matches!(section.name, "pools" | "backends"));
+        let mut listed: Vec<&str> = outside_pools.flat_map(|section| section.keys).map(|key| key.full).collect();
         keys.sort();
         listed.sort_unstable();
         assert_eq!(keys, listed);

@@ -1,11 +1,15 @@
 //! The configuration file: read, checked in one go, resolved into plain values. Never panics, whatever the file holds, and
 //! never lets a half-right file through: either everything in it is right, or a [`Report`] says all that is wrong.
 
-mod defaults;
+mod affinity;
+mod between;
 pub mod diff;
+#[cfg(test)]
+mod document;
 mod files;
+mod keys;
+mod kinds;
 pub mod model;
-mod policy;
 mod pools;
 mod resolve;
 mod schema;

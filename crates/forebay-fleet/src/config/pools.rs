@@ -7,11 +7,12 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::files::Outside;
-use super::model::{Affinity, Arm, Backend, BackendUrl, PolicyName, Pool, SessionKey, UrlError, WaitRoom};
-use super::schema;
+use super::keys::SESSION;
+use super::kinds::HeaderName;
+use super::model::{Arm, Backend, BackendUrl, Pool, SessionKey};
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
-use forebay_core::toml_reader::{Got, Table, Value, Wrong};
+use forebay_core::toml_reader::{Got, Keys, Kind, Table};
 
 const BACKENDS_FORM: &str = "backends = [{ url = \"http://127.0.0.1:8001\" }]";
 
@@ -20,7 +21,7 @@ type Places<K> = HashMap<K, Range<usize>>;
 
 /// Every pool of the file.
 pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<Pool> {
-    let tables = root.tables("pools", &schema::POOL);
+    let tables = root.tables("pools", Pool::SECTION);
     if tables.is_empty() && root.value("pools").is_none_or(|value| value.kind() == "a list") {
         root.note("there is no pool, so that nothing could be served", format!("add [[pools]] with {POOL_FORM}"));
     }
@@ -31,45 +32,23 @@ pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<Pool> {
 const POOL_FORM: &str = "model = \"…\" and backends = [{ url = \"http://127.0.0.1:8001\" }]";
 
 fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) -> Pool {
-    let default = Pool::default();
-    let model = table.get("model", String::new(), values::line(256));
+    let mut pool = Pool::default();
+    pool.read(table);
+    let model = table.got("model", pool.model.clone());
     match &model.span {
         None => table.note("pools.model: the pool names no model", "add model = \"…\", as the backends call it"),
         Some(span) if !model.wrong => unique(table, "model", names, &model.value, span),
         Some(_) => {}
     }
-    let mut aliases = Vec::new();
     for (alias, span) in table.list("aliases", values::line(256)) {
         unique(table, "aliases", names, &alias, &span);
-        aliases.push(alias);
+        pool.aliases.push(alias);
     }
-    Pool {
-        model: model.value,
-        aliases,
-        policy: table.or("policy", default.policy, values::choice(&PolicyName::ALL.map(|name| (name.as_str(), name)))),
-        affinity: table.or("affinity", default.affinity, values::choice(&Affinity::ALL)),
-        session: session(table).unwrap_or(default.session),
-        split_salt: table.or("split_salt", default.split_salt, salt),
-        cross_arm: table.or("cross_arm", default.cross_arm, values::boolean),
-        backend_max_in_flight: table.or("backend_max_in_flight", default.backend_max_in_flight, in_flight),
-        wait_room: wait_room(table),
-        arms: arms(table, outside),
+    if let Some(session) = session(table) {
+        pool.session = session;
     }
-}
-
-/// A limit in sequences, or "off".
-fn in_flight(value: &Value<'_>) -> Result<Option<u32>, Wrong> {
-    values::or_off(values::whole(1..=1_000_000_u32))(value)
-}
-
-fn wait_room(table: &Table<'_>) -> WaitRoom {
-    let default = WaitRoom::default();
-    let room = table.table("wait_room", &schema::WAIT_ROOM);
-    let size = room.or("size", default.size, |value| {
-        let size = values::whole(0..=100_000_u32)(value).map(|size| size as usize);
-        size.map_err(|wrong| wrong.hint("requests that wait at once; 0 refuses them instead"))
-    });
-    WaitRoom { size, timeout: room.or("timeout", default.timeout, values::limit) }
+    pool.arms = arms(table, outside);
+    pool
 }
 
 /// Refuses a model's name or alias that another pool, or this one, has already.
@@ -86,15 +65,10 @@ fn twice(notes: &Notes, span: &Range<usize>, first: &Range<usize>, message: Stri
     notes.add(Diagnostic::at(span.clone(), message).hint(hint).also(Some(first.clone()), "first here"));
 }
 
-fn salt(value: &Value<'_>) -> Result<String, Wrong> {
-    let text = values::text(value)?;
-    if text.is_empty() { Ok(String::new()) } else { values::line(256)(value) }
-}
-
 fn session(table: &Table<'_>) -> Option<SessionKey> {
     const FORM: &str = "write session = { header = \"x-session-id\" } or session = { body = \"user\" }";
-    let session = table.table("session", &schema::SESSION);
-    let header = session.get("header", String::new(), header_name);
+    let session = table.table("session", SESSION);
+    let header = session.get("header", String::new(), |value| HeaderName.read(value));
     let body = session.get("body", String::new(), values::line(64));
     match (&header.span, &body.span) {
         (Some(_), None) => Some(SessionKey::Header(header.value)),
@@ -113,15 +87,6 @@ fn session(table: &Table<'_>) -> Option<SessionKey> {
     }
 }
 
-fn header_name(value: &Value<'_>) -> Result<String, Wrong> {
-    let text = values::text(value)?;
-    match http::HeaderName::from_bytes(text.as_bytes()) {
-        Ok(name) => Ok(name.as_str().to_owned()),
-        Err(_) => Err(Wrong::because(format!("{} is no header name", quoted(text)))
-            .hint("letters, digits and `-`, such as \"x-session-id\"")),
-    }
-}
-
 fn arms(table: &Table<'_>, outside: &Outside<'_>) -> Vec<Arm> {
     let mut urls = Places::new();
     if let (Some(_), Some(span)) = (table.value("arms"), table.key_span("backends")) {
@@ -131,7 +96,7 @@ fn arms(table: &Table<'_>, outside: &Outside<'_>) -> Vec<Arm> {
     } else if table.value("backends").is_some() {
         return vec![Arm::of("default", backends(table, "pool", &mut urls, outside))];
     }
-    let tables = table.tables("arms", &schema::ARM);
+    let tables = table.tables("arms", Arm::SECTION);
     if tables.is_empty() && table.value("arms").is_none_or(|value| value.kind() == "a list") {
         table.note("pools.backends: the pool has neither backends nor arms", format!("add {BACKENDS_FORM}"));
     }
@@ -148,23 +113,23 @@ fn arm(
     urls: &mut Places<BackendUrl>,
     outside: &Outside<'_>,
 ) -> (Arm, Got<f64>) {
-    let name = table.get("name", String::new(), values::name);
-    match &name.span {
-        None => table.note("pools.arms.name: the arm has no name", "add name = \"…\", such as \"tp2\""),
-        Some(span) if !name.wrong => match names.get(&name.value) {
-            Some(first) => {
-                let message = format!("pools.arms.name: {} is named twice", quoted(&name.value));
-                twice(table.notes(), span, first, message, "arms have different names, in metrics and in headers");
-            }
-            None => _ = names.insert(name.value.clone(), span.clone()),
-        },
-        Some(_) => {}
+    if table.value("name").is_none() {
+        table.note("pools.arms.name: the arm has no name", "add name = \"…\", such as \"tp2\"");
     }
-    let backends = backends(table, "arm", urls, outside);
-    let arm = Arm::of(name.value, backends);
-    let share = table.get("share", 1.0, values::number(0.0..=1e6));
-    let gpus = table.or("gpus", arm.gpus, values::whole(1..=65_536));
-    (Arm { share: share.value, gpus, ..arm }, share)
+    let mut arm = Arm::of("", backends(table, "arm", urls, outside));
+    arm.read(table);
+    let name = table.got("name", &arm.name);
+    if let (Some(span), false) = (name.span, name.wrong) {
+        match names.get(name.value) {
+            Some(first) => {
+                let message = format!("pools.arms.name: {} is named twice", quoted(name.value));
+                twice(table.notes(), &span, first, message, "arms have different names, in metrics and in headers");
+            }
+            None => _ = names.insert(name.value.clone(), span),
+        }
+    }
+    let share = table.got("share", arm.share);
+    (arm, share)
 }
 
 /// Every arm has a share or none has, and some arm gets something.
@@ -195,41 +160,37 @@ fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, outsid
         let message = format!("{}: the {what} has no backend", table.full("backends"));
         table.note(message, format!("write {BACKENDS_FORM}"));
     }
-    let tables = table.tables("backends", &schema::BACKEND);
-    tables.iter().filter_map(|table| backend(table, urls, outside)).collect()
+    let tables = table.tables("backends", Backend::SECTION);
+    tables.iter().map(|table| backend(table, urls, outside)).collect()
 }
 
-fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> Option<Backend> {
-    let written = table.get("url", None, |value| url(value).map(Some));
-    if written.span.is_none() {
-        table.note("backends.url: the backend has no URL", "add url = \"http://127.0.0.1:8001\"");
+fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> Backend {
+    let mut backend = Backend::of(unread());
+    backend.read(table);
+    backend.key = table.or("key_env", None, |value| outside.backend_key(values::text(value)?).map(Some));
+    let url = table.got("url", &backend.url);
+    match url.span {
+        None => table.note("backends.url: the backend has no URL", "add url = \"http://127.0.0.1:8001\""),
+        Some(span) if !url.wrong => {
+            if let Some(first) = urls.get(url.value) {
+                let message = format!("backends.url: {} is in this pool twice", quoted(&url.value.to_string()));
+                twice(
+                    table.notes(),
+                    &span,
+                    first,
+                    message,
+                    "a backend belongs to one arm; one that is faster has a speed",
+                );
+            } else {
+                urls.insert(url.value.clone(), span);
+            }
+        }
+        Some(_) => {}
     }
-    let speed = table.or("speed", 1.0, |value| {
-        values::number(0.01..=100.0)(value)
-            .map_err(|wrong| wrong.hint("a speed is relative to the other backends: 1.0, or 1.4 for a faster one"))
-    });
-    let key = table.or("key_env", None, |value| outside.backend_key(values::text(value)?).map(Some));
-    let drain = table.or("drain", false, values::boolean);
-    let (url, span) = (written.value?, written.span?);
-    if let Some(first) = urls.get(&url) {
-        let message = format!("backends.url: {} is in this pool twice", quoted(&url.to_string()));
-        twice(table.notes(), &span, first, message, "a backend belongs to one arm; one that is faster has a speed");
-    } else {
-        urls.insert(url.clone(), span);
-    }
-    Some(Backend { url, speed, key, drain })
+    backend
 }
 
-fn url(value: &Value<'_>) -> Result<BackendUrl, Wrong> {
-    const FORM: &str = "write it as \"http://host:port\"";
-    let text = values::text(value).map_err(|wrong| wrong.hint(FORM))?;
-    text.parse().map_err(|error: UrlError| {
-        let hint = match error {
-            UrlError::UserInfo => "leave it out; a backend's key is named by key_env",
-            UrlError::Path => "leave it out, also a `/v1`: requests keep the path that the client sent",
-            UrlError::Https => "write http://, and keep backends on a private network",
-            _ => FORM,
-        };
-        Wrong::because(error.to_string()).hint(hint)
-    })
+/// Returns what stands in for a URL until it is read; a file without one does not get through.
+fn unread() -> BackendUrl {
+    "http://unread".parse().expect("this is a URL")
 }

@@ -66,7 +66,7 @@ fn bad_answers_in_a_row_eject_and_a_good_one_breaks_the_row() {
     }
     assert_eq!(world.state(), "healthy");
     assert_eq!(world.answered(false), Effect::Ejected(Ejection::Health));
-    assert_eq!(world.health.state(None), State::Ejected("status 503".to_owned()));
+    assert_eq!(world.health.state(None), HealthState::Ejected("status 503".to_owned()));
 }
 
 #[test]
@@ -206,11 +206,11 @@ proptest! {
                 7 => drop(world.health.served(world.now)),
                 _ => drop(world.health.probe(world.now)),
             }
-            let out = world.health.state(None) != State::Healthy;
+            let out = world.health.state(None) != HealthState::Healthy;
             prop_assert!(out || world.health.standing(false) == Standing::In);
         }
         world.answered(true);
-        if world.health.phase == Phase::OnTrial {
+        if world.health.phase == HealthPhase::OnTrial {
             world.health.served(world.now);
         } else if world.state() != "healthy" {
             prop_assert!(world.until_probe() <= RULES.max.mul_f64(1.0 + JITTER) + Duration::from_millis(10));

@@ -1,8 +1,13 @@
 //! Facts of the counters and estimators: one for each correction that the formula was given on review.
 
+use std::sync::Mutex;
+
+use super::lease::LeaseRequest;
 use super::*;
-use forebay_core::routing::cost;
+use forebay_core::routing::candidate::{Candidate, Foreign, Head};
+use forebay_core::routing::cost::{self, Shape};
 use forebay_core::routing::estimate::{GAP_PRIOR, TTFT_PRIOR};
+use forebay_core::units::BackendId;
 use proptest::prelude::*;
 
 const STALE: Duration = Duration::from_secs(3);
@@ -11,9 +16,29 @@ fn at(ms: u64) -> Time {
     Time::from_micros(1_000_000_000 + ms * 1000)
 }
 
+/// The table of a pool of one backend.
+#[derive(Debug)]
+struct OneLoad(Mutex<(LoadState, Index)>);
+
+impl LoadTable for OneLoad {
+    fn with(&self, _: usize, act: &mut dyn FnMut(&mut LoadState, Pace)) {
+        act(&mut self.0.lock().unwrap().0, Pace::default());
+    }
+
+    fn change(&self, slot: usize, act: &mut dyn FnMut(&mut LoadState, Pace)) {
+        self.with(slot, act);
+    }
+
+    fn with_cache(&self, _: usize, act: &mut dyn FnMut(&mut LoadState, &mut Index)) {
+        let (state, cache) = &mut *self.0.lock().unwrap();
+        act(state, cache);
+    }
+
+    fn give_back(&self, _: usize) {}
+}
+
 fn load_of(speed: f64) -> Load {
-    let gate = Gate::new(forebay_core::routing::retry::Bucket::new(0.0, 0.0, 0.0, Time::ZERO));
-    Load::new(&Arc::new(Mutex::new(gate)), speed, STALE)
+    Load::new(Arc::new(OneLoad(Mutex::new((LoadState::new(speed, STALE), Index::default())))), 0)
 }
 
 fn load() -> Load {
@@ -21,21 +46,19 @@ fn load() -> Load {
 }
 
 impl Load {
-    fn enter(&self, entry: Entry, now: Time) -> Lease {
-        let lived = locked(&self.gate).pace.lived(now);
-        self.with(|numbers| numbers.enter(entry, now, lived))
+    fn enter(&self, entry: LeaseRequest, now: Time) -> Lease {
+        self.read(|state, pace| state.enter(entry, now, pace.lived(now)))
     }
 
     fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time) -> Candidate {
-        let lived = locked(&self.gate).pace.lived(now);
-        self.with(|numbers| numbers.row(id, member, mean_prompt, now, lived))
+        self.read(|state, pace| state.row(id, member, mean_prompt, now, pace.lived(now)))
     }
 }
 
-fn entry(kind: Kind, tokens: u32) -> Entry {
+fn entry(kind: Kind, tokens: u32) -> LeaseRequest {
     let sequences = u32::from(kind != Kind::Light);
     let tokens = if kind == Kind::Light { 0 } else { tokens };
-    Entry { kind, sequences, tokens, prompt: tokens, claimed: 0, depth: 0.0, raw: 0.1, turn: 1 }
+    LeaseRequest { kind, sequences, tokens, prompt: tokens, claimed: 0, depth: 0.0, raw: 0.1, turn: 1 }
 }
 
 fn row(load: &Load, now: Time) -> Candidate {
@@ -57,7 +80,7 @@ fn scraped(running: f64, waiting: f64) -> Sample {
 #[test]
 fn a_stream_moves_from_prefill_to_decode_and_gives_back_what_it_took() {
     let load = load();
-    let mut lease = load.enter(Entry { sequences: 4, ..entry(Kind::Stream, 300) }, at(0));
+    let mut lease = load.enter(LeaseRequest { sequences: 4, ..entry(Kind::Stream, 300) }, at(0));
     let before = row(&load, at(0));
     assert_eq!((before.prefilling, before.decoding, before.queued_tokens, before.kv_tokens), (4, 0, 300, 300));
     load.first_token(&mut lease, at(50));
@@ -74,7 +97,7 @@ fn a_stream_moves_from_prefill_to_decode_and_gives_back_what_it_took() {
 #[test]
 fn prompt_tokens_that_are_cached_take_no_more_of_the_kv_cache() {
     let load = load();
-    let mut lease = load.enter(Entry { tokens: 100, claimed: 200, ..entry(Kind::Stream, 300) }, at(0));
+    let mut lease = load.enter(LeaseRequest { tokens: 100, claimed: 200, ..entry(Kind::Stream, 300) }, at(0));
     assert_eq!(row(&load, at(0)).kv_tokens, 100);
     load.first_token(&mut lease, at(50));
     load.event(&mut lease, at(60), false);
@@ -86,7 +109,7 @@ fn prompt_tokens_that_are_cached_take_no_more_of_the_kv_cache() {
 #[test]
 fn the_ratio_compares_ttft_from_dispatch_with_what_was_expected_then() {
     let load = load();
-    let mut lease = load.enter(Entry { raw: 0.2, ..entry(Kind::Stream, 300) }, at(0));
+    let mut lease = load.enter(LeaseRequest { raw: 0.2, ..entry(Kind::Stream, 300) }, at(0));
     load.first_token(&mut lease, at(600));
     assert!((row(&load, at(600)).ttft.ratio(1.0, 1.0) - (0.6 + 1.0) / (0.2 + 1.0)).abs() < 1e-9);
     assert!(k(&load, at(30_000)) < k(&load, at(600)), "decayed on read");
@@ -154,7 +177,7 @@ fn gaps_count_only_while_the_client_reads_and_against_all_that_decodes_there() {
 #[test]
 fn sequences_that_take_turns_in_one_step_give_no_gaps() {
     let load = load();
-    let mut lease = load.enter(Entry { sequences: 4, ..entry(Kind::Stream, 300) }, at(0));
+    let mut lease = load.enter(LeaseRequest { sequences: 4, ..entry(Kind::Stream, 300) }, at(0));
     load.first_token(&mut lease, at(100));
     load.event(&mut lease, at(101), false);
     assert_eq!(row(&load, at(101)).gap.expected, 0.0);
@@ -251,7 +274,7 @@ fn speed_leads_until_there_are_samples_and_then_cancels() {
         for request in 0..200 {
             let now = at(request * 400);
             let raw = predict(load, now).raw;
-            let mut lease = load.enter(Entry { raw, ..entry(Kind::Stream, 500) }, now);
+            let mut lease = load.enter(LeaseRequest { raw, ..entry(Kind::Stream, 500) }, now);
             load.first_token(&mut lease, at(request * 400 + 300));
             load.end(&lease);
         }
@@ -296,7 +319,7 @@ proptest! {
             match step {
                 Step::Enter(kind, tokens, sequences) => {
                     let sequences = if kind == Kind::Light { 0 } else { sequences };
-                    open.push(load.enter(Entry { sequences, ..entry(kind, tokens) }, now));
+                    open.push(load.enter(LeaseRequest { sequences, ..entry(kind, tokens) }, now));
                 }
                 Step::First(at) if count > 0 => {
                     load.first_token(&mut open[at.index(count)], now);

@@ -183,7 +183,9 @@ fn needs_quotes(word: &str) -> bool {
     word.is_empty() || word.len() > CLIENT_TEXT || !word.bytes().all(plain)
 }
 
-/// As JSON, which text lines use too; also C1 controls (a terminal obeys U+009B) and line separators are escaped.
+/// Appends `word` as a JSON string, which text lines use too, cut after [`CLIENT_TEXT`] characters.
+///
+/// Written by hand because serde_json leaves C1 controls (a terminal obeys U+009B), line separators and bidi marks as they are.
 fn push_quoted(line: &mut String, word: &str) {
     line.push('"');
     for (i, c) in word.chars().enumerate() {
@@ -399,6 +401,14 @@ mod tests {
             "1970-01-01T00:00:01.500Z status=200 outcome=success method=POST path=/v1/chat/completions \
              client=127.0.0.1:5000 model=m pool=m arm=tp2 assigned_arm=tp1x2 backend=127.0.0.1:8001 attempts=1 stream=true \
              wait_ms=30.000 ttft_ms=41.250 e2e_ms=2000.000 prompt_tokens=7 output_tokens=16 token_source=usage request_id=r-1\n"
+        );
+        assert_eq!(
+            record("m\n\u{9b}\"").to_json_line(at),
+            "{\"time\":\"1970-01-01T00:00:01.500Z\",\"status\":200,\"outcome\":\"success\",\"method\":\"POST\",\
+             \"path\":\"/v1/chat/completions\",\"client\":\"127.0.0.1:5000\",\"model\":\"m\\u000a\\u009b\\\"\",\"pool\":\"m\",\
+             \"arm\":\"tp2\",\"assigned_arm\":\"tp1x2\",\"backend\":\"127.0.0.1:8001\",\"attempts\":1,\"stream\":true,\
+             \"wait_ms\":30.000,\"ttft_ms\":41.250,\"e2e_ms\":2000.000,\"prompt_tokens\":7,\"output_tokens\":16,\
+             \"token_source\":\"usage\",\"request_id\":\"r-1\"}\n"
         );
         let json: serde_json::Value = serde_json::from_str(&record("m").to_json_line(at)).unwrap();
         assert_eq!(json["ttft_ms"], 41.25);

@@ -17,7 +17,7 @@ fn served(controller: &Controller, facts: &RequestFacts, now: Time) -> (BackendI
     // As long as was predicted, so that nothing looks fast or slow.
     let then = now + ticket.predicted_ttft().unwrap();
     ticket.first_token(then);
-    ticket.finish(Outcome::Success, then);
+    ticket.finish(AttemptOutcome::Success, then);
     (decision.backend, row.matched)
 }
 

@@ -16,7 +16,7 @@ fn attempt_on(controller: &Controller, port: u16, now: Time) -> Ticket {
 }
 
 fn fail(controller: &Controller, port: u16, failure: Failure, now: Time) {
-    attempt_on(controller, port, now).finish(Outcome::Failed(failure), now);
+    attempt_on(controller, port, now).finish(AttemptOutcome::Failed(failure), now);
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn what_is_not_the_backend_s_doing_ejects_nobody() {
         for failure in [busy(503), busy(429), Failure::ClientLeft, Failure::Deadline, Failure::Idle, Failure::Reused] {
             fail(&controller, 1, failure, at(ms));
         }
-        attempt_on(&controller, 1, at(ms)).finish(Outcome::Neutral, at(ms));
+        attempt_on(&controller, 1, at(ms)).finish(AttemptOutcome::Neutral, at(ms));
         drop(attempt_on(&controller, 1, at(ms)));
     }
     assert_eq!(state(&controller, 1), BackendState::Healthy);
@@ -56,7 +56,7 @@ fn a_row_is_broken_only_by_the_success_of_an_attempt_sent_after_the_last_failure
     let old: Vec<Ticket> = (0..3).map(|ms| attempt_on(&controller, 1, at(ms))).collect();
     for (ms, old) in (10..).zip(old) {
         fail(&controller, 1, Failure::ServerError(500), at(ms));
-        old.finish(Outcome::Success, at(ms));
+        old.finish(AttemptOutcome::Success, at(ms));
     }
     assert_eq!(state(&controller, 1), BackendState::Ejected, "old streams end well on a server that drains");
 
@@ -64,7 +64,7 @@ fn a_row_is_broken_only_by_the_success_of_an_attempt_sent_after_the_last_failure
     for ms in 0..20 {
         fail(&controller, 1, Failure::Died, at(10 * ms));
         fail(&controller, 1, Failure::Died, at(10 * ms + 1));
-        attempt_on(&controller, 1, at(10 * ms + 2)).finish(Outcome::Success, at(10 * ms + 3));
+        attempt_on(&controller, 1, at(10 * ms + 2)).finish(AttemptOutcome::Success, at(10 * ms + 3));
     }
     assert_eq!(state(&controller, 1), BackendState::Healthy);
 }
@@ -117,7 +117,7 @@ fn a_backend_that_cannot_be_probed_gets_one_client_s_request() {
     let (mut trial, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.decision.backend == out);
     assert_eq!((trial.len(), others.len()), (1, 19));
     assert_eq!(state(&controller, 1), BackendState::Probing);
-    trial.remove(0).ticket.finish(Outcome::Success, at(6000));
+    trial.remove(0).ticket.finish(AttemptOutcome::Success, at(6000));
     assert_eq!(state(&controller, 1), BackendState::Healthy);
 }
 
@@ -134,7 +134,7 @@ fn a_first_token_ends_a_trial_well_and_a_failure_ends_it_badly() {
             ticket.first_token(at(6000));
             assert_eq!(state(&controller, 1), BackendState::Healthy);
         } else {
-            ticket.finish(Outcome::Failed(Failure::FirstToken), at(6000));
+            ticket.finish(AttemptOutcome::Failed(Failure::FirstToken), at(6000));
             assert_eq!(state(&controller, 1), BackendState::Ejected);
         }
     }

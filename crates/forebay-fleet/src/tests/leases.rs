@@ -12,9 +12,9 @@ fn live(mut ticket: Ticket, life: u8, now: Time) {
         ticket.event(now, life & 2 != 0);
     }
     match life >> 2 & 3 {
-        0 => ticket.finish(Outcome::Success, now),
-        1 => ticket.finish(Outcome::Neutral, now),
-        2 => ticket.finish(Outcome::Failed(Failure::Truncated), now),
+        0 => ticket.finish(AttemptOutcome::Success, now),
+        1 => ticket.finish(AttemptOutcome::Neutral, now),
+        2 => ticket.finish(AttemptOutcome::Failed(Failure::Truncated), now),
         _ => drop(ticket),
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use super::*;
 use forebay_core::clock::{Clock, ManualClock};
+use forebay_core::routing::candidate::Candidate;
+use forebay_core::routing::decision::Choice;
+use forebay_core::routing::policy::Policy;
 use forebay_core::routing::wait_room::LaneKey;
 
 mod any_order;
@@ -27,6 +30,7 @@ fn ask_as(controller: &Controller, session: &str, facts: &RequestFacts, clock: &
         lane: LaneKey::of(Some(&session), None),
         explain: false,
         again: false,
+        trial: None,
         clock,
     };
     the_pool(controller).dispatch_or_wait(ask, &mut rng)
@@ -194,7 +198,16 @@ fn who_has_nothing_left_to_wait_for_is_told() {
     controller.apply(&[], at(3));
     assert_eq!(poll(&mut waits).unwrap().err(), refused, "the pool is gone");
     let (lane, facts, mut rng) = (LaneKey::of(None, None), facts(), fastrand::Rng::with_seed(1));
-    let ask = Ask { facts: &facts, tried: &[], session: None, lane, explain: false, again: false, clock: &clock };
+    let ask = Ask {
+        facts: &facts,
+        tried: &[],
+        session: None,
+        lane,
+        explain: false,
+        again: false,
+        trial: None,
+        clock: &clock,
+    };
     assert_eq!(old.dispatch_or_wait(ask, &mut rng).err(), refused, "also for who comes late");
     drop(held);
 }
@@ -206,7 +219,16 @@ fn a_request_that_comes_with_an_old_snapshot_is_decided_by_the_pool_as_it_is() {
     let old = the_pool(&controller);
     controller.apply(&[limited(1, vec![arm("b", &[2]), arm("a", &[3])])], at(1));
     let (lane, facts, mut rng) = (LaneKey::of(None, None), facts(), fastrand::Rng::with_seed(1));
-    let ask = Ask { facts: &facts, tried: &[], session: None, lane, explain: false, again: false, clock: &clock };
+    let ask = Ask {
+        facts: &facts,
+        tried: &[],
+        session: None,
+        lane,
+        explain: false,
+        again: false,
+        trial: None,
+        clock: &clock,
+    };
     let Admission::Placed(placed) = old.dispatch_or_wait(ask, &mut rng).unwrap() else { panic!("it waits") };
     assert_eq!(placed.dispatched.ticket.backend().url, url(3));
     assert_eq!(placed.dispatched.decision.assigned, ArmIndex(1));
@@ -220,7 +242,7 @@ fn a_backend_that_backs_off_is_waited_for_until_time_or_a_success_makes_it_good(
     let controller = controller(limited(2, vec![arm("a", &[1, 2])]));
     let bad = ticket(ask(&controller, &facts(), &clock));
     let hole = bad.backend().id;
-    bad.finish(Outcome::Failed(Failure::Connect), clock.now());
+    bad.finish(AttemptOutcome::Failed(Failure::Connect), clock.now());
     let held = [0; 2].map(|_| ticket(ask(&controller, &facts(), &clock)));
     assert!(held.iter().all(|ticket| ticket.backend().id != hole));
     let [mut one, mut two, mut three] = [0; 3].map(|_| waiting(ask(&controller, &facts(), &clock)));
@@ -244,7 +266,7 @@ fn a_newcomer_does_not_overtake_who_waited_for_a_back_off_to_end() {
     let clock = hand.clock();
     let controller = controller(limited(1, vec![arm("a", &[1, 2])]));
     let bad = ticket(ask(&controller, &facts(), &clock));
-    bad.finish(Outcome::Failed(Failure::Connect), clock.now());
+    bad.finish(AttemptOutcome::Failed(Failure::Connect), clock.now());
     let held = ticket(ask(&controller, &facts(), &clock));
     let mut first = waiting(ask(&controller, &facts(), &clock));
     hand.advance(Duration::from_secs(1));
@@ -294,13 +316,26 @@ fn who_was_held_up_for_a_larger_request_goes_on_when_that_leaves() {
     drop((served(&mut small), held));
 }
 
+/// A policy with a bug.
+#[derive(Debug)]
+struct Panics;
+
+impl Policy for Panics {
+    fn pick(&self, _: &[Candidate], _: &RequestFacts, _: Time, _: &mut fastrand::Rng) -> Option<Choice> {
+        panic!("a bug of a policy")
+    }
+}
+
 #[test]
 fn a_decision_that_panics_costs_one_waiter_its_place_and_the_next_is_served() {
     let clock = ManualClock::default().clock();
     let controller = controller(limited(1, vec![arm("a", &[1])]));
     let first = ticket(ask(&controller, &facts(), &clock));
-    let [mut one, mut two] = [0; 2].map(|_| waiting(ask(&controller, &facts(), &clock)));
-    crate::waiting::PANICS.set(true);
+    let (facts, lane, trial) = (facts(), LaneKey::of(Some("s"), None), Some(&Panics as &dyn Policy));
+    let tried =
+        Ask { facts: &facts, tried: &[], session: None, lane, explain: false, again: false, trial, clock: &clock };
+    let mut one = waiting(the_pool(&controller).dispatch_or_wait(tried, &mut fastrand::Rng::with_seed(1)).unwrap());
+    let mut two = waiting(ask(&controller, &facts, &clock));
     drop(first);
     assert_eq!(poll(&mut one).unwrap().err(), Some(Refusal::Internal));
     drop(served(&mut two));

@@ -16,8 +16,9 @@ use crate::load::run::WarmUp;
 use crate::load::workload::Endpoint;
 use crate::rows::row_file::Offered;
 use crate::rows::slo::Slo;
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::toml_reader::{self, Diagnostic, Report, Table, Value, Wrong, nearest, quoted, values};
-use forebay_fleet::config::model::{BackendUrl, PolicyName, UrlError};
+use forebay_fleet::config::model::{BackendUrl, UrlError};
 
 const START_TIMEOUT: Duration = Duration::from_secs(600);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -337,7 +338,7 @@ fn one_address_each<'s>(
 
 /// Through a Forebay where there is something to choose, else straight to the server, unless the file says otherwise.
 fn route(table: &Table<'_>, servers: usize) -> Route {
-    let choices = PolicyName::ALL.map(|name| (name.as_str(), name));
+    let choices = PolicyName::choices();
     let policy = table.get("policy", PolicyName::default(), values::choice(&choices));
     let direct = table.get("route", servers <= 1 && policy.span.is_none(), |value| {
         values::choice(&[("forebay", false), ("direct", true)])(value)

@@ -8,7 +8,8 @@ use crate::load::run::WarmUp;
 use crate::load::workload::Endpoint;
 use crate::rows::row_file::Offered;
 use crate::rows::slo::Slo;
-use forebay_fleet::config::model::{BackendUrl, PolicyName};
+use forebay_core::routing::policy::PolicyName;
+use forebay_fleet::config::model::BackendUrl;
 
 /// An experiment.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use forebay_core::stream::{Api, Kind, Parser, Segment, Usage};
+use forebay_core::stream::{Api, EventKind, Parser, Segment, Usage};
 
 /// What an event is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,10 +107,10 @@ impl AnswerReader {
 
     fn event(&mut self, segment: &Segment) -> Option<AnswerEvent> {
         match segment.kind {
-            Kind::End => Some(AnswerEvent::Done),
-            Kind::Usage => self.usage().map(AnswerEvent::Usage),
-            Kind::Token | Kind::Error { .. } => self.chunk(segment),
-            Kind::Comment | Kind::Preamble | Kind::Other => None,
+            EventKind::End => Some(AnswerEvent::Done),
+            EventKind::Usage => self.usage().map(AnswerEvent::Usage),
+            EventKind::Token | EventKind::Error { .. } => self.chunk(segment),
+            EventKind::Comment | EventKind::Preamble | EventKind::Other => None,
         }
     }
 
@@ -120,7 +120,7 @@ impl AnswerReader {
         let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(&data) else {
             return Some(AnswerEvent::Error(format!("not an event: {}", text(&data[..data.len().min(200)]))));
         };
-        if let Kind::Error { .. } = segment.kind {
+        if let EventKind::Error { .. } = segment.kind {
             return Some(AnswerEvent::Error(chunk.error.map_or_else(|| text(&data), |error| error.get().to_owned())));
         }
         if let Some(said) = &mut self.said {

@@ -26,7 +26,7 @@ const BUCKETS: usize = 64;
 const EPOCH: f64 = 1.0 / 48.0;
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
+struct AgeBucket {
     /// Its last epoch.
     last: u32,
     tokens: f64,
@@ -45,7 +45,7 @@ pub(super) struct Cache {
     pub(super) backend: BackendId,
     /// Tokens of the prompt at hand that it was sent, and the epoch of the last block of them.
     pub(super) reached: (u32, u32),
-    buckets: [Bucket; BUCKETS],
+    buckets: [AgeBucket; BUCKETS],
     len: usize,
     /// The first epoch whose blocks are still there.
     alive_from: u32,
@@ -62,7 +62,7 @@ impl Cache {
         Cache {
             backend: BackendId(u32::MAX),
             reached: (0, 0),
-            buckets: [Bucket { last: 0, tokens: 0.0, at: Time::ZERO, depth: 0.0, kept: 1.0 }; BUCKETS],
+            buckets: [AgeBucket { last: 0, tokens: 0.0, at: Time::ZERO, depth: 0.0, kept: 1.0 }; BUCKETS],
             len: 0,
             alive_from: 1,
             now: 0,
@@ -119,7 +119,7 @@ impl Cache {
             if self.len == BUCKETS {
                 self.merge();
             }
-            self.buckets[self.len] = Bucket { last: self.now, tokens: 0.0, at: now, depth: 0.0, kept: 1.0 };
+            self.buckets[self.len] = AgeBucket { last: self.now, tokens: 0.0, at: now, depth: 0.0, kept: 1.0 };
             self.len += 1;
         }
         let new = generated.saturating_sub(std::mem::replace(&mut self.generated, generated));

@@ -37,6 +37,7 @@ impl Worth {
     }
 
     /// The engine's counters of tokens looked up and found. Returns whether they began anew, so that the cache must have too.
+    #[inline]
     pub fn report(&mut self, queries: Option<f64>, hits: Option<f64>, now: Time) -> bool {
         let totals = queries.zip(hits).map(|(queries, hits)| Totals { queries, hits });
         let pending = std::mem::take(&mut self.pending);

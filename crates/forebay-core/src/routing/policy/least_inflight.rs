@@ -5,7 +5,7 @@
 use super::{Policy, least};
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
-use crate::routing::decision::Choice;
+use crate::routing::decision::{Choice, Considered};
 use crate::routing::facts::RequestFacts;
 
 /// Fewest in flight.
@@ -15,5 +15,17 @@ pub struct LeastInflight;
 impl Policy for LeastInflight {
     fn pick(&self, rows: &[Candidate], _: &RequestFacts, _: Time, rng: &mut fastrand::Rng) -> Option<Choice> {
         least(rows, rng, Candidate::in_flight)
+    }
+
+    fn cost(&self, row: &Considered) -> f64 {
+        f64::from(row.in_flight())
+    }
+
+    fn least_of(&self, chosen: &Considered) -> String {
+        format!("requests in flight, {}", chosen.in_flight())
+    }
+
+    fn other_has(&self, other: &Considered) -> Option<String> {
+        Some(format!("has {}", other.in_flight()))
     }
 }

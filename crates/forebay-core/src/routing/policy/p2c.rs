@@ -6,7 +6,7 @@
 use super::Policy;
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
-use crate::routing::decision::{Choice, Reason};
+use crate::routing::decision::{Choice, Considered, Reason};
 use crate::routing::facts::RequestFacts;
 
 /// Power of two choices.
@@ -25,5 +25,13 @@ impl Policy for P2c {
                 Some(Choice { index, reason: Reason::Drawn })
             }
         }
+    }
+
+    fn cost(&self, row: &Considered) -> f64 {
+        f64::from(row.in_flight())
+    }
+
+    fn other_has(&self, other: &Considered) -> Option<String> {
+        Some(format!("has {} in flight", other.in_flight()))
     }
 }

@@ -31,6 +31,10 @@ impl Policy for PredictedTtft {
             pick_keeping::<MANY>(rows, facts, now, rng)
         }
     }
+
+    fn predicts(&self) -> bool {
+        true
+    }
 }
 
 fn pick_keeping<const KEPT: usize>(

@@ -6,7 +6,7 @@
 use super::Policy;
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
-use crate::routing::decision::{Choice, Reason};
+use crate::routing::decision::{Choice, Considered, Reason};
 use crate::routing::facts::RequestFacts;
 
 /// In turn.
@@ -17,5 +17,9 @@ impl Policy for RoundRobin {
     fn pick(&self, rows: &[Candidate], _: &RequestFacts, _: Time, _: &mut fastrand::Rng) -> Option<Choice> {
         let (index, _) = rows.iter().enumerate().min_by_key(|(_, row)| row.turn)?;
         Some(Choice { index, reason: if rows.len() == 1 { Reason::Only } else { Reason::Turn } })
+    }
+
+    fn other_has(&self, other: &Considered) -> Option<String> {
+        Some(format!("has {} in flight", other.in_flight()))
     }
 }

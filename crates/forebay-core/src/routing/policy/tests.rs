@@ -11,13 +11,10 @@ use proptest::prelude::*;
 use std::time::Duration;
 
 const NOW: Time = Time::from_micros(100_000_000);
-const ALL: [(&str, &dyn Policy); 5] = [
-    ("predicted_ttft", &PredictedTtft),
-    ("least_tokens", &LeastTokens),
-    ("least_inflight", &LeastInflight),
-    ("p2c", &P2c),
-    ("round_robin", &RoundRobin),
-];
+/// Every policy, with its name.
+fn all() -> impl Iterator<Item = (PolicyName, &'static dyn Policy)> {
+    PolicyName::ALL.iter().map(|name| (*name, name.policy()))
+}
 
 fn facts(est_tokens: u32) -> RequestFacts {
     RequestFacts { est_tokens, sequences: 1, kind: Kind::Stream, arm: ArmIndex(0), pinned: None, marks: Marks::NONE }
@@ -33,7 +30,7 @@ fn pick(policy: &dyn Policy, rows: &[Candidate], seed: u64) -> Choice {
 
 #[test]
 fn a_policy_without_rows_picks_nothing_and_with_one_picks_it() {
-    for (name, policy) in ALL {
+    for (name, policy) in all() {
         assert_eq!(policy.pick(&[], &facts(1), NOW, &mut fastrand::Rng::with_seed(0)), None, "{name}");
         assert_eq!(pick(policy, &rows(1), 0), Choice { index: 0, reason: Reason::Only }, "{name}");
     }
@@ -110,7 +107,7 @@ fn round_robin_goes_round_and_a_newcomer_is_next() {
 
 #[test]
 fn equal_idle_backends_share_evenly() {
-    for (name, policy) in ALL {
+    for (name, policy) in all() {
         let (mut rows, mut rng) = (rows(5), fastrand::Rng::with_seed(42));
         let mut counts = [0_u32; 5];
         for turn in 1..=200_000 {
@@ -206,7 +203,7 @@ proptest! {
             let terms = crate::routing::cost::terms(row, &facts, NOW);
             prop_assert!(terms.score() >= 0.0 && terms.score().is_finite() && terms.raw > 0.0, "{terms:?}");
         }
-        for (name, policy) in ALL {
+        for (name, policy) in all() {
             let mut rng = fastrand::Rng::with_seed(seed);
             let choice = policy.pick(&rows, &facts, NOW, &mut rng);
             prop_assert!(choice.is_some_and(|choice| choice.index < rows.len()), "{name}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::stream::{Api, Kind, Parser, Usage, usage_of_body};
+use crate::stream::{Api, EventKind, Parser, Usage, usage_of_body};
 
 /// Prompt, completion and cached tokens.
 type Counts = (u64, u64, Option<u64>);
@@ -94,14 +94,14 @@ fn read(api: Api, body: &[u8], size: usize) -> (String, Parser) {
     let mut runs: Vec<(char, u32)> = Vec::new();
     for segment in &out {
         let letter = match segment.kind {
-            Kind::Comment => 'c',
-            Kind::Preamble => 'p',
-            Kind::Token if segment.token => 't',
-            Kind::Token => 'r',
-            Kind::Usage => 'u',
-            Kind::Error { .. } => 'e',
-            Kind::End => '.',
-            Kind::Other => 'o',
+            EventKind::Comment => 'c',
+            EventKind::Preamble => 'p',
+            EventKind::Token if segment.token => 't',
+            EventKind::Token => 'r',
+            EventKind::Usage => 'u',
+            EventKind::Error { .. } => 'e',
+            EventKind::End => '.',
+            EventKind::Other => 'o',
         };
         match runs.last_mut() {
             Some((last, count)) if *last == letter => *count += 1,

@@ -73,9 +73,9 @@ impl World {
             Act::End { which, life } if !self.open.is_empty() => {
                 let (ticket, _) = self.open.swap_remove(which.index(self.open.len()));
                 match life % 4 {
-                    0 => ticket.finish(Outcome::Success, now),
-                    1 => ticket.finish(Outcome::Neutral, now),
-                    2 => ticket.finish(Outcome::Failed(Failure::Truncated), now),
+                    0 => ticket.finish(AttemptOutcome::Success, now),
+                    1 => ticket.finish(AttemptOutcome::Neutral, now),
+                    2 => ticket.finish(AttemptOutcome::Failed(Failure::Truncated), now),
                     _ => drop(ticket),
                 }
             }
@@ -154,7 +154,8 @@ impl World {
             assert!(scope.is_some(), "{} wait for arm {}, which has none to wait for", arm.waiting, arm.name);
             let loads: Vec<_> =
                 admitted.iter().map(|&at| pool.members[usize::from(at)].backend.load.view(now)).collect();
-            let off = |load: &view::LoadView| load.open_for_seconds > 0.0 || (load.fails > 0 && load.probing);
+            let off =
+                |load: &crate::load::view::LoadView| load.open_for_seconds > 0.0 || (load.fails > 0 && load.probing);
             let all_off = loads.iter().all(off);
             for load in &loads {
                 let room = fits(load.prefilling + load.decoding, 1, self.limit);

@@ -1,13 +1,14 @@
 //! The keys of an `experiment.toml`, by section.
 
-use forebay_core::toml_reader::{Schema, Section};
+use forebay_core::toml_reader::{Key, Schema, Section};
 
 /// The file itself.
 pub(super) const ROOT: Section = Section {
     name: "",
     head: "an experiment",
     form: "sections and their keys",
-    keys: &[
+    about: "",
+    keys: &Key::all_named([
         "name",
         "model",
         "out",
@@ -21,7 +22,7 @@ pub(super) const ROOT: Section = Section {
         "slo",
         "servers",
         "arms",
-    ],
+    ]),
     later: &[],
 };
 /// `[load]`.
@@ -29,7 +30,8 @@ pub(super) const LOAD: Section = Section {
     name: "load",
     head: "[load]",
     form: "[load] and its keys below",
-    keys: &[
+    about: "",
+    keys: &Key::all_named([
         "num_prompts",
         "request_rate",
         "max_concurrency",
@@ -42,7 +44,7 @@ pub(super) const LOAD: Section = Section {
         "seed",
         "sweep",
         "warm_up",
-    ],
+    ]),
     later: &[],
 };
 /// `sweep` in `[load]`.
@@ -50,7 +52,8 @@ pub(super) const SWEEP: Section = Section {
     name: "load.sweep",
     head: "load.sweep",
     form: "sweep = { request_rate = [1, 2, 4] }",
-    keys: &["request_rate", "max_concurrency"],
+    about: "",
+    keys: &Key::all_named(["request_rate", "max_concurrency"]),
     later: &[],
 };
 /// `prefix_repetition` in `[load]`.
@@ -58,7 +61,8 @@ pub(super) const PREFIXES: Section = Section {
     name: "load.prefix_repetition",
     head: "load.prefix_repetition",
     form: "prefix_repetition = { prefix_len = 256, num_prefixes = 10 }",
-    keys: &["prefix_len", "num_prefixes"],
+    about: "",
+    keys: &Key::all_named(["prefix_len", "num_prefixes"]),
     later: &[],
 };
 /// `warm_up` in `[load]`.
@@ -66,7 +70,8 @@ pub(super) const WARM_UP: Section = Section {
     name: "load.warm_up",
     head: "load.warm_up",
     form: "warm_up = { num_prompts = 64, output_len = 32 }",
-    keys: &["num_prompts", "output_len"],
+    about: "",
+    keys: &Key::all_named(["num_prompts", "output_len"]),
     later: &[],
 };
 /// `[slo]`.
@@ -74,7 +79,8 @@ pub(super) const SLO: Section = Section {
     name: "slo",
     head: "[slo] of an experiment",
     form: "[slo] and its keys below",
-    keys: &["ttft", "tpot", "e2e"],
+    about: "",
+    keys: &Key::all_named(["ttft", "tpot", "e2e"]),
     later: &[],
 };
 /// `[[servers]]`.
@@ -82,7 +88,19 @@ pub(super) const SERVER: Section = Section {
     name: "servers",
     head: "[[servers]]",
     form: "[[servers]], once for each server",
-    keys: &["name", "command", "or_else", "env", "cwd", "url", "health", "start_timeout", "stop_timeout", "after"],
+    about: "",
+    keys: &Key::all_named([
+        "name",
+        "command",
+        "or_else",
+        "env",
+        "cwd",
+        "url",
+        "health",
+        "start_timeout",
+        "stop_timeout",
+        "after",
+    ]),
     later: &[],
 };
 /// `[[arms]]`.
@@ -90,7 +108,19 @@ pub(super) const ARM: Section = Section {
     name: "arms",
     head: "[[arms]]",
     form: "[[arms]], once for each arm",
-    keys: &["name", "servers", "gpus", "price", "max_num_seqs", "route", "policy", "stage", "starts", "blocks"],
+    about: "",
+    keys: &Key::all_named([
+        "name",
+        "servers",
+        "gpus",
+        "price",
+        "max_num_seqs",
+        "route",
+        "policy",
+        "stage",
+        "starts",
+        "blocks",
+    ]),
     later: &[],
 };
 

@@ -13,7 +13,7 @@ use crate::experiment::spec::{ArmSpec, Experiment};
 use crate::load::client::Client;
 use crate::load::sampler::MAX_TEXT;
 use forebay_core::clock::Clock;
-use forebay_fleet::config::model::PolicyName;
+use forebay_core::routing::policy::PolicyName;
 use forebay_fleet::probe::ProbeClient;
 
 const READY: Duration = Duration::from_secs(20);

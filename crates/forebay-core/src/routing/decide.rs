@@ -1,0 +1,137 @@
+//! The one decision: who may have a request, how each of them stands, and which one the policy takes. The dispatcher calls it
+//! under its pool's lock and then takes the place; `explain` calls it and takes none. Never changes what it decides on.
+//!
+//! Hot path: no allocation, since the caller keeps the buffers from one decision to the next.
+
+use super::affinity::Index;
+use super::candidate::Candidate;
+use super::decision::{Decision, Scope, Trace};
+use super::eligible::{Seat, admit};
+use super::facts::RequestFacts;
+use super::policy::{Policy, PolicyName};
+use super::rows::{Loads, Rows};
+use super::wait_room::fits;
+use crate::clock::Time;
+use crate::units::BackendId;
+
+/// What holds for every request of a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolRules<'a> {
+    /// Its members and how they stand, in the pool's order.
+    pub seats: &'a [Seat],
+    /// Requests may leave their arm when it has nobody left.
+    pub cross_arm: bool,
+    /// How one is chosen.
+    pub policy: PolicyName,
+    /// The most sequences that a backend takes at once, if there is a limit.
+    pub max_in_flight: Option<u32>,
+    /// Backends that are kept free for requests larger than others'.
+    pub held: &'a [BackendId],
+    /// The snapshot that all this is of.
+    pub generation: u64,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// The request.
+    pub facts: &'a RequestFacts,
+    /// Backends that must not have it: it was there already, or they do not serve its model.
+    pub tried: &'a [BackendId],
+    /// The moment.
+    pub now: Time,
+}
+
+/// What one decision leaves to the next.
+#[derive(Debug)]
+pub struct Buffers<'a> {
+    /// The places of the admitted members.
+    pub admitted: &'a mut Vec<u16>,
+    /// Their rows.
+    pub rows: &'a mut Rows,
+    /// Which backend was sent which prompt.
+    pub affinity: &'a mut Index,
+}
+
+/// What may change the rows before they are compared.
+pub type Alter<'a> = dyn FnMut(&mut [Candidate]) + 'a;
+
+/// What is done beside deciding.
+#[derive(Default)]
+pub struct Aside<'a> {
+    /// Another policy than the pool's: for trials.
+    pub policy: Option<&'a dyn Policy>,
+    /// Changes the rows before anything compares them.
+    pub alter: Option<&'a mut Alter<'a>>,
+    /// Where the rows are taken down.
+    pub trace: Option<&'a mut Trace>,
+}
+
+/// What a decision says.
+#[derive(Clone, Copy, Debug)]
+pub enum Decided {
+    /// The row at this place.
+    Row(usize, Decision),
+    /// All that may have it are at their limit; the emptiest that nobody else is promised, if it needs more room than one
+    /// sequence does.
+    Full(Option<BackendId>),
+    /// There is none that may have it.
+    Nowhere,
+}
+
+/// Decides. The chosen row stays in `buffers.rows`; call [`Rows::finish`] when it has been read.
+pub fn decide(
+    rules: PoolRules<'_>,
+    query: Query<'_>,
+    loads: &impl Loads,
+    buffers: Buffers<'_>,
+    rng: &mut fastrand::Rng,
+    aside: Aside<'_>,
+) -> Decided {
+    let Query { facts, tried, now } = query;
+    let Buffers { admitted, rows, affinity } = buffers;
+    let Aside { policy, alter, mut trace } = aside;
+    let Some(scope) = admit(rules.seats, facts, tried, rules.cross_arm, admitted) else { return Decided::Nowhere };
+    rows.prepare(rules.generation, admitted, now, loads);
+    rows.claim(facts, affinity, now);
+    if let Some(alter) = alter {
+        alter(rows.changing());
+    }
+    if let Some(trace) = &mut trace {
+        trace.record(rows.as_slice(), facts, now);
+    }
+    let all_backing_off = rows.skip_backing_off();
+    if let Some(limit) = rules.max_in_flight {
+        let emptiest = keep_with_room(rules.held, rows.changing(), facts, limit);
+        if let Some(trace) = trace {
+            trace.keep_with_room(rows.as_slice());
+        }
+        if rows.as_slice().is_empty() {
+            return Decided::Full(emptiest);
+        }
+    }
+    let rows = rows.as_slice();
+    let picked = policy.unwrap_or(rules.policy.policy()).pick(rows, facts, now, rng);
+    let Some(choice) = picked else { return Decided::Nowhere };
+    let arm = rules.seats[usize::from(rows[choice.index].member)].arm;
+    let by: (Scope, _, _) = (scope, arm, rules.policy);
+    Decided::Row(choice.index, Decision::new(rows, choice, by, facts, now, all_backing_off))
+}
+
+/// Drops the rows without room for the request. If that leaves none, and it needs more than any request does, it is told the
+/// emptiest that nobody else is promised.
+fn keep_with_room(
+    held: &[BackendId],
+    rows: &mut Vec<Candidate>,
+    facts: &RequestFacts,
+    limit: u32,
+) -> Option<BackendId> {
+    let sequences = facts.engine_sequences();
+    if sequences == 0 {
+        return None;
+    }
+    let free = |row: &&Candidate| !held.contains(&row.id);
+    let emptiest = rows.iter().filter(free).min_by_key(|row| row.in_flight()).map(|row| row.id);
+    rows.retain(|row| fits(row.in_flight(), sequences, limit) && !held.contains(&row.id));
+    emptiest.filter(|_| sequences > 1)
+}

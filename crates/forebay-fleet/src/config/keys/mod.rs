@@ -1,0 +1,13 @@
+//! Every key of the configuration file: one entry gives its name, type, range, default, reload class and documentation. The
+//! reader, `/api/config`, the reload and `docs/configuration.md` follow from it.
+
+mod attempts;
+mod pool;
+mod serving;
+mod watched;
+
+pub use attempts::{Budget, Retry, Slo, Stream, UsageMode};
+pub(super) use pool::SESSION;
+pub use pool::{Arm, Backend, Pool, SessionKey, WaitRoom};
+pub use serving::{Admin, ClientKey, Clients, Drain, Explain, Limits, Listen};
+pub use watched::{Ejection, Health, Scrape};

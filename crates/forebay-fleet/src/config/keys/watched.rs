@@ -1,0 +1,89 @@
+//! The keys of how backends are watched: their health, and the metrics that they show of themselves.
+
+use std::time::Duration;
+
+use super::super::between::{both, in_time, shown};
+use forebay_core::section;
+use forebay_core::toml_reader::kinds::{interval, limit, or_off, whole};
+use forebay_core::toml_reader::written::duration_text;
+use forebay_core::toml_reader::{Nested, Table};
+
+section! {
+    name: "health", head: "[health]", form: "[health] and its keys below", check: probes_are_in_time;
+    /// When a backend is ejected, and how it comes back.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Health {
+        /// Time between two probes of a backend's `/health`.
+        interval: Duration { takes: interval(), default: Duration::from_secs(2), reload: AtOnce },
+        /// Time limit of a probe. At most `health.interval`.
+        timeout: Duration { takes: limit(), default: Duration::from_secs(1), reload: AtOnce },
+        /// Failures in a row, of requests or of probes, that eject a backend.
+        failures: u32 { takes: whole(1..=1000), default: 3, reload: AtOnce },
+        /// How long an ejected backend gets no requests. Then a request of Forebay's own decides whether it returns.
+        ejection: Ejection { takes: Nested, default: Ejection::default(), reload: AtOnce },
+        /// Time without progress after which a backend that has work counts as hung. It is ejected, and its requests move or get
+        /// an error event.
+        stall_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(20)), reload: AtOnce },
+    }
+}
+
+section! {
+    name: "health.ejection", head: "health.ejection", form: "ejection = { base = \"5s\", max = \"60s\" }", check: base_is_shortest;
+    /// How long an ejected backend gets no requests.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Ejection {
+        /// Length of the first ejection. Each one that follows soon after a return is twice as long. At most
+        /// `health.ejection.max`.
+        base: Duration { takes: interval(), default: Duration::from_secs(5), reload: AtOnce },
+        /// Length of the longest ejection.
+        max: Duration { takes: interval(), default: Duration::from_secs(60), reload: AtOnce },
+    }
+}
+
+section! {
+    name: "scrape", head: "[scrape]", form: "[scrape] and its keys below", check: scrapes_are_in_time;
+    /// How the backends' own `/metrics` are read.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Scrape {
+        /// Time between two scrapes of a backend.
+        interval: Duration { takes: interval(), default: Duration::from_secs(1), reload: AtOnce },
+        /// Time limit of a scrape. At most `scrape.interval`.
+        timeout: Duration { takes: limit(), default: Duration::from_millis(800), reload: AtOnce },
+        /// Age from which scraped metrics are ignored. At least `scrape.interval`.
+        stale_after: Duration { takes: limit(), default: Duration::from_secs(3), reload: AtOnce },
+    }
+}
+
+fn probes_are_in_time(health: &Health, table: &Table<'_>) {
+    in_time(table, health.timeout, health.interval);
+}
+
+/// Notes a first time out that is longer than the longest.
+fn base_is_shortest(ejection: &Ejection, table: &Table<'_>) {
+    let (base, max) = (table.got("base", ejection.base), table.got("max", ejection.max));
+    if !base.wrong && !max.wrong && base.value > max.value {
+        let message = format!(
+            "health.ejection: base {} is longer than max {}",
+            shown(&base, duration_text(base.value)),
+            shown(&max, duration_text(max.value))
+        );
+        let hint = "the first time out is the shortest: base is doubled up to max";
+        both(table.notes(), message, hint, (&base.span, &max.span), "the longest time out");
+    }
+}
+
+/// Notes a scrape that may outlast its interval, and figures that would be stale before the next scrape.
+fn scrapes_are_in_time(scrape: &Scrape, table: &Table<'_>) {
+    in_time(table, scrape.timeout, scrape.interval);
+    let (stale_after, interval) =
+        (table.got("stale_after", scrape.stale_after), table.got("interval", scrape.interval));
+    if !stale_after.wrong && !interval.wrong && stale_after.value < interval.value {
+        let message = format!(
+            "scrape.stale_after: {} is shorter than scrape.interval ({})",
+            shown(&stale_after, duration_text(stale_after.value)),
+            duration_text(interval.value)
+        );
+        let hint = "figures would be stale before the next ones come; three intervals are usual";
+        both(table.notes(), message, hint, (&stale_after.span, &interval.span), "the interval");
+    }
+}

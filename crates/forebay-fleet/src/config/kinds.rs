@@ -1,0 +1,133 @@
+//! The kinds of values that only this file has: threads, the path of a socket, a salt, a header, a backend's URL.
+
+use std::path::PathBuf;
+
+use super::url::{BackendUrl, UrlError};
+use forebay_core::toml_reader::values;
+use forebay_core::toml_reader::written::Written;
+use forebay_core::toml_reader::{Kind, Value, Wrong, quoted};
+
+/// A number of threads, or `"auto"`: one for each CPU.
+pub(super) struct Threads;
+
+impl Threads {
+    /// Returns what `"auto"` means on this machine.
+    pub(super) fn auto() -> usize {
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    }
+}
+
+impl Kind for Threads {
+    type Of = usize;
+
+    fn read(&self, value: &Value<'_>) -> Result<usize, Wrong> {
+        let hint = "write a number, or \"auto\" for as many as there are processors";
+        match values::text(value) {
+            Ok("auto") => Ok(Threads::auto()),
+            Ok(_) => Err(value.expected("a whole number or \"auto\"").hint(hint)),
+            Err(_) => values::whole(1..=1024_u32)(value).map(|count| count as usize).map_err(|wrong| wrong.hint(hint)),
+        }
+    }
+
+    fn written(&self, value: &usize) -> Written {
+        Written::Whole(*value as u64)
+    }
+
+    fn takes(&self) -> String {
+        "whole number, 1 to 1024, or `\"auto\"`".to_owned()
+    }
+}
+
+/// A path that a Unix socket can have.
+pub(super) struct SocketPath;
+
+impl Kind for SocketPath {
+    type Of = Option<PathBuf>;
+
+    fn read(&self, value: &Value<'_>) -> Result<Option<PathBuf>, Wrong> {
+        const HINT: &str = "write a whole path in a folder that only the user of the process can enter";
+        let path = PathBuf::from(values::line(107)(value).map_err(|wrong| wrong.hint(HINT))?);
+        if path.is_absolute() { Ok(Some(path)) } else { Err(Wrong::because("the path is not absolute").hint(HINT)) }
+    }
+
+    fn written(&self, value: &Option<PathBuf>) -> Written {
+        value.as_ref().map_or(Written::Nothing, |path| Written::Text(path.to_string_lossy().into_owned()))
+    }
+
+    fn takes(&self) -> String {
+        "absolute path of at most 107 bytes".to_owned()
+    }
+}
+
+/// A text of up to 256 bytes, which may be empty.
+pub(super) struct Salt;
+
+impl Kind for Salt {
+    type Of = String;
+
+    fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
+        let text = values::text(value)?;
+        if text.is_empty() { Ok(String::new()) } else { values::line(256)(value) }
+    }
+
+    fn written(&self, value: &String) -> Written {
+        Written::Text(value.clone())
+    }
+
+    fn takes(&self) -> String {
+        "text of at most 256 bytes".to_owned()
+    }
+}
+
+/// The name of a request header, which is kept in lower case.
+pub(super) struct HeaderName;
+
+impl Kind for HeaderName {
+    type Of = String;
+
+    fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
+        let text = values::text(value)?;
+        match http::HeaderName::from_bytes(text.as_bytes()) {
+            Ok(name) => Ok(name.as_str().to_owned()),
+            Err(_) => Err(Wrong::because(format!("{} is no header name", quoted(text)))
+                .hint("letters, digits and `-`, such as \"x-session-id\"")),
+        }
+    }
+
+    fn written(&self, value: &String) -> Written {
+        Written::Text(value.clone())
+    }
+
+    fn takes(&self) -> String {
+        "name of a request header".to_owned()
+    }
+}
+
+/// The URL of a backend.
+pub(super) struct Url;
+
+impl Kind for Url {
+    type Of = BackendUrl;
+
+    fn read(&self, value: &Value<'_>) -> Result<BackendUrl, Wrong> {
+        const FORM: &str = "write it as \"http://host:port\"";
+        let text = values::text(value).map_err(|wrong| wrong.hint(FORM))?;
+        text.parse().map_err(|error: UrlError| {
+            let hint = match error {
+                UrlError::UserInfo => "leave it out; a backend's key is named by key_env",
+                UrlError::Path => "leave it out, also a `/v1`: requests keep the path that the client sent",
+                UrlError::Https => "write http://, and keep backends on a private network",
+                _ => FORM,
+            };
+            Wrong::because(error.to_string()).hint(hint)
+        })
+    }
+
+    fn written(&self, value: &BackendUrl) -> Written {
+        Written::Text(value.to_string())
+    }
+
+    fn takes(&self) -> String {
+        "`http://host:port`, without a path".to_owned()
+    }
+}

@@ -1,0 +1,384 @@
+//! The single writer of the snapshot: takes configurations and what shows a backend's health, keeps the identity of every
+//! backend, publishes a new snapshot when membership, health or configuration changed. Not on the way of a request that goes
+//! well; may be called from any thread, but not under a pool's gate, which it takes itself.
+//!
+//! A backend is the same as before if pool model, arm name and URL are: it keeps its id, its load and its listed models. One
+//! that was removed and comes back is another: its old tickets count on the old load until they end.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::record::{Change, MemberRecord};
+use super::snapshot::{Fleet, Snapshot};
+use crate::config::model::{self, Budget, Config};
+use crate::health::reports::{HealthKeeper, Reports};
+use crate::health::{Effect, Probed, Rules};
+use crate::load::{Load, LoadState};
+use crate::locked;
+use crate::pool::backend::Backend;
+use crate::pool::gate::Gate;
+use crate::pool::{Arm, Member, Pool, wait};
+use crate::telemetry::Telemetry;
+use crate::telemetry::figures::Figures;
+use crate::telemetry::metrics::NONE;
+use forebay_core::clock::Time;
+use forebay_core::error::Failure;
+use forebay_core::routing::eligible::Seat;
+use forebay_core::routing::facts::ArmIndex;
+use forebay_core::routing::retry::TokenBucket;
+use forebay_core::routing::split::Split;
+use forebay_core::units::BackendId;
+
+/// What the fleet takes from the configuration beside its pools.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// The age from which a scraped figure counts as absent.
+    pub stale_after: Duration,
+    /// What takes a backend out, and for how long.
+    pub rules: Rules,
+    /// The retry budget of each pool.
+    pub budget: Budget,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Settings {
+        Settings {
+            stale_after: config.scrape.stale_after,
+            rules: Rules {
+                failures: config.health.failures,
+                base: config.health.ejection.base,
+                max: config.health.ejection.max,
+            },
+            budget: config.retry.budget,
+        }
+    }
+}
+
+/// The writer.
+#[derive(Debug)]
+pub struct Controller(Arc<Core>);
+
+/// What the writer and those who report to it share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    fleet: Fleet,
+    pub(crate) inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    settings: Settings,
+    telemetry: Arc<Telemetry>,
+    pools: Vec<model::Pool>,
+    pub(crate) entries: HashMap<MemberKey, MemberRecord>,
+    gates: HashMap<String, Arc<Mutex<Gate<Pool>>>>,
+    crossed: HashMap<(String, String), Arc<AtomicU64>>,
+    figures: HashMap<(String, String), Arc<Figures>>,
+    next_id: u32,
+    generation: u64,
+    /// Spreads ejections.
+    rng: fastrand::Rng,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MemberKey {
+    pool: String,
+    arm: String,
+    url: String,
+}
+
+impl Controller {
+    /// A controller of no pools; backends get their metric handles from `telemetry`.
+    #[must_use]
+    pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Controller {
+        let inner = Inner {
+            settings,
+            telemetry,
+            pools: Vec::new(),
+            entries: HashMap::new(),
+            gates: HashMap::new(),
+            crossed: HashMap::new(),
+            figures: HashMap::new(),
+            next_id: 0,
+            generation: 0,
+            rng: fastrand::Rng::new(),
+        };
+        Controller(Arc::new(Core { fleet: Fleet::default(), inner: Mutex::new(inner) }))
+    }
+
+    /// The same with chance that repeats itself, for virtual time.
+    #[must_use]
+    pub fn seeded(self, seed: u64) -> Controller {
+        locked(&self.0.inner).rng = fastrand::Rng::with_seed(seed);
+        self
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.0
+    }
+
+    /// The handle that readers get.
+    #[must_use]
+    pub fn fleet(&self) -> &Fleet {
+        &self.0.fleet
+    }
+
+    /// Takes over changed settings. A changed retry budget starts full.
+    pub fn configure(&self, settings: Settings, now: Time) {
+        let mut inner = locked(&self.0.inner);
+        let budget_changed = inner.settings.budget != settings.budget;
+        inner.settings = settings;
+        if budget_changed {
+            for gate in inner.gates.values() {
+                locked(gate).budget = bucket(settings.budget, now);
+            }
+        }
+        for entry in inner.entries.values() {
+            entry.backend.load.retune(entry.config.speed, settings.stale_after);
+        }
+    }
+
+    /// Takes over these pools in place of all there were.
+    pub fn apply(&self, pools: &[model::Pool], now: Time) {
+        let mut inner = locked(&self.0.inner);
+        inner.pools = pools.to_vec();
+        let mut kept = HashMap::new();
+        for pool in pools {
+            for arm in &pool.arms {
+                for config in &arm.backends {
+                    let key = MemberKey::of(pool, arm, config);
+                    let keeper: Weak<Core> = Arc::downgrade(&self.0);
+                    let reports = Reports::to(keeper);
+                    let entry = inner.entry(&key, config, reports, now);
+                    kept.insert(key, entry);
+                }
+            }
+        }
+        inner.entries = kept;
+        let is_arm = |(model, name): &(String, String)| {
+            pools.iter().any(|pool| pool.model == *model && pool.arms.iter().any(|arm| arm.name == *name))
+        };
+        inner.figures.retain(|arm, _| is_arm(arm));
+        let is_kept = |model: &String| pools.iter().any(|pool| pool.model == *model);
+        let gone: Vec<_> = inner.gates.extract_if(|model, _| !is_kept(model)).collect();
+        self.0.publish(&mut inner, now);
+        for (model, gate) in gone {
+            wait::close(&gate, &model);
+        }
+    }
+
+    /// An answer of the backend's `/health`. Here and below: an unknown id is ignored, the backend was removed meanwhile.
+    pub fn health(&self, id: BackendId, verdict: Result<(), String>, now: Time) {
+        self.0.change(id, now, |change| change.health.answered(verdict, change.rules, now, change.rng));
+    }
+
+    /// The backend's port refuses connections: nobody is there.
+    pub fn gone(&self, id: BackendId, now: Time) {
+        let reason = "its port refuses connections".to_owned();
+        self.0.change(id, now, |change| change.health.died(reason, change.rules, now, change.rng));
+    }
+
+    /// The watchdog found that the backend makes no progress.
+    pub fn hung(&self, id: BackendId, reason: impl Into<String>, now: Time) {
+        let reason = reason.into();
+        self.0.change(id, now, |change| change.health.hung(reason, change.rules, now, change.rng));
+    }
+
+    /// Whether a probe with a request shall go to the backend now. Its result is told by [`Controller::probed`].
+    #[must_use]
+    pub fn wants_probe(&self, id: BackendId, now: Time) -> bool {
+        let mut due = false;
+        self.0.change(id, now, |change| {
+            due = change.health.probe(now);
+            Effect::None
+        });
+        due
+    }
+
+    /// What a probe with a request showed.
+    pub fn probed(&self, id: BackendId, probed: Probed, now: Time) {
+        self.0.change(id, now, |change| change.health.probed(probed, change.rules, now, change.rng));
+    }
+
+    /// The backend refused what the config says it serves, or our key: out until `configured`, or until its config changes.
+    pub fn misconfigured(&self, id: BackendId, reason: impl Into<String>, now: Time) {
+        let reason = reason.into();
+        self.0.change(id, now, |change| change.health.misconfigured(reason, now));
+    }
+
+    /// The backend serves what the config says again (its `/v1/models` lists the model and takes our key).
+    pub fn configured(&self, id: BackendId, now: Time) {
+        self.0.change(id, now, |change| {
+            change.health.configured();
+            Effect::None
+        });
+    }
+}
+
+impl Core {
+    /// Changes the health of one backend and publishes what that changed.
+    pub(crate) fn change(&self, id: BackendId, now: Time, act: impl FnOnce(Change<'_>) -> Effect) {
+        let mut inner = locked(&self.inner);
+        let Inner { settings, entries, rng, .. } = &mut *inner;
+        let Some(entry) = entries.values_mut().find(|entry| entry.backend.id == id) else { return };
+        if entry.change(&settings.rules, rng, now, act) {
+            self.publish(&mut inner, now);
+        }
+    }
+
+    pub(crate) fn publish(&self, inner: &mut Inner, now: Time) {
+        inner.generation += 1;
+        let configs = std::mem::take(&mut inner.pools);
+        let pools: Vec<Arc<Pool>> = configs.iter().map(|config| Arc::new(inner.pool(config, now))).collect();
+        inner.pools = configs;
+        self.fleet.publish(Snapshot::new(inner.generation, pools.clone()));
+        // Whoever waits may now have somewhere to go, or nothing left to wait for.
+        pools.iter().for_each(Pool::take_over);
+    }
+}
+
+impl HealthKeeper for Core {
+    fn failed(&self, id: BackendId, row: u32, failure: Failure, now: Time) {
+        self.change(id, now, |change| change.health.failed(row, failure.label(), change.rules, now, change.rng));
+    }
+
+    fn served(&self, id: BackendId, now: Time) {
+        self.change(id, now, |change| change.health.served(now));
+    }
+}
+
+impl MemberKey {
+    fn of(pool: &model::Pool, arm: &model::Arm, backend: &model::Backend) -> MemberKey {
+        MemberKey { pool: pool.model.clone(), arm: arm.name.clone(), url: backend.url.to_string() }
+    }
+}
+
+impl Inner {
+    /// The entry of this backend: the one there is, brought up to date, or a new one.
+    fn entry(&mut self, key: &MemberKey, config: &model::Backend, reports: Reports, now: Time) -> MemberRecord {
+        if let Some(mut entry) = self.entries.remove(key) {
+            if entry.config != *config {
+                entry.backend = Arc::new(Backend {
+                    id: entry.backend.id,
+                    url: config.url.clone(),
+                    pool: Arc::clone(&entry.backend.pool),
+                    arm: Arc::clone(&entry.backend.arm),
+                    speed: config.speed,
+                    key: config.key.clone(),
+                    load: Arc::clone(&entry.backend.load),
+                    alarm: Arc::clone(&entry.backend.alarm),
+                    models: Arc::clone(&entry.backend.models),
+                    reports,
+                    metrics: Arc::clone(&entry.backend.metrics),
+                    figures: Arc::clone(&entry.backend.figures),
+                });
+                entry.backend.load.retune(config.speed, self.settings.stale_after);
+                if entry.config.key != config.key {
+                    entry.health.configured();
+                }
+                entry.config = config.clone();
+            }
+            entry.settle(now);
+            return entry;
+        }
+        let id = BackendId(self.next_id);
+        self.next_id += 1;
+        let gate = self.gate(&key.pool, now);
+        let slot = locked(&gate).slots.take(LoadState::new(config.speed, self.settings.stale_after));
+        let backend = Backend {
+            id,
+            url: config.url.clone(),
+            pool: key.pool.as_str().into(),
+            arm: key.arm.as_str().into(),
+            speed: config.speed,
+            key: config.key.clone(),
+            load: Arc::new(Load::new(gate, slot)),
+            alarm: Arc::default(),
+            models: Arc::new(ArcSwap::default()),
+            reports,
+            metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
+            figures: Arc::new(Figures::new(now)),
+        };
+        MemberRecord::new(config.clone(), Arc::new(backend), now)
+    }
+
+    fn pool(&mut self, config: &model::Pool, now: Time) -> Pool {
+        let arms: Vec<Arm> = config
+            .arms
+            .iter()
+            .map(|arm| Arm {
+                name: arm.name.as_str().into(),
+                share: arm.share,
+                gpus: arm.gpus,
+                crossed: Arc::clone(self.crossed.entry((config.model.clone(), arm.name.clone())).or_default()),
+                figures: Arc::clone(
+                    self.figures
+                        .entry((config.model.clone(), arm.name.clone()))
+                        .or_insert_with(|| Arc::new(Figures::new(now))),
+                ),
+            })
+            .collect();
+        let members = self.members(config);
+        let seats: Vec<Seat> = members
+            .iter()
+            .map(|member| Seat { id: member.backend.id, arm: member.arm, standing: member.standing })
+            .collect();
+        let gate = self.gate(&config.model, now);
+        locked(&gate).reserve(members.len(), arms.len(), config.affinity);
+        Pool {
+            model: config.model.clone(),
+            aliases: config.aliases.clone(),
+            policy: config.policy,
+            session: config.session.clone(),
+            affinity: config.affinity,
+            split_salt: config.split_salt.clone(),
+            cross_arm: config.cross_arm,
+            max_in_flight: config.backend_max_in_flight,
+            wait_room: config.wait_room,
+            telemetry: Arc::clone(&self.telemetry),
+            unrouted: self.telemetry.backend(&config.model, NONE, NONE),
+            split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),
+            arms,
+            members,
+            seats,
+            gate,
+            generation: self.generation,
+        }
+    }
+
+    /// The gate of this pool, made when the pool is.
+    fn gate(&mut self, model: &str, now: Time) -> Arc<Mutex<Gate<Pool>>> {
+        let budget = self.settings.budget;
+        let gate =
+            self.gates.entry(model.to_owned()).or_insert_with(|| Arc::new(Mutex::new(Gate::new(bucket(budget, now)))));
+        Arc::clone(gate)
+    }
+
+    fn members(&self, config: &model::Pool) -> Vec<Member> {
+        let mut members: Vec<Member> = Vec::new();
+        for (index, arm) in (0_u16..).zip(&config.arms) {
+            for backend in &arm.backends {
+                let Some(entry) = self.entries.get(&MemberKey::of(config, arm, backend)) else { continue };
+                if members.iter().any(|member| member.backend.id == entry.backend.id) {
+                    continue; // one address written twice is one backend
+                }
+                members.push(Member {
+                    backend: Arc::clone(&entry.backend),
+                    arm: ArmIndex(index),
+                    state: entry.state.clone(),
+                    standing: entry.health.standing(entry.drain().is_some()),
+                    since: entry.since,
+                });
+            }
+        }
+        members
+    }
+}
+
+fn bucket(budget: Budget, now: Time) -> TokenBucket {
+    TokenBucket::new(budget.burst, budget.ratio, budget.per_second, now)
+}

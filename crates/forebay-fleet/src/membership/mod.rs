@@ -1,0 +1,6 @@
+//! Who the backends are and whether they take requests: the snapshot that readers load, and its one writer, the controller.
+
+pub mod controller;
+mod drains;
+mod record;
+pub mod snapshot;

@@ -1,0 +1,77 @@
+//! One backend over the time that it is configured: its identity, its health, and what the operator has said about it. The
+//! controller's own; what changes here becomes visible when it publishes.
+
+use std::sync::Arc;
+
+use crate::config::model;
+use crate::health::{Effect, Health, HealthState, Rules};
+use crate::pool::backend::Backend;
+use forebay_core::clock::Time;
+
+/// What a change of health is made with.
+pub(crate) struct Change<'a> {
+    pub(crate) health: &'a mut Health,
+    pub(crate) rules: &'a Rules,
+    pub(crate) rng: &'a mut fastrand::Rng,
+}
+
+/// One backend.
+#[derive(Debug)]
+pub(crate) struct MemberRecord {
+    pub(crate) config: model::Backend,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) health: Health,
+    /// Who drained it through the admin API, and why; ends with the process, or by the same way.
+    pub(crate) drained: Option<String>,
+    pub(crate) state: HealthState,
+    pub(crate) since: Time,
+}
+
+impl MemberRecord {
+    pub(crate) fn new(config: model::Backend, backend: Arc<Backend>, now: Time) -> MemberRecord {
+        let health = Health::new(now);
+        let mut entry =
+            MemberRecord { config, backend, health, drained: None, state: HealthState::Healthy, since: now };
+        entry.state = entry.health.state(entry.drain());
+        entry
+    }
+
+    /// Who lets it finish what it has and take no more, if anybody does.
+    pub(crate) fn drain(&self) -> Option<String> {
+        let by_config = self.config.drain.then(|| "drain = true in the configuration".to_owned());
+        self.drained.clone().or(by_config)
+    }
+
+    /// Changes its health, with all that follows for its load and its metrics; whether the fleet looks different now.
+    pub(crate) fn change(
+        &mut self,
+        rules: &Rules,
+        rng: &mut fastrand::Rng,
+        now: Time,
+        act: impl FnOnce(Change<'_>) -> Effect,
+    ) -> bool {
+        let standing = self.health.standing(false);
+        match act(Change { health: &mut self.health, rules, rng }) {
+            Effect::None => {}
+            Effect::Ejected(why) => self.backend.metrics.ejected(why),
+            Effect::Returned => self.backend.load.forgive(),
+            Effect::OnTrial => self.backend.load.try_out(),
+        }
+        self.settle(now) || self.health.standing(false) != standing
+    }
+
+    /// Takes over what health and operator say now; whether that changed the state.
+    pub(crate) fn settle(&mut self, now: Time) -> bool {
+        let state = self.health.state(self.drain());
+        if state == self.state {
+            return false;
+        }
+        if state.label() != self.state.label() {
+            self.since = now;
+            let (id, url) = (self.backend.id, &self.backend.url);
+            tracing::info!(backend = %id, %url, state = state.label(), reason = state.reason(), "backend changed state");
+        }
+        self.state = state;
+        true
+    }
+}

@@ -1,0 +1,51 @@
+//! The identity of one backend: what does not change while it is configured, and pointers to what does. The HTTP client of a
+//! backend lives in `upstream`, by id.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::config::model::{BackendUrl, Secret};
+use crate::health::alarm::Alarm;
+use crate::health::reports::Reports;
+use crate::load::Load;
+use crate::telemetry::figures::Figures;
+use crate::telemetry::metrics::BackendMetrics;
+use forebay_core::units::BackendId;
+
+/// One vLLM server in one arm of one pool.
+#[derive(Debug)]
+pub struct Backend {
+    /// Its identity for the life of the process.
+    pub id: BackendId,
+    /// Where it listens.
+    pub url: BackendUrl,
+    /// The model of its pool.
+    pub pool: Arc<str>,
+    /// The name of its arm.
+    pub arm: Arc<str>,
+    /// How fast it is until that is measured, relative to the others.
+    pub speed: f64,
+    /// The key to send it.
+    pub key: Option<Secret>,
+    /// What it has to do. Kept for as long as the backend is configured.
+    pub load: Arc<Load>,
+    /// What ends the attempts on it from outside. Kept as the load is.
+    pub alarm: Arc<Alarm>,
+    /// What its `/v1/models` lists, as it said it; empty until it was asked.
+    pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
+    /// Whom its attempts tell how it does.
+    pub(crate) reports: Reports,
+    /// Its metric handles.
+    pub metrics: Arc<BackendMetrics>,
+    /// The live figures of what it served.
+    pub figures: Arc<Figures>,
+}
+
+impl Backend {
+    /// Whether its `/v1/models` lists a model of this name.
+    #[must_use]
+    pub fn lists(&self, name: &str) -> bool {
+        self.models.load().iter().any(|card| card["id"] == name)
+    }
+}

@@ -1,0 +1,106 @@
+//! The body of an answer to a client: our own text, or what a request's task sends through a channel. A channel that closes
+//! without [`Message::End`] is an unclean end: HTTP/1.1 without the last chunk, h2 a reset, so that no client takes a cut
+//! answer for a whole one.
+//!
+//! Hot path: one channel receive a chunk, no allocation.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
+
+/// What a request's task sends to its client.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Bytes, as they come.
+    Data(Bytes),
+    /// The whole answer was sent.
+    End,
+}
+
+/// The answer was cut: the body's error.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the answer was cut before its end")]
+pub struct Cut;
+
+/// The body of an answer.
+pub struct AnswerBody(AnswerSource);
+
+enum AnswerSource {
+    Whole(Option<Bytes>),
+    Relayed { messages: mpsc::Receiver<Message>, flush: Flush },
+    Done,
+}
+
+/// An error that follows data at once makes hyper throw the data away, so the body is pending once in between: hyper
+/// flushes then.
+#[derive(PartialEq)]
+enum Flush {
+    Clean,
+    Dirty,
+    Yielded,
+}
+
+impl AnswerBody {
+    /// A body that is known whole.
+    #[must_use]
+    pub fn whole(bytes: impl Into<Bytes>) -> AnswerBody {
+        AnswerBody(AnswerSource::Whole(Some(bytes.into())))
+    }
+
+    pub(crate) fn relayed(messages: mpsc::Receiver<Message>) -> AnswerBody {
+        AnswerBody(AnswerSource::Relayed { messages, flush: Flush::Clean })
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let next = match &mut self.0 {
+            AnswerSource::Done => return Poll::Ready(None),
+            AnswerSource::Whole(bytes) => {
+                let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
+                return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
+            }
+            AnswerSource::Relayed { messages, flush } => match messages.poll_recv(cx) {
+                Poll::Pending => {
+                    *flush = Flush::Clean;
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Message::Data(bytes))) => {
+                    *flush = Flush::Dirty;
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Poll::Ready(Some(Message::End)) => None,
+                Poll::Ready(None) if *flush == Flush::Dirty => {
+                    *flush = Flush::Yielded;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Ready(None) => Some(Err(Cut)),
+            },
+        };
+        self.0 = AnswerSource::Done;
+        Poll::Ready(next)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            AnswerSource::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            AnswerSource::Relayed { .. } => false,
+            AnswerSource::Done => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            AnswerSource::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            AnswerSource::Relayed { .. } => SizeHint::default(),
+            AnswerSource::Done => SizeHint::with_exact(0),
+        }
+    }
+}

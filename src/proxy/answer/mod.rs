@@ -1,0 +1,7 @@
+//! An answer on its way out: where it goes, its bytes, and how an error is told once its status is spent.
+
+pub(crate) mod body;
+pub(crate) mod error_event;
+pub(crate) mod front;
+pub(crate) mod relay;
+pub(crate) mod wire;

@@ -1,0 +1,203 @@
+//! From the commit to the end: what a backend sends goes to the client, and what it means goes to load, metrics and log.
+//! Nothing here moves a request to another backend.
+//!
+//! Hot path: one parse and one channel send a chunk, chunk out first and observed after; no allocation for a chunk that is
+//! one event.
+
+use bytes::Bytes;
+
+use super::error_event;
+use super::wire::Wire;
+use crate::proxy::record::Record;
+use crate::proxy::responses;
+use forebay_core::clock::Time;
+use forebay_core::error::Failure;
+use forebay_core::stream::{Api, EventKind, Parser, Segment, Usage, usage_of_body};
+use forebay_fleet::{AttemptOutcome, Ticket};
+
+/// Unary answers up to this size are kept beside the relay for their token counts.
+const USAGE_BODY_MAX: usize = 4 << 20;
+
+/// A stream of events: the parser, and what was read of it before the commit.
+pub(crate) struct Events {
+    pub(crate) parser: Box<Parser>,
+    pub(crate) api: Api,
+    pub(crate) first: Vec<Segment>,
+    /// When the first of them came.
+    pub(crate) first_at: Time,
+    /// Usage was asked for by us, so its event is not for the client.
+    pub(crate) strip_usage: bool,
+}
+
+impl Events {
+    /// Relays to the end of the stream and gives the ticket back.
+    pub(crate) async fn run(mut self, mut wire: Wire, mut ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+        let relayed = match self.relay(&mut wire, &mut ticket, record).await {
+            // After the end mark nothing is missing.
+            Err(Failure::Truncated | Failure::Idle) if self.api != Api::Other && self.is_over() => Ok(()),
+            relayed => relayed,
+        };
+        // An error event that was passed on as it came ends the bytes well and the request badly.
+        let outcome = relayed.and_then(|()| match self.parser.failed() {
+            Some(error) if error.code >= 500 => {
+                Err(Failure::ErrorEvent { code: error.code, engine_dead: error.engine_dead })
+            }
+            Some(_) => {
+                record.client_error();
+                Ok(())
+            }
+            None => Ok(()),
+        });
+        record.usage = self.parser.usage();
+        record.token_events = self.parser.token_events();
+        settle(ticket, record, outcome, now());
+        wire.close(relayed, relayed.err().and_then(|failure| error_event::of_cut(self.api, failure))).await;
+    }
+
+    async fn relay(&mut self, wire: &mut Wire, ticket: &mut Ticket, record: &mut Record) -> Result<(), Failure> {
+        let first = std::mem::take(&mut self.first);
+        for segment in &first {
+            if self.is_for_client(segment) {
+                wire.send(segment.raw.clone()).await?;
+            }
+        }
+        let mut pace = Pace { last: self.first_at, counted: self.parser.token_events() };
+        let mut segments = first;
+        segments.clear();
+        while let Some((chunk, now)) = wire.next().await? {
+            // Whether the client held this piece up: it was blocked since the one before.
+            let blocked = std::mem::take(&mut wire.blocked);
+            self.parser.push(chunk.clone(), &mut segments);
+            self.forward(wire, &chunk, &segments).await?;
+            if !record.has_first_token() && segments.iter().any(|segment| matches!(segment.kind, EventKind::Token)) {
+                ticket.first_token(now);
+                record.first_token(now);
+            }
+            pace.observe(&self.parser, now, blocked, ticket, record);
+            segments.clear();
+        }
+        if let Some(tail) = self.parser.finish() {
+            wire.send(tail).await?;
+        }
+        if self.is_over() { Ok(()) } else { Err(Failure::Truncated) }
+    }
+
+    /// Whether the answer is complete, however its connection ends: its end mark came, or the error event that took its place.
+    fn is_over(&self) -> bool {
+        self.api == Api::Other || self.parser.ended() || self.parser.failed().is_some()
+    }
+
+    fn is_for_client(&self, segment: &Segment) -> bool {
+        !(self.strip_usage && matches!(segment.kind, EventKind::Usage))
+    }
+
+    /// Sends whole events: the chunk as it came where it is just that, else event by event.
+    async fn forward(&self, wire: &mut Wire, chunk: &Bytes, segments: &[Segment]) -> Result<(), Failure> {
+        let whole: usize = segments.iter().map(|segment| segment.raw.len()).sum();
+        let as_it_came = whole == chunk.len()
+            && segments.first().is_some_and(|first| first.raw.as_ptr() == chunk.as_ptr())
+            && segments.iter().all(|segment| self.is_for_client(segment));
+        if as_it_came {
+            return wire.send(chunk.clone()).await;
+        }
+        for segment in segments {
+            if self.is_for_client(segment) {
+                wire.send(segment.raw.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The gaps between token events.
+struct Pace {
+    last: Time,
+    counted: u64,
+}
+
+impl Pace {
+    fn observe(&mut self, parser: &Parser, now: Time, blocked: bool, ticket: &mut Ticket, record: &mut Record) {
+        for _ in self.counted..parser.token_events() {
+            // The first token's event ends TTFT, not a gap; chat announces it by a role event of its own.
+            if self.counted > 0 {
+                ticket.event(now, blocked);
+                if !blocked {
+                    record.gap(now.since(self.last));
+                }
+            }
+            self.counted += 1;
+            self.last = now;
+        }
+    }
+}
+
+/// Relays an answer that is one document to its end and gives the ticket back.
+pub(crate) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+    let mut seen = Vec::new();
+    let relayed = relay_document(&mut wire, &mut seen).await;
+    if relayed.is_ok() {
+        // Megabytes take milliseconds, in which this thread's streams would stand still.
+        let reading = tokio::task::spawn_blocking(move || Document::read(api, &seen.concat()));
+        if let Ok(document) = reading.await {
+            document.note(&ticket, record);
+        }
+    }
+    settle(ticket, record, relayed, now());
+    wire.close(relayed, None).await;
+}
+
+/// What a whole document says beside its answer.
+pub(crate) struct Document {
+    usage: Option<Usage>,
+    /// The id under which the backend stores a response.
+    response: Option<String>,
+}
+
+impl Document {
+    pub(crate) fn read(api: Api, document: &[u8]) -> Document {
+        let response = if api == Api::Responses { responses::id_of_body(document) } else { None };
+        Document { usage: usage_of_body(api, document), response }
+    }
+
+    pub(crate) fn note(self, ticket: &Ticket, record: &mut Record) {
+        record.usage = self.usage;
+        if let Some(id) = self.response {
+            record.remember_response(id, ticket.backend().id);
+        }
+    }
+}
+
+async fn relay_document(wire: &mut Wire, seen: &mut Vec<Bytes>) -> Result<(), Failure> {
+    let mut bytes = 0;
+    while let Some((chunk, _)) = wire.next().await? {
+        bytes += chunk.len();
+        if bytes <= USAGE_BODY_MAX {
+            seen.push(chunk.clone());
+        } else {
+            seen.clear();
+        }
+        wire.send(chunk).await?;
+    }
+    Ok(())
+}
+
+/// Gives the ticket back and closes the record.
+pub(crate) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Failure>, now: Time) {
+    record.end = Some(now);
+    match outcome {
+        Ok(()) if record.is_error_answer() => ticket.finish(AttemptOutcome::Neutral, now),
+        Ok(()) => {
+            record.succeeded();
+            if let Some(usage) = record.usage
+                && let Some(cached) = usage.cached_tokens
+            {
+                ticket.cached(usage.prompt_tokens, cached);
+            }
+            ticket.finish(AttemptOutcome::Success, now);
+        }
+        Err(failure) => {
+            record.failed(failure);
+            ticket.finish(AttemptOutcome::Failed(failure), now);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! One committed answer between two connections: the next piece from the backend, and a piece to the client, each within
+//! the deadlines and each ending at once when the client leaves.
+//!
+//! Hot path: one clock read a piece; the deadlines share one timer, which is set anew only when it fires.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Sleep;
+
+use super::body::Message;
+use crate::proxy::shutdown::Shutdown;
+use crate::upstream::AnswerBody;
+use forebay_core::clock::{Clock, Time};
+use forebay_core::error::Failure;
+use forebay_fleet::Pauses;
+use forebay_fleet::health::alarm::{Heard, Watch};
+
+/// Where no deadline is set, the timer looks again after this.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// The deadlines of an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadlines {
+    /// The longest gap between two pieces from the backend.
+    pub(crate) idle: Option<Duration>,
+    /// When the request must be over.
+    pub(crate) total: Option<Time>,
+    /// How long the client may take nothing.
+    pub(crate) write_stall: Option<Duration>,
+}
+
+/// Both ends of an answer.
+pub(crate) struct Wire {
+    body: AnswerBody,
+    tx: Sender<Message>,
+    /// The client left, the backend is given up from outside, or the process ends.
+    over: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    heard: Heard,
+    pauses: Pauses,
+    timer: Pin<Box<Sleep>>,
+    clock: Clock,
+    deadlines: Deadlines,
+    waiting_since: Time,
+    /// Whether the client's write was blocked since the last piece came.
+    pub(crate) blocked: bool,
+}
+
+impl Wire {
+    pub(crate) fn new(
+        body: AnswerBody,
+        (mut watch, pauses, shutdown): (Watch, Pauses, Shutdown),
+        tx: Sender<Message>,
+        clock: Clock,
+        deadlines: Deadlines,
+    ) -> Wire {
+        let (client, heard, watch_clock) = (tx.clone(), watch.heard(), clock.clone());
+        let over = async move {
+            tokio::select! {
+                biased;
+                () = client.closed() => Failure::ClientLeft,
+                failure = watch.ended(&watch_clock) => failure,
+                () = shutdown.begun() => Failure::Shutdown,
+            }
+        };
+        let now = clock.now();
+        let mut wire = Wire {
+            body,
+            tx,
+            over: Box::pin(over),
+            heard,
+            pauses,
+            timer: Box::pin(tokio::time::sleep(FAR)),
+            clock,
+            deadlines,
+            waiting_since: now,
+            blocked: false,
+        };
+        wire.set_timer(now);
+        wire
+    }
+
+    fn due(&self) -> Option<(Time, Failure)> {
+        let idle = self.deadlines.idle.map(|idle| (self.waiting_since + idle, Failure::Idle));
+        let total = self.deadlines.total.map(|at| (at, Failure::Deadline));
+        match (idle, total) {
+            (Some(idle), Some(total)) => Some(if idle.0 < total.0 { idle } else { total }),
+            (idle, total) => idle.or(total),
+        }
+    }
+
+    fn set_timer(&mut self, now: Time) {
+        let wait = self.due().map_or(FAR, |(at, _)| at.since(now));
+        self.timer.set(tokio::time::sleep(wait));
+    }
+
+    /// The next piece from the backend and when it came; `None` at the end of its answer.
+    ///
+    /// # Errors
+    /// The client left, a deadline passed, the backend's answer was cut or given up from outside, or the process ends.
+    pub(crate) async fn next(&mut self) -> Result<Option<(Bytes, Time)>, Failure> {
+        loop {
+            tokio::select! {
+                biased;
+                // First, so that a piece costs one look at the rest: a client that left is met by `send`.
+                frame = self.body.frame() => match frame {
+                    None => return Ok(None),
+                    Some(Err(_)) => return Err(Failure::Truncated),
+                    // Anything but data is a trailer, which vLLM has none of.
+                    Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
+                        let now = self.clock.now();
+                        self.waiting_since = now;
+                        self.heard.note(now);
+                        if self.deadlines.total.is_some_and(|at| at <= now) {
+                            return Err(Failure::Deadline);
+                        }
+                        return Ok(Some((data, now)));
+                    },
+                },
+                failure = &mut self.over => return Err(failure),
+                () = &mut self.timer => {
+                    let now = self.clock.now();
+                    match self.due() {
+                        Some((at, failure)) if at <= now => return Err(failure),
+                        _ => self.set_timer(now),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives a piece to the client.
+    ///
+    /// # Errors
+    /// The client left, took nothing for too long, or the request's time is over.
+    pub(crate) async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        match self.tx.try_send(Message::Data(bytes)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Failure::ClientLeft),
+            Err(TrySendError::Full(message)) => self.send_blocked(message).await,
+        }
+    }
+
+    async fn send_blocked(&mut self, message: Message) -> Result<(), Failure> {
+        self.blocked = true;
+        let _pause = self.pauses.begin();
+        let now = self.clock.now();
+        let stall = self.deadlines.write_stall.unwrap_or(FAR * 24 * 365);
+        let left = self.deadlines.total.map_or(FAR * 24 * 365, |at| at.since(now));
+        match tokio::time::timeout(stall.min(left), self.tx.send(message)).await {
+            Ok(Ok(())) => {
+                self.waiting_since = self.clock.now();
+                Ok(())
+            }
+            Ok(Err(_)) => Err(Failure::ClientLeft),
+            Err(_) if left < stall => Err(Failure::Deadline),
+            // A client that reads nothing is as good as gone.
+            Err(_) => Err(Failure::ClientLeft),
+        }
+    }
+
+    /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
+    pub(crate) async fn close(self, ended: Result<(), Failure>, event: Option<Bytes>) {
+        let Wire { body, tx, over, deadlines, .. } = self;
+        drop(body);
+        drop(over);
+        last_word(&tx, ended, event, deadlines.write_stall).await;
+    }
+}
+
+/// Tells a client how its answer ended, after everything else.
+pub(crate) async fn last_word(
+    tx: &Sender<Message>,
+    ended: Result<(), Failure>,
+    event: Option<Bytes>,
+    write_stall: Option<Duration>,
+) {
+    // What is not delivered before an unclean end is thrown away by the transport: give it a moment.
+    const MOMENT: Duration = Duration::from_millis(20);
+    let stall = write_stall.unwrap_or(Duration::MAX);
+    match ended {
+        Ok(()) => {
+            let whole = async {
+                if let Some(event) = event {
+                    tx.send(Message::Data(event)).await?;
+                }
+                tx.send(Message::End).await
+            };
+            drop(tokio::time::timeout(stall, whole).await);
+        }
+        Err(Failure::ClientLeft) => {}
+        Err(_) => {
+            if let Some(event) = event
+                && let Ok(Ok(())) = tokio::time::timeout(MOMENT, tx.send(Message::Data(event))).await
+            {
+                tokio::time::sleep(MOMENT).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Holding a stream's answer back until the engine is proved at work: an answer of 200 and its headers come 2 to 5 ms after
+//! the request, also when the request then waits for seconds, so they prove nothing.
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+
+use super::Means;
+use super::outcome::Uncommitted;
+use crate::proxy::answer::relay::Events;
+use crate::proxy::record::Record;
+use crate::proxy::request::work::Work;
+use crate::proxy::responses;
+use crate::upstream::AnswerBody;
+use forebay_core::error::Failure;
+use forebay_core::stream::{Api, EventKind, Parser, Segment};
+use forebay_fleet::Ticket;
+use forebay_fleet::health::alarm::Heard;
+
+/// More than this is not held, preambles (which echo the request) apart: whatever it is, the engine sent it.
+const HELD_MAX: usize = 1 << 20;
+
+/// Reads a stream up to its first token (or whatever else is the client's: a client-fault error event, an early end).
+///
+/// # Errors
+/// The stream ended or broke without an event, or began with an error event of the server.
+pub(crate) async fn hold(
+    work: &Work,
+    record: &mut Record,
+    means: &Means<'_>,
+    (ticket, heard): (&mut Ticket, &Heard),
+    mut body: AnswerBody,
+) -> Result<(Events, AnswerBody), Uncommitted> {
+    let api = work.api;
+    let mut parser = Box::new(Parser::new(api));
+    let mut segments = Vec::new();
+    let mut held = Vec::new();
+    let mut bytes = 0;
+    loop {
+        let chunk = match body.frame().await {
+            None | Some(Err(_)) => return Err(Failure::Died.into()),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(chunk) => chunk,
+                Err(_) => continue,
+            },
+        };
+        let now = means.clock.now();
+        heard.note(now);
+        parser.push(chunk, &mut segments);
+        let mut committed = false;
+        for segment in segments.drain(..) {
+            match segment.kind {
+                EventKind::Comment if !committed => continue,
+                EventKind::Error { code, engine_dead } if !committed && code >= 500 => {
+                    let failure = Failure::ErrorEvent { code, engine_dead };
+                    return Err(Uncommitted::event(ticket.backend(), failure, data_of(&segment.raw), segment.raw));
+                }
+                EventKind::Token if !record.has_first_token() => {
+                    ticket.first_token(now);
+                    record.first_token(now);
+                }
+                EventKind::Preamble => learn_response(means, ticket, api, &segment),
+                _ => {}
+            }
+            committed |= segment.kind.commits() || matches!(segment.kind, EventKind::Error { .. });
+            if !matches!(segment.kind, EventKind::Preamble) {
+                bytes += segment.raw.len();
+            }
+            held.push(segment);
+        }
+        committed |= bytes > HELD_MAX;
+        if committed {
+            let strip_usage = work.usage_injected;
+            return Ok((Events { parser, api, first: held, first_at: now, strip_usage }, body));
+        }
+    }
+}
+
+fn learn_response(means: &Means<'_>, ticket: &Ticket, api: Api, segment: &Segment) {
+    if api == Api::Responses
+        && let Some(id) = responses::id_of_event(&data_of(&segment.raw))
+    {
+        means.responses.remember(id, ticket.backend().id);
+    }
+}
+
+/// The data of an event whose data is one line, as vLLM's is.
+fn data_of(event: &Bytes) -> Bytes {
+    let Some(at) = memchr::memmem::find(event, b"data:") else { return event.clone() };
+    let line = event.slice(at + 5..);
+    let end = memchr::memchr2(b'\n', b'\r', &line).unwrap_or(line.len());
+    let start = line.iter().position(|byte| *byte != b' ').unwrap_or(0).min(end);
+    line.slice(start..end)
+}

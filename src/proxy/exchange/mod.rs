@@ -1,0 +1,253 @@
+//! One request's task: it owns the attempts and the relay, and everything that must be given back. The service that hyper
+//! drives waits for the head over a oneshot; when hyper drops it, the task sees that and stops, which closes the upstream
+//! connection at once.
+
+mod early_head;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
+use http::response::Parts;
+use http::{Response, Version};
+use http_body_util::BodyExt;
+use tokio::sync::{mpsc, oneshot};
+
+use super::answer::body::{AnswerBody, Message};
+use super::answer::error_event::AtPanic;
+use super::answer::front::{CHANNEL, Front, Signs};
+use super::answer::relay::{Document, Events, relay_unary, settle};
+use super::answer::wire::{Deadlines, Wire};
+use super::attempt::{self, Attempted, Bounds, Committed, Form, Means};
+use super::headers;
+use super::record::Record;
+use super::request::work::Work;
+use super::shared::Shared;
+use crate::upstream;
+use early_head::EarlyClient;
+use forebay_core::clock::Time;
+use forebay_core::error::{Failure, Refusal};
+use forebay_core::stream::Api;
+use forebay_fleet::Ticket;
+use forebay_fleet::config::model::Config;
+use forebay_fleet::health::alarm::Watch;
+
+/// A unary answer up to this size is read whole before it is passed on: one write to the client, and no channel.
+const WHOLE_ANSWER_MAX: u64 = 64 << 10;
+
+/// A request under way.
+pub(super) struct Exchange {
+    pub(super) shared: Arc<Shared>,
+    pub(super) settings: Arc<Config>,
+    pub(super) work: Work,
+    pub(super) record: Record,
+}
+
+impl Exchange {
+    /// Serves the request: the head (or a whole answer) goes to `reply`, the rest through the answer's body.
+    pub(super) async fn run(mut self: Box<Self>, reply: oneshot::Sender<Response<AnswerBody>>) {
+        let deadline = self.settings.stream.total_timeout.map(|limit| self.record.arrival + limit);
+        let Some((front, attempted)) = self.until_commit(Front::Held(reply), deadline).await else { return };
+        let attempted = attempted
+            .unwrap_or_else(|| Attempted::Refused(self.work.exhausted(self.record.attempts, Failure::Deadline)));
+        match front {
+            Front::Held(reply) => self.finish_held(reply, attempted, deadline).await,
+            Front::Early(tx) => Box::pin(self.finish_early(tx, attempted, deadline)).await,
+        }
+    }
+
+    /// Runs the attempts; `None` where the client left, and no `Attempted` where the deadline came first. Dropping the attempts
+    /// gives the ticket back and closes the upstream connection.
+    async fn until_commit(&mut self, mut front: Front, deadline: Option<Time>) -> Option<(Front, Option<Attempted>)> {
+        let now = self.shared.clock.now();
+        let (left, request_id) = (deadline.map(|at| at.since(now)), self.record.request_id.clone());
+        let mut signs = Signs::new(self.head_after(now));
+        let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
+        let Exchange { shared, settings, work, record } = self;
+        let means = Means {
+            upstream: &shared.upstream,
+            controller: &shared.controller,
+            responses: &shared.responses,
+            clock: &shared.clock,
+        };
+        let first_token = settings.stream.first_token_timeout.filter(|_| work.streamed);
+        let bounds = Bounds { attempts: settings.retry.attempts, first_token };
+        let attempts = attempt::run(work, record, means, bounds, &early);
+        // On the heap: it is gone at the commit, and a stream that may last for minutes does not carry it.
+        let mut attempts = Box::pin(async {
+            match left {
+                None => Some(attempts.await),
+                Some(left) => tokio::time::timeout(left, attempts).await.ok(),
+            }
+        });
+        let mut ends = std::pin::pin!(shutdown.begun());
+        loop {
+            tokio::select! {
+                biased;
+                () = front.left() => return None,
+                attempted = &mut attempts => return Some((front, attempted)),
+                () = &mut ends => return Some((front, Some(Attempted::Refused(Refusal::ShuttingDown)))),
+                () = signs.due() => {
+                    early.store(true, Ordering::Relaxed);
+                    front = front.sign(&request_id);
+                }
+            }
+        }
+    }
+
+    /// How long the client will still wait for a sign; `None` where it gets none: only a stream of events has comments.
+    fn head_after(&self, now: Time) -> Option<Duration> {
+        let is_stream = self.work.streamed && self.work.api != Api::Other;
+        let after = self.settings.stream.head_after.filter(|_| is_stream)?;
+        Some((self.record.arrival + after).since(now))
+    }
+
+    async fn finish_held(
+        mut self: Box<Self>,
+        reply: oneshot::Sender<Response<AnswerBody>>,
+        attempted: Attempted,
+        deadline: Option<Time>,
+    ) {
+        match attempted {
+            Attempted::Refused(refusal) => {
+                let response = self.record.refuse(&refusal);
+                drop(reply.send(response));
+            }
+            Attempted::LastAnswer(answer) => {
+                self.record.answered_by(&answer.backend);
+                let mut response = answer.into_response();
+                self.record.answered(response.status());
+                self.finish_head(response.headers_mut());
+                drop(reply.send(response));
+            }
+            Attempted::Committed(committed) => {
+                self.record.answered(committed.head.status);
+                // A request that is committed is not sent again: its body's memory is free.
+                self.work.release_body();
+                match committed.form {
+                    Form::Unary if is_small(&committed.head) => self.whole(committed, reply, deadline).await,
+                    _ => self.relay(committed, reply, deadline).await,
+                }
+            }
+        }
+    }
+
+    /// The same behind a head that went out early.
+    async fn finish_early(
+        mut self: Box<Self>,
+        tx: mpsc::Sender<Message>,
+        attempted: Attempted,
+        deadline: Option<Time>,
+    ) {
+        self.record.head_went_early();
+        match attempted {
+            Attempted::Committed(Committed { ticket, watch, body, form: form @ Form::Events(_), .. }) => {
+                self.work.release_body();
+                self.relay_to(tx, (ticket, watch), body, form, deadline).await;
+            }
+            attempted => {
+                let Exchange { shared, settings, work, record } = &mut *self;
+                let client = EarlyClient { tx, clock: &shared.clock, write_stall: settings.limits.write_stall };
+                client.end(work, record, attempted).await;
+            }
+        }
+    }
+
+    fn finish_head(&self, headers: &mut HeaderMap) {
+        headers::for_client(headers);
+        self.record.mark(headers);
+    }
+
+    /// The head of a backend's answer as the client gets it; the version is between hyper and the client.
+    fn finish(&self, head: &mut Parts) {
+        self.finish_head(&mut head.headers);
+        head.version = Version::default();
+    }
+
+    async fn relay(
+        self: Box<Self>,
+        committed: Committed,
+        reply: oneshot::Sender<Response<AnswerBody>>,
+        total: Option<Time>,
+    ) {
+        let Committed { ticket, watch, mut head, body, form } = committed;
+        self.finish(&mut head);
+        if matches!(form, Form::Events(_)) {
+            // Comments may be gone from it, our usage event too.
+            head.headers.remove(CONTENT_LENGTH);
+        }
+        let (tx, messages) = mpsc::channel(CHANNEL);
+        if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_ok() {
+            self.relay_to(tx, (ticket, watch), body, form, total).await;
+        }
+    }
+
+    /// Relays the body behind a head that has gone out.
+    async fn relay_to(
+        mut self: Box<Self>,
+        tx: mpsc::Sender<Message>,
+        (ticket, watch): (Ticket, Watch),
+        body: upstream::AnswerBody,
+        form: Form,
+        total: Option<Time>,
+    ) {
+        let deadlines = Deadlines {
+            // A unary answer has no events to be late.
+            idle: self.settings.stream.idle_timeout.filter(|_| matches!(form, Form::Events(_))),
+            total,
+            write_stall: self.settings.limits.write_stall,
+        };
+        let clock = self.shared.clock.clone();
+        let shutdown = self.shared.shutdown.clone();
+        let _told = matches!(form, Form::Events(_)).then(|| AtPanic { api: self.work.api, tx: tx.clone() });
+        let wire = Wire::new(body, (watch, ticket.pauses(), shutdown), tx, clock.clone(), deadlines);
+        match form {
+            Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
+            Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,
+        }
+    }
+
+    /// A small document, read whole.
+    async fn whole(
+        mut self: Box<Self>,
+        committed: Committed,
+        mut reply: oneshot::Sender<Response<AnswerBody>>,
+        total: Option<Time>,
+    ) {
+        let Committed { ticket, mut watch, mut head, body, .. } = committed;
+        self.finish(&mut head);
+        let (clock, shutdown) = (self.shared.clock.clone(), self.shared.shutdown.clone());
+        let left = total.map_or(Duration::MAX, |at| at.since(clock.now()));
+        let collected = tokio::select! {
+            biased;
+            () = reply.closed() => return,
+            failure = watch.ended(&clock) => Err(failure),
+            () = shutdown.begun() => Err(Failure::Shutdown),
+            collected = tokio::time::timeout(left, body.collect()) => match collected {
+                Ok(collected) => collected.map_err(|_| Failure::Died),
+                Err(_) => Err(Failure::Deadline),
+            },
+        };
+        let now = self.shared.clock.now();
+        match collected {
+            Ok(collected) => {
+                let document = collected.to_bytes();
+                Document::read(self.work.api, &document).note(&ticket, &mut self.record);
+                settle(ticket, &mut self.record, Ok(()), now);
+                drop(reply.send(Response::from_parts(head, AnswerBody::whole(document))));
+            }
+            Err(failure) => {
+                settle(ticket, &mut self.record, Err(failure), now);
+                let refusal = self.work.exhausted(self.record.attempts, failure);
+                drop(reply.send(self.record.refuse(&refusal)));
+            }
+        }
+    }
+}
+
+/// Whether an answer says that it is small.
+fn is_small(head: &Parts) -> bool {
+    let declared = |value: &HeaderValue| value.to_str().ok()?.parse::<u64>().ok();
+    head.headers.get(CONTENT_LENGTH).and_then(declared).is_some_and(|bytes| bytes <= WHOLE_ANSWER_MAX)
+}

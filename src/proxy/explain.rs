@@ -1,0 +1,120 @@
+//! Where a request would go that is only asked about: read as one that is served is, and weighed by the same fleet. Sends
+//! nothing, takes no place, and logs nothing of what it was given.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::Proxy;
+use super::request::peek::peek;
+use super::request::work::{Parsed, body_session, find_pool, marks, not_serving, pinned, pool_of, seed, weigh};
+use super::route::{BodyForm, Endpoint, Route, find};
+use forebay_core::error::Refusal;
+use forebay_core::routing::facts::{ArmIndex, RequestFacts};
+use forebay_core::units::BackendId;
+use forebay_fleet::Pool;
+use forebay_fleet::view::explain::Explanation;
+
+/// The body of `POST /api/explain`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question<'a> {
+    /// The request's body, as a client would send it.
+    #[serde(borrow)]
+    request: &'a RawValue,
+    /// Where a client would send it.
+    #[serde(default = "chat")]
+    path: String,
+    /// The session that it belongs to; else the one in its body, if the pool's is there.
+    session: Option<String>,
+    /// The arm that it is assigned to, whatever its session.
+    arm: Option<String>,
+    /// Tokens of its prompt that a backend is supposed to have in its prefix cache.
+    #[serde(default)]
+    matched: BTreeMap<String, u32>,
+}
+
+fn chat() -> String {
+    "/v1/chat/completions".to_owned()
+}
+
+impl Proxy {
+    /// Where the request in `question` (the body of `POST /api/explain`) would go, and why.
+    ///
+    /// # Errors
+    /// The question makes no sense, or the request would be refused.
+    pub fn explain(&self, question: &[u8]) -> Result<Explanation, Refusal> {
+        let question: Question<'_> = serde_json::from_slice(question).map_err(|error| {
+            Refusal::BadRequest(format!("the body is {{\"request\": …, \"path\": \"/v1/chat/completions\"}}: {error}"))
+        })?;
+        let route = find("POST", &question.path);
+        let endpoint = match route {
+            Some(Route::Model(endpoint @ Endpoint { body: BodyForm::Json, .. })) => endpoint,
+            Some(_) => {
+                return Err(Refusal::BadRequest(format!("{} takes no JSON body that names a model", question.path)));
+            }
+            None => {
+                let words = format!("{} is not served; a chat request goes to /v1/chat/completions", question.path);
+                return Err(Refusal::BadRequest(words));
+            }
+        };
+        let snapshot = self.0.fleet.snapshot();
+        let seed = seed(&self.0, &snapshot);
+        let peek = peek(question.request.get().as_bytes(), body_session(&snapshot).as_deref(), seed)
+            .map_err(|error| Refusal::BadRequest(format!("the request's body: {error}")))?;
+        let parsed = Parsed { model: peek.model.clone(), peek: Some(peek) };
+        let peek = parsed.peek.as_ref();
+        let pinned = pinned(&self.0, &snapshot, Route::Model(endpoint), peek)?;
+        let pool = match pinned.and_then(|id| snapshot.backend(id)) {
+            Some(backend) => Some(pool_of(&snapshot, backend, parsed.model.as_deref())?),
+            None => find_pool(&snapshot, parsed.model.as_deref())?,
+        };
+        let pool = pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))?;
+        let session = question.session.clone().or_else(|| peek.and_then(|peek| peek.session.clone()));
+        let mut rng = fastrand::Rng::new();
+        let arm = match &question.arm {
+            Some(name) => arm_named(pool, name)?,
+            None => pool.assign(session.as_deref(), &mut rng),
+        };
+        let facts = RequestFacts {
+            arm,
+            pinned,
+            marks: marks(seed, pool, session.as_deref(), &parsed),
+            ..weigh(endpoint, peek)
+        };
+        let not_serving = not_serving(pool, parsed.model.as_deref());
+        let matched = supposed(pool, &question.matched)?;
+        let mut explanation = pool.explanation(&facts, &not_serving, &matched, self.0.clock.now(), &mut rng);
+        if session.is_none() && question.arm.is_none() && pool.arms().len() > 1 {
+            let note = "the request has no session, so its arm is drawn by share: --session or --arm settles it";
+            explanation.notes.push(note.to_owned());
+        }
+        Ok(explanation)
+    }
+}
+
+fn arm_named(pool: &Pool, name: &str) -> Result<ArmIndex, Refusal> {
+    let found = (0_u16..).zip(pool.arms()).find(|(_, arm)| &*arm.name == name);
+    found.map(|(place, _)| ArmIndex(place)).ok_or_else(|| {
+        let names: Vec<&str> = pool.arms().iter().map(|arm| &*arm.name).collect();
+        Refusal::BadRequest(format!("pool {} has no arm `{name}`, but {}", pool.model, names.join(", ")))
+    })
+}
+
+/// Backends by what they are called, `b2` or `2`.
+fn supposed(pool: &Pool, matched: &BTreeMap<String, u32>) -> Result<Vec<(BackendId, u32)>, Refusal> {
+    let ids = || pool.members().iter().map(|member| member.backend.id);
+    let find = |name: &String| {
+        let number = name.strip_prefix('b').unwrap_or(name).parse().ok().map(BackendId);
+        number.filter(|id| ids().any(|one| one == *id)).ok_or_else(|| {
+            let known: Vec<String> = ids().map(|id| id.to_string()).collect();
+            Refusal::BadRequest(format!(
+                "matched: {name} is not in pool {}, which has {}",
+                pool.model,
+                known.join(", ")
+            ))
+        })
+    };
+    matched.iter().map(|(name, tokens)| Ok((find(name)?, *tokens))).collect()
+}

@@ -1,0 +1,393 @@
+//! What is remembered of a request and told once it is over: metrics, one line of access log. Told from `Drop`, so that an
+//! end, an error, a client that left and a panic all count, and each once.
+//!
+//! Hot path: a gap is one histogram record; nothing is formatted before the end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderValue};
+use http::{Method, Response, StatusCode};
+
+use crate::proxy::answer::body::AnswerBody;
+use crate::proxy::headers;
+use crate::proxy::route::error_shape;
+use crate::proxy::shared::Shared;
+use explanation::{Audience, Explanations};
+use forebay_core::clock::Time;
+use forebay_core::error::{Failure, Refusal, error_json};
+use forebay_core::routing::facts::ArmIndex;
+use forebay_core::stream::Usage;
+use forebay_core::stream::timings::Timings;
+use forebay_core::units::BackendId;
+use forebay_fleet::config::model::Config;
+use forebay_fleet::telemetry::log::AccessRecord;
+use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
+use forebay_fleet::{Backend, Dispatched, Pool};
+
+mod ended;
+mod explanation;
+
+/// What is known of a request so far.
+pub(crate) struct Record {
+    shared: Arc<Shared>,
+    settings: Arc<Config>,
+    pub(crate) arrival: Time,
+    pub(crate) request_id: HeaderValue,
+    client: Option<SocketAddr>,
+    pub(crate) client_key: Option<String>,
+    method: Method,
+    path: String,
+    pub(crate) model: Option<String>,
+    /// The pool and the assigned arm, once known.
+    assigned: Option<(Arc<Pool>, ArmIndex)>,
+    backend: Option<Arc<Backend>>,
+    predicted: Option<Duration>,
+    pub(crate) streamed: bool,
+    pub(crate) body_read: Option<Time>,
+    pub(crate) sent: Option<Time>,
+    first_sent: Option<Time>,
+    /// Since when it waits for a backend with room, if it does.
+    waits_since: Option<Time>,
+    /// How long it has waited for one.
+    wait: Duration,
+    /// How much of that was before the first attempt.
+    wait_before_sent: Duration,
+    pub(crate) got_head: bool,
+    first_token: Option<Time>,
+    pub(crate) end: Option<Time>,
+    pub(crate) attempts: u32,
+    status: u16,
+    outcome: Option<Outcome>,
+    pub(crate) usage: Option<Usage>,
+    pub(crate) token_events: u64,
+    why: Explanations,
+}
+
+impl Record {
+    /// A request whose head has just been parsed.
+    pub(crate) fn new(shared: &Arc<Shared>, client: Option<SocketAddr>, head: &http::request::Parts) -> Record {
+        let settings = shared.settings.load_full();
+        Record {
+            shared: Arc::clone(shared),
+            arrival: shared.clock.now(),
+            request_id: headers::request_id(&head.headers),
+            client,
+            client_key: None,
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            model: None,
+            assigned: None,
+            backend: None,
+            predicted: None,
+            streamed: false,
+            body_read: None,
+            sent: None,
+            first_sent: None,
+            waits_since: None,
+            wait: Duration::ZERO,
+            wait_before_sent: Duration::ZERO,
+            got_head: false,
+            first_token: None,
+            end: None,
+            attempts: 0,
+            status: 499,
+            outcome: None,
+            usage: None,
+            token_events: 0,
+            why: Explanations::new(settings.clients.explain, client, &head.headers),
+            settings,
+        }
+    }
+
+    /// The settings that were in force when the request came.
+    pub(crate) fn settings(&self) -> &Arc<Config> {
+        &self.settings
+    }
+
+    /// The request has its pool and its arm.
+    pub(crate) fn assign(&mut self, pool: &Arc<Pool>, arm: ArmIndex) {
+        self.assigned = Some((Arc::clone(pool), arm));
+    }
+
+    /// It waits from now on for a backend with room.
+    pub(crate) fn waits(&mut self, now: Time) {
+        self.waits_since = Some(now);
+    }
+
+    /// Its wait is over.
+    pub(crate) fn waited(&mut self, now: Time) {
+        self.wait += self.waits_since.take().map_or(Duration::ZERO, |since| now.since(since));
+        if self.first_sent.is_none() {
+            self.wait_before_sent = self.wait;
+        }
+    }
+
+    /// Whether the rows of the decision to come are to be kept.
+    pub(crate) fn asks_why(&mut self) -> bool {
+        self.why.is_asked(&self.shared.telemetry.decisions, &self.shared.clock)
+    }
+
+    /// An attempt has its backend.
+    pub(crate) fn dispatched(&mut self, dispatched: &Dispatched) {
+        self.attempts += 1;
+        let tell = Audience { decisions: &self.shared.telemetry.decisions, clock: &self.shared.clock };
+        self.why.decided(dispatched, &self.request_id, self.attempts, tell);
+        self.predicted = dispatched.ticket.predicted_ttft();
+        self.backend = Some(Arc::clone(dispatched.ticket.backend()));
+    }
+
+    /// An attempt is sent now.
+    pub(crate) fn sending(&mut self, now: Time) {
+        self.sent = Some(now);
+        self.first_sent.get_or_insert(now);
+        self.got_head = false;
+    }
+
+    /// An attempt failed and is followed by another.
+    pub(crate) fn retried(&self, failure: Failure) {
+        self.metrics().retry(failure);
+    }
+
+    /// The first token came.
+    pub(crate) fn first_token(&mut self, now: Time) {
+        self.first_token = Some(now);
+        let metrics = Arc::clone(self.metrics());
+        metrics.ttft.record(now.since(self.arrival).as_secs_f64());
+        if let Some(sent) = self.sent {
+            let measured = now.since(sent);
+            metrics.backend_ttft.record(measured.as_secs_f64());
+            if let Some(predicted) = self.predicted {
+                metrics.predicted(predicted, measured);
+            }
+            self.why.measured(&self.shared.telemetry.decisions, measured);
+        }
+    }
+
+    pub(crate) fn has_first_token(&self) -> bool {
+        self.first_token.is_some()
+    }
+
+    /// A gap between two token events.
+    pub(crate) fn gap(&self, gap: Duration) {
+        self.metrics().itl.record(gap.as_secs_f64());
+    }
+
+    /// The status that the client gets from a backend.
+    pub(crate) fn answered(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        self.outcome = Record::outcome_of(self.status);
+    }
+
+    /// The head went out before there was an answer.
+    pub(crate) fn head_went_early(&mut self) {
+        self.status = 200;
+    }
+
+    /// A backend's error, told by an event.
+    pub(crate) fn answered_late(&mut self, status: StatusCode) {
+        self.outcome = Record::outcome_of(status.as_u16());
+    }
+
+    /// One of ours, told by an event.
+    pub(crate) fn refused_late(&mut self, refusal: &Refusal) {
+        self.outcome = Some(Outcome::from(refusal));
+    }
+
+    fn outcome_of(status: u16) -> Option<Outcome> {
+        match status {
+            429 | 503 => Some(Outcome::Failed(Failure::Busy { status, retry_after: None })),
+            500.. => Some(Outcome::Failed(Failure::ServerError(status))),
+            400.. => Some(Outcome::ClientError),
+            _ => None,
+        }
+    }
+
+    /// An earlier attempt's backend has the last word.
+    pub(crate) fn answered_by(&mut self, backend: &Arc<Backend>) {
+        self.backend = Some(Arc::clone(backend));
+    }
+
+    /// The stream said that the request was at fault.
+    pub(crate) fn client_error(&mut self) {
+        self.outcome = Some(Outcome::ClientError);
+    }
+
+    /// Whether the backend's answer is an error that is passed on.
+    pub(crate) fn is_error_answer(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// The whole answer was passed on.
+    pub(crate) fn succeeded(&mut self) {
+        self.outcome = Some(Outcome::Success);
+    }
+
+    /// The answer was cut.
+    pub(crate) fn failed(&mut self, failure: Failure) {
+        self.outcome = (failure != Failure::ClientLeft).then_some(Outcome::Failed(failure));
+    }
+
+    /// Remembers which backend holds a response.
+    pub(crate) fn remember_response(&self, id: String, backend: BackendId) {
+        self.shared.responses.remember(id, backend);
+    }
+
+    /// An answer of our own, with what goes with every answer.
+    pub(crate) fn refuse(&mut self, refusal: &Refusal) -> Response<AnswerBody> {
+        self.outcome = Some(Outcome::from(refusal));
+        let text = error_json(error_shape(&self.path), refusal.status(), refusal.kind(), &refusal.to_string());
+        let mut response = self.local(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_GATEWAY), text);
+        if let Some(seconds) = refusal.retry_after() {
+            response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    /// A JSON answer made here.
+    pub(crate) fn local(&mut self, status: StatusCode, json: String) -> Response<AnswerBody> {
+        self.status = status.as_u16();
+        self.outcome.get_or_insert(Outcome::Success);
+        let mut response = Response::new(AnswerBody::whole(json));
+        *response.status_mut() = status;
+        response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.mark(response.headers_mut());
+        response
+    }
+
+    /// Puts our headers on an answer.
+    pub(crate) fn mark(&self, answer: &mut HeaderMap) {
+        answer.insert(headers::REQUEST_ID, self.request_id.clone());
+        if let Some(backend) = &self.backend {
+            let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
+            answer.insert(headers::BACKEND, backend.url.host_header().clone());
+            answer.insert(headers::ARM, value(&backend.arm));
+            let assigned = self.assigned.as_ref().and_then(|(pool, arm)| pool.arm(*arm));
+            if let Some(arm) = assigned.filter(|arm| arm.name != backend.arm) {
+                answer.insert(headers::ASSIGNED_ARM, value(&arm.name));
+            }
+            answer.insert(headers::ATTEMPTS, HeaderValue::from(self.attempts));
+            self.why.mark(answer);
+        }
+    }
+
+    fn metrics(&self) -> &Arc<BackendMetrics> {
+        match (&self.backend, &self.assigned) {
+            (Some(backend), _) => &backend.metrics,
+            (None, Some((pool, _))) => &pool.unrouted,
+            (None, None) => &self.shared.telemetry.unrouted,
+        }
+    }
+
+    fn abort_phase(&self) -> AbortPhase {
+        match () {
+            () if self.body_read.is_none() => AbortPhase::Body,
+            () if self.waits_since.is_some() => AbortPhase::Waiting,
+            () if !self.got_head => AbortPhase::BeforeHead,
+            () if self.first_token.is_some() => AbortPhase::MidStream,
+            () if self.streamed => AbortPhase::BeforeFirstToken,
+            () => AbortPhase::Unary,
+        }
+    }
+
+    fn timings(&self, end: Time) -> Timings {
+        let mut timings = Timings::new(self.arrival);
+        timings.body_read = self.body_read;
+        timings.first_token = self.first_token;
+        timings.end = Some(end);
+        timings
+    }
+
+    fn tokens(&self) -> Option<(TokenSource, u64)> {
+        match self.usage {
+            Some(usage) => Some((TokenSource::Usage, usage.completion_tokens)),
+            None if self.first_token.is_some() => Some((TokenSource::Events, self.token_events)),
+            None => None,
+        }
+    }
+
+    fn access_record(&self, outcome: Outcome, timings: &Timings) -> AccessRecord {
+        let tokens = self.tokens();
+        let backend = self.backend.as_ref();
+        AccessRecord {
+            request_id: self.request_id.to_str().unwrap_or_default().into(),
+            client: self.client,
+            client_key: self.client_key.as_deref().map(Arc::from),
+            method: self.method.as_str().into(),
+            path: self.path.as_str().into(),
+            model: self.model.as_deref().map(Arc::from),
+            pool: self.assigned.as_ref().map(|(pool, _)| pool.model.as_str().into()),
+            arm: backend.map(|backend| Arc::clone(&backend.arm)),
+            assigned_arm: self.assigned.as_ref().and_then(|(pool, arm)| Some(Arc::clone(&pool.arm(*arm)?.name))),
+            backend: backend.map(|backend| backend.url.authority().into()),
+            status: self.status,
+            outcome,
+            attempts: self.attempts,
+            stream: self.streamed,
+            wait: (!self.wait.is_zero()).then_some(self.wait),
+            ttft: timings.ttft(),
+            tpot: tokens.and_then(|(_, tokens)| timings.tpot(tokens)),
+            e2e: timings.e2e().unwrap_or_default(),
+            prompt_tokens: self.usage.map(|usage| usage.prompt_tokens),
+            output_tokens: tokens.map(|(source, tokens)| (tokens, source)),
+        }
+    }
+
+    fn count(&self, outcome: Outcome, phase: AbortPhase, timings: &Timings) {
+        let metrics = self.metrics();
+        metrics.request(outcome);
+        if outcome == Outcome::Failed(Failure::ClientLeft) {
+            metrics.abort(phase);
+        }
+        if !self.wait.is_zero() {
+            metrics.wait.record(self.wait.as_secs_f64());
+        }
+        if let Some(usage) = self.usage {
+            metrics.prompt_tokens.increment(usage.prompt_tokens);
+        }
+        if let Some((source, tokens)) = self.tokens() {
+            metrics.output_tokens(source, tokens);
+        }
+        if let Some(first_sent) = self.first_sent {
+            let ours = first_sent.since(self.body_read.unwrap_or(self.arrival)).saturating_sub(self.wait_before_sent);
+            self.shared.telemetry.process.overhead.record(ours.as_secs_f64());
+        }
+        if let Some(read) = timings.body() {
+            self.shared.telemetry.process.body_read.record(read.as_secs_f64());
+        }
+        let ended = self.ended(outcome, timings);
+        if let Some(e2e) = ended.e2e {
+            metrics.e2e.record(e2e.as_secs_f64());
+        }
+        if let Some(tpot) = ended.tpot {
+            metrics.tpot.record(tpot.as_secs_f64());
+        }
+        if let Some(met) = ended.slo_met {
+            metrics.slo(met);
+        }
+        self.tell_figures(&ended, timings.end.unwrap_or(self.arrival));
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let end = self.end.unwrap_or_else(|| self.shared.clock.now());
+        let fallback = if std::thread::panicking() {
+            Outcome::from(&Refusal::Internal)
+        } else {
+            Outcome::Failed(Failure::ClientLeft)
+        };
+        let outcome = self.outcome.unwrap_or(fallback);
+        if outcome == Outcome::Failed(Failure::ClientLeft) {
+            self.status = Failure::ClientLeft.status();
+        }
+        let phase = self.abort_phase();
+        self.waited(end);
+        let timings = self.timings(end);
+        self.count(outcome, phase, &timings);
+        if self.shared.access_log.is_on() {
+            self.shared.access_log.write(self.access_record(outcome, &timings));
+        }
+    }
+}

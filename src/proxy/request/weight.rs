@@ -1,0 +1,168 @@
+//! How much a prompt holds: text, media parts, token ids. An estimate for routing, so it reads flat and knows no API; the one
+//! exact thing is that it ends, whatever it is given.
+//!
+//! Hot path: one pass over a request's prompt, no allocation, no recursion.
+
+use memchr::memchr2;
+
+use super::prefix::Prefix;
+
+/// How much a prompt holds.
+#[derive(Debug, Default)]
+pub(crate) struct Weight {
+    /// Bytes of text, escapes taken for what they stand for.
+    pub(crate) text: u64,
+    /// Images, audio clips, videos and files.
+    pub(crate) media: u32,
+    /// Token ids.
+    pub(crate) ids: u64,
+}
+
+/// Types of the parts that are not text; a string under a key of this name is a URL or data.
+const MEDIA: [&[u8]; 17] = [
+    b"image_url",
+    b"input_image",
+    b"image",
+    b"image_pil",
+    b"image_embeds",
+    b"input_audio",
+    b"audio",
+    b"audio_url",
+    b"audio_embeds",
+    b"video",
+    b"video_url",
+    b"input_video",
+    b"input_file",
+    b"file",
+    b"document",
+    b"prompt_embeds",
+    b"container_upload",
+];
+
+/// Keys whose strings are no text of the prompt.
+const NO_TEXT: [&[u8]; 12] = [
+    b"url",
+    b"data",
+    b"file_data",
+    b"file_url",
+    b"file_id",
+    b"media_type",
+    b"format",
+    b"detail",
+    b"uuid",
+    b"id",
+    b"tool_call_id",
+    b"role",
+];
+
+/// What the strings under a key are.
+#[derive(Clone, Copy)]
+enum Under {
+    Text,
+    Type,
+    NoText,
+}
+
+impl Weight {
+    /// Adds a valid JSON value and returns the number of prompts in it: the elements of an array of strings or arrays, else 1.
+    /// Flat, so that depth costs nothing: an estimate needs no tree. `prefix` is told what it reads.
+    pub(crate) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> u64 {
+        let (mut i, mut arrays, mut objects, mut commas) = (0, 0_u64, 0_u64, 0);
+        let mut under = Under::Text;
+        let batch = json.strip_prefix(b"[").map(|inner| inner.trim_ascii_start());
+        let batch = batch.is_some_and(|inner| matches!(inner.first(), Some(b'"' | b'[')));
+        while let Some(&byte) = json.get(i) {
+            i += 1;
+            match byte {
+                b'"' => {
+                    let (end, escaped) = string_end(json, i);
+                    let string = &json[i..end];
+                    i = (end + 1).min(json.len());
+                    if objects > 0 && json[i..].trim_ascii_start().first() == Some(&b':') {
+                        under = match string {
+                            b"type" => Under::Type,
+                            key if NO_TEXT.contains(&key) || MEDIA.contains(&key) => Under::NoText,
+                            _ => Under::Text,
+                        };
+                    } else {
+                        match under {
+                            Under::Text => {
+                                self.text += string.len().saturating_sub(escaped) as u64;
+                                prefix.text(string, escaped);
+                            }
+                            Under::Type if MEDIA.contains(&string) => self.media += 1,
+                            Under::Type => {}
+                            Under::NoText => prefix.aside(string),
+                        }
+                    }
+                }
+                b'{' => objects += 1,
+                b'}' => objects = objects.saturating_sub(1),
+                b'[' => arrays += 1,
+                b']' => arrays = arrays.saturating_sub(1),
+                b',' if arrays == 1 && objects == 0 => commas += 1,
+                b'0'..=b'9' | b'-' => {
+                    let start = i - 1;
+                    while json.get(i).is_some_and(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'))
+                    {
+                        i += 1;
+                    }
+                    if objects == 0 {
+                        self.ids += 1;
+                        prefix.id(&json[start..i]);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if batch { commas + 1 } else { 1 }
+    }
+}
+
+/// Where the string that begins at `i` ends (its closing quote), and how many bytes of it are escaping alone.
+fn string_end(json: &[u8], mut i: usize) -> (usize, usize) {
+    let mut escaped = 0;
+    while let Some(found) = memchr2(b'"', b'\\', json.get(i..).unwrap_or_default()) {
+        i += found;
+        if json[i] == b'"' {
+            return (i, escaped);
+        }
+        // `\uXXXX` is mostly a character of three bytes in UTF-8, any other escape one of one.
+        let unicode = json.get(i + 1) == Some(&b'u');
+        escaped += if unicode { 3 } else { 1 };
+        i += if unicode { 6 } else { 2 };
+    }
+    (json.len(), escaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_under_keys_that_are_no_text_weigh_nothing() {
+        let mut weight = Weight::default();
+        let json = br#"[{"role":"user","content":["ab",{"type":"text","text":"cd"}],"id":"xyz","n":5}]"#;
+        assert_eq!(weight.add(json, &mut Prefix::new(None)), 1);
+        assert_eq!((weight.text, weight.media, weight.ids), (4, 0, 0));
+    }
+
+    #[test]
+    fn escapes_weigh_what_they_stand_for() {
+        let mut weight = Weight::default();
+        weight.add(br#""\u4e16\u754c\n\"\\""#, &mut Prefix::new(None));
+        assert_eq!(weight.text, 9);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
+            Weight::default().add(&bytes, &mut Prefix::new(Some(7)));
+        }
+
+        #[test]
+        fn no_near_json_panics(text in "[\\[\\]{}\",:0-9a\\\\u \n-]{0,80}") {
+            Weight::default().add(text.as_bytes(), &mut Prefix::new(Some(7)));
+        }
+    }
+}

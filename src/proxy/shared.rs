@@ -1,0 +1,79 @@
+//! What a proxy is made of, and what all its requests share.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::request::intake::BodyMemory;
+use super::responses::ResponseHomes;
+use super::shutdown::Shutdown;
+use crate::upstream::Upstream;
+use forebay_core::clock::Clock;
+use forebay_fleet::Fleet;
+use forebay_fleet::config::model::Config;
+use forebay_fleet::membership::controller::Controller;
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::log::AccessLog;
+
+/// Whether the process takes traffic; the text says why not.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What a proxy is made of.
+pub struct Parts {
+    /// The settings in force, replaced whole by a reload.
+    pub settings: Arc<ArcSwap<Config>>,
+    /// Pools, arms and backends.
+    pub fleet: Fleet,
+    /// The writer of the fleet.
+    pub controller: Arc<Controller>,
+    /// The HTTP clients of the backends.
+    pub upstream: Arc<Upstream>,
+    /// Metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// The access log.
+    pub access_log: AccessLog,
+    /// Time.
+    pub clock: Clock,
+    /// Whether to take traffic.
+    pub ready: Readiness,
+    /// Ends what is still under way when the process does.
+    pub shutdown: Shutdown,
+}
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) settings: Arc<ArcSwap<Config>>,
+    pub(crate) fleet: Fleet,
+    pub(crate) controller: Arc<Controller>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) access_log: AccessLog,
+    pub(crate) clock: Clock,
+    pub(crate) ready: Readiness,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) bodies: Arc<BodyMemory>,
+    pub(crate) responses: ResponseHomes,
+    /// Seed of the hashes of sessions and prompts where no pool has a `split_salt`: nobody can aim at it.
+    pub(crate) seed: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts) -> Shared {
+        let Parts { settings, fleet, controller, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
+        Shared {
+            settings,
+            fleet,
+            controller,
+            upstream,
+            telemetry,
+            access_log,
+            clock,
+            ready,
+            shutdown,
+            bodies: BodyMemory::new(),
+            responses: ResponseHomes::default(),
+            seed: RandomState::new().hash_one(0),
+        }
+    }
+}
