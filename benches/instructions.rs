@@ -23,12 +23,12 @@ use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
 use forebay_core::sample::Sample;
 use forebay_core::stream::{Api, Parser, Segment};
-use forebay_fleet::config::model::{Arm, Backend, Config, Pool};
+use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, PoolConfig};
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::figures::{Ended, Figures};
 use forebay_fleet::telemetry::metrics::{self, BackendMetrics};
-use forebay_fleet::{AttemptOutcome, Pool as FleetPool};
+use forebay_fleet::{AttemptOutcome, Pool};
 use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 
 // The allocator of the shipped binary. glibc's would make the counts depend on the system's C library.
@@ -128,16 +128,16 @@ fn request_body(body: Bytes) -> Bytes {
 /// A pool whose backends all have work and a fresh scrape.
 struct Routing {
     _controller: Controller,
-    pool: Arc<FleetPool>,
+    pool: Arc<Pool>,
     facts: RequestFacts,
     rng: fastrand::Rng,
 }
 
 fn routing(size: u16) -> Routing {
-    let backend = |place| Backend::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"));
+    let backend = |place| BackendConfig::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL"));
     let backends = (0..size).map(backend).collect();
-    let arms = vec![Arm { gpus: 1, ..Arm::of("default", backends) }];
-    let pool = Pool { model: "m".to_owned(), arms, ..Pool::default() };
+    let arms = vec![ArmConfig { gpus: 1, ..ArmConfig::of("default", backends) }];
+    let pool = PoolConfig { model: "m".to_owned(), arms, ..PoolConfig::default() };
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
     controller.apply(&[pool], Time::ZERO);
     let snapshot = controller.fleet().snapshot();

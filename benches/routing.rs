@@ -18,10 +18,10 @@ use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::policy::{LeastTokens, Policy, PredictedTtft};
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
-use forebay_fleet::config::model::{Affinity, Arm, Backend, Config, Pool, SessionKey};
+use forebay_fleet::config::model::{Affinity, ArmConfig, BackendConfig, Config, PoolConfig, SessionKey};
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
-use forebay_fleet::{AttemptOutcome, Pool as FleetPool};
+use forebay_fleet::{AttemptOutcome, Pool};
 use hdrhistogram::Histogram;
 
 const SIZES: [u16; 4] = [2, 16, 128, 512];
@@ -35,11 +35,11 @@ const FACTS: RequestFacts = RequestFacts {
 };
 
 /// A pool in which every backend has work, samples and a fresh scrape, so that every term of the formula is computed.
-fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
+fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<Pool>) {
     let backends = (0..size)
-        .map(|place| Backend::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL")))
+        .map(|place| BackendConfig::of(format!("http://10.0.0.1:{}", 1000 + place).parse().expect("a valid URL")))
         .collect();
-    let pool = Pool {
+    let pool = PoolConfig {
         model: "m".to_owned(),
         aliases: Vec::new(),
         policy,
@@ -47,8 +47,8 @@ fn busy_pool(size: u16, policy: PolicyName) -> (Controller, Arc<FleetPool>) {
         session: SessionKey::Header("x-session-id".to_owned()),
         split_salt: String::new(),
         cross_arm: true,
-        arms: vec![Arm { gpus: 1, ..Arm::of("default", backends) }],
-        ..Pool::default()
+        arms: vec![ArmConfig { gpus: 1, ..ArmConfig::of("default", backends) }],
+        ..PoolConfig::default()
     };
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
     controller.apply(&[pool], Time::ZERO);
@@ -261,7 +261,7 @@ fn contention(c: &mut Criterion) {
 }
 
 /// So many decisions, each with its end; how long each took, in nanoseconds.
-fn decide(pool: &FleetPool, seed: u64, decisions: u64) -> Histogram<u64> {
+fn decide(pool: &Pool, seed: u64, decisions: u64) -> Histogram<u64> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let now = Time::from_micros(900_000);
     let mut times = Histogram::new(3).expect("three digits are valid");

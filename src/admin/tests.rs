@@ -10,7 +10,7 @@ use forebay_core::clock::Time;
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::Config;
-use forebay_fleet::config::model::{Arm, Backend, Pool};
+use forebay_fleet::config::model::{ArmConfig, BackendConfig, PoolConfig};
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Outcome;
@@ -172,9 +172,9 @@ async fn mistakes_are_answered_in_json() {
 async fn the_configuration_shows_no_secret() {
     let mut config = Config::default();
     config.admin.token = Some(Secret::new("open sesame"));
-    let mut backend = Backend::of("http://127.0.0.1:1".parse().unwrap());
+    let mut backend = BackendConfig::of("http://127.0.0.1:1".parse().unwrap());
     backend.key = Some(Secret::new("sk-123"));
-    config.pools = vec![Pool::of("m", vec![backend])];
+    config.pools = vec![PoolConfig::of("m", vec![backend])];
     let mut admin = admin(Ok(()));
     admin.config = Arc::new(move || serde_json::to_value(&config).unwrap());
     let text = ask(router(admin, None), "GET", "/api/config", None).await.text;
@@ -185,12 +185,12 @@ async fn the_configuration_shows_no_secret() {
 fn a_fleet_becomes_rows_of_metrics() {
     let telemetry = Arc::new(Telemetry::new());
     let controller = Controller::new(Settings::from(&Config::default()), Arc::clone(&telemetry));
-    let backend = |port: u16| Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap());
+    let backend = |port: u16| BackendConfig::of(format!("http://127.0.0.1:{port}").parse().unwrap());
     let arms = vec![
-        Arm { share: 3.0, gpus: 2, ..Arm::of("tp2", vec![backend(1)]) },
-        Arm::of("tp1x2", vec![backend(2), backend(3)]),
+        ArmConfig { share: 3.0, gpus: 2, ..ArmConfig::of("tp2", vec![backend(1)]) },
+        ArmConfig::of("tp1x2", vec![backend(2), backend(3)]),
     ];
-    let pool = Pool { model: "m".into(), arms, ..Pool::default() };
+    let pool = PoolConfig { model: "m".into(), arms, ..PoolConfig::default() };
     controller.apply(std::slice::from_ref(&pool), Time::ZERO);
     let snapshot = controller.fleet().snapshot();
     let first = snapshot.backends().next().unwrap();

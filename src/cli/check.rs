@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use forebay_fleet::config::model::{Arm, Backend, Config, Pool, SessionKey, WaitRoom};
+use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, PoolConfig, SessionKey, WaitRoom};
 use forebay_fleet::config::{self, Report};
 
 /// The arguments of `forebay check`.
@@ -83,7 +83,7 @@ fn details(config: &Config) -> String {
     text
 }
 
-fn pool_details(text: &mut String, pool: &Pool) {
+fn pool_details(text: &mut String, pool: &PoolConfig) {
     let session = match &pool.session {
         SessionKey::Header(name) => format!("header {name}"),
         SessionKey::Body(member) => format!("body member {member}"),
@@ -101,13 +101,13 @@ fn pool_details(text: &mut String, pool: &Pool) {
     }
 }
 
-fn arm_details(text: &mut String, arm: &Arm, total: f64) {
+fn arm_details(text: &mut String, arm: &ArmConfig, total: f64) {
     let percent = 100.0 * arm.share / total;
     append(
         text,
         format_args!("  arm {}: {percent:.0}% of the sessions, {}\n", arm.name, counted(arm.gpus as usize, "GPU")),
     );
-    for Backend { url, speed, key, drain, .. } in &arm.backends {
+    for BackendConfig { url, speed, key, drain, .. } in &arm.backends {
         let key = if key.is_some() { ", own key" } else { "" };
         let drain = if *drain { ", draining" } else { "" };
         append(text, format_args!("    {url}  speed {speed}{key}{drain}\n"));
@@ -123,11 +123,11 @@ mod tests {
     use super::*;
 
     fn config() -> Config {
-        let backend = |port: u16| Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap());
-        let mut pool = Pool::of("m", vec![backend(8001)]);
+        let backend = |port: u16| BackendConfig::of(format!("http://127.0.0.1:{port}").parse().unwrap());
+        let mut pool = PoolConfig::of("m", vec![backend(8001)]);
         pool.aliases = vec!["a".to_owned()];
         pool.backend_max_in_flight = Some(8);
-        pool.arms.push(Arm { share: 3.0, ..Arm::of("b", vec![backend(8002), backend(8003)]) });
+        pool.arms.push(ArmConfig { share: 3.0, ..ArmConfig::of("b", vec![backend(8002), backend(8003)]) });
         Config { pools: vec![pool], ..Config::default() }
     }
 

@@ -20,7 +20,7 @@ use crate::tasks::scraper::Scraper;
 use crate::tasks::watchdog::{Limit, Watch};
 use crate::tasks::{Rhythm, kept};
 use forebay_fleet::config::diff::in_force;
-use forebay_fleet::config::model::{Backend, Config, Health, Pool};
+use forebay_fleet::config::model::{BackendConfig, Config, HealthConfig, PoolConfig};
 use forebay_fleet::membership::controller::Settings;
 
 /// The tasks, as one service of pingora's.
@@ -48,7 +48,7 @@ impl Tasks {
         let settings = Arc::clone(&self.common.settings);
         Arc::new(move || {
             let configured = settings.load().health.stall_timeout;
-            configured.or(Health::default().stall_timeout).unwrap_or(Duration::MAX)
+            configured.or(HealthConfig::default().stall_timeout).unwrap_or(Duration::MAX)
         })
     }
 
@@ -62,7 +62,7 @@ impl Tasks {
         match &self.source {
             Source::Fixed => {}
             Source::Backends(urls) => {
-                let backends = urls.iter().cloned().map(Backend::of).collect();
+                let backends = urls.iter().cloned().map(BackendConfig::of).collect();
                 tasks.spawn(discover(backends, move |pools| common.take_pools(&pools)));
             }
             Source::File { path, loaded } => {
@@ -86,7 +86,7 @@ impl Common {
         self.take_pools(&pools);
     }
 
-    fn take_pools(&self, pools: &[Pool]) {
+    fn take_pools(&self, pools: &[PoolConfig]) {
         self.controller.apply(pools, self.clock.now());
         let snapshot = self.controller.fleet().snapshot();
         self.upstream.retain(|id| snapshot.backend(id).is_some());

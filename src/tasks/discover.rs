@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::models;
-use forebay_fleet::config::model::{Backend, BackendUrl, Pool};
+use forebay_fleet::config::model::{BackendConfig, BackendUrl, PoolConfig};
 use forebay_fleet::probe::{ProbeClient, ProbeError};
 
 /// The deadline of one question: a server that has just loaded its weights is slow at first.
@@ -19,7 +19,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Asks every backend until it has answered. `apply` is called with the pools known so far, in the order of `backends`,
 /// after each first answer. Returns when all have answered.
-pub async fn discover(backends: Vec<Backend>, mut apply: impl FnMut(Vec<Pool>)) {
+pub async fn discover(backends: Vec<BackendConfig>, mut apply: impl FnMut(Vec<PoolConfig>)) {
     let client = ProbeClient::new(TIMEOUT);
     let mut known: Vec<Option<Vec<String>>> = vec![None; backends.len()];
     let mut questions = JoinSet::new();
@@ -35,7 +35,7 @@ pub async fn discover(backends: Vec<Backend>, mut apply: impl FnMut(Vec<Pool>)) 
     }
 }
 
-async fn ask_until_answered(client: &ProbeClient, backend: &Backend) -> Vec<String> {
+async fn ask_until_answered(client: &ProbeClient, backend: &BackendConfig) -> Vec<String> {
     let key = backend.key.as_ref().map(|key| key.expose());
     let mut pause = FIRST_PAUSE;
     let mut told = None;
@@ -66,7 +66,7 @@ fn own_names(cards: &[Value]) -> Vec<String> {
 }
 
 /// One pool for each first model name; the other names of its backends are aliases, but for those that are pools themselves.
-fn pools(backends: &[Backend], known: &[Option<Vec<String>>]) -> Vec<Pool> {
+fn pools(backends: &[BackendConfig], known: &[Option<Vec<String>>]) -> Vec<PoolConfig> {
     let answered = || backends.iter().zip(known).filter_map(|(backend, names)| Some((backend, names.as_ref()?)));
     let mut firsts: Vec<&String> = Vec::new();
     for first in answered().filter_map(|(_, names)| names.first()) {
@@ -80,7 +80,7 @@ fn pools(backends: &[Backend], known: &[Option<Vec<String>>]) -> Vec<Pool> {
         let others = members.iter().flat_map(|(_, names)| names.iter().skip(1));
         let aliases = others.filter(|name| taken.insert(*name)).cloned().collect();
         let backends = members.iter().map(|(backend, _)| (*backend).clone()).collect();
-        Pool { aliases, ..Pool::of(model.as_str(), backends) }
+        PoolConfig { aliases, ..PoolConfig::of(model.as_str(), backends) }
     };
     firsts.iter().map(pool).collect()
 }
@@ -89,8 +89,8 @@ fn pools(backends: &[Backend], known: &[Option<Vec<String>>]) -> Vec<Pool> {
 mod tests {
     use super::*;
 
-    fn backend(port: u16) -> Backend {
-        Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap())
+    fn backend(port: u16) -> BackendConfig {
+        BackendConfig::of(format!("http://127.0.0.1:{port}").parse().unwrap())
     }
 
     fn names(names: &[&str]) -> Option<Vec<String>> {
@@ -102,7 +102,7 @@ mod tests {
         let backends = [backend(1), backend(2), backend(3), backend(4)];
         let known = [names(&["m", "x"]), None, names(&["other", "m", "x"]), names(&["m", "x", "y"])];
         let pools = pools(&backends, &known);
-        let urls = |pool: &Pool| pool.arms[0].backends.iter().map(|b| b.url.port()).collect::<Vec<_>>();
+        let urls = |pool: &PoolConfig| pool.arms[0].backends.iter().map(|b| b.url.port()).collect::<Vec<_>>();
         assert_eq!(pools.len(), 2);
         assert_eq!((pools[0].model.as_str(), urls(&pools[0])), ("m", vec![1, 4]));
         assert_eq!(pools[0].aliases, ["x", "y"]);

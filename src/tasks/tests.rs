@@ -11,7 +11,7 @@ use super::prober::Prober;
 use super::scraper::Scraper;
 use super::*;
 use forebay_fleet::config::Config;
-use forebay_fleet::config::model::{Backend, Pool};
+use forebay_fleet::config::model::{BackendConfig, PoolConfig};
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 
@@ -75,8 +75,8 @@ async fn serve(mut stream: TcpStream, mood: Arc<Mutex<Mood>>, asked: Arc<AtomicU
     }
 }
 
-fn pool(mocks: &[&Mock]) -> Pool {
-    Pool::of("m", mocks.iter().map(|mock| Backend::of(mock.url.clone())).collect())
+fn pool(mocks: &[&Mock]) -> PoolConfig {
+    PoolConfig::of("m", mocks.iter().map(|mock| BackendConfig::of(mock.url.clone())).collect())
 }
 
 struct World {
@@ -226,9 +226,9 @@ async fn a_backend_that_serves_its_model_again_is_no_longer_misconfigured() {
 #[tokio::test]
 async fn backends_are_discovered_as_they_come_up() {
     let (up, late) = (Mock::start(Mood::Well).await, Mock::start(Mood::Dead).await);
-    let applied: Arc<Mutex<Vec<Vec<Pool>>>> = Arc::default();
+    let applied: Arc<Mutex<Vec<Vec<PoolConfig>>>> = Arc::default();
     let sink = Arc::clone(&applied);
-    let backends = vec![Backend::of(late.url.clone()), Backend::of(up.url.clone())];
+    let backends = vec![BackendConfig::of(late.url.clone()), BackendConfig::of(up.url.clone())];
     let task = tokio::spawn(discover(backends, move |pools| sink.lock().unwrap().push(pools)));
     eventually("the first pool", || applied.lock().unwrap().len() == 1).await;
     assert_eq!(applied.lock().unwrap()[0][0].arms[0].backends.len(), 1);

@@ -16,7 +16,7 @@ use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::policy::{Policy, PredictedTtft};
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
-use forebay_fleet::config::model::{Arm, Backend, Config, Pool};
+use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, PoolConfig};
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::{AttemptOutcome, Probed, Ticket};
@@ -454,12 +454,13 @@ impl Proxy {
     fn apply(&mut self, fleet: &Fleet, up: &[bool], policy: PolicyName, now: Time) {
         let backends = (0..fleet.engines.len())
             .filter(|&place| up[place])
-            .map(|place| Backend {
+            .map(|place| BackendConfig {
                 speed: fleet.speeds.get(place).copied().unwrap_or(1.0),
-                ..Backend::of(format!("http://10.0.0.1:{}", 1000 + place).parse().unwrap())
+                ..BackendConfig::of(format!("http://10.0.0.1:{}", 1000 + place).parse().unwrap())
             })
             .collect();
-        let pool = Pool { policy, arms: vec![Arm::of("default", backends)], ..Pool::of(MODEL, Vec::new()) };
+        let pool =
+            PoolConfig { policy, arms: vec![ArmConfig::of("default", backends)], ..PoolConfig::of(MODEL, Vec::new()) };
         self.controller.apply(&[pool], now);
         let snapshot = self.controller.fleet().snapshot();
         self.places = snapshot

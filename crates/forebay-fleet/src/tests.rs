@@ -31,17 +31,17 @@ fn url(port: u16) -> BackendUrl {
     format!("http://10.0.0.1:{port}").parse().unwrap()
 }
 
-fn backend(port: u16) -> model::Backend {
-    model::Backend::of(url(port))
+fn backend(port: u16) -> model::BackendConfig {
+    model::BackendConfig::of(url(port))
 }
 
-fn arm(name: &str, ports: &[u16]) -> model::Arm {
+fn arm(name: &str, ports: &[u16]) -> model::ArmConfig {
     let backends = ports.iter().map(|&port| backend(port)).collect();
-    model::Arm { gpus: 1, ..model::Arm::of(name, backends) }
+    model::ArmConfig { gpus: 1, ..model::ArmConfig::of(name, backends) }
 }
 
-fn pool(arms: Vec<model::Arm>) -> model::Pool {
-    model::Pool {
+fn pool(arms: Vec<model::ArmConfig>) -> model::PoolConfig {
+    model::PoolConfig {
         model: MODEL.to_owned(),
         aliases: vec!["alias".to_owned()],
         policy: PolicyName::PredictedTtft,
@@ -50,11 +50,11 @@ fn pool(arms: Vec<model::Arm>) -> model::Pool {
         split_salt: String::new(),
         cross_arm: true,
         arms,
-        ..model::Pool::default()
+        ..model::PoolConfig::default()
     }
 }
 
-fn controller(pool: model::Pool) -> Controller {
+fn controller(pool: model::PoolConfig) -> Controller {
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(crate::telemetry::Telemetry::new()));
     controller.apply(&[pool], at(0));
     controller
@@ -119,7 +119,7 @@ fn three_hundred_at_once_on_two_backends_split_evenly() {
 #[test]
 fn every_policy_dispatches_and_names_itself() {
     for &policy in PolicyName::ALL {
-        let controller = controller(model::Pool { policy, ..pool(vec![arm("default", &[1, 2, 3])]) });
+        let controller = controller(model::PoolConfig { policy, ..pool(vec![arm("default", &[1, 2, 3])]) });
         let chosen: HashSet<_> =
             (0..300).map(|ms| dispatch(&controller, &[], at(ms)).unwrap().decision.backend).collect();
         assert_eq!(chosen.len(), 3, "{policy}");

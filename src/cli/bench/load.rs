@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use forebay_core::toml_reader::written::duration_text;
+use forebay_core::toml_reader::notation::duration_text;
 use forebay_core::units::parse_duration;
 use forebay_lab::load::client::Client;
 use forebay_lab::load::counting::Counted;

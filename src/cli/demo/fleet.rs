@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_fleet::config::model::{Admin, Arm, Backend, Config, Listen, Pool};
+use forebay_fleet::config::model::{Admin, ArmConfig, BackendConfig, Config, Listen, PoolConfig};
 use forebay_sim::profile::Profile;
 use forebay_sim::server::http::{Sim, SimOptions, listen, serve_sim};
 
@@ -84,12 +84,12 @@ impl Running {
         self.bases().next().unwrap_or_default()
     }
 
-    fn config(&self) -> Result<Arm, String> {
+    fn config(&self) -> Result<ArmConfig, String> {
         let mut backends = Vec::new();
         for url in self.bases() {
-            backends.push(Backend::of(url.parse().map_err(|error| format!("{url}: {error}"))?));
+            backends.push(BackendConfig::of(url.parse().map_err(|error| format!("{url}: {error}"))?));
         }
-        Ok(Arm { gpus: self.gpus, ..Arm::of(self.name.clone(), backends) })
+        Ok(ArmConfig { gpus: self.gpus, ..ArmConfig::of(self.name.clone(), backends) })
     }
 }
 
@@ -138,11 +138,11 @@ impl Fleet {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut pools = Vec::new();
         for arm in &self.arms {
-            pools.push(Pool { model: arm.model.clone(), arms: vec![arm.config()?], ..Pool::default() });
+            pools.push(PoolConfig { model: arm.model.clone(), arms: vec![arm.config()?], ..PoolConfig::default() });
         }
         if let Some(first) = self.live.first() {
             let arms = self.live.iter().map(Running::config).collect::<Result<_, _>>()?;
-            pools.push(Pool { model: first.model.clone(), arms, ..Pool::default() });
+            pools.push(PoolConfig { model: first.model.clone(), arms, ..PoolConfig::default() });
         }
         Ok(Config {
             listen: Listen { address: loopback, ..Listen::default() },

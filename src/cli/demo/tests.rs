@@ -7,7 +7,7 @@ use super::*;
 fn in_turn(config: Config) -> Result<StartedProxy, String> {
     let targets = move |wanted: &str| {
         let arms = config.pools.iter().flat_map(|pool| &pool.arms).filter(|arm| arm.name == wanted);
-        let target = |arm: &forebay_fleet::config::model::Arm| {
+        let target = |arm: &forebay_fleet::config::model::ArmConfig| {
             let of = |url: String| Target { arm: Some(arm.name.clone()), backend: None, base: url };
             arm.backends.iter().map(|backend| of(backend.url.to_string())).collect::<Vec<_>>()
         };

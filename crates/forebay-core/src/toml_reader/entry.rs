@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use serde::{Serialize, Serializer};
 
-use super::kinds::Kind;
+use super::kinds::ValueKind;
 use super::section::{Key, Section};
 use super::table::Table;
 
@@ -38,7 +38,7 @@ pub struct Change {
     pub new: String,
 }
 
-/// How the values of an entry are read, shown and described: a [`Kind`], [`Nested`] or [`ByHand`].
+/// How the values of an entry are read, shown and described: a [`ValueKind`], [`Nested`] or [`ByHand`].
 pub trait Entry<T> {
     /// Reads `key` of `table` into `value`, which stays as it is where there is nothing to read.
     fn read_into(&self, value: &mut T, table: &Table<'_>, key: &'static str);
@@ -56,7 +56,7 @@ pub trait Entry<T> {
     fn takes(&self) -> String;
 }
 
-impl<K: Kind> Entry<K::Of> for K {
+impl<K: ValueKind> Entry<K::Of> for K {
     fn read_into(&self, value: &mut K::Of, table: &Table<'_>, key: &'static str) {
         if let Some(read) = table.read(key, |value| self.read(value)) {
             *value = read;
@@ -72,7 +72,7 @@ impl<K: Kind> Entry<K::Of> for K {
     }
 
     fn takes(&self) -> String {
-        Kind::takes(self)
+        ValueKind::takes(self)
     }
 }
 
@@ -172,7 +172,7 @@ pub fn takes<T, E: Entry<T>>(entry: &E, _type: PhantomData<T>) -> String {
 /// The head has the section's name, how to write its head, and an example. It may add `later` (names that a later version
 /// will know), `also` (keys without a field) and `check` (a function that compares the values of several keys).
 ///
-/// An entry is `field: Type { takes, default, reload }`. `takes` is a [`Kind`], [`Nested`] or [`ByHand`]. `key: "name"` goes
+/// An entry is `field: Type { takes, default, reload }`. `takes` is a [`ValueKind`], [`Nested`] or [`ByHand`]. `key: "name"` goes
 /// first where the key is not called as the field is. `said: "words"` follows a default that the documentation cannot quote:
 /// it depends on the machine or on other keys, or there is none.
 /// `reload` is a variant of [`Reload`](super::Reload).

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::notation::{Notation, duration_text, size_text};
 use super::table::{Value, Wrong};
 use super::values;
-use super::written::{Written, duration_text, size_text};
 
 /// A kind of value.
-pub trait Kind {
+pub trait ValueKind {
     /// The type of the value.
     type Of;
 
@@ -21,7 +21,7 @@ pub trait Kind {
     fn read(&self, value: &Value<'_>) -> Result<Self::Of, Wrong>;
 
     /// Writes a value as an operator would.
-    fn written(&self, value: &Self::Of) -> Written;
+    fn written(&self, value: &Self::Of) -> Notation;
 
     /// Says what is accepted, for the documentation: `duration, 1ms to 30days`.
     fn takes(&self) -> String;
@@ -31,18 +31,18 @@ pub trait Kind {
 #[derive(Debug)]
 pub struct Plain<T> {
     read: fn(&Value<'_>) -> Result<T, Wrong>,
-    written: fn(&T) -> Written,
+    written: fn(&T) -> Notation,
     takes: &'static str,
 }
 
-impl<T> Kind for Plain<T> {
+impl<T> ValueKind for Plain<T> {
     type Of = T;
 
     fn read(&self, value: &Value<'_>) -> Result<T, Wrong> {
         (self.read)(value)
     }
 
-    fn written(&self, value: &T) -> Written {
+    fn written(&self, value: &T) -> Notation {
         (self.written)(value)
     }
 
@@ -54,13 +54,17 @@ impl<T> Kind for Plain<T> {
 /// Returns the kind of an IP address with a port.
 #[must_use]
 pub fn address() -> Plain<SocketAddr> {
-    Plain { read: values::address, written: |address| Written::Text(address.to_string()), takes: "IP address and port" }
+    Plain {
+        read: values::address,
+        written: |address| Notation::Text(address.to_string()),
+        takes: "IP address and port",
+    }
 }
 
 /// Returns the kind of a switch.
 #[must_use]
 pub fn boolean() -> Plain<bool> {
-    Plain { read: values::boolean, written: |yes| Written::Flag(*yes), takes: "`true` or `false`" }
+    Plain { read: values::boolean, written: |yes| Notation::Flag(*yes), takes: "`true` or `false`" }
 }
 
 /// Returns the kind of a name that fits into a metric label and a header.
@@ -68,7 +72,7 @@ pub fn boolean() -> Plain<bool> {
 pub fn name() -> Plain<String> {
     Plain {
         read: values::name,
-        written: |name| Written::Text(name.clone()),
+        written: |name| Notation::Text(name.clone()),
         takes: "letters, digits, `_`, `-` and `.`, at most 64",
     }
 }
@@ -83,15 +87,15 @@ pub fn line(most: usize) -> Line {
     Line(most)
 }
 
-impl Kind for Line {
+impl ValueKind for Line {
     type Of = String;
 
     fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
         values::line(self.0)(value)
     }
 
-    fn written(&self, value: &String) -> Written {
-        Written::Text(value.clone())
+    fn written(&self, value: &String) -> Notation {
+        Notation::Text(value.clone())
     }
 
     fn takes(&self) -> String {
@@ -101,38 +105,38 @@ impl Kind for Line {
 
 /// The kind of a duration.
 #[derive(Debug)]
-pub struct Time {
+pub struct DurationKind {
     read: fn(&Value<'_>) -> Result<Duration, Wrong>,
     least: Duration,
 }
 
 /// Returns the kind of a time limit.
 #[must_use]
-pub fn limit() -> Time {
-    Time { read: values::limit, least: values::SHORTEST }
+pub fn limit() -> DurationKind {
+    DurationKind { read: values::limit, least: values::SHORTEST }
 }
 
 /// Returns the kind of the time between two rounds of work.
 #[must_use]
-pub fn interval() -> Time {
-    Time { read: values::interval, least: values::SHORTEST_INTERVAL }
+pub fn interval() -> DurationKind {
+    DurationKind { read: values::interval, least: values::SHORTEST_INTERVAL }
 }
 
 /// Returns the kind of a time to wait, which may be none.
 #[must_use]
-pub fn delay() -> Time {
-    Time { read: values::delay, least: Duration::ZERO }
+pub fn delay() -> DurationKind {
+    DurationKind { read: values::delay, least: Duration::ZERO }
 }
 
-impl Kind for Time {
+impl ValueKind for DurationKind {
     type Of = Duration;
 
     fn read(&self, value: &Value<'_>) -> Result<Duration, Wrong> {
         (self.read)(value)
     }
 
-    fn written(&self, value: &Duration) -> Written {
-        Written::Text(duration_text(*value))
+    fn written(&self, value: &Duration) -> Notation {
+        Notation::Text(duration_text(*value))
     }
 
     fn takes(&self) -> String {
@@ -153,7 +157,7 @@ pub fn size<T: TryFrom<u64> + TryInto<u64> + Copy>(range: RangeInclusive<u64>) -
     Size { range, of: std::marker::PhantomData }
 }
 
-impl<T: TryFrom<u64> + TryInto<u64> + Copy> Kind for Size<T> {
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> ValueKind for Size<T> {
     type Of = T;
 
     fn read(&self, value: &Value<'_>) -> Result<T, Wrong> {
@@ -161,8 +165,8 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Kind for Size<T> {
         T::try_from(bytes).map_err(|_| Wrong::because("this is more than the machine can address"))
     }
 
-    fn written(&self, value: &T) -> Written {
-        Written::Text(size_text((*value).try_into().unwrap_or(u64::MAX)))
+    fn written(&self, value: &T) -> Notation {
+        Notation::Text(size_text((*value).try_into().unwrap_or(u64::MAX)))
     }
 
     fn takes(&self) -> String {
@@ -183,7 +187,7 @@ pub fn whole<T: TryFrom<u32> + TryInto<u64> + Copy>(range: RangeInclusive<u32>) 
     Whole { range, of: std::marker::PhantomData }
 }
 
-impl<T: TryFrom<u32> + TryInto<u64> + Copy> Kind for Whole<T> {
+impl<T: TryFrom<u32> + TryInto<u64> + Copy> ValueKind for Whole<T> {
     type Of = T;
 
     fn read(&self, value: &Value<'_>) -> Result<T, Wrong> {
@@ -191,8 +195,8 @@ impl<T: TryFrom<u32> + TryInto<u64> + Copy> Kind for Whole<T> {
         T::try_from(number).map_err(|_| Wrong::because("this is more than the machine can count"))
     }
 
-    fn written(&self, value: &T) -> Written {
-        Written::Whole((*value).try_into().unwrap_or(u64::MAX))
+    fn written(&self, value: &T) -> Notation {
+        Notation::Whole((*value).try_into().unwrap_or(u64::MAX))
     }
 
     fn takes(&self) -> String {
@@ -210,15 +214,15 @@ pub fn number(range: RangeInclusive<f64>) -> Number {
     Number(range)
 }
 
-impl Kind for Number {
+impl ValueKind for Number {
     type Of = f64;
 
     fn read(&self, value: &Value<'_>) -> Result<f64, Wrong> {
         values::number(self.0.clone())(value)
     }
 
-    fn written(&self, value: &f64) -> Written {
-        Written::Number(*value)
+    fn written(&self, value: &f64) -> Notation {
+        Notation::Number(*value)
     }
 
     fn takes(&self) -> String {
@@ -228,23 +232,23 @@ impl Kind for Number {
 
 /// The kind of a choice between words.
 #[derive(Debug)]
-pub struct Choice<T>(Vec<(&'static str, T)>);
+pub struct OneOf<T>(Vec<(&'static str, T)>);
 
 /// Returns the kind of a choice between `choices`: each word, and what it means.
-pub fn choice<T: Copy + PartialEq>(choices: impl IntoIterator<Item = (&'static str, T)>) -> Choice<T> {
-    Choice(choices.into_iter().collect())
+pub fn choice<T: Copy + PartialEq>(choices: impl IntoIterator<Item = (&'static str, T)>) -> OneOf<T> {
+    OneOf(choices.into_iter().collect())
 }
 
-impl<T: Copy + PartialEq> Kind for Choice<T> {
+impl<T: Copy + PartialEq> ValueKind for OneOf<T> {
     type Of = T;
 
     fn read(&self, value: &Value<'_>) -> Result<T, Wrong> {
         values::choice(&self.0)(value)
     }
 
-    fn written(&self, value: &T) -> Written {
+    fn written(&self, value: &T) -> Notation {
         let word = self.0.iter().find(|(_, choice)| choice == value).map(|(word, _)| (*word).to_owned());
-        word.map_or(Written::Nothing, Written::Text)
+        word.map_or(Notation::Nothing, Notation::Text)
     }
 
     fn takes(&self) -> String {
@@ -261,19 +265,19 @@ impl<T: Copy + PartialEq> Kind for Choice<T> {
 pub struct OrOff<K>(K);
 
 /// Returns the kind of what `kind` takes, or `"off"`.
-pub fn or_off<K: Kind>(kind: K) -> OrOff<K> {
+pub fn or_off<K: ValueKind>(kind: K) -> OrOff<K> {
     OrOff(kind)
 }
 
-impl<K: Kind> Kind for OrOff<K> {
+impl<K: ValueKind> ValueKind for OrOff<K> {
     type Of = Option<K::Of>;
 
     fn read(&self, value: &Value<'_>) -> Result<Option<K::Of>, Wrong> {
         values::or_off(|value: &Value<'_>| self.0.read(value))(value)
     }
 
-    fn written(&self, value: &Option<K::Of>) -> Written {
-        value.as_ref().map_or_else(|| Written::Text("off".to_owned()), |value| self.0.written(value))
+    fn written(&self, value: &Option<K::Of>) -> Notation {
+        value.as_ref().map_or_else(|| Notation::Text("off".to_owned()), |value| self.0.written(value))
     }
 
     fn takes(&self) -> String {
@@ -289,18 +293,18 @@ pub struct Hinted<K> {
 }
 
 /// Returns `kind`, with `hint` in place of its own hints.
-pub fn hinted<K: Kind>(kind: K, hint: &'static str) -> Hinted<K> {
+pub fn hinted<K: ValueKind>(kind: K, hint: &'static str) -> Hinted<K> {
     Hinted { kind, hint }
 }
 
-impl<K: Kind> Kind for Hinted<K> {
+impl<K: ValueKind> ValueKind for Hinted<K> {
     type Of = K::Of;
 
     fn read(&self, value: &Value<'_>) -> Result<K::Of, Wrong> {
         self.kind.read(value).map_err(|wrong| wrong.hint(self.hint))
     }
 
-    fn written(&self, value: &K::Of) -> Written {
+    fn written(&self, value: &K::Of) -> Notation {
         self.kind.written(value)
     }
 

@@ -5,16 +5,16 @@ pub mod diagnostic;
 pub mod entry;
 pub mod kinds;
 mod mask;
+pub mod notation;
 pub mod section;
 pub mod table;
 pub mod values;
-pub mod written;
 
 use toml::de::DeTable;
 
 pub use diagnostic::{Diagnostic, Notes, Report, quoted};
 pub use entry::{ByHand, Change, Entry, Keys, Nested};
-pub use kinds::Kind;
+pub use kinds::ValueKind;
 pub use section::{DefaultText, Key, Reload, Schema, Section, nearest};
 #[doc(hidden)]
 pub use serde; // for the code that `section!` writes

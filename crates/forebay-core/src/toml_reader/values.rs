@@ -9,9 +9,9 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::diagnostic::quoted;
+use super::notation::{duration_text, size_text};
 use super::section::nearest;
 use super::table::{Value, Wrong};
-use super::written::{duration_text, size_text};
 use crate::units::{parse_duration, parse_size};
 
 /// The longest time that can be asked for: what is longer is meant as "off".

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use forebay_core::toml_reader::written::duration_text;
+use forebay_core::toml_reader::notation::duration_text;
 use forebay_core::toml_reader::{Diagnostic, Got, Notes, Table};
 
 /// Notes a timeout that is longer than the interval after which its next round begins.

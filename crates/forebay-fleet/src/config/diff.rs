@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::model::{Arm, Config, Pool};
+use super::model::{ArmConfig, Config, PoolConfig};
 use forebay_core::toml_reader::{Change, Keys, Reload};
 
 /// What differs between two configurations.
@@ -60,7 +60,7 @@ pub fn in_force(old: &Config, new: &Config) -> Config {
     config
 }
 
-fn pool_changes(old: &Pool, new: &Pool, changes: &mut Vec<String>) {
+fn pool_changes(old: &PoolConfig, new: &PoolConfig, changes: &mut Vec<String>) {
     // the arms' changes are told one by one below
     let keys = old.changes(new).into_iter().map(|change| change.key.name).filter(|key| *key != "arms");
     let mut said: Vec<String> = keys.map(str::to_owned).collect();
@@ -77,7 +77,7 @@ fn pool_changes(old: &Pool, new: &Pool, changes: &mut Vec<String>) {
     changes.extend(said.into_iter().map(|what| format!("pool {}: {what}", new.model)));
 }
 
-fn arm_changes(old: &Arm, new: &Arm, said: &mut Vec<String>) {
+fn arm_changes(old: &ArmConfig, new: &ArmConfig, said: &mut Vec<String>) {
     let arm = &new.name;
     // the backends' changes are told one by one below
     for Change { key, old, new } in old.changes(new).into_iter().filter(|change| change.key.name != "backends") {
@@ -110,15 +110,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::model::Backend;
+    use crate::config::model::BackendConfig;
     use crate::config::schema::SCHEMA;
 
-    fn backend(port: u16) -> Backend {
-        Backend::of(format!("http://127.0.0.1:{port}").parse().unwrap())
+    fn backend(port: u16) -> BackendConfig {
+        BackendConfig::of(format!("http://127.0.0.1:{port}").parse().unwrap())
     }
 
     fn config() -> Config {
-        Config { pools: vec![Pool::of("m", vec![backend(8001), backend(8002)])], ..Config::default() }
+        Config { pools: vec![PoolConfig::of("m", vec![backend(8001), backend(8002)])], ..Config::default() }
     }
 
     #[test]
@@ -153,8 +153,8 @@ mod tests {
         new.pools[0].backend_max_in_flight = Some(8);
         new.pools[0].wait_room.size = 9;
         new.pools[0].arms[0].share = 2.0;
-        new.pools[0].arms[0].backends = vec![Backend { drain: true, ..backend(8001) }, backend(8003)];
-        new.pools.push(Pool::of("n", vec![backend(8009)]));
+        new.pools[0].arms[0].backends = vec![BackendConfig { drain: true, ..backend(8001) }, backend(8003)];
+        new.pools.push(PoolConfig::of("n", vec![backend(8009)]));
         assert_eq!(
             diff(&config(), &new).changed,
             [
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_new_order_of_pools_is_a_change() {
-        let two = Config { pools: vec![Pool::of("a", vec![]), Pool::of("b", vec![])], ..Config::default() };
+        let two = Config { pools: vec![PoolConfig::of("a", vec![]), PoolConfig::of("b", vec![])], ..Config::default() };
         let turned = Config { pools: vec![two.pools[1].clone(), two.pools[0].clone()], ..Config::default() };
         assert_eq!(diff(&two, &turned).changed, ["pools: another order"]);
     }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::url::{BackendUrl, UrlError};
+use forebay_core::toml_reader::notation::Notation;
 use forebay_core::toml_reader::values;
-use forebay_core::toml_reader::written::Written;
-use forebay_core::toml_reader::{Kind, Value, Wrong, quoted};
+use forebay_core::toml_reader::{Value, ValueKind, Wrong, quoted};
 
 /// A number of threads, or `"auto"`: one for each CPU.
 pub(super) struct Threads;
@@ -17,7 +17,7 @@ impl Threads {
     }
 }
 
-impl Kind for Threads {
+impl ValueKind for Threads {
     type Of = usize;
 
     fn read(&self, value: &Value<'_>) -> Result<usize, Wrong> {
@@ -29,8 +29,8 @@ impl Kind for Threads {
         }
     }
 
-    fn written(&self, value: &usize) -> Written {
-        Written::Whole(*value as u64)
+    fn written(&self, value: &usize) -> Notation {
+        Notation::Whole(*value as u64)
     }
 
     fn takes(&self) -> String {
@@ -41,7 +41,7 @@ impl Kind for Threads {
 /// A path that a Unix socket can have.
 pub(super) struct SocketPath;
 
-impl Kind for SocketPath {
+impl ValueKind for SocketPath {
     type Of = Option<PathBuf>;
 
     fn read(&self, value: &Value<'_>) -> Result<Option<PathBuf>, Wrong> {
@@ -50,8 +50,8 @@ impl Kind for SocketPath {
         if path.is_absolute() { Ok(Some(path)) } else { Err(Wrong::because("the path is not absolute").hint(HINT)) }
     }
 
-    fn written(&self, value: &Option<PathBuf>) -> Written {
-        value.as_ref().map_or(Written::Nothing, |path| Written::Text(path.to_string_lossy().into_owned()))
+    fn written(&self, value: &Option<PathBuf>) -> Notation {
+        value.as_ref().map_or(Notation::Nothing, |path| Notation::Text(path.to_string_lossy().into_owned()))
     }
 
     fn takes(&self) -> String {
@@ -62,7 +62,7 @@ impl Kind for SocketPath {
 /// A text of up to 256 bytes, which may be empty.
 pub(super) struct Salt;
 
-impl Kind for Salt {
+impl ValueKind for Salt {
     type Of = String;
 
     fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
@@ -70,8 +70,8 @@ impl Kind for Salt {
         if text.is_empty() { Ok(String::new()) } else { values::line(256)(value) }
     }
 
-    fn written(&self, value: &String) -> Written {
-        Written::Text(value.clone())
+    fn written(&self, value: &String) -> Notation {
+        Notation::Text(value.clone())
     }
 
     fn takes(&self) -> String {
@@ -82,7 +82,7 @@ impl Kind for Salt {
 /// The name of a request header, which is kept in lower case.
 pub(super) struct HeaderName;
 
-impl Kind for HeaderName {
+impl ValueKind for HeaderName {
     type Of = String;
 
     fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
@@ -94,8 +94,8 @@ impl Kind for HeaderName {
         }
     }
 
-    fn written(&self, value: &String) -> Written {
-        Written::Text(value.clone())
+    fn written(&self, value: &String) -> Notation {
+        Notation::Text(value.clone())
     }
 
     fn takes(&self) -> String {
@@ -106,7 +106,7 @@ impl Kind for HeaderName {
 /// The URL of a backend.
 pub(super) struct Url;
 
-impl Kind for Url {
+impl ValueKind for Url {
     type Of = BackendUrl;
 
     fn read(&self, value: &Value<'_>) -> Result<BackendUrl, Wrong> {
@@ -123,8 +123,8 @@ impl Kind for Url {
         })
     }
 
-    fn written(&self, value: &BackendUrl) -> Written {
-        Written::Text(value.to_string())
+    fn written(&self, value: &BackendUrl) -> Notation {
+        Notation::Text(value.to_string())
     }
 
     fn takes(&self) -> String {

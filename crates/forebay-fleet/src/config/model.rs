@@ -8,8 +8,8 @@ use forebay_core::toml_reader::{Change, Key, Keys, Section, Table};
 
 pub use super::affinity::Affinity;
 pub use super::keys::{
-    Admin, Arm, Backend, Budget, ClientKey, Clients, Drain, Ejection, Explain, Health, Limits, Listen, Pool, Retry,
-    Scrape, SessionKey, Slo, Stream, UsageMode, WaitRoom,
+    Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Drain, Ejection, Explain, HealthConfig, Limits,
+    Listen, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream, UsageMode, WaitRoom,
 };
 pub use super::secret::Secret;
 pub use super::url::{BackendUrl, UrlError};
@@ -22,7 +22,7 @@ macro_rules! sections {
         pub struct Config {
             $($(#[doc = $about])+ pub $section: $type,)+
             /// One for each model; empty only in the default, never in a file that was read.
-            pub pools: Vec<Pool>,
+            pub pools: Vec<PoolConfig>,
         }
 
         /// The sections of a file that is read.
@@ -87,9 +87,9 @@ sections! {
     /// What happens when an attempt fails before the first token.
     retry: Retry,
     /// When a backend is ejected, and how it comes back.
-    health: Health,
+    health: HealthConfig,
     /// How the backends' own `/metrics` are read.
-    scrape: Scrape,
+    scrape: ScrapeConfig,
     /// What counts as good service.
     slo: Slo,
 }

@@ -9,10 +9,10 @@ use toml::de::DeValue;
 use super::files::Outside;
 use super::keys::SESSION;
 use super::kinds::HeaderName;
-use super::model::{Arm, Backend, BackendUrl, Pool, SessionKey};
+use super::model::{ArmConfig, BackendConfig, BackendUrl, PoolConfig, SessionKey};
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
-use forebay_core::toml_reader::{Got, Keys, Kind, Table};
+use forebay_core::toml_reader::{Got, Keys, Table, ValueKind};
 
 const BACKENDS_FORM: &str = "backends = [{ url = \"http://127.0.0.1:8001\" }]";
 
@@ -20,8 +20,8 @@ const BACKENDS_FORM: &str = "backends = [{ url = \"http://127.0.0.1:8001\" }]";
 type Places<K> = HashMap<K, Range<usize>>;
 
 /// Every pool of the file.
-pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<Pool> {
-    let tables = root.tables("pools", Pool::SECTION);
+pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<PoolConfig> {
+    let tables = root.tables("pools", PoolConfig::SECTION);
     if tables.is_empty() && root.value("pools").is_none_or(|value| value.kind() == "a list") {
         root.note("there is no pool, so that nothing could be served", format!("add [[pools]] with {POOL_FORM}"));
     }
@@ -31,8 +31,8 @@ pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<Pool> {
 
 const POOL_FORM: &str = "model = \"…\" and backends = [{ url = \"http://127.0.0.1:8001\" }]";
 
-fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) -> Pool {
-    let mut pool = Pool::default();
+fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) -> PoolConfig {
+    let mut pool = PoolConfig::default();
     pool.read(table);
     let model = table.got("model", pool.model.clone());
     match &model.span {
@@ -87,21 +87,21 @@ fn session(table: &Table<'_>) -> Option<SessionKey> {
     }
 }
 
-fn arms(table: &Table<'_>, outside: &Outside<'_>) -> Vec<Arm> {
+fn arms(table: &Table<'_>, outside: &Outside<'_>) -> Vec<ArmConfig> {
     let mut urls = Places::new();
     if let (Some(_), Some(span)) = (table.value("arms"), table.key_span("backends")) {
         let message = "pools.backends: the pool has arms, so its backends belong to them";
         let hint = "move the backends into an arm, or leave the arms out";
         table.notes().add(Diagnostic::at(span, message).hint(hint));
     } else if table.value("backends").is_some() {
-        return vec![Arm::of("default", backends(table, "pool", &mut urls, outside))];
+        return vec![ArmConfig::of("default", backends(table, "pool", &mut urls, outside))];
     }
-    let tables = table.tables("arms", Arm::SECTION);
+    let tables = table.tables("arms", ArmConfig::SECTION);
     if tables.is_empty() && table.value("arms").is_none_or(|value| value.kind() == "a list") {
         table.note("pools.backends: the pool has neither backends nor arms", format!("add {BACKENDS_FORM}"));
     }
     let mut names = Places::new();
-    let (arms, shares): (Vec<Arm>, Vec<Got<f64>>) =
+    let (arms, shares): (Vec<ArmConfig>, Vec<Got<f64>>) =
         tables.iter().map(|arm_table| arm(arm_table, &mut names, &mut urls, outside)).unzip();
     check_shares(table, &tables, &shares);
     arms
@@ -112,11 +112,11 @@ fn arm(
     names: &mut Places<String>,
     urls: &mut Places<BackendUrl>,
     outside: &Outside<'_>,
-) -> (Arm, Got<f64>) {
+) -> (ArmConfig, Got<f64>) {
     if table.value("name").is_none() {
         table.note("pools.arms.name: the arm has no name", "add name = \"…\", such as \"tp2\"");
     }
-    let mut arm = Arm::of("", backends(table, "arm", urls, outside));
+    let mut arm = ArmConfig::of("", backends(table, "arm", urls, outside));
     arm.read(table);
     let name = table.got("name", &arm.name);
     if let (Some(span), false) = (name.span, name.wrong) {
@@ -151,7 +151,7 @@ fn check_shares(pool: &Table<'_>, arms: &[Table<'_>], shares: &[Got<f64>]) {
 }
 
 /// The backends of a pool or an arm, which is `what`.
-fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> Vec<Backend> {
+fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> Vec<BackendConfig> {
     let empty = table.value("backends").is_none_or(|value| match value.value {
         DeValue::Array(items) => items.is_empty(),
         _ => false,
@@ -160,12 +160,12 @@ fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, outsid
         let message = format!("{}: the {what} has no backend", table.full("backends"));
         table.note(message, format!("write {BACKENDS_FORM}"));
     }
-    let tables = table.tables("backends", Backend::SECTION);
+    let tables = table.tables("backends", BackendConfig::SECTION);
     tables.iter().map(|table| backend(table, urls, outside)).collect()
 }
 
-fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> Backend {
-    let mut backend = Backend::of(unread());
+fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> BackendConfig {
+    let mut backend = BackendConfig::of(unread());
     backend.read(table);
     backend.key = table.or("key_env", None, |value| outside.backend_key(values::text(value)?).map(Some));
     let url = table.got("url", &backend.url);

@@ -7,7 +7,7 @@ use super::between::both;
 use super::files::Outside;
 use super::model::{Admin, ClientKey, Config, Secret, Tables};
 use super::pools;
-use forebay_core::toml_reader::kinds::{Kind, line};
+use forebay_core::toml_reader::kinds::{ValueKind, line};
 use forebay_core::toml_reader::{Diagnostic, Got, Table};
 
 /// The configuration that the file at `root` means.

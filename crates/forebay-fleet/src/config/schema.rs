@@ -2,8 +2,8 @@
 //! in `keys/`.
 
 use super::keys::{
-    Admin, Arm, Backend, Budget, Clients, Drain, Ejection, Health, Limits, Listen, Pool, Retry, SESSION, Scrape, Slo,
-    Stream, WaitRoom,
+    Admin, ArmConfig, BackendConfig, Budget, Clients, Drain, Ejection, HealthConfig, Limits, Listen, PoolConfig, Retry,
+    SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
 };
 use super::model::ROOT;
 use forebay_core::toml_reader::{Keys, Schema};
@@ -21,15 +21,15 @@ pub(super) static SCHEMA: Schema = Schema {
         Stream::SECTION,
         Retry::SECTION,
         Budget::SECTION,
-        Health::SECTION,
+        HealthConfig::SECTION,
         Ejection::SECTION,
-        Scrape::SECTION,
+        ScrapeConfig::SECTION,
         Slo::SECTION,
-        Pool::SECTION,
+        PoolConfig::SECTION,
         SESSION,
         WaitRoom::SECTION,
-        Arm::SECTION,
-        Backend::SECTION,
+        ArmConfig::SECTION,
+        BackendConfig::SECTION,
     ],
     variables: &["key_env"],
     needless,
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_slip_is_recognised() {
-        assert_eq!(SCHEMA.meant(Arm::SECTION, "shrae"), "did you mean `share`?");
+        assert_eq!(SCHEMA.meant(ArmConfig::SECTION, "shrae"), "did you mean `share`?");
         assert_eq!(SCHEMA.meant(Listen::SECTION, "keep-alive"), "did you mean `keep_alive`?");
         assert_eq!(SCHEMA.meant(ROOT, "pool"), "did you mean `pools`?");
         assert_eq!(SCHEMA.meant(Admin::SECTION, "token"), "did you mean `token_file`?");
@@ -66,13 +66,13 @@ mod tests {
     #[test]
     fn a_key_of_another_section_is_sent_there() {
         assert_eq!(SCHEMA.meant(Stream::SECTION, "ttft"), "`ttft` belongs in [slo]");
-        assert_eq!(SCHEMA.meant(Pool::SECTION, "share"), "`share` belongs in [[pools.arms]]");
+        assert_eq!(SCHEMA.meant(PoolConfig::SECTION, "share"), "`share` belongs in [[pools.arms]]");
     }
 
     #[test]
     fn a_stranger_is_told_what_there_is() {
         assert_eq!(SCHEMA.meant(Slo::SECTION, "bananas"), "[slo] may hold ttft, tpot");
-        assert!(SCHEMA.meant(Backend::SECTION, "api_key").contains("key_env"));
+        assert!(SCHEMA.meant(BackendConfig::SECTION, "api_key").contains("key_env"));
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub(crate) struct Core {
 pub(crate) struct Inner {
     settings: Settings,
     telemetry: Arc<Telemetry>,
-    pools: Vec<model::Pool>,
+    pools: Vec<model::PoolConfig>,
     pub(crate) entries: HashMap<MemberKey, MemberRecord>,
     gates: HashMap<String, Arc<Mutex<Gate<Pool>>>>,
     crossed: HashMap<(String, String), Arc<AtomicU64>>,
@@ -143,7 +143,7 @@ impl Controller {
     }
 
     /// Takes over these pools in place of all there were.
-    pub fn apply(&self, pools: &[model::Pool], now: Time) {
+    pub fn apply(&self, pools: &[model::PoolConfig], now: Time) {
         let mut inner = locked(&self.0.inner);
         inner.pools = pools.to_vec();
         let mut kept = HashMap::new();
@@ -252,14 +252,14 @@ impl HealthKeeper for Core {
 }
 
 impl MemberKey {
-    fn of(pool: &model::Pool, arm: &model::Arm, backend: &model::Backend) -> MemberKey {
+    fn of(pool: &model::PoolConfig, arm: &model::ArmConfig, backend: &model::BackendConfig) -> MemberKey {
         MemberKey { pool: pool.model.clone(), arm: arm.name.clone(), url: backend.url.to_string() }
     }
 }
 
 impl Inner {
     /// The entry of this backend: the one there is, brought up to date, or a new one.
-    fn entry(&mut self, key: &MemberKey, config: &model::Backend, reports: Reports, now: Time) -> MemberRecord {
+    fn entry(&mut self, key: &MemberKey, config: &model::BackendConfig, reports: Reports, now: Time) -> MemberRecord {
         if let Some(mut entry) = self.entries.remove(key) {
             if entry.config != *config {
                 entry.backend = Arc::new(Backend {
@@ -306,7 +306,7 @@ impl Inner {
         MemberRecord::new(config.clone(), Arc::new(backend), now)
     }
 
-    fn pool(&mut self, config: &model::Pool, now: Time) -> Pool {
+    fn pool(&mut self, config: &model::PoolConfig, now: Time) -> Pool {
         let arms: Vec<Arm> = config
             .arms
             .iter()
@@ -358,7 +358,7 @@ impl Inner {
         Arc::clone(gate)
     }
 
-    fn members(&self, config: &model::Pool) -> Vec<Member> {
+    fn members(&self, config: &model::PoolConfig) -> Vec<Member> {
         let mut members: Vec<Member> = Vec::new();
         for (index, arm) in (0_u16..).zip(&config.arms) {
             for backend in &arm.backends {

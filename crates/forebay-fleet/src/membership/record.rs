@@ -18,7 +18,7 @@ pub(crate) struct Change<'a> {
 /// One backend.
 #[derive(Debug)]
 pub(crate) struct MemberRecord {
-    pub(crate) config: model::Backend,
+    pub(crate) config: model::BackendConfig,
     pub(crate) backend: Arc<Backend>,
     pub(crate) health: Health,
     /// Who drained it through the admin API, and why; ends with the process, or by the same way.
@@ -28,7 +28,7 @@ pub(crate) struct MemberRecord {
 }
 
 impl MemberRecord {
-    pub(crate) fn new(config: model::Backend, backend: Arc<Backend>, now: Time) -> MemberRecord {
+    pub(crate) fn new(config: model::BackendConfig, backend: Arc<Backend>, now: Time) -> MemberRecord {
         let health = Health::new(now);
         let mut entry =
             MemberRecord { config, backend, health, drained: None, state: HealthState::Healthy, since: now };

@@ -13,8 +13,8 @@ use forebay_core::routing::wait_room::LaneKey;
 
 mod any_order;
 
-fn limited(limit: u32, arms: Vec<model::Arm>) -> model::Pool {
-    model::Pool { backend_max_in_flight: Some(limit), ..pool(arms) }
+fn limited(limit: u32, arms: Vec<model::ArmConfig>) -> model::PoolConfig {
+    model::PoolConfig { backend_max_in_flight: Some(limit), ..pool(arms) }
 }
 
 fn sequences(count: u32) -> RequestFacts {
@@ -175,7 +175,7 @@ fn a_change_of_the_limit_or_of_the_backends_serves_who_waits() {
     assert_eq!(placed.dispatched.decision.assigned, ArmIndex(1), "counted by the pool that decided");
     let third = served(&mut three);
     assert!(poll(&mut four).is_none());
-    controller.apply(&[model::Pool { backend_max_in_flight: None, ..limited(1, arms()) }], at(3));
+    controller.apply(&[model::PoolConfig { backend_max_in_flight: None, ..limited(1, arms()) }], at(3));
     let fourth = served(&mut four);
     drop((held, second, placed, third, fourth));
     assert_eq!((room(&controller), in_flight(&controller, at(4))), (0, 0));

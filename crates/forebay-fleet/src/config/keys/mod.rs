@@ -8,6 +8,6 @@ mod watched;
 
 pub use attempts::{Budget, Retry, Slo, Stream, UsageMode};
 pub(super) use pool::SESSION;
-pub use pool::{Arm, Backend, Pool, SessionKey, WaitRoom};
+pub use pool::{ArmConfig, BackendConfig, PoolConfig, SessionKey, WaitRoom};
 pub use serving::{Admin, ClientKey, Clients, Drain, Explain, Limits, Listen};
-pub use watched::{Ejection, Health, Scrape};
+pub use watched::{Ejection, HealthConfig, ScrapeConfig};

@@ -11,13 +11,13 @@ use super::super::url::BackendUrl;
 use forebay_core::routing::policy::PolicyName;
 use forebay_core::section;
 use forebay_core::toml_reader::kinds::{boolean, choice, hinted, limit, line, name, number, or_off, whole};
-use forebay_core::toml_reader::{ByHand, DefaultText, Key, Kind, Nested, Reload, Section};
+use forebay_core::toml_reader::{ByHand, DefaultText, Key, Nested, Reload, Section, ValueKind};
 
 section! {
     name: "pools", head: "[[pools]]", form: "[[pools]], once for each model", also: [BACKENDS];
     /// A pool: the backends that serve one model. A file has at least one.
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Pool {
+    pub struct PoolConfig {
         /// Name of the model, as its backends call it. No two pools may share a name or an alias.
         model: String { takes: line(256), default: String::new(), said: "required", reload: AtOnce },
         /// Other names for the model that clients may use.
@@ -51,7 +51,7 @@ section! {
         /// Where requests wait while every backend is at `backend_max_in_flight`.
         wait_room: WaitRoom { takes: Nested, default: WaitRoom::default(), reload: AtOnce },
         /// The arms: parts of the pool that are compared. A pool without `[[pools.arms]]` has one arm, `default`.
-        arms: Vec<Arm> {
+        arms: Vec<ArmConfig> {
             takes: ByHand("`[[pools.arms]]`, once for each arm"),
             default: Vec::new(),
             said: "one arm with the pool's `backends`",
@@ -70,11 +70,11 @@ const BACKENDS: Key = Key {
     about: "The pool's backends. A pool with arms lists them in its arms.",
 };
 
-impl Pool {
+impl PoolConfig {
     /// A pool with the default policy and one arm, `default`, over `backends`.
     #[must_use]
-    pub fn of(model: impl Into<String>, backends: Vec<Backend>) -> Pool {
-        Pool { model: model.into(), arms: vec![Arm::of("default", backends)], ..Pool::default() }
+    pub fn of(model: impl Into<String>, backends: Vec<BackendConfig>) -> PoolConfig {
+        PoolConfig { model: model.into(), arms: vec![ArmConfig::of("default", backends)], ..PoolConfig::default() }
     }
 }
 
@@ -135,7 +135,7 @@ section! {
     name: "pools.arms", head: "[[pools.arms]]", form: "[[pools.arms]], once for each arm";
     /// An arm: a labelled part of a pool, with a share of its sessions.
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Arm {
+    pub struct ArmConfig {
         /// Name of the arm in metrics, logs and headers. No two arms of a pool may share it.
         name: String { takes: name(), default: name.into(), said: "required", reload: AtOnce },
         /// Its part of the sessions, relative to the shares of the other arms. Write it for every arm or for none.
@@ -143,16 +143,16 @@ section! {
         /// GPUs that the arm occupies, for figures per GPU.
         gpus: u32 { takes: whole(1..=65_536), default: one_each(&backends), said: "one for each backend", reload: AtOnce },
         /// The arm's backends. A URL may appear once in a pool.
-        backends: Vec<Backend> {
+        backends: Vec<BackendConfig> {
             takes: ByHand("list of `{ url = \"http://host:port\" }`"), default: backends, said: "required", reload: AtOnce
         },
     }
 
     /// An arm with share 1 and a GPU for each backend.
-    pub fn of(name: impl Into<String>, backends: Vec<Backend>);
+    pub fn of(name: impl Into<String>, backends: Vec<BackendConfig>);
 }
 
-fn one_each(backends: &[Backend]) -> u32 {
+fn one_each(backends: &[BackendConfig]) -> u32 {
     u32::try_from(backends.len()).unwrap_or(u32::MAX).max(1)
 }
 
@@ -160,7 +160,7 @@ section! {
     name: "backends", head: "a backend", form: "each backend as { url = \"http://127.0.0.1:8001\" }";
     /// A backend: one vLLM server, as an item of `backends`.
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Backend {
+    pub struct BackendConfig {
         /// Where the server listens.
         url: BackendUrl { takes: Url, default: url, said: "required", reload: AtOnce },
         /// How fast the server is, relative to the other backends, until Forebay has measured it.

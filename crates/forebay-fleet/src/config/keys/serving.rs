@@ -12,7 +12,7 @@ use super::super::kinds::{SocketPath, Threads};
 use super::super::secret::Secret;
 use forebay_core::section;
 use forebay_core::toml_reader::kinds::{address, choice, delay, limit, or_off, size, whole};
-use forebay_core::toml_reader::written::size_text;
+use forebay_core::toml_reader::notation::size_text;
 use forebay_core::toml_reader::{ByHand, Nested, Table};
 
 section! {

@@ -5,14 +5,14 @@ use std::time::Duration;
 use super::super::between::{both, in_time, shown};
 use forebay_core::section;
 use forebay_core::toml_reader::kinds::{interval, limit, or_off, whole};
-use forebay_core::toml_reader::written::duration_text;
+use forebay_core::toml_reader::notation::duration_text;
 use forebay_core::toml_reader::{Nested, Table};
 
 section! {
     name: "health", head: "[health]", form: "[health] and its keys below", check: probes_are_in_time;
     /// When a backend is ejected, and how it comes back.
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Health {
+    pub struct HealthConfig {
         /// Time between two probes of a backend's `/health`.
         interval: Duration { takes: interval(), default: Duration::from_secs(2), reload: AtOnce },
         /// Time limit of a probe. At most `health.interval`.
@@ -44,7 +44,7 @@ section! {
     name: "scrape", head: "[scrape]", form: "[scrape] and its keys below", check: scrapes_are_in_time;
     /// How the backends' own `/metrics` are read.
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Scrape {
+    pub struct ScrapeConfig {
         /// Time between two scrapes of a backend.
         interval: Duration { takes: interval(), default: Duration::from_secs(1), reload: AtOnce },
         /// Time limit of a scrape. At most `scrape.interval`.
@@ -54,7 +54,7 @@ section! {
     }
 }
 
-fn probes_are_in_time(health: &Health, table: &Table<'_>) {
+fn probes_are_in_time(health: &HealthConfig, table: &Table<'_>) {
     in_time(table, health.timeout, health.interval);
 }
 
@@ -73,7 +73,7 @@ fn base_is_shortest(ejection: &Ejection, table: &Table<'_>) {
 }
 
 /// Notes a scrape that may outlast its interval, and figures that would be stale before the next scrape.
-fn scrapes_are_in_time(scrape: &Scrape, table: &Table<'_>) {
+fn scrapes_are_in_time(scrape: &ScrapeConfig, table: &Table<'_>) {
     in_time(table, scrape.timeout, scrape.interval);
     let (stale_after, interval) =
         (table.got("stale_after", scrape.stale_after), table.got("interval", scrape.interval));

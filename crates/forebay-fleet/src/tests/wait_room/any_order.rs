@@ -32,11 +32,11 @@ fn act(most_sequences: u32) -> impl Strategy<Value = Act> {
     ]
 }
 
-fn shapes(limit: u32, shape: u8) -> model::Pool {
+fn shapes(limit: u32, shape: u8) -> model::PoolConfig {
     match shape {
         0 => limited(limit, vec![arm("a", &[1, 2]), arm("b", &[3])]),
         1 => limited(limit, vec![arm("b", &[3, 4]), arm("a", &[1])]),
-        2 => model::Pool { cross_arm: false, ..limited(limit, vec![arm("a", &[1, 2]), arm("c", &[4])]) },
+        2 => model::PoolConfig { cross_arm: false, ..limited(limit, vec![arm("a", &[1, 2]), arm("c", &[4])]) },
         _ => limited(limit, vec![arm("a", &[2])]),
     }
 }

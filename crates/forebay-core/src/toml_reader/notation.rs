@@ -23,7 +23,7 @@ pub fn size_text(bytes: u64) -> String {
 
 /// A value as an operator writes it. It serializes to JSON, and is shown as TOML.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Written {
+pub enum Notation {
     /// A string.
     Text(String),
     /// A whole number.
@@ -36,26 +36,26 @@ pub enum Written {
     Nothing,
 }
 
-impl fmt::Display for Written {
+impl fmt::Display for Notation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Written::Text(text) => write!(f, "{text:?}"),
-            Written::Whole(number) => write!(f, "{number}"),
-            Written::Number(number) => write!(f, "{number}"),
-            Written::Flag(yes) => write!(f, "{yes}"),
-            Written::Nothing => Ok(()),
+            Notation::Text(text) => write!(f, "{text:?}"),
+            Notation::Whole(number) => write!(f, "{number}"),
+            Notation::Number(number) => write!(f, "{number}"),
+            Notation::Flag(yes) => write!(f, "{yes}"),
+            Notation::Nothing => Ok(()),
         }
     }
 }
 
-impl Serialize for Written {
+impl Serialize for Notation {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Written::Text(text) => serializer.serialize_str(text),
-            Written::Whole(number) => serializer.serialize_u64(*number),
-            Written::Number(number) => serializer.serialize_f64(*number),
-            Written::Flag(yes) => serializer.serialize_bool(*yes),
-            Written::Nothing => serializer.serialize_none(),
+            Notation::Text(text) => serializer.serialize_str(text),
+            Notation::Whole(number) => serializer.serialize_u64(*number),
+            Notation::Number(number) => serializer.serialize_f64(*number),
+            Notation::Flag(yes) => serializer.serialize_bool(*yes),
+            Notation::Nothing => serializer.serialize_none(),
         }
     }
 }
