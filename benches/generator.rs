@@ -24,11 +24,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use forebay_lab::client::{Client, Progress, Run, Sending, Target};
-use forebay_lab::dataset::supply::Supply;
-use forebay_lab::record::Record;
-use forebay_lab::sse::{Event, Reader};
-use forebay_lab::workload::{Endpoint, Length, Rate, Workload};
+use forebay_core::stream::Api;
+use forebay_lab::load::answer::{AnswerEvent, AnswerReader};
+use forebay_lab::load::client::{Client, Progress, Run, Sending, Target};
+use forebay_lab::load::dataset::supply::Supply;
+use forebay_lab::load::workload::{Endpoint, Length, Rate, Workload};
+use forebay_lab::rows::record::Record;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -141,12 +142,14 @@ fn cpu() -> Fallible<Duration> {
 /// What the parser takes for an event, of all that an event takes.
 fn reading() -> Duration {
     const EVENTS: u32 = 200_000;
-    let (mut reader, mut read) = (Reader::default(), 0);
+    let (mut reader, mut read) = (AnswerReader::new(Api::Chat), 0);
     let begin = Instant::now();
     for _ in 0..EVENTS {
-        reader.push(black_box(EVENT.as_bytes()), |event| read += u32::from(event == Event::Choice { text: true }));
+        reader.push(black_box(Bytes::from_static(EVENT.as_bytes())), |event| {
+            read += u32::from(event == AnswerEvent::Choice { token: true });
+        });
     }
-    assert_eq!(read, EVENTS, "each is an event with text");
+    assert_eq!(read, EVENTS, "each is a token event");
     begin.elapsed() / EVENTS
 }
 

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use forebay_lab::compare::figure::Figure;
-use forebay_lab::compare::model::{Comparison, Crossing, Scope, Verdict};
+use forebay_lab::compare::model::Comparison;
+use forebay_lab::compare::verdict::{Crossing, Scope, Verdict};
 use forebay_lab::compare::{CompareError, Options, compare};
-use forebay_lab::record::{Outcome, Record};
-use forebay_lab::rows::{
+use forebay_lab::rows::record::{Outcome, Record};
+use forebay_lab::rows::row_file::{
     Load, Offered, RunEnd, RunHead, RunRows, Sample, write_end, write_head, write_record, write_sample,
 };
 

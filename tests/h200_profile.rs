@@ -4,13 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use forebay_core::clock::Time;
-use forebay_lab::record::Record;
-use forebay_lab::summary::Summary;
-use forebay_lab::table::{aligned, number};
+use forebay_lab::rows::record::Record;
+use forebay_lab::rows::summary::Summary;
+use forebay_lab::rows::table::{aligned, number};
 use forebay_sim::engine::{Engine, Event, RequestId, Submission};
 use forebay_sim::profile::Profile;
 
-#[path = "seed_columns/records.rs"]
+#[path = "published_benchmark/records.rs"]
 mod records;
 
 use records::note;

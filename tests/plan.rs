@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use forebay_fleet::config;
-use forebay_lab::plan::{gpu, model, numa, rocm, topo};
+use forebay_lab::plan::host::{gpu, numa, rocm, topo};
+use forebay_lab::plan::model;
 use proptest::prelude::*;
 
 const HOSTS: &str = "tests/fixtures/hosts";

@@ -5,8 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use forebay_lab::compare::figure::Figure;
-use forebay_lab::compare::judge::{Judged, Unit, judge};
-use forebay_lab::compare::model::{Scope, Verdict};
+use forebay_lab::compare::judge::{EpochValue, Judged, judge};
+use forebay_lab::compare::verdict::{Scope, Verdict};
 
 const EXPERIMENTS: u32 = 20_000;
 
@@ -60,14 +60,14 @@ fn factor(cv: f64, rng: &mut fastrand::Rng) -> f64 {
     }
 }
 
-fn side(design: &Design, level: f64, first_start: u32, blocks: &[f64], rng: &mut fastrand::Rng) -> Vec<Unit> {
+fn side(design: &Design, level: f64, first_start: u32, blocks: &[f64], rng: &mut fastrand::Rng) -> Vec<EpochValue> {
     let mut units = Vec::new();
     for start in 0..design.starts {
         let of_start = factor(design.start_cv, rng);
         for _ in 0..design.epochs_per_start {
             let block = units.len();
             let value = 1000.0 * level * of_start * blocks[block] * factor(design.epoch_cv, rng);
-            units.push(Unit {
+            units.push(EpochValue {
                 block: design.blocks.then_some(block as u32),
                 start: design.told.then_some(first_start + start),
                 value,

@@ -17,8 +17,12 @@ const TREES: &[Tree] = &[
         layers: &[&["vllm_metrics"], &["routing", "stream", "sample", "toml_reader"], &["units", "clock", "error"]],
         open: false,
     },
-    Tree { src: "crates/forebay-sim/src/", layers: &[], open: true },
-    Tree { src: "crates/forebay-lab/src/", layers: &[&["plan", "stats"]], open: true },
+    Tree { src: "crates/forebay-sim/src/", layers: &[&["server"], &["profile"], &["engine"], &["text"]], open: false },
+    Tree {
+        src: "crates/forebay-lab/src/",
+        layers: &[&["compare", "experiment"], &["load", "diagnosis"], &["rows"], &["plan", "stats"]],
+        open: false,
+    },
 ];
 
 /// One crate's modules.
@@ -61,8 +65,8 @@ const HOMES: &[Home] = &[
             "src/upstream/",
             "src/proxy/",
             "crates/forebay-fleet/src/probe.rs",
-            "crates/forebay-lab/src/",
-            "crates/forebay-sim/src/http.rs",
+            "crates/forebay-lab/src/load/",
+            "crates/forebay-sim/src/server/http.rs",
         ],
         advice: "take `http` types, or the bytes",
     },
@@ -72,21 +76,21 @@ const HOMES: &[Home] = &[
             "src/server/",
             "src/upstream/",
             "crates/forebay-fleet/src/probe.rs",
-            "crates/forebay-lab/src/",
-            "crates/forebay-sim/src/http.rs",
+            "crates/forebay-lab/src/load/",
+            "crates/forebay-sim/src/server/http.rs",
         ],
         advice: "hyper's connections live in src/server/ and src/upstream/; elsewhere use `http` types and tower",
     },
     Home {
         words: &["axum::"],
-        homes: &["src/admin/", "crates/forebay-sim/src/"],
+        homes: &["src/admin/", "crates/forebay-sim/src/server/"],
         advice: "axum lives in src/admin/ and in the simulator",
     },
     Home {
         words: &["http::", "http_body::", "http_body_util::", "tower::"],
         homes: &[
             "src/",
-            "crates/forebay-sim/src/",
+            "crates/forebay-sim/src/server/",
             "crates/forebay-lab/src/",
             "crates/forebay-fleet/src/probe.rs",
             "crates/forebay-fleet/src/config/",
@@ -100,7 +104,7 @@ const HOMES: &[Home] = &[
     },
     Home {
         words: &["SystemTime"],
-        homes: &["crates/forebay-fleet/src/telemetry/log.rs", "crates/forebay-sim/src/http.rs"],
+        homes: &["crates/forebay-fleet/src/telemetry/log.rs", "crates/forebay-sim/src/server/http.rs"],
         advice: "the wall clock jumps: logs and simulated answers show it, and nothing is decided by it",
     },
     Home {
@@ -111,8 +115,12 @@ const HOMES: &[Home] = &[
 ];
 
 /// Functions of their arguments: no async, I/O, locks, globals, clock or chance of their own. (The core has no tokio to ask.)
-const PURE: &[&str] =
-    &["crates/forebay-core/src/", "crates/forebay-lab/src/stats/", "crates/forebay-sim/src/engine.rs"];
+const PURE: &[&str] = &[
+    "crates/forebay-core/src/",
+    "crates/forebay-lab/src/stats/",
+    "crates/forebay-sim/src/engine.rs",
+    "crates/forebay-sim/src/engine/",
+];
 /// The clock itself.
 const NOT_PURE: &[&str] = &["crates/forebay-core/src/clock.rs"];
 const IMPURE: &[&str] = &[
@@ -607,7 +615,7 @@ fn frameworks_stay_at_home() {
     assert!(!bad("src/cli/demo.rs", "use forebay_sim::engine;"));
     assert!(bad("src/admin/routes.rs", "use hyper::body::Incoming;"));
     assert!(bad("crates/forebay-fleet/src/load.rs", "let t = std::time::Instant::now();"));
-    assert!(bad("crates/forebay-sim/src/http.rs", "let t = Instant::now();"));
+    assert!(bad("crates/forebay-sim/src/server/http.rs", "let t = Instant::now();"));
     assert!(!bad("crates/forebay-core/src/clock.rs", "let t = Instant::now();"));
     assert!(bad("src/proxy/relay.rs", "metrics::counter!(\"x\").increment(1);"));
     assert!(!bad("crates/forebay-fleet/src/telemetry/metrics.rs", "counter!(\"x\").increment(1);"));

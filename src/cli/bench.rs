@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use forebay_lab::client::{Client, Progress, Sending, Target};
-use forebay_lab::counting::Counted;
-use forebay_lab::results;
-use forebay_lab::rows::{self, Load, Offered, RunHead, RunRows};
-use forebay_lab::run::{self, RunSpec, WarmUp};
-use forebay_lab::sampler::Scraped;
-use forebay_lab::slo::Slo;
-use forebay_lab::workload::{Endpoint, Length, Rate, Workload};
+use forebay_fleet::probe::bearer;
+use forebay_lab::load::client::{Client, Progress, Sending, Target};
+use forebay_lab::load::counting::Counted;
+use forebay_lab::load::run::{self, RunSpec, WarmUp};
+use forebay_lab::load::sampler::Scraped;
+use forebay_lab::load::workload::{Endpoint, Length, Rate, Workload};
+use forebay_lab::rows::results;
+use forebay_lab::rows::row_file::{self, Load, Offered, RunHead, RunRows};
+use forebay_lab::rows::slo::Slo;
 
 mod load;
 mod progress;
@@ -187,7 +188,7 @@ pub fn run(args: Args) -> ExitCode {
                 true => println!("{}", results::json(&runs, slo)),
                 false => print!("{}", results::text(&runs, slo)),
             }
-            let whole = runs.iter().flat_map(|run| &run.records).all(forebay_lab::record::Record::succeeded);
+            let whole = runs.iter().flat_map(|run| &run.records).all(forebay_lab::rows::record::Record::succeeded);
             return if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Err(BenchError::Usage(message)) => (message, ExitCode::from(2)),
@@ -342,9 +343,7 @@ fn headers(args: &Args) -> Result<HeaderMap, String> {
         None => std::env::var(KEY_VARIABLE).ok(),
     };
     if let Some(key) = key.as_deref().map(str::trim).filter(|key| !key.is_empty()) {
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-            .map_err(|_| "the API key has characters that no header may have".to_owned())?;
-        value.set_sensitive(true);
+        let value = bearer(key).map_err(|_| "the API key has characters that no header may have".to_owned())?;
         headers.insert(header::AUTHORIZATION, value);
     }
     headers.extend(args.header.iter().cloned());
@@ -372,7 +371,7 @@ async fn scraped(args: &Args) -> Vec<Scraped> {
 fn opened(path: &Path) -> Result<File, String> {
     let wrong = |error: &dyn std::fmt::Display| format!("--output {}: {error}", path.display());
     let file = OpenOptions::new().create(true).read(true).append(true).open(path).map_err(|error| wrong(&error))?;
-    rows::read(BufReader::new(&file)).map_err(|error| wrong(&error))?;
+    row_file::read(BufReader::new(&file)).map_err(|error| wrong(&error))?;
     let text = std::fs::read(path).map_err(|error| wrong(&error))?;
     let whole = memchr::memrchr(b'\n', &text).map_or(0, |end| end + 1);
     if whole < text.len() && text.starts_with(b"{") {
@@ -408,7 +407,7 @@ mod tests {
     fn a_row_file_is_appended_to_after_a_crash_and_another_file_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rows.jsonl");
-        let end = rows::RunEnd { lag_p99_us: 1 };
+        let end = row_file::RunEnd { lag_p99_us: 1 };
         let one = RunRows { end: Some(end), ..RunRows::default() };
         written(&mut opened(&path).unwrap(), &one).unwrap();
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\":0,").unwrap();

@@ -8,13 +8,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::experiment;
-use forebay_lab::compare::html::{Made, html};
-use forebay_lab::compare::markdown::markdown;
 use forebay_lab::compare::model::Comparison;
-use forebay_lab::compare::text::text;
+use forebay_lab::compare::report::html::{Made, html};
+use forebay_lab::compare::report::markdown::markdown;
+use forebay_lab::compare::report::text::text;
 use forebay_lab::compare::{Options, compare};
-use forebay_lab::rows::{self, RunRows};
-use forebay_lab::slo::Slo;
+use forebay_lab::rows::row_file::{self, RunRows};
+use forebay_lab::rows::slo::Slo;
 
 /// The arguments of `forebay compare`.
 #[derive(Debug, clap::Args)]
@@ -197,8 +197,8 @@ fn command_line() -> String {
 fn read(file: &Path) -> Result<Vec<RunRows>, CompareError> {
     let system = |error: String| CompareError::System(format!("{}: {error}", file.display()));
     let from = File::open(file).map_err(|error| system(error.to_string()))?;
-    let mut runs = rows::read(BufReader::new(from)).map_err(|error| match error {
-        rows::RowError::Io(error) => system(error.to_string()),
+    let mut runs = row_file::read(BufReader::new(from)).map_err(|error| match error {
+        row_file::RowError::Io(error) => system(error.to_string()),
         line => CompareError::Question(format!("{}: {line}", file.display())),
     })?;
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::check::print_report;
 use forebay_core::clock::Clock;
 use forebay_core::units::parse_duration;
-use forebay_lab::experiment::{self, Options, Outcome};
+use forebay_lab::experiment::{self, ExperimentEnd, ExperimentOptions};
 
 /// The time is over and turns are left: `EX_TEMPFAIL`, "try again later".
 const OUT_OF_TIME: u8 = 75;
@@ -82,7 +82,8 @@ pub fn measure(file: &Path, args: &Args) -> Result<Measured, ExitCode> {
         .enable_all()
         .build()
         .map_err(|error| fail(format!("cannot start threads: {error}")))?;
-    let outcome = runtime.block_on(until_signal(&experiment, &Options { binary, stop_after: args.stop_after }));
+    let outcome =
+        runtime.block_on(until_signal(&experiment, &ExperimentOptions { binary, stop_after: args.stop_after }));
     runtime.shutdown_timeout(Duration::from_secs(1));
     match outcome {
         None => {
@@ -90,11 +91,11 @@ pub fn measure(file: &Path, args: &Args) -> Result<Measured, ExitCode> {
             Err(ExitCode::from(INTERRUPTED))
         }
         Some(Err(error)) => Err(fail(error)),
-        Some(Ok(Outcome::OutOfTime { done, all })) => {
+        Some(Ok(ExperimentEnd::OutOfTime { done, all })) => {
             eprintln!("forebay compare: {done} of {all} turns are taken; the same command goes on from here");
             Err(ExitCode::from(OUT_OF_TIME))
         }
-        Some(Ok(Outcome::Complete)) => Ok(Measured {
+        Some(Ok(ExperimentEnd::Complete)) => Ok(Measured {
             text,
             rows: experiment::rows_in(&experiment.out),
             machine: std::fs::read_to_string(experiment::machine_in(&experiment.out)).ok(),
@@ -104,7 +105,10 @@ pub fn measure(file: &Path, args: &Args) -> Result<Measured, ExitCode> {
 }
 
 /// Runs the experiment; none if a signal came first. Its servers are stopped in any case.
-async fn until_signal(experiment: &experiment::spec::Experiment, options: &Options) -> Option<Result<Outcome, String>> {
+async fn until_signal(
+    experiment: &experiment::spec::Experiment,
+    options: &ExperimentOptions,
+) -> Option<Result<ExperimentEnd, String>> {
     use tokio::signal::unix::{SignalKind, signal};
     let clock = Clock::system();
     let begun = clock.now();

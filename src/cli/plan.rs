@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 use forebay_core::units::parse_size;
 use forebay_lab::plan::Plan;
-use forebay_lab::plan::memory::{Bytes, Load};
+use forebay_lab::plan::bytes::Bytes;
+use forebay_lab::plan::memory::ServingLoad;
 use forebay_lab::plan::mistake::Mistake;
 use forebay_lab::plan::model::{self, Bits};
 use forebay_lab::plan::report;
@@ -202,7 +203,7 @@ fn perform(args: &Args) -> Result<Plan, PlanError> {
     let model = args.model_config.as_deref().map(|path| files::model(args, path)).transpose()?;
     let folder = args.model_config.as_deref().filter(|path| path.is_dir()).map(|path| path.display().to_string());
     let named = args.model.clone().or(folder).or_else(|| model.as_ref()?.named.clone());
-    let load = Load {
+    let load = ServingLoad {
         utilization: args.gpu_memory_utilization,
         overhead: args.overhead,
         dtype: args.dtype.told(),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use forebay_sim::http::{Sim, SimOptions, listen, serve_faults, serve_sim};
 use forebay_sim::profile::{BUILT_IN, Profile};
+use forebay_sim::server::http::{Sim, SimOptions, listen, serve_faults, serve_sim};
 
 /// Run a simulated vLLM server: no GPU, no model, but vLLM's scheduling, timing, framing and metrics.
 ///

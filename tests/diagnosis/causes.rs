@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::thread;
 
 use forebay_lab::diagnosis::{Cause, Diagnosis, Evidence, diagnose};
-use forebay_lab::table::aligned;
+use forebay_lab::rows::table::aligned;
 
 use super::world::{anything, draw, gains, run, truth};
 

@@ -3,9 +3,10 @@
 //! so this is a prediction; what is tested is that the comparison finds the same change whatever the seed.
 
 use forebay_lab::compare::figure::Figure;
-use forebay_lab::compare::model::{Comparison, Crossing};
-use forebay_lab::compare::{Options, compare, words};
-use forebay_lab::rows::RunRows;
+use forebay_lab::compare::model::Comparison;
+use forebay_lab::compare::verdict::Crossing;
+use forebay_lab::compare::{Options, compare, format};
+use forebay_lab::rows::row_file::RunRows;
 use forebay_sim::profile::Profile;
 
 use super::world::{Setup, run};
@@ -76,7 +77,7 @@ fn the_load_at_which_the_better_of_two_arms_changes_is_the_same_over_five_seeds(
                 for comparison in &sweeps {
                     let found = comparison.crossovers.iter().filter(|one| one.figure == figure && one.arm == **arm);
                     for crossover in found {
-                        println!("  {}", words::crossover(crossover));
+                        println!("  {}", format::crossover(crossover));
                         if let Crossing::At { load, .. } = &crossover.found {
                             places.push(place(*load));
                         }

@@ -5,5 +5,5 @@
 
 mod causes;
 mod crossover;
-mod seed;
+mod published_benchmark;
 mod world;

@@ -3,8 +3,8 @@
 
 use forebay_core::clock::Time;
 use forebay_lab::diagnosis::Cause;
-use forebay_lab::record::{Outcome, Record};
-use forebay_lab::rows::{Load, Offered, RunEnd, RunHead, RunRows, Sample};
+use forebay_lab::rows::record::{Outcome, Record};
+use forebay_lab::rows::row_file::{Load, Offered, RunEnd, RunHead, RunRows, Sample};
 use forebay_sim::engine::{Engine, EngineConfig, Event, RequestId, StepCost, Submission};
 
 /// A run to make.

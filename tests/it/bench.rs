@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use forebay_lab::rows::{self, RunRows};
+use forebay_lab::rows::row_file::{self, RunRows};
 use serde_json::Value;
 
 use crate::harness::eventually;
@@ -31,7 +31,7 @@ fn bench(url: &str, args: &[&str]) -> Output {
 }
 
 fn read(path: &Path) -> Vec<RunRows> {
-    rows::read(std::io::BufReader::new(std::fs::File::open(path).unwrap())).unwrap()
+    row_file::read(std::io::BufReader::new(std::fs::File::open(path).unwrap())).unwrap()
 }
 
 /// The most requests that were under way at once.
@@ -178,7 +178,7 @@ fn a_trace_shares_the_blocks_that_its_hash_ids_say() {
     std::fs::write(&file, lines.concat()).unwrap();
     let path = file.to_str().unwrap();
     let run = rows_of(&["--dataset-name", "trace", "--dataset-path", path, "--trace-speedup", "10"]);
-    assert_eq!(run.head.unwrap().load.offered, rows::Offered::Trace(10.0));
+    assert_eq!(run.head.unwrap().load.offered, row_file::Offered::Trace(10.0));
     let told: Vec<_> = run.records.iter().map(|one| (one.prompt_tokens, one.cached_tokens)).collect();
     assert_eq!(told, [(1100, Some(0)), (1100, Some(1024)), (1100, Some(512)), (1100, Some(0))]);
     assert!(run.records[3].sent_us >= 150_000, "{}", run.records[3].sent_us);

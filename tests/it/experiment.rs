@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use forebay_lab::rows::{self, RunRows};
+use forebay_lab::rows::row_file::{self, RunRows};
 use tempfile::TempDir;
 
 use crate::harness::{eventually, free_port};
@@ -59,7 +59,7 @@ impl Experiment {
 
     fn rows(&self) -> Vec<RunRows> {
         let file = std::fs::read(self.out().join("rows.jsonl")).unwrap_or_default();
-        rows::read(file.as_slice()).unwrap()
+        row_file::read(file.as_slice()).unwrap()
     }
 
     /// Whether nothing listens where its servers did.

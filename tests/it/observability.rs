@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use forebay_lab::rows;
+use forebay_lab::rows::row_file;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -144,7 +144,7 @@ struct Said {
 }
 
 fn by_rows(file: &Path) -> BTreeMap<String, Said> {
-    let runs = rows::read(std::io::BufReader::new(std::fs::File::open(file).unwrap())).unwrap();
+    let runs = row_file::read(std::io::BufReader::new(std::fs::File::open(file).unwrap())).unwrap();
     let mut said: BTreeMap<String, Said> = BTreeMap::new();
     for record in &runs[0].records {
         let one = said.entry(record.assigned.clone().or(record.arm.clone()).unwrap()).or_default();

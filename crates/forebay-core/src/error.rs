@@ -2,6 +2,7 @@
 //! and nowhere else; which failure leads to another attempt is `routing::retry`'s. Knows no HTTP library: hyper's errors
 //! are mapped to [`Failure`] in `upstream`.
 
+use std::error::Error;
 use std::time::Duration;
 
 /// How one attempt on one backend failed: a row of the failure table in ARCHITECTURE.md.
@@ -283,9 +284,32 @@ pub fn error_json(shape: ErrorShape, status: u16, kind: &str, message: &str) -> 
     value.to_string()
 }
 
+/// Returns an error's text with those of its causes: hyper's own alone is "client error (Connect)".
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot reach a:1")]
+    struct Unreachable(#[source] std::io::Error);
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let error = Unreachable(std::io::Error::other("no route"));
+        assert_eq!(with_causes(&error), "cannot reach a:1: no route");
+    }
 
     #[test]
     fn backpressure_is_no_illness() {

@@ -1,12 +1,13 @@
-//! A bounded exchange for what is asked of backends beside clients' requests: a GET of `/metrics`, `/health`, `/v1/models`, a
-//! POST of a request that shows whether a backend is back. A client of its own, apart from the data plane's (a connection lives on the runtime that opened it, and probes run on another one). It must never
-//! wait past its deadline nor hold more than its limit, whatever the server does.
+//! A small HTTP client for what is asked of servers beside the requests of a load: a GET of `/metrics`, `/health`, `/v1/models`,
+//! a POST of a document that a server counts or answers. It never waits past a deadline nor holds more than a limit, whatever
+//! the server does. Probes have a client apart from the data plane's, since a connection lives on the runtime that opened it.
 
 use std::future::Future;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::header::InvalidHeaderValue;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -14,9 +15,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::telemetry::labels::ProbeFailure;
+use forebay_core::error::with_causes;
 
-/// vLLM closes an idle connection after 5 s.
-const POOL_IDLE: Duration = Duration::from_secs(4);
+/// How long a connection is kept without a request. vLLM closes it after 5 s, and no request should meet that.
+pub const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// How an exchange failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,9 +40,23 @@ impl ProbeError {
     }
 }
 
+/// Returns the value of an `authorization` header that carries a key. Debug output does not show it.
+///
+/// # Errors
+/// The key has characters that no header may have. The error does not show them.
+pub fn bearer(key: &str) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {key}"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 /// The client. Clones share its connections.
 #[derive(Clone, Debug)]
-pub struct ProbeClient(Client<HttpConnector, Full<Bytes>>);
+pub struct ProbeClient {
+    http: Client<HttpConnector, Full<Bytes>>,
+    /// What each request has beside its own headers.
+    headers: HeaderMap,
+}
 
 impl ProbeClient {
     /// A client that gives up connecting after so long.
@@ -55,16 +71,25 @@ impl ProbeClient {
         ProbeClient::keeping(connect_timeout, 0)
     }
 
-    fn keeping(connect_timeout: Duration, idle: usize) -> ProbeClient {
+    /// Returns a client that keeps up to `idle` connections to a server between requests.
+    #[must_use]
+    pub fn keeping(connect_timeout: Duration, idle: usize) -> ProbeClient {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(connect_timeout));
         connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new())
+        let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(idle)
             .build(connector);
-        ProbeClient(client)
+        ProbeClient { http, headers: HeaderMap::new() }
+    }
+
+    /// Adds headers to each request, in place of its own of these names.
+    #[must_use]
+    pub fn with_headers(mut self, headers: HeaderMap) -> ProbeClient {
+        self.headers.extend(headers);
+        self
     }
 
     /// The status and the body, whole. Any status is an answer.
@@ -126,9 +151,11 @@ impl ProbeClient {
         request: Result<Request<Full<Bytes>>, ProbeError>,
         max: usize,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
-        let response = self.0.request(request?).await.map_err(|error| {
+        let mut request = request?;
+        request.headers_mut().extend(self.headers.clone());
+        let response = self.http.request(request).await.map_err(|error| {
             let failure = if error.is_connect() { ProbeFailure::Connect } else { ProbeFailure::Broken };
-            ProbeError { failure, detail: chain(&error), refused: error.is_connect() && is_refusal(&error) }
+            ProbeError { failure, detail: with_causes(&error), refused: error.is_connect() && is_refusal(&error) }
         })?;
         let status = response.status();
         Ok((status, body(response, max).await?))
@@ -148,9 +175,8 @@ fn request(uri: Uri, key: Option<&str>) -> Result<Request<Full<Bytes>>, ProbeErr
         .map_err(unusable)?;
     if let Some(key) = key {
         // Not said what is wrong with it: it is a secret.
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+        let value = bearer(key)
             .map_err(|_| ProbeError::new(ProbeFailure::Unreadable, "the backend's key cannot be sent in a header"))?;
-        value.set_sensitive(true);
         request.headers_mut().insert(header::AUTHORIZATION, value);
     }
     Ok(request)
@@ -164,7 +190,7 @@ async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeEr
     }
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ProbeError::new(ProbeFailure::Broken, chain(&error)))?;
+        let frame = frame.map_err(|error| ProbeError::new(ProbeFailure::Broken, with_causes(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() + data.len() > max {
             return Err(too_large());
@@ -184,18 +210,6 @@ fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         cause = error.source();
     }
     false
-}
-
-/// An error with its causes: hyper's own text alone says "client error (Connect)".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -254,6 +268,17 @@ mod tests {
         let head = task.await.unwrap();
         assert!(head.starts_with("POST ") && head.contains("content-type: application/json\r\n"), "{head}");
         assert!(head.contains("content-length: 2\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn headers_of_the_client_are_in_each_request() {
+        let (uri, task) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", false).await;
+        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, bearer("sk-2").unwrap())]);
+        client().with_headers(headers).post(uri, Some("sk-1"), "{}".to_owned(), LONG, 5).await.unwrap();
+        let head = task.await.unwrap();
+        assert!(head.contains("authorization: Bearer sk-2\r\n") && !head.contains("sk-1"), "{head}");
+        assert!(head.contains("content-type: application/json\r\n"), "{head}");
+        assert!(!format!("{:?}", bearer("sk-2")).contains("sk-2"));
     }
 
     #[tokio::test]

@@ -19,9 +19,10 @@ use std::time::Duration;
 
 use forebay_core::clock::Time;
 
-use super::kv::{Hold, KvPool};
+use kv::{Hold, KvPool};
 
 mod interface;
+pub mod kv;
 
 pub use interface::{Counters, EngineConfig, Event, ITERATION_EDGES, RequestId, StepCost, Submission, SubmitError};
 

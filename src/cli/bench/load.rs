@@ -11,13 +11,13 @@ use clap::ValueEnum;
 
 use forebay_core::toml_reader::notation::duration_text;
 use forebay_core::units::parse_duration;
-use forebay_lab::client::Client;
-use forebay_lab::counting::Counted;
-use forebay_lab::dataset::conversations::{Conversations, Think};
-use forebay_lab::dataset::sharegpt::{self, Turns};
-use forebay_lab::dataset::trace::{self, Form};
-use forebay_lab::dataset::{Dataset, Prefixes, lines};
-use forebay_lab::workload::Endpoint;
+use forebay_lab::load::client::Client;
+use forebay_lab::load::counting::Counted;
+use forebay_lab::load::dataset::conversations::{Conversations, Think};
+use forebay_lab::load::dataset::sharegpt::{self, PromptAndAnswer};
+use forebay_lab::load::dataset::trace::{self, Form};
+use forebay_lab::load::dataset::{Dataset, Prefixes, lines};
+use forebay_lab::load::workload::Endpoint;
 
 const INPUT_LEN: u32 = 1024;
 const OUTPUT_LEN: u32 = 128;
@@ -148,7 +148,7 @@ pub(super) struct Chosen {
     pub(super) speedup: Option<f64>,
     /// What the user might not expect.
     pub(super) notes: Vec<String>,
-    uncounted: Option<(Vec<Turns>, Option<u32>)>,
+    uncounted: Option<(Vec<PromptAndAnswer>, Option<u32>)>,
 }
 
 impl DatasetArgs {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use forebay_lab::client::Progress;
+use forebay_lab::load::client::Progress;
 
 const LOOK: Duration = Duration::from_millis(200);
 /// Looks between two lines where there is no terminal.

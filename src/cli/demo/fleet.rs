@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_fleet::config::model::{Admin, ArmConfig, BackendConfig, Config, Listen, PoolConfig};
-use forebay_sim::http::{Sim, SimOptions, listen, serve_sim};
 use forebay_sim::profile::Profile;
+use forebay_sim::server::http::{Sim, SimOptions, listen, serve_sim};
 
 /// The arrangement that takes the longest.
 pub(super) const LONGEST: &str = "S3";

@@ -6,9 +6,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::fleet::{Fleet, LIVE};
 use super::{Args, StartedProxy, say, workload};
-use forebay_lab::client::{Client, Progress, Sending};
-use forebay_lab::dataset::Dataset;
-use forebay_lab::workload::{Rate, Workload};
+use forebay_lab::load::client::{Client, Progress, Sending};
+use forebay_lab::load::dataset::Dataset;
+use forebay_lab::load::workload::{Rate, Workload};
 
 /// The header that makes a request a session of its own.
 const SESSION: &str = "x-session-id";

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use forebay_lab::compare::{Options, compare, model::Comparison, words};
+use forebay_lab::compare::{Options, compare, format, model::Comparison};
 use forebay_lab::diagnosis::{Contrast, Diagnosis, Evidence, contrast, diagnose};
-use forebay_lab::record::Record;
-use forebay_lab::rows::{Offered, RunRows};
-use forebay_lab::seed::{Column, LOAD, MEASURED};
-use forebay_lab::summary::Summary;
-use forebay_lab::table::{aligned, number, seed_rows};
+use forebay_lab::rows::published_benchmark::{Column, LOAD, MEASURED};
+use forebay_lab::rows::record::Record;
+use forebay_lab::rows::row_file::{Offered, RunRows};
+use forebay_lab::rows::summary::Summary;
+use forebay_lab::rows::table::{aligned, benchmark_rows, number};
 
 use super::Args;
 
@@ -171,12 +171,12 @@ impl Report {
             table[0].extend(part.measured.iter().map(|_| part.name.clone()));
             table[0].push(format!("{} sim", part.name));
         }
-        for (row, (name, _)) in seed_rows(&Summary::default()).into_iter().enumerate() {
+        for (row, (name, _)) in benchmark_rows(&Summary::default()).into_iter().enumerate() {
             let digits = if [0, 2, 3].contains(&row) { 0 } else { 2 };
             let mut line = vec![name.to_owned()];
             for part in &self.parts {
                 line.extend(part.measured.iter().map(|(column, ..)| number(Some(column.rows[row]), digits)));
-                line.push(seed_rows(&part.summary)[row].1.clone());
+                line.push(benchmark_rows(&part.summary)[row].1.clone());
             }
             table.push(line);
         }
@@ -192,13 +192,13 @@ impl Report {
     /// The verdicts, and the reasons.
     fn why(&self, out: &mut String) {
         out.push_str("\nSimulated, beside S2, which the benchmark recommends:\n");
-        for verdict in words::verdicts(&self.comparison) {
+        for verdict in format::verdicts(&self.comparison) {
             let _ = writeln!(out, "  {verdict}");
         }
         // That it is simulated heads the report, and what lagged closes it, servers included and by the clock.
         let said = |check: &str| ["simulated", "lag"].contains(&check);
         for warning in self.comparison.warnings.iter().filter(|warning| !said(warning.check)) {
-            let _ = writeln!(out, "  {}", words::warning(warning));
+            let _ = writeln!(out, "  {}", format::warning(warning));
         }
         let (measured, simulated) = self.contrasts();
         let found: Vec<&Diagnosis> = self.parts.iter().filter_map(|part| Some(&part.measured.as_ref()?.2)).collect();

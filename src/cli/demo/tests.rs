@@ -50,7 +50,7 @@ fn a_small_demo_shows_every_arrangement_and_its_rows_can_be_compared() {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
     assert!(!text.contains("FAILED CHECK: the load generator"), "it says so in words of its own\n{text}");
-    let rows = forebay_lab::rows::read(std::io::BufReader::new(File::open(file).unwrap())).unwrap();
+    let rows = forebay_lab::rows::row_file::read(std::io::BufReader::new(File::open(file).unwrap())).unwrap();
     assert_eq!(rows.len(), 4);
     assert!(
         rows.iter().all(|run| run.end.is_some() && run.head.as_ref().unwrap().simulated && !run.samples.is_empty())

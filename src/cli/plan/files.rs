@@ -6,13 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Args, PlanError};
-use forebay_lab::plan::gpu::{self, Gpu};
+use forebay_lab::plan::bytes::Bytes;
+use forebay_lab::plan::host::gpu::{self, Gpu};
+use forebay_lab::plan::host::numa::{self, Node, Set};
 use forebay_lab::plan::host::{Host, Vendor};
-use forebay_lab::plan::memory::Bytes;
+use forebay_lab::plan::host::{rocm, topo};
 use forebay_lab::plan::mistake::Mistake;
 use forebay_lab::plan::model::{self, Model, Overrides};
-use forebay_lab::plan::numa::{self, Node, Set};
-use forebay_lab::plan::{Plan, Planned, emit, rocm, topo};
+use forebay_lab::plan::{Plan, Planned, emit};
 
 /// A larger text is not what it is taken for.
 const LARGEST: u64 = 64 << 20;

@@ -12,6 +12,8 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use dialect::{Class, Dialect};
@@ -75,6 +77,15 @@ pub struct Segment {
     /// It is a token event, which ends an ITL gap. Of [`EventKind::Token`] these are not: chat's role event, which comes with the
     /// first token's and would add a gap of zero; the events of responses and messages that are no delta; opaque bytes.
     pub token: bool,
+}
+
+impl Segment {
+    /// Returns the `data` lines of the event, joined by LF. `None` where it has none. A byte order mark before
+    /// the event is skipped.
+    #[must_use]
+    pub fn data(&self) -> Option<Cow<'_, [u8]>> {
+        sse::parse(&self.raw, true).data
+    }
 }
 
 /// An error event.

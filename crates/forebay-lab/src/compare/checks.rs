@@ -1,11 +1,12 @@
 //! Whether a comparison was what it was meant to be: shares, prompts, failures, lag, and what the reader must know. Pure.
 
-use super::model::{Balance, Balanced, Gravity, SampleRatio, Scope, Warning};
+use super::model::{Gravity, Warning};
+use super::options::{CompareError, Options};
 use super::pair::Side;
 use super::trial::Group;
-use super::{CompareError, Options};
-use crate::record::Record;
-use crate::rows::RunRows;
+use super::verdict::{Balance, Balanced, SampleRatio, Scope};
+use crate::rows::record::Record;
+use crate::rows::row_file::RunRows;
 use crate::stats::check;
 use crate::stats::estimate::welch;
 
@@ -68,7 +69,7 @@ pub(super) fn of_point(
             "the split{at} is not as configured: requests of {} (p {}); the arms may not have had the same traffic, or few \
              sessions sent most of it",
             arms.join(", "),
-            super::words::p(ratio.p),
+            super::format::p(ratio.p),
         );
         fail("sample_ratio", text);
     }

@@ -2,7 +2,7 @@
 
 use super::figure::Figure;
 use super::judge::{LEVEL, shows};
-use super::model::{Bounds, Crossing};
+use super::verdict::{Bounds, Crossing};
 use crate::stats::estimate::Estimate;
 
 /// How often the curve is drawn anew within its errors.
@@ -10,7 +10,7 @@ const DRAWS: usize = 2000;
 
 /// A load of a sweep, and the logarithm of arm ÷ baseline there.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Place {
+pub struct SweepPoint {
     /// The load, above 0.
     pub load: f64,
     /// The logarithm of the ratio.
@@ -19,7 +19,7 @@ pub struct Place {
 
 /// What a sweep (lightest first) says of a figure: every change of the better arm between loads that show a difference in
 /// opposite directions. Loads between them that show none are part of the curve.
-pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[Place], rng: &mut fastrand::Rng) -> Vec<Crossing> {
+pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[SweepPoint], rng: &mut fastrand::Rng) -> Vec<Crossing> {
     let better = |sign: f64| if (sign > 0.0) == figure.more_is_better() { names.1 } else { names.0 }.to_owned();
     let shown: Vec<(usize, f64)> = sweep
         .iter()
@@ -48,7 +48,7 @@ pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[Place], rng: &mut
 }
 
 /// Where the curve goes through 0 from this sign: the index of the load below, and the load, in proportion to its logarithm.
-fn zeros<'a>(sweep: &'a [Place], logs: &'a [f64], sign: f64) -> impl Iterator<Item = (usize, f64)> + 'a {
+fn zeros<'a>(sweep: &'a [SweepPoint], logs: &'a [f64], sign: f64) -> impl Iterator<Item = (usize, f64)> + 'a {
     (0..logs.len().saturating_sub(1)).filter_map(move |index| {
         let (a, b) = (logs[index] * sign, logs[index + 1] * sign);
         let (from, to) = (sweep[index].load.ln(), sweep[index + 1].load.ln());
@@ -58,7 +58,7 @@ fn zeros<'a>(sweep: &'a [Place], logs: &'a [f64], sign: f64) -> impl Iterator<It
 
 /// Where the change lies when every load's ratio is drawn from its own error. A curve that never changes so puts it beyond the
 /// lightest or the heaviest load.
-fn interval(sweep: &[Place], sign: f64, load: f64, rng: &mut fastrand::Rng) -> (Option<f64>, Option<f64>) {
+fn interval(sweep: &[SweepPoint], sign: f64, load: f64, rng: &mut fastrand::Rng) -> (Option<f64>, Option<f64>) {
     let mut at: Vec<f64> = (0..DRAWS)
         .map(|_| {
             let logs: Vec<f64> = sweep.iter().map(|place| place.log.mean + noise(place.log, rng)).collect();
@@ -87,8 +87,8 @@ fn noise(log: Estimate, rng: &mut fastrand::Rng) -> f64 {
 mod tests {
     use super::*;
 
-    fn sweep(ratios: &[f64], se: f64) -> Vec<Place> {
-        let place = |(step, ratio): (i32, &f64)| Place {
+    fn sweep(ratios: &[f64], se: f64) -> Vec<SweepPoint> {
+        let place = |(step, ratio): (i32, &f64)| SweepPoint {
             load: 2.0_f64.powi(step),
             log: Estimate { mean: ratio.ln(), se, df: 8.0 },
         };

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::figure::Figure;
-use super::model::{Bounds, Method, Scope, Unshown, Verdict};
+use super::verdict::{Bounds, Method, Scope, Unshown, Verdict};
 use crate::stats::estimate::{Estimate, group_means, mean, paired, welch};
 
 /// Epochs a side, and starts a side, from which a spread is known.
@@ -21,7 +21,7 @@ pub const LEAST: f64 = 1.02;
 
 /// A figure's value in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Unit {
+pub struct EpochValue {
     /// The block that pairs it.
     pub block: Option<u32>,
     /// Which start of the servers it ran on; none: not known.
@@ -43,8 +43,8 @@ pub struct Judged {
 
 /// Judges a figure by its epochs; none with fewer than three a side, or a value that is not above 0.
 #[must_use]
-pub fn judge(baseline: &[Unit], arm: &[Unit], live: bool) -> Option<Judged> {
-    let sound = |units: &[Unit]| units.len() >= ENOUGH && units.iter().all(|unit| unit.value > 0.0);
+pub fn judge(baseline: &[EpochValue], arm: &[EpochValue], live: bool) -> Option<Judged> {
+    let sound = |units: &[EpochValue]| units.len() >= ENOUGH && units.iter().all(|unit| unit.value > 0.0);
     if !sound(baseline) || !sound(arm) {
         return None;
     }
@@ -55,25 +55,25 @@ pub fn judge(baseline: &[Unit], arm: &[Unit], live: bool) -> Option<Judged> {
 }
 
 /// Whether epochs shared a start of the servers, or may have.
-fn shared(units: &[Unit]) -> bool {
+fn shared(units: &[EpochValue]) -> bool {
     let known: BTreeSet<u32> = units.iter().filter_map(|unit| unit.start).collect();
     known.len() < units.len()
 }
 
-fn by_epoch(baseline: &[Unit], arm: &[Unit], scope: Scope) -> Option<Judged> {
+fn by_epoch(baseline: &[EpochValue], arm: &[EpochValue], scope: Scope) -> Option<Judged> {
     if let Some(pairs) = blocks(baseline, arm).filter(|pairs| pairs.len() >= ENOUGH) {
         let pairs: Vec<(f64, f64)> = pairs.into_iter().map(|(_, pair)| pair).collect();
         let log = paired(&pairs)?;
         return Some(Judged { log, method: Method::Paired { blocks: pairs.len() as u32, df: log.df }, scope });
     }
-    let logs = |units: &[Unit]| -> Vec<f64> { units.iter().map(|unit| unit.value.ln()).collect() };
+    let logs = |units: &[EpochValue]| -> Vec<f64> { units.iter().map(|unit| unit.value.ln()).collect() };
     let log = welch(&logs(baseline), &logs(arm))?;
     Some(Judged { log, method: Method::Welch { df: log.df }, scope })
 }
 
 /// Block by block the mean logarithms of both; none if an epoch has no block, or no block has both.
-fn blocks(baseline: &[Unit], arm: &[Unit]) -> Option<Vec<(u32, (f64, f64))>> {
-    let means = |units: &[Unit]| -> Option<BTreeMap<u32, f64>> {
+fn blocks(baseline: &[EpochValue], arm: &[EpochValue]) -> Option<Vec<(u32, (f64, f64))>> {
+    let means = |units: &[EpochValue]| -> Option<BTreeMap<u32, f64>> {
         let logs: Option<Vec<(u32, f64)>> = units.iter().map(|unit| Some((unit.block?, unit.value.ln()))).collect();
         let logs = logs?;
         let names: BTreeSet<u32> = logs.iter().map(|(block, _)| *block).collect();
@@ -84,8 +84,8 @@ fn blocks(baseline: &[Unit], arm: &[Unit]) -> Option<Vec<(u32, (f64, f64))>> {
 }
 
 /// Starts as the unit; none with fewer than three known ones a side. In a live split both arms run on the same start.
-fn by_start(baseline: &[Unit], arm: &[Unit], live: bool) -> Option<Judged> {
-    let logs = |units: &[Unit]| -> Option<Vec<(u32, f64)>> {
+fn by_start(baseline: &[EpochValue], arm: &[EpochValue], live: bool) -> Option<Judged> {
+    let logs = |units: &[EpochValue]| -> Option<Vec<(u32, f64)>> {
         units.iter().map(|unit| Some((unit.start?, unit.value.ln()))).collect()
     };
     let (baseline_logs, arm_logs) = (logs(baseline)?, logs(arm)?);
@@ -165,8 +165,11 @@ pub fn shows(ratio: f64, interval: Bounds) -> Result<(), Unshown> {
 mod tests {
     use super::*;
 
-    fn units(values: &[f64], block: bool, start: fn(u32) -> Option<u32>) -> Vec<Unit> {
-        (0..).zip(values).map(|(n, value)| Unit { block: block.then_some(n), start: start(n), value: *value }).collect()
+    fn units(values: &[f64], block: bool, start: fn(u32) -> Option<u32>) -> Vec<EpochValue> {
+        (0..)
+            .zip(values)
+            .map(|(n, value)| EpochValue { block: block.then_some(n), start: start(n), value: *value })
+            .collect()
     }
 
     const A: [f64; 4] = [100.0, 104.0, 98.0, 102.0];

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use super::figure::Figure;
 use super::model::{Moment, QuantilePoint};
 use super::trial::Trial;
-use crate::record::Record;
-use crate::rows::Sample;
-use crate::slo::Slo;
+use crate::rows::record::Record;
+use crate::rows::row_file::Sample;
+use crate::rows::slo::Slo;
+use crate::rows::summary::{Distribution, Summary};
 use crate::stats::bootstrap::Owned;
-use crate::summary::{Distribution, Summary};
 
 /// What an arm is divided by.
 #[derive(Clone, Copy, Debug, Default)]

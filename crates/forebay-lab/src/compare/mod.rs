@@ -4,104 +4,30 @@
 mod checks;
 pub mod crossover;
 pub mod figure;
-pub mod html;
+pub mod format;
 pub mod judge;
-pub mod markdown;
 mod measure;
 pub mod model;
+mod options;
 mod pair;
-pub mod text;
+pub mod report;
 mod trial;
-mod verdict;
-pub mod words;
+pub mod verdict;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::diagnosis::{Diagnosis, Evidence, agreed, diagnose};
-use super::record::Record;
-use super::rows::{Offered, RunRows};
-use super::slo::Slo;
-use super::summary::Summary;
+use crate::diagnosis::{Diagnosis, Evidence, agreed, diagnose};
+use crate::rows::record::Record;
+use crate::rows::row_file::{Offered, RunRows};
+use crate::rows::summary::Summary;
 use crate::stats::estimate::mean;
 use figure::Figure;
 use measure::Divisors;
-use model::{Arm, Axis, Bounds, Cell, Comparison, Crossover, Epoch, Gravity, Measured, Point, Scope, Warning};
+use model::{Arm, Cell, Comparison, Epoch, Gravity, Measured, Point, Warning};
+pub use options::{CompareError, Options};
 use pair::{Raw, Side};
 use trial::{Group, Trial};
-
-/// What a comparison is told beside the rows.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// The arm that the others are compared with; none: the first in the rows.
-    pub baseline: Option<String>,
-    /// The limits of goodput.
-    pub slo: Option<Slo>,
-    /// GPUs of an arm, where the rows do not tell.
-    pub gpus: BTreeMap<String, u32>,
-    /// What an arm costs an hour.
-    pub prices: BTreeMap<String, f64>,
-    /// Shares of a live split, in any unit; an arm that is not named has 1.
-    pub shares: BTreeMap<String, f64>,
-    /// How long an epoch of a live split is, at least.
-    pub block: Duration,
-    /// For the bootstrap.
-    pub seed: u64,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            baseline: None,
-            slo: None,
-            gpus: BTreeMap::new(),
-            prices: BTreeMap::new(),
-            shares: BTreeMap::new(),
-            block: Duration::from_secs(300),
-            seed: 0,
-        }
-    }
-}
-
-/// Why rows cannot be compared.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum CompareError {
-    /// No whole run.
-    #[error("there is no whole run with requests in these files")]
-    NoRows,
-    /// One arm is no comparison.
-    #[error("there is one arm, `{0}`; a comparison takes two")]
-    OneArm(String),
-    /// Rows that do not tell their arm.
-    #[error("a run does not name its arm; `forebay bench --arm NAME` does")]
-    NoArm,
-    /// An argument for an arm that is not there.
-    #[error("{flag}: no arm is called `{name}`; there are {known}")]
-    UnknownArm {
-        /// The argument.
-        flag: &'static str,
-        /// What it named.
-        name: String,
-        /// The arms.
-        known: String,
-    },
-    /// A price or a share that is none.
-    #[error("{flag} {arm}={value}: it must be above 0")]
-    NotPositive {
-        /// The argument.
-        flag: &'static str,
-        /// The arm.
-        arm: String,
-        /// What it was given.
-        value: f64,
-    },
-    /// An epoch of no length.
-    #[error("an epoch of a live split must be longer than 0 s")]
-    NoBlock,
-    /// Every load was run by one arm only.
-    #[error("the arms have no load in common: {0}")]
-    NothingInCommon(String),
-}
+use verdict::{Bounds, Crossover, LoadAxis, Scope};
 
 /// Compares the arms of these runs, whichever files they were in.
 ///
@@ -122,7 +48,7 @@ pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, Compar
         points.push(point);
     }
     if raws.is_empty() {
-        return Err(CompareError::NothingInCommon(words::loads_by_arm(&points)));
+        return Err(CompareError::NothingInCommon(format::loads_by_arm(&points)));
     }
     let (places, mut raws): (Vec<usize>, Vec<Raw>) = raws.into_iter().unzip();
     pair::conclude(&mut raws);
@@ -171,7 +97,7 @@ fn point(
         Some(Side { arm, by, trials, measures })
     };
     let sides: Vec<Side> = arms.iter().filter_map(side).collect();
-    let at = format!(" {}", words::load(group.load.offered));
+    let at = format!(" {}", format::load(group.load.offered));
     let sample_ratio = if group.live { checks::sample_ratio(&sides, options) } else { None };
     let balance = checks::balance(&sides);
     checks::of_point(&at, &sides, sample_ratio.as_ref(), &balance, warnings);
@@ -260,20 +186,20 @@ fn measured(figure: Figure, epochs: &[Epoch]) -> Option<Measured> {
 
 /// The crossovers of each sweep: loads that differ in their rate, or their concurrency, alone.
 fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastrand::Rng) -> Vec<Crossover> {
-    type Key<'a> = (Axis, &'a str, Option<&'a str>, Option<u32>, Option<u32>, Figure);
-    let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::Place>)> = BTreeMap::new();
+    type Key<'a> = (LoadAxis, &'a str, Option<&'a str>, Option<u32>, Option<u32>, Figure);
+    let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::SweepPoint>)> = BTreeMap::new();
     for (place, raw) in places.iter().zip(raws) {
         let point = &points[*place];
         let (axis, load) = match point.offered {
-            Some(Offered::Rate(rate)) => (Axis::Rate, rate),
-            Some(Offered::Concurrency(count)) => (Axis::Concurrency, f64::from(count)),
+            Some(Offered::Rate(rate)) => (LoadAxis::Rate, rate),
+            Some(Offered::Concurrency(count)) => (LoadAxis::Concurrency, f64::from(count)),
             _ => continue,
         };
         for (figure, log) in &raw.logs {
             let key =
                 (axis, raw.pair.arm.as_str(), point.dataset.as_deref(), point.input_len, point.output_len, *figure);
             let sweep = sweeps.entry(key).or_insert_with(|| (raw.pair.baseline.as_str(), Vec::new()));
-            sweep.1.push(crossover::Place { load, log: *log });
+            sweep.1.push(crossover::SweepPoint { load, log: *log });
         }
     }
     let mut found = Vec::new();

@@ -6,13 +6,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::figure::Figure;
-pub use super::verdict::{
-    Axis, Balance, Balanced, Crossing, Crossover, Method, Pair, Ratio, SampleRatio, Unjudged, Unshown, Verdict,
-};
+use super::verdict::{Balance, Bounds, Crossover, Pair, SampleRatio, Scope};
 use crate::diagnosis::Diagnosis;
-use crate::rows::Offered;
-use crate::slo::Slo;
-use crate::summary::Summary;
+use crate::rows::row_file::Offered;
+use crate::rows::slo::Slo;
+use crate::rows::summary::Summary;
 
 /// Two or more arms, compared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -56,18 +54,6 @@ pub struct Warning {
     pub check: &'static str,
     /// One sentence with its figures.
     pub text: String,
-}
-
-/// What a verdict may be taken to hold for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scope {
-    /// The arrangement, whenever its servers are started: the spread from start to start is in the interval.
-    AnyStart,
-    /// The servers as they were started these times: the spread from start to start is not known.
-    TheseStarts,
-    /// One run: the spread from run to run is not known, and no winner is named.
-    OneRun,
 }
 
 /// An arm: an arrangement under test.
@@ -145,15 +131,6 @@ pub struct Measured {
     pub interval: Option<Bounds>,
     /// Whether it is a P99 of fewer than 500 requests.
     pub few_requests: bool,
-}
-
-/// An interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Bounds {
-    /// Its lower end.
-    pub low: f64,
-    /// Its upper end.
-    pub high: f64,
 }
 
 /// A run of an arm, or its share of a block of a live split: the unit of the statistics.

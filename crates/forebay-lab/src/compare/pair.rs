@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::figure::Figure;
-use super::judge::{ENOUGH, Judged, LEVEL, Unit, judge};
+use super::judge::{ENOUGH, EpochValue, Judged, LEVEL, judge};
 use super::measure::{Divisors, Drawing, Measures};
-use super::model::{Bounds, Method, Pair, Ratio, Scope, Unjudged, Verdict};
 use super::trial::Trial;
-use crate::rows::Offered;
-use crate::slo::Slo;
+use super::verdict::{Bounds, Method, Pair, Ratio, Scope, Unjudged, Verdict};
+use crate::rows::row_file::Offered;
+use crate::rows::slo::Slo;
 use crate::stats::bootstrap::{draw, percentiles};
 use crate::stats::estimate::Estimate;
 use crate::stats::multiple::holm;
@@ -25,10 +25,10 @@ pub(super) struct Side<'a> {
 }
 
 impl Side<'_> {
-    fn units(&self, figure: Figure, half: bool) -> Option<Vec<Unit>> {
+    fn units(&self, figure: Figure, half: bool) -> Option<Vec<EpochValue>> {
         let unit = |(trial, measures): (&&Trial, &Measures)| {
             let value = measures.positive(figure, half)?;
-            Some(Unit { block: trial.block, start: trial.start, value })
+            Some(EpochValue { block: trial.block, start: trial.start, value })
         };
         self.trials.iter().zip(&self.measures).map(unit).collect()
     }
@@ -132,7 +132,7 @@ fn few_requests(measures: &[Measures]) -> bool {
     measures.iter().any(|measures| measures.summary.requests < 500)
 }
 
-fn geometric(units: &[Unit]) -> f64 {
+fn geometric(units: &[EpochValue]) -> f64 {
     (units.iter().map(|unit| unit.value.ln()).sum::<f64>() / units.len() as f64).exp()
 }
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::{Gravity, Warning};
-use super::{CompareError, Options};
-use crate::record::Record;
-use crate::rows::{Offered, RunHead, RunRows, Sample};
+use super::options::{CompareError, Options};
+use crate::rows::record::Record;
+use crate::rows::row_file::{Offered, RunHead, RunRows, Sample};
 
 /// An epoch with its requests.
 #[derive(Clone, Debug)]

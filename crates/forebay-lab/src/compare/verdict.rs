@@ -3,7 +3,27 @@
 use serde::Serialize;
 
 use super::figure::Figure;
-use super::model::{Bounds, Scope};
+
+/// What a verdict may be taken to hold for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// The arrangement, whenever its servers are started: the spread from start to start is in the interval.
+    AnyStart,
+    /// The servers as they were started these times: the spread from start to start is not known.
+    TheseStarts,
+    /// One run: the spread from run to run is not known, and no winner is named.
+    OneRun,
+}
+
+/// An interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bounds {
+    /// Its lower end.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
 
 /// An arm beside the baseline at one load.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -197,7 +217,7 @@ pub struct Crossover {
     /// The arm's name.
     pub arm: String,
     /// The unit of the loads.
-    pub axis: Axis,
+    pub axis: LoadAxis,
     /// What was found.
     pub found: Crossing,
 }
@@ -205,7 +225,7 @@ pub struct Crossover {
 /// The unit of a sweep's loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Axis {
+pub enum LoadAxis {
     /// Requests a second.
     Rate,
     /// Requests under way.

@@ -3,8 +3,8 @@
 
 use serde::Serialize;
 
-use super::Evidence;
-use super::words::{count, times};
+use super::evidence::Evidence;
+use super::explanation::{count, times};
 
 /// Below this a ratio is no difference.
 const NO_DIFFERENCE: f64 = 0.02;

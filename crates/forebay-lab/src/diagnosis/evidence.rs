@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::record::Record;
-use crate::rows::{Offered, RunRows, Sample};
-use crate::summary::{Latency, Summary};
+use crate::rows::record::Record;
+use crate::rows::row_file::{Offered, RunRows, Sample};
+use crate::rows::summary::{Latency, Summary};
 
 use super::servers::Servers;
 use super::shares::Shares;
@@ -34,14 +34,14 @@ pub struct Evidence {
     /// How late the load generator noted what had come, at the 99th percentile, in milliseconds.
     pub lag_p99_ms: Option<f64>,
     /// What requests tell one by one; none of a table.
-    pub seen: Option<Seen>,
+    pub seen: Option<RequestFigures>,
     /// What looks at the servers tell; none where nobody looked.
     pub servers: Option<Servers>,
 }
 
 /// What requests tell one by one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Seen {
+pub struct RequestFigures {
     /// From the first sending to the last, in seconds.
     pub arrivals_s: f64,
     /// Requests open on average over the run.
@@ -82,12 +82,12 @@ impl Evidence {
             kv_tokens: servers.as_ref().and_then(|servers| servers.kv_tokens),
             output_len: head.and_then(|head| head.load.output_len),
             lag_p99_ms: run.end.map(|end| end.lag_p99_us as f64 / 1e3),
-            seen: Seen::of(&records, &figures),
+            seen: RequestFigures::of(&records, &figures),
             servers,
         }
     }
 
-    /// What a table of the fourteen rows tells, in their order ([`crate::table::seed_rows`]).
+    /// What a table of the fourteen rows tells, in their order ([`crate::rows::table::benchmark_rows`]).
     #[must_use]
     pub fn of_table(arm: &str, offered: Option<Offered>, rows: &[f64; 14]) -> Evidence {
         let latency = |p50: f64, p99: f64| Latency { p50: Some(p50), p99: Some(p99), ..Latency::default() };
@@ -162,15 +162,15 @@ impl Evidence {
     }
 }
 
-impl Seen {
-    fn of(records: &[&Record], figures: &Summary) -> Option<Seen> {
+impl RequestFigures {
+    fn of(records: &[&Record], figures: &Summary) -> Option<RequestFigures> {
         let first = records.iter().map(|record| record.sent_us).min()?;
         let last = records.iter().map(|record| record.sent_us).max()?;
         let run_us = figures.duration_s * 1e6;
         let open_us: f64 = records.iter().map(|record| record.end_us as f64).sum();
         let decoding = |record: &&Record| Some(record.e2e()? - record.ttft()?);
         let decoding_us: f64 = records.iter().filter_map(decoding).map(|span| span.as_secs_f64() * 1e6).sum();
-        Some(Seen {
+        Some(RequestFigures {
             arrivals_s: (last - first) as f64 / 1e6,
             open: open_us / run_us.max(1.0),
             decoding: decoding_us / run_us.max(1.0),

@@ -1,8 +1,11 @@
 //! From evidence to a cause, where looks at the servers say what requests waited for. Pure.
 
-use crate::rows::Offered;
-
-use super::{Cause, Evidence, Seen, Servers, Shares, plain};
+use super::cause::Cause;
+use super::evidence::Evidence;
+use super::finding::{FALLS_BEHIND, Found, KEEPS_UP, drained, unread};
+use super::servers::Servers;
+use super::shares::Shares;
+use super::table_diagnosis;
 
 /// Room or prefill is named from this share of the time on: twice as much would have made the run about 1.2 times as fast.
 const NAMED: f64 = 0.34;
@@ -10,36 +13,10 @@ const NAMED: f64 = 0.34;
 const SLIGHT: f64 = 0.23;
 /// One of them leads the other by so much of the time, or neither is named.
 const LEAD: f64 = 0.10;
-/// An arm keeps up with what is offered where its work goes on for at most this share of the run after the last arrival: then
-/// an arm twice as fast would have shortened the run by less than a tenth.
-pub(super) const KEEPS_UP: f64 = 0.20;
-/// From this share on it did not keep up.
-pub(super) const FALLS_BEHIND: f64 = 0.28;
 /// A client is slow where its servers were done for this share of the run before it.
 const UNREAD: f64 = 0.20;
 /// Or where this share of the requests open at the client had been answered.
 const STALE: f64 = 0.33;
-
-/// What was found: a cause, or the candidates; and, where it could be told, each one's share of the time.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Found {
-    pub(super) cause: Cause,
-    pub(super) candidates: Vec<Cause>,
-    pub(super) share: Vec<(Cause, f64)>,
-}
-
-impl Found {
-    pub(super) fn one(cause: Cause) -> Found {
-        Found { cause, candidates: vec![cause], share: Vec::new() }
-    }
-
-    pub(super) fn between(candidates: &[Cause]) -> Found {
-        match candidates {
-            [cause] => Found::one(*cause),
-            _ => Found { cause: Cause::Undecided, candidates: candidates.to_vec(), share: Vec::new() },
-        }
-    }
-}
 
 pub(super) fn judge(evidence: &Evidence) -> Found {
     if evidence.figures.requests == 0 || evidence.figures.duration_s <= 0.0 {
@@ -53,17 +30,8 @@ pub(super) fn judge(evidence: &Evidence) -> Found {
     }
     match (&evidence.servers, evidence.seen.and_then(|seen| seen.shares)) {
         (Some(servers), Some(shares)) => engine(servers, &shares, evidence.max_num_seqs.is_some()),
-        _ => plain::judge(evidence),
+        _ => table_diagnosis::judge(evidence),
     }
-}
-
-/// The share of the run for which the servers had made their last token, and that of the open requests that were answered.
-pub(super) fn unread(seen: &Seen, servers: &Servers, duration_s: f64) -> (f64, f64) {
-    let done = servers.last_token_s.map_or(0.0, |last| (1.0 - last / duration_s).max(0.0));
-    // The looks cover a little more than the run, and miss what happened between two of them.
-    let missed = 2.0 * servers.look_s / duration_s;
-    let stale = if seen.open > 0.0 { 1.0 - (servers.running + servers.waiting) / seen.open - missed } else { 0.0 };
-    (done, stale.max(0.0))
 }
 
 /// Whether answers were ready long before they were read.
@@ -74,16 +42,6 @@ fn client(evidence: &Evidence) -> Option<Found> {
     };
     let (done, stale) = unread(seen, servers, evidence.figures.duration_s);
     (done >= UNREAD || stale >= STALE).then(|| Found::one(Cause::SlowClient))
-}
-
-/// The share of the run that went on after the last request was sent; none where requests were not sent at a rate.
-pub(super) fn drained(evidence: &Evidence) -> Option<f64> {
-    let arrivals_s = match (evidence.offered?, evidence.seen) {
-        (Offered::Rate(_) | Offered::Trace(_), Some(seen)) => seen.arrivals_s,
-        (Offered::Rate(rate), None) => evidence.figures.requests.saturating_sub(1) as f64 / rate,
-        _ => return None,
-    };
-    Some(1.0 - arrivals_s / evidence.figures.duration_s)
 }
 
 /// Whether the arm kept up with what was offered.

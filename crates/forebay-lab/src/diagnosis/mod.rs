@@ -9,88 +9,27 @@
 //! Prompt tokens are prefill's share. Faster steps shorten any run; so step time is named where neither of the others has a share
 //! worth naming: then only faster steps would have helped.
 
-use serde::Serialize;
-
+mod cause;
 mod contrast;
 mod evidence;
+mod explanation;
+mod finding;
 mod judge;
-mod plain;
 mod servers;
 mod shares;
-mod words;
+mod table_diagnosis;
 
+pub use cause::{Cause, Diagnosis};
 pub use contrast::{Contrast, contrast};
-pub use evidence::{Evidence, Seen};
+pub use evidence::{Evidence, RequestFigures};
 pub use servers::Servers;
 pub use shares::Shares;
-
-/// What bound an arm: the resource of which more would have helped most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// Memory for keys and values: sequences waited for blocks, or lost theirs and were computed again.
-    KvRoom,
-    /// A cap on running sequences (`max_num_seqs`), with memory to spare.
-    CapOnRunning,
-    /// Nothing waited for room: the steps themselves took the time.
-    StepTime,
-    /// The computing of prompts.
-    Prefill,
-    /// The load: the arm kept up with what was offered.
-    Arrival,
-    /// The load generator or its machine: answers were ready before they were read.
-    SlowClient,
-    /// What is known does not tell.
-    Undecided,
-}
-
-impl Cause {
-    /// Every cause that a diagnosis may name, and last the word for none.
-    pub const ALL: [Cause; 7] = [
-        Cause::KvRoom,
-        Cause::CapOnRunning,
-        Cause::StepTime,
-        Cause::Prefill,
-        Cause::Arrival,
-        Cause::SlowClient,
-        Cause::Undecided,
-    ];
-
-    /// Its name in a sentence.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Cause::KvRoom => "KV room",
-            Cause::CapOnRunning => "a cap on running sequences",
-            Cause::StepTime => "step time",
-            Cause::Prefill => "prefill",
-            Cause::Arrival => "the load offered",
-            Cause::SlowClient => "a slow client",
-            Cause::Undecided => "undecided",
-        }
-    }
-}
-
-/// What bound an arm, and why one may believe it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Diagnosis {
-    /// The cause.
-    pub cause: Cause,
-    /// Where undecided: what it may be, likeliest first. Otherwise the cause alone.
-    pub candidates: Vec<Cause>,
-    /// One sentence with its figures.
-    pub sentence: String,
-    /// What it rests on, a line each.
-    pub evidence: Vec<String>,
-    /// Where undecided: what would tell, a line each.
-    pub would_tell: Vec<String>,
-}
 
 /// What bound the arm.
 #[must_use]
 pub fn diagnose(evidence: &Evidence) -> Diagnosis {
     let found = judge::judge(evidence);
-    words::diagnosis(evidence, &found)
+    explanation::diagnosis(evidence, &found)
 }
 
 /// One word on several runs of an arm under the same load: the first diagnosis of the cause that they agree on; undecided

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::rows::Sample;
+use crate::rows::row_file::Sample;
 
 /// A batch is at its cap from here on: a gauge may be read between an end and a start.
 const AT_CAP: f64 = 0.97;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::record::Record;
+use crate::rows::record::Record;
 
 /// Slices of a run, at most.
 const SLICES: f64 = 400.0;
@@ -85,7 +85,7 @@ fn slices(records: &[&Record]) -> Vec<Slice> {
     let length = (end - begin) as f64;
     let width = (length / SLICES).max(STEPS * gap).min(length);
     let count = (length / width).ceil() as usize;
-    let mut cut = Cut { slices: vec![Slice::default(); count], begin: begin as f64, width };
+    let mut cut = RunSlices { slices: vec![Slice::default(); count], begin: begin as f64, width };
     for record in records {
         cut.tokens(record);
     }
@@ -94,13 +94,13 @@ fn slices(records: &[&Record]) -> Vec<Slice> {
     cut.slices
 }
 
-struct Cut {
+struct RunSlices {
     slices: Vec<Slice>,
     begin: f64,
     width: f64,
 }
 
-impl Cut {
+impl RunSlices {
     fn place(&self, at: f64) -> usize {
         (((at - self.begin) / self.width) as usize).min(self.slices.len() - 1)
     }
@@ -170,7 +170,7 @@ impl Cut {
 /// The costs that fit the slices best; none of too few slices.
 ///
 /// A run whose batch never changes does not tell what a step costs from what its sequences cost. The hardware ties them (see
-/// `plain.rs`), so the fit is sought among sensible ratios, and the usual one is kept unless another fits clearly better.
+/// `table_diagnosis.rs`), so the fit is sought among sensible ratios, and the usual one is kept unless another fits clearly better.
 fn fit(slices: &[Slice]) -> Option<[f64; 3]> {
     let slices: Vec<&Slice> = slices.iter().filter(|slice| slice.busy > 0.0).collect();
     if slices.len() < 8 {

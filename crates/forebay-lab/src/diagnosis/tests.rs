@@ -1,9 +1,9 @@
 //! Facts that this module must hold.
 
 use super::*;
-use crate::record;
-use crate::rows::{Load, Offered, RunEnd, RunHead, RunRows, Sample};
-use crate::summary::{Latency, Summary};
+use crate::rows::record;
+use crate::rows::row_file::{Load, Offered, RunEnd, RunHead, RunRows, Sample};
+use crate::rows::summary::{Latency, Summary};
 
 const S1: [f64; 14] =
     [300.0, 48.35, 30000.0, 161_719.0, 6.21, 620.52, 3344.91, 3965.41, 1818.40, 34395.81, 48.38, 91.12, 20.70, 10.97];

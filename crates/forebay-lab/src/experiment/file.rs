@@ -1,19 +1,21 @@
 //! An `experiment.toml`, read and checked in one go: every mistake at once, each with its place and what would be right.
 
+pub(super) mod command_line;
+mod schema;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::schema;
-use super::spec::{Arm, Experiment, LoadSpec, Route, Server};
-use super::words::{self, Env, WordError};
-use crate::dataset::Prefixes;
-use crate::rows::Offered;
-use crate::run::WarmUp;
-use crate::slo::Slo;
-use crate::workload::Endpoint;
+use self::command_line::{Env, WordError};
+use super::spec::{ArmSpec, Experiment, LoadSpec, Route, ServerSpec};
+use crate::load::dataset::Prefixes;
+use crate::load::run::WarmUp;
+use crate::load::workload::Endpoint;
+use crate::rows::row_file::Offered;
+use crate::rows::slo::Slo;
 use forebay_core::routing::policy::PolicyName;
 use forebay_core::toml_reader::{self, Diagnostic, Report, Table, Value, Wrong, nearest, quoted, values};
 use forebay_fleet::config::model::{BackendUrl, UrlError};
@@ -159,13 +161,13 @@ fn warm_up(load: &Table<'_>) -> WarmUp {
 
 // ---- servers -------------------------------------------------------------------------------------------------------
 
-fn servers(root: &Table<'_>, env: Env<'_>) -> Vec<Server> {
+fn servers(root: &Table<'_>, env: Env<'_>) -> Vec<ServerSpec> {
     let tables = root.tables("servers", &schema::SERVER);
     if tables.is_empty() && root.value("servers").is_none() {
         root.note("there are no servers", "add [[servers]] with name, url and command");
     }
     let common = variables(root, env);
-    let mut servers: Vec<Server> = Vec::new();
+    let mut servers: Vec<ServerSpec> = Vec::new();
     for table in &tables {
         let server = server(table, &common, &servers, env);
         servers.push(server);
@@ -173,7 +175,7 @@ fn servers(root: &Table<'_>, env: Env<'_>) -> Vec<Server> {
     servers
 }
 
-fn server(table: &Table<'_>, common: &[(String, String)], before: &[Server], env: Env<'_>) -> Server {
+fn server(table: &Table<'_>, common: &[(String, String)], before: &[ServerSpec], env: Env<'_>) -> ServerSpec {
     let name = required(table, "name", "how arms call it", &values::name);
     if before.iter().any(|other| other.name == name) && !name.is_empty() {
         note_at(
@@ -189,7 +191,7 @@ fn server(table: &Table<'_>, common: &[(String, String)], before: &[Server], env
     if table.value("command").is_none() {
         table.note("servers.command is missing", "add command = \"vllm serve MODEL --port 8001\"");
     }
-    Server {
+    ServerSpec {
         name,
         command: table.or("command", Vec::new(), |value| command(value, env)),
         or_else: table.list("or_else", |value| command(value, env)).into_iter().map(|(words, _)| words).collect(),
@@ -247,7 +249,7 @@ fn variables(table: &Table<'_>, env: Env<'_>) -> Vec<(String, String)> {
 fn command(value: &Value<'_>, env: Env<'_>) -> Result<Vec<String>, Wrong> {
     let wrong = |error: WordError| Wrong::because(error.to_string()).hint(hint(&error));
     match value.value {
-        DeValue::String(text) => words::command(text, env).map_err(wrong),
+        DeValue::String(text) => command_line::command(text, env).map_err(wrong),
         DeValue::Array(items) if !items.is_empty() => items
             .iter()
             .map(|item| text_with_variables(&Value { value: item.get_ref(), span: item.span() }, env))
@@ -257,7 +259,7 @@ fn command(value: &Value<'_>, env: Env<'_>) -> Result<Vec<String>, Wrong> {
 }
 
 fn text_with_variables(value: &Value<'_>, env: Env<'_>) -> Result<String, Wrong> {
-    words::fill(values::text(value)?, env).map_err(|error| Wrong::because(error.to_string()).hint(hint(&error)))
+    command_line::fill(values::text(value)?, env).map_err(|error| Wrong::because(error.to_string()).hint(hint(&error)))
 }
 
 /// One line with its variables filled in.
@@ -277,12 +279,12 @@ fn hint(error: &WordError) -> String {
 
 // ---- arms ----------------------------------------------------------------------------------------------------------
 
-fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, u32, bool)) -> Vec<Arm> {
+fn arms(root: &Table<'_>, servers: &[ServerSpec], (starts, blocks, together): (u32, u32, bool)) -> Vec<ArmSpec> {
     let tables = root.tables("arms", &schema::ARM);
     if tables.is_empty() && root.value("arms").is_none() {
         root.note("there are no arms", "add [[arms]] with name and servers");
     }
-    let mut arms: Vec<Arm> = Vec::new();
+    let mut arms: Vec<ArmSpec> = Vec::new();
     for table in &tables {
         let name = required(table, "name", "as reports call it", &values::name);
         if arms.iter().any(|other| other.name == name) && !name.is_empty() {
@@ -299,7 +301,7 @@ fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, 
         let stage = if together { "together".to_owned() } else { name.clone() };
         let stage = table.or("stage", stage, values::name);
         one_address_each(table, servers, &own, arms.iter().filter(|other| other.stage == stage));
-        arms.push(Arm {
+        arms.push(ArmSpec {
             route: route(table, own.len()),
             gpus: table.or("gpus", u32::try_from(own.len()).unwrap_or(1).max(1), values::whole(1..=100_000_u32)),
             price: table.or("price", None, |value| values::number(0.0..=1e9)(value).map(Some)),
@@ -315,7 +317,12 @@ fn arms(root: &Table<'_>, servers: &[Server], (starts, blocks, together): (u32, 
 }
 
 /// Servers that are up at the same time listen at different places.
-fn one_address_each<'s>(table: &Table<'_>, servers: &[Server], own: &[usize], with: impl Iterator<Item = &'s Arm>) {
+fn one_address_each<'s>(
+    table: &Table<'_>,
+    servers: &[ServerSpec],
+    own: &[usize],
+    with: impl Iterator<Item = &'s ArmSpec>,
+) {
     let mut up: Vec<usize> = with.flat_map(|arm| arm.servers.iter().copied()).collect();
     for &index in own {
         let (server, blank) = (&servers[index], blank_url());

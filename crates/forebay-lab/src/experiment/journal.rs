@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{self, RowError, RunHead};
+use crate::rows::row_file::{self, RowError, RunHead};
 
 /// The journal of one experiment, which no other runner can open meanwhile.
 pub(super) struct Journal {
@@ -174,7 +174,7 @@ fn whole_runs(file: &mut File, aside: &Path) -> Result<(Vec<RunHead>, bool), Row
         appended(aside)?.write_all(&rest)?;
         file.set_len(whole)?;
     }
-    let heads = rows::read(marks.as_slice())?.into_iter().filter_map(|run| run.head).collect();
+    let heads = row_file::read(marks.as_slice())?.into_iter().filter_map(|run| run.head).collect();
     Ok((heads, length > whole))
 }
 
@@ -208,7 +208,7 @@ fn learn(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::{Load, Offered, RunEnd, write_end, write_head};
+    use crate::rows::row_file::{Load, Offered, RunEnd, write_end, write_head};
 
     fn head(epoch: u32, start: u32) -> RunHead {
         RunHead {

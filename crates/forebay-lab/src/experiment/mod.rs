@@ -3,23 +3,17 @@
 //! call. What it leaves is a row file like any other: no figure is made here.
 
 mod file;
-mod front;
-mod health;
 mod journal;
-mod machine;
 mod outline;
 pub mod plan;
-mod process;
+mod processes;
 mod runner;
-mod schema;
-mod servers;
 pub mod spec;
 mod turn;
-mod words;
 
+pub use file::command_line::shell_line;
 pub use file::read;
 pub use journal::rows_in;
-pub use machine::machine_in;
 pub use outline::outline;
-pub use runner::{ExperimentError, Options, Outcome, Say, run};
-pub use words::shell_line;
+pub use processes::machine::machine_in;
+pub use runner::{ExperimentEnd, ExperimentError, ExperimentOptions, Say, run};

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::journal;
 use super::plan::{self, Start};
-use super::spec::{Experiment, Route, Server};
-use crate::rows::Offered;
+use super::spec::{Experiment, Route, ServerSpec};
+use crate::rows::row_file::Offered;
 
 /// The plan, and where its results go.
 #[must_use]
@@ -63,7 +63,7 @@ fn counts(experiment: &Experiment, plan: &[Start]) -> String {
     format!("{} starts of servers, {epochs} turns ({})", plan.len(), each.join(", "))
 }
 
-fn of_server(experiment: &Experiment, server: &Server) -> String {
+fn of_server(experiment: &Experiment, server: &ServerSpec) -> String {
     let mut out = String::new();
     let env: String = server.env.iter().map(|(name, value)| format!("{name}={value} ")).collect();
     _ = writeln!(out, "  {}: {env}{}", server.name, server.command.join(" "));

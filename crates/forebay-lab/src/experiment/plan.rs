@@ -12,12 +12,12 @@ pub struct Start {
     /// Which of its starts, from 0.
     pub index: u32,
     /// The turns, in their order.
-    pub epochs: Vec<Epoch>,
+    pub epochs: Vec<PlannedEpoch>,
 }
 
 /// One arm's turn with one load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Epoch {
+pub struct PlannedEpoch {
     /// Its number in the experiment, from 0.
     pub number: u32,
     /// The arm.
@@ -51,7 +51,7 @@ pub fn plan(experiment: &Experiment) -> Vec<Start> {
     starts
 }
 
-fn turns(experiment: &Experiment, stage: &str, index: u32, number: &mut u32) -> Vec<Epoch> {
+fn turns(experiment: &Experiment, stage: &str, index: u32, number: &mut u32) -> Vec<PlannedEpoch> {
     let mut epochs = Vec::new();
     for turn in 0..experiment.blocks {
         let block = index * experiment.blocks + turn;
@@ -67,7 +67,7 @@ fn turns(experiment: &Experiment, stage: &str, index: u32, number: &mut u32) -> 
         for load in 0..experiment.loads.len() {
             for &arm in &arms {
                 let seed = seed(experiment, arm, load, block);
-                epochs.push(Epoch { number: *number, arm, load, block, seed });
+                epochs.push(PlannedEpoch { number: *number, arm, load, block, seed });
                 *number += 1;
             }
             arms.reverse();
@@ -86,8 +86,8 @@ fn seed(experiment: &Experiment, arm: usize, load: usize, block: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::read;
     use super::*;
+    use crate::experiment::read;
 
     fn experiment(keys: &str, arms: &str) -> Experiment {
         let text = format!(
@@ -104,7 +104,7 @@ mod tests {
                         [[arms]]\nname = \"c\"\nservers = [\"two\"]\nstarts = 1\nblocks = 1\n";
 
     fn order(plan: &[Start]) -> Vec<String> {
-        let arm = |epoch: &Epoch| format!("{}{}", ["a", "b", "c"][epoch.arm], epoch.load);
+        let arm = |epoch: &PlannedEpoch| format!("{}{}", ["a", "b", "c"][epoch.arm], epoch.load);
         plan.iter().map(|start| start.epochs.iter().map(arm).collect::<Vec<_>>().join(" ")).collect()
     }
 

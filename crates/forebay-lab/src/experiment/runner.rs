@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::journal::{self, Journal, JournalError};
-use super::plan::{self, Epoch, Start};
-use super::servers::{self, Running, StartError};
+use super::plan::{self, PlannedEpoch, Start};
+use super::processes::{machine, process};
 use super::spec::Experiment;
-use super::turn::{TurnError, Turns, load_of};
-use super::{machine, process};
-use crate::rows::Offered;
+use super::turn::{TurnError, TurnTaker, load_of};
+use crate::experiment::processes::servers::{self, Running, StartError};
+use crate::rows::row_file::Offered;
 use forebay_core::clock::{Clock, Time};
 
 /// What of the time is kept back for the end, beside what servers may take to stop.
@@ -19,7 +19,7 @@ const RESERVE: Duration = Duration::from_secs(3);
 
 /// How to run.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ExperimentOptions {
     /// The binary that is `forebay`.
     pub binary: PathBuf,
     /// Ends after so long, to be gone on with later.
@@ -28,7 +28,7 @@ pub struct Options {
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ExperimentEnd {
     /// Every turn was taken.
     Complete,
     /// The time is over.
@@ -67,7 +67,7 @@ pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
 struct Runner<'a> {
     experiment: &'a Experiment,
     journal: Journal,
-    turns: Turns<'a>,
+    turns: TurnTaker<'a>,
     clock: Clock,
     deadline: Option<Time>,
     say: Say<'a>,
@@ -77,7 +77,11 @@ struct Runner<'a> {
 ///
 /// # Errors
 /// A server does not come up or dies, the folder cannot be used, or a warm-up fails. What was measured until then is kept.
-pub async fn run(experiment: &Experiment, options: &Options, say: Say<'_>) -> Result<Outcome, ExperimentError> {
+pub async fn run(
+    experiment: &Experiment,
+    options: &ExperimentOptions,
+    say: Say<'_>,
+) -> Result<ExperimentEnd, ExperimentError> {
     let clock = Clock::system();
     let out = &experiment.out;
     let journal = Journal::open(out).map_err(Why::from)?;
@@ -95,15 +99,15 @@ pub async fn run(experiment: &Experiment, options: &Options, say: Say<'_>) -> Re
     if !out.join("machine.txt").exists() {
         machine::record(&experiment.record, out).await.map_err(Why::Write)?;
     }
-    let turns = Turns::of(experiment, &options.binary);
+    let turns = TurnTaker::of(experiment, &options.binary);
     let mut runner = Runner { experiment, journal, turns, clock, deadline, say };
     for start in &plan {
         if !runner.start(start, &plan).await? {
             let (done, all) = runner.progress(&plan);
-            return Ok(Outcome::OutOfTime { done, all });
+            return Ok(ExperimentEnd::OutOfTime { done, all });
         }
     }
-    Ok(Outcome::Complete)
+    Ok(ExperimentEnd::Complete)
 }
 
 /// Refuses a folder whose turns are not of this plan.
@@ -119,14 +123,14 @@ fn check_heads(experiment: &Experiment, journal: &Journal, plan: &[Start]) -> Re
     Ok(())
 }
 
-fn is_of(experiment: &Experiment, head: &crate::rows::RunHead, epoch: &Epoch) -> bool {
+fn is_of(experiment: &Experiment, head: &crate::rows::row_file::RunHead, epoch: &PlannedEpoch) -> bool {
     head.arm.as_ref() == Some(&experiment.arms[epoch.arm].name)
         && head.block == Some(epoch.block)
         && head.load == load_of(experiment, epoch)
 }
 
 impl Runner<'_> {
-    fn is_done(&self, epoch: &Epoch) -> bool {
+    fn is_done(&self, epoch: &PlannedEpoch) -> bool {
         self.journal.heads().iter().any(|head| is_of(self.experiment, head, epoch))
     }
 
@@ -145,7 +149,7 @@ impl Runner<'_> {
 
     /// Takes the turns of a start that are left; no: the time is over.
     async fn start(&mut self, start: &Start, plan: &[Start]) -> Result<bool, Why> {
-        let todo: Vec<Epoch> = start.epochs.iter().filter(|epoch| !self.is_done(epoch)).copied().collect();
+        let todo: Vec<PlannedEpoch> = start.epochs.iter().filter(|epoch| !self.is_done(epoch)).copied().collect();
         let Some(first) = todo.first() else { return Ok(true) };
         let which = self.which(&todo);
         let need = self.start_estimate(&which) + self.turn_estimate(first);
@@ -169,7 +173,7 @@ impl Runner<'_> {
     }
 
     /// The servers that these turns need.
-    fn which(&self, todo: &[Epoch]) -> Vec<usize> {
+    fn which(&self, todo: &[PlannedEpoch]) -> Vec<usize> {
         let mut which: Vec<usize> =
             todo.iter().flat_map(|epoch| self.experiment.arms[epoch.arm].servers.iter().copied()).collect();
         which.sort_unstable();
@@ -194,7 +198,13 @@ impl Runner<'_> {
     }
 
     /// Takes a turn and keeps it; no: the time was over first.
-    async fn take(&mut self, epoch: &Epoch, start: u32, running: &mut Running, plan: &[Start]) -> Result<bool, Why> {
+    async fn take(
+        &mut self,
+        epoch: &PlannedEpoch,
+        start: u32,
+        running: &mut Running,
+        plan: &[Start],
+    ) -> Result<bool, Why> {
         let begun = self.clock.now();
         let left = self.left();
         let taking = self.turns.take(epoch, start);
@@ -217,7 +227,7 @@ impl Runner<'_> {
         Ok(true)
     }
 
-    fn turn_name(&self, epoch: &Epoch) -> String {
+    fn turn_name(&self, epoch: &PlannedEpoch) -> String {
         journal::turn(&format!(
             "{} {}",
             self.experiment.arms[epoch.arm].name,
@@ -225,7 +235,7 @@ impl Runner<'_> {
         ))
     }
 
-    fn turn_estimate(&self, epoch: &Epoch) -> Duration {
+    fn turn_estimate(&self, epoch: &PlannedEpoch) -> Duration {
         self.journal.longest(&self.turn_name(epoch)).unwrap_or_default()
     }
 

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::dataset::Prefixes;
-use crate::rows::Offered;
-use crate::run::WarmUp;
-use crate::slo::Slo;
-use crate::workload::Endpoint;
+use crate::load::dataset::Prefixes;
+use crate::load::run::WarmUp;
+use crate::load::workload::Endpoint;
+use crate::rows::row_file::Offered;
+use crate::rows::slo::Slo;
 use forebay_core::routing::policy::PolicyName;
 use forebay_fleet::config::model::BackendUrl;
 
@@ -35,9 +35,9 @@ pub struct Experiment {
     /// What a request must meet to count as good.
     pub slo: Option<Slo>,
     /// The servers.
-    pub servers: Vec<Server>,
+    pub servers: Vec<ServerSpec>,
     /// The arms.
-    pub arms: Vec<Arm>,
+    pub arms: Vec<ArmSpec>,
 }
 
 /// A load.
@@ -67,7 +67,7 @@ pub struct LoadSpec {
 
 /// A server under test.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub struct ServerSpec {
     /// Its name, and that of its log.
     pub name: String,
     /// Program and arguments.
@@ -93,7 +93,7 @@ pub struct Server {
 
 /// A choice under comparison.
 #[derive(Clone, Debug)]
-pub struct Arm {
+pub struct ArmSpec {
     /// Its name.
     pub name: String,
     /// GPUs that it occupies.

@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::front::{self, Front, FrontError};
-use super::plan::Epoch;
-use super::spec::{Arm, Experiment, LoadSpec, Route};
-use crate::client::{Client, Progress, Sending, Target};
-use crate::dataset::Dataset;
-use crate::rows::{Load, Offered, RunHead};
-use crate::run::{self, Prompts, RunError, RunSpec};
-use crate::sampler::Scraped;
-use crate::summary::Summary;
-use crate::workload::{Length, Rate, Workload};
+use super::plan::PlannedEpoch;
+use super::spec::{ArmSpec, Experiment, LoadSpec, Route};
+use crate::experiment::processes::front::{self, Front, FrontError};
+use crate::load::client::{Client, Progress, Sending, Target};
+use crate::load::dataset::Dataset;
+use crate::load::run::{self, Prompts, RunError, RunSpec};
+use crate::load::sampler::Scraped;
+use crate::load::workload::{Length, Rate, Workload};
+use crate::rows::row_file::{Load, Offered, RunHead};
+use crate::rows::summary::Summary;
 
 /// Why a turn has no rows.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub(super) enum TurnError {
 }
 
 /// What a turn gave.
-pub(super) struct Turn {
+pub(super) struct FinishedTurn {
     /// Its head.
     pub(super) head: RunHead,
     /// The whole run as it goes into the row file.
@@ -41,21 +41,21 @@ pub(super) struct Turn {
 }
 
 /// Takes turns. Prompts are kept for the next turn, which often has the same.
-pub(super) struct Turns<'a> {
+pub(super) struct TurnTaker<'a> {
     experiment: &'a Experiment,
     binary: &'a Path,
     client: Client,
-    prompts: Option<(Epoch, Prompts)>,
+    prompts: Option<(PlannedEpoch, Prompts)>,
 }
 
-impl<'a> Turns<'a> {
+impl<'a> TurnTaker<'a> {
     /// Of that experiment, with Forebays of that binary.
-    pub(super) fn of(experiment: &'a Experiment, binary: &'a Path) -> Turns<'a> {
-        Turns { experiment, binary, client: Client::default(), prompts: None }
+    pub(super) fn of(experiment: &'a Experiment, binary: &'a Path) -> TurnTaker<'a> {
+        TurnTaker { experiment, binary, client: Client::default(), prompts: None }
     }
 
     /// Takes one turn, with servers that started as number `start`.
-    pub(super) async fn take(&mut self, epoch: &Epoch, start: u32) -> Result<Turn, TurnError> {
+    pub(super) async fn take(&mut self, epoch: &PlannedEpoch, start: u32) -> Result<FinishedTurn, TurnError> {
         let (experiment, arm) = (self.experiment, &self.experiment.arms[epoch.arm]);
         let wrong = |error| TurnError::Run { arm: arm.name.clone(), error };
         let mut spec = spec(experiment, epoch, start);
@@ -81,15 +81,15 @@ impl<'a> Turns<'a> {
         if let Err(reason) = kept {
             line.push_str(&format!("; Forebay's metrics were not kept: {reason}"));
         }
-        Ok(Turn { line, head: spec.head, text })
+        Ok(FinishedTurn { line, head: spec.head, text })
     }
 }
 
-fn metrics_file(experiment: &Experiment, arm: &Arm, epoch: &Epoch) -> PathBuf {
+fn metrics_file(experiment: &Experiment, arm: &ArmSpec, epoch: &PlannedEpoch) -> PathBuf {
     experiment.out.join("logs").join(format!("forebay-{}-{}.prom", arm.name, epoch.number))
 }
 
-fn spec(experiment: &Experiment, epoch: &Epoch, start: u32) -> RunSpec {
+fn spec(experiment: &Experiment, epoch: &PlannedEpoch, start: u32) -> RunSpec {
     let (arm, load) = (&experiment.arms[epoch.arm], &experiment.loads[epoch.load]);
     let bases = || arm.servers.iter().map(|index| experiment.servers[*index].url.to_string());
     RunSpec {
@@ -129,7 +129,7 @@ fn workload(experiment: &Experiment, load: &LoadSpec, seed: u64) -> Workload {
 }
 
 /// Where an arm's requests go; Forebay's answers tell their backend themselves.
-fn target(experiment: &Experiment, arm: &Arm, front: Option<&Front>) -> Target {
+fn target(experiment: &Experiment, arm: &ArmSpec, front: Option<&Front>) -> Target {
     let arm_name = Some(arm.name.clone());
     match front {
         Some(front) => Target { arm: arm_name, ..Target::of(front.base.clone()) },
@@ -141,7 +141,7 @@ fn target(experiment: &Experiment, arm: &Arm, front: Option<&Front>) -> Target {
 }
 
 /// The load of an epoch as its head has it.
-pub(super) fn load_of(experiment: &Experiment, epoch: &Epoch) -> Load {
+pub(super) fn load_of(experiment: &Experiment, epoch: &PlannedEpoch) -> Load {
     let load = &experiment.loads[epoch.load];
     Load {
         offered: load.offered,
@@ -153,7 +153,7 @@ pub(super) fn load_of(experiment: &Experiment, epoch: &Epoch) -> Load {
     }
 }
 
-fn head(experiment: &Experiment, epoch: &Epoch, start: u32) -> RunHead {
+fn head(experiment: &Experiment, epoch: &PlannedEpoch, start: u32) -> RunHead {
     let arm = &experiment.arms[epoch.arm];
     RunHead {
         arm: Some(arm.name.clone()),

@@ -1,76 +1,13 @@
-//! What a plan gives to be run: the line that starts a server, a configuration of Forebay, a script. Pure: texts come out.
+//! What a plan gives to be run: a configuration of Forebay, an experiment, a script. Pure: texts come out.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::host::{Host, Vendor};
-use super::layout::{Arm, Server};
-use super::memory::Load;
+use super::host::Vendor;
+use super::layout::{LayoutArm, LayoutServer};
 use super::{Plan, Planned};
-
-/// How a server is started: variables of its environment, and its command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Launch {
-    /// Name and value.
-    pub environment: BTreeMap<&'static str, String>,
-    /// The program and its arguments.
-    pub command: Vec<String>,
-}
-
-impl Launch {
-    /// One line for a shell.
-    #[must_use]
-    pub fn line(&self) -> String {
-        let mut line = String::new();
-        for (name, value) in &self.environment {
-            line.push_str(&format!("{name}={} ", quoted(value)));
-        }
-        line + &self.command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
-    }
-}
-
-/// A word as a POSIX shell takes it.
-#[must_use]
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
-}
-
-/// How a `server` of the model `name` is started.
-#[must_use]
-pub fn launch(host: &Host, server: &Server, name: &str, load: &Load, context: Option<u64>) -> Launch {
-    let gpus: Vec<String> = server.gpus.iter().map(usize::to_string).collect();
-    let mut environment = BTreeMap::from([(host.vendor.variable(), gpus.join(","))]);
-    if host.vendor == Vendor::Nvidia && host.is_mixed() {
-        // CUDA's own order is the fastest first, nvidia-smi's is by slot; they differ where the kinds do.
-        environment.insert("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned());
-    }
-    let mut command = Vec::new();
-    if let Some(node) = server.bind(host) {
-        command.extend(["numactl".to_owned(), format!("--cpunodebind={node}"), format!("--membind={node}")]);
-    }
-    command.extend(["vllm", "serve", name].map(str::to_owned));
-    let mut flag = |flag: &str, value: String| command.extend([flag.to_owned(), value]);
-    flag("--port", server.port.to_string());
-    flag("--tensor-parallel-size", server.gpus.len().to_string());
-    flag("--gpu-memory-utilization", load.utilization.to_string());
-    if let Some(context) = context {
-        flag("--max-model-len", context.to_string());
-    }
-    if let Some(dtype) = &load.dtype {
-        flag("--dtype", dtype.clone());
-    }
-    if let Some(dtype) = &load.kv_cache_dtype {
-        flag("--kv-cache-dtype", dtype.clone());
-    }
-    Launch { environment, command }
-}
 
 #[derive(Serialize)]
 struct Configuration<'a> {
@@ -96,14 +33,14 @@ struct Backend {
     url: String,
 }
 
-fn url(server: &Server) -> String {
+fn url(server: &LayoutServer) -> String {
     format!("http://127.0.0.1:{}", server.port)
 }
 
 /// A configuration of Forebay for a layout: one pool, an arm for each of its arms, sessions shared by GPUs.
 #[must_use]
 pub fn configuration(planned: &Planned, model: &str) -> String {
-    let backends = |arm: &Arm| arm.servers.iter().map(|server| Backend { url: url(server) }).collect();
+    let backends = |arm: &LayoutArm| arm.servers.iter().map(|server| Backend { url: url(server) }).collect();
     let arms = planned.layout.arms.iter().map(|arm| {
         let gpus = arm.gpus();
         PoolArm { name: &arm.name, share: gpus, gpus, backends: backends(arm) }
@@ -122,7 +59,7 @@ pub fn configuration(planned: &Planned, model: &str) -> String {
 }
 
 #[derive(Serialize)]
-struct Experiment<'a> {
+struct ExperimentFile<'a> {
     name: &'static str,
     model: &'a str,
     starts: u32,
@@ -168,8 +105,8 @@ pub fn experiment(plan: &Plan) -> Option<String> {
     if compared.len() < 2 {
         return None;
     }
-    let named = |arm: &Arm, at: usize| format!("{}-{}", arm.name, at + 1);
-    let mut written = Experiment {
+    let named = |arm: &LayoutArm, at: usize| format!("{}-{}", arm.name, at + 1);
+    let mut written = ExperimentFile {
         name: "layouts",
         model: &plan.name,
         starts: STARTS,
@@ -220,14 +157,4 @@ pub fn script(layouts: &[&Planned], vendor: Vendor) -> String {
     }
     let usage = format!("*)\n    echo \"usage: $0 {}\" >&2\n    exit 2\n    ;;\nesac\n\n", names.join(" | "));
     text + &usage + "# One server that ends, ends all: a layout with a part missing is another layout.\nwait -n\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_with_a_space_or_a_quote_is_quoted() {
-        assert_eq!(["a/b-1.5", "a b", "it's", ""].map(quoted), ["a/b-1.5", "'a b'", "'it'\\''s'", "''"]);
-    }
 }

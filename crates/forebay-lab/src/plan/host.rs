@@ -1,12 +1,17 @@
 //! A host's GPUs, put together from what its tools say: links and places from the matrix, names and memory from the XML, CPUs
 //! of each NUMA node. Pure.
 
+pub mod gpu;
+pub mod numa;
+pub mod rocm;
+pub mod topo;
+
 use serde::Serialize;
 
-use super::gpu::Gpu;
+use self::gpu::Gpu;
+use self::numa::{Node, Set};
+use self::topo::{Link, P2p, Topology};
 use super::mistake::{Fault, Mistake};
-use super::numa::{Node, Set};
-use super::topo::{Link, P2p, Topology};
 
 /// Whose GPUs they are, which decides the variable by which a server sees some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -140,9 +145,9 @@ fn node_of(near: Option<&Set>, cpus: Option<&Set>, nodes: &[Node]) -> Option<u32
 
 #[cfg(test)]
 mod tests {
+    use self::topo;
     use super::*;
-    use crate::plan::memory::Bytes;
-    use crate::plan::topo;
+    use crate::plan::bytes::Bytes;
 
     fn host(topo: &str, nodes: Vec<Node>) -> Host {
         Host::of(Vendor::Nvidia, Some(topo::parse(topo).unwrap()), None, nodes).unwrap()

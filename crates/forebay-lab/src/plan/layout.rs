@@ -1,18 +1,17 @@
-//! The ways to use a host's GPUs: replicas of one GPU each, groups of tensor parallelism, and halves of both side by side; the
-//! room of each and what speaks against it. Pure.
+//! A way to use a host's GPUs: its arms and their servers, the room of each and what speaks against it. Pure.
 
 use serde::Serialize;
 
 use super::host::Host;
-use super::memory::{self, Load, Refused, Room};
+use super::memory::{Refused, Room, ServingLoad};
 use super::model::Model;
-use super::numa::Set;
-use super::topo::Link;
-use super::warning::{self, Warning};
+use super::warning::PlanWarning;
+use crate::plan::host::numa::Set;
+use crate::plan::host::topo::Link;
 
 /// One vLLM server.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Server {
+pub struct LayoutServer {
     /// Its GPUs: as many as its TP size.
     pub gpus: Vec<usize>,
     /// Where it listens.
@@ -27,7 +26,7 @@ pub struct Server {
     pub refused: Option<Refused>,
 }
 
-impl Server {
+impl LayoutServer {
     /// The node to bind it to: where all its GPUs are, on a host with several.
     #[must_use]
     pub fn bind(&self, host: &Host) -> Option<u32> {
@@ -40,16 +39,16 @@ impl Server {
 
 /// Servers that are alike, one arm of a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Arm {
+pub struct LayoutArm {
     /// Such as `tp1x2`: a TP size of 1, two times.
     pub name: String,
     /// Its TP size.
     pub tp: usize,
     /// Its servers.
-    pub servers: Vec<Server>,
+    pub servers: Vec<LayoutServer>,
 }
 
-impl Arm {
+impl LayoutArm {
     /// How many GPUs it has.
     #[must_use]
     pub fn gpus(&self) -> usize {
@@ -69,23 +68,23 @@ pub struct Layout {
     /// Its arms' names with `+` between them.
     pub name: String,
     /// One, or two that run side by side.
-    pub arms: Vec<Arm>,
+    pub arms: Vec<LayoutArm>,
     /// GPUs that it leaves alone.
     pub idle: Vec<usize>,
     /// What speaks against it.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<PlanWarning>,
 }
 
 impl Layout {
     /// Every server.
-    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+    pub fn servers(&self) -> impl Iterator<Item = &LayoutServer> {
         self.arms.iter().flat_map(|arm| &arm.servers)
     }
 
     /// Whether all its servers would start, as far as is known.
     #[must_use]
     pub fn starts(&self) -> bool {
-        !self.warnings.iter().any(Warning::prevents)
+        !self.warnings.iter().any(PlanWarning::prevents)
     }
 }
 
@@ -95,126 +94,7 @@ pub struct Wanted<'a> {
     /// What is served, if known.
     pub model: Option<&'a Model>,
     /// How, and for what load.
-    pub load: &'a Load,
+    pub load: &'a ServingLoad,
     /// The first server's port; those of the others follow, so that no two servers of any layouts share one.
     pub base_port: u16,
 }
-
-/// The layouts of a host, and the `--max-model-len` that all their servers get, if they need one.
-#[must_use]
-pub fn layouts(host: &Host, wanted: Wanted<'_>) -> (Vec<Layout>, Option<u64>) {
-    // An instance of a GPU joins no group, and a group no instance.
-    let whole = |gpu: &&super::host::HostGpu| gpu.gpu.as_ref().is_none_or(|gpu| gpu.mig.is_none());
-    let usable: Vec<usize> = host.gpus.iter().filter(whole).map(|gpu| gpu.index).collect();
-    let mut found: Vec<Layout> = Vec::new();
-    for parts in partitions(usable.len()) {
-        let servers: usize = found.iter().map(|layout| layout.servers().count()).sum();
-        let layout = lay_out(host, wanted, &usable, &parts, servers);
-        if let Some(layout) = layout.filter(|layout| found.iter().all(|other| other.name != layout.name)) {
-            found.push(layout);
-        }
-    }
-    let context = context(&found, wanted);
-    for layout in &mut found {
-        layout.warnings = warning::of_layout(host, wanted, layout, context);
-    }
-    (found, context)
-}
-
-/// A TP size, and how many GPUs go to servers of it.
-type Part = (usize, usize);
-
-/// How GPUs are divided: all to one TP size, for 1, 2, 4, … and all of them; then half to one size above 1 and half to TP=1.
-fn partitions(count: usize) -> Vec<Vec<Part>> {
-    let mut sizes: Vec<usize> = (0..usize::BITS).map(|bit| 1 << bit).take_while(|&size| size <= count).collect();
-    if count > 0 && !sizes.contains(&count) {
-        sizes.push(count);
-    }
-    let uniform = sizes.iter().map(|&size| vec![(size, count)]);
-    let half = |size: usize| ((count / 2) / size * size).max(size);
-    let mixed = sizes.iter().filter(|&&size| size > 1 && size < count && size <= (count / 2).max(2));
-    uniform.chain(mixed.map(|&size| vec![(size, half(size)), (1, count - half(size))])).collect()
-}
-
-/// One layout, if there are GPUs of one kind for it; `before` servers of other layouts have the first ports.
-fn lay_out(host: &Host, wanted: Wanted<'_>, usable: &[usize], parts: &[Part], before: usize) -> Option<Layout> {
-    let mut left = usable.to_vec();
-    let mut arms = Vec::new();
-    let mut ports = (wanted.base_port..=u16::MAX).skip(before);
-    for &(tp, gpus) in parts {
-        let mut servers = Vec::new();
-        for group in groups(host, &mut left, tp, gpus / tp) {
-            servers.push(server(host, wanted, group, ports.next()?));
-        }
-        if servers.is_empty() {
-            return None;
-        }
-        let name = if servers.len() == 1 { format!("tp{tp}") } else { format!("tp{tp}x{}", servers.len()) };
-        arms.push(Arm { name, tp, servers });
-    }
-    let name = arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>().join("+");
-    Some(Layout { name, arms, idle: left, warnings: Vec::new() })
-}
-
-/// Takes up to `count` groups of `tp` GPUs of one kind from `left`, each from its first GPU on by what is nearest.
-fn groups(host: &Host, left: &mut Vec<usize>, tp: usize, count: usize) -> Vec<Vec<usize>> {
-    let mut found = Vec::new();
-    let mut firsts = left.clone().into_iter();
-    while found.len() < count {
-        let Some(first) = firsts.next() else { break };
-        if !left.contains(&first) {
-            continue;
-        }
-        let mut group = vec![first];
-        while group.len() < tp {
-            let others = left.iter().copied().filter(|gpu| !group.contains(gpu) && host.same_kind(first, *gpu));
-            let Some(next) = others.min_by_key(|&gpu| farness(host, &group, gpu)) else { break };
-            group.push(next);
-        }
-        if group.len() == tp {
-            left.retain(|gpu| !group.contains(gpu));
-            group.sort_unstable();
-            found.push(group);
-        }
-    }
-    found
-}
-
-/// How far a GPU is from a group: the farthest link, then whether it is on another node, then its number.
-fn farness(host: &Host, group: &[usize], gpu: usize) -> (u32, bool, usize) {
-    let far = group.iter().map(|&other| host.link(gpu, other).map_or(u32::MAX, Link::distance)).max();
-    let elsewhere = group.iter().any(|&other| host.gpus[other].node != host.gpus[gpu].node);
-    (far.unwrap_or_default(), elsewhere, gpu)
-}
-
-fn server(host: &Host, wanted: Wanted<'_>, gpus: Vec<usize>, port: u16) -> Server {
-    let pairs = gpus.iter().flat_map(|&a| gpus.iter().map(move |&b| (a, b))).filter(|(a, b)| a < b);
-    let farthest = pairs.filter_map(|(a, b)| host.link(a, b)).max_by_key(|link| link.distance());
-    let known: Option<Vec<_>> = gpus.iter().map(|&gpu| host.gpus[gpu].gpu.as_ref()).collect();
-    let room = wanted.model.zip(known).map(|(model, gpus)| memory::room(model, wanted.load, &gpus));
-    let (room, refused) = match room {
-        Some(Ok(room)) => (Some(room), None),
-        Some(Err(refused)) => (None, Some(refused)),
-        None => (None, None),
-    };
-    Server { nodes: host.nodes_of(&gpus), gpus, port, farthest, room, refused }
-}
-
-/// The `--max-model-len` for every server: the one that was asked for; else, where the model's own length is more than some
-/// server's KV cache holds (with which vLLM refuses to start), the largest power of two that they all hold. One for all, so that what is
-/// compared is alike.
-fn context(layouts: &[Layout], wanted: Wanted<'_>) -> Option<u64> {
-    if wanted.load.max_model_len.is_some() {
-        return wanted.load.max_model_len;
-    }
-    let longest = wanted.model?.longest?;
-    let needed = wanted.load.input + wanted.load.output;
-    let rooms = layouts.iter().flat_map(Layout::servers).filter_map(|server| server.room.as_ref());
-    let least = rooms.map(|room| room.tokens).filter(|&tokens| tokens >= needed).min()?;
-    // The room is a reckoning, and a server that finds less of it than it was told does not start.
-    let power = 1 << least.ilog2();
-    (longest > least).then_some(if power >= needed { power } else { needed })
-}
-
-#[cfg(test)]
-mod tests;

@@ -2,50 +2,22 @@
 //!
 //! The reckoning is vLLM's own (`v1/worker/gpu_worker.py`, `determine_available_memory`): it takes
 //! `--gpu-memory-utilization` of the total, refuses to start where less than that is free, and gives the KV cache what weights
-//! and the pass that it profiles with leave. That last part is known only when it starts: [`Load::overhead`] stands for it.
+//! and the pass that it profiles with leave. That last part is known only when it starts: [`ServingLoad::overhead`] stands for it.
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::gpu::Gpu;
+use super::bytes::Bytes;
 use super::model::{Attention, Bits, Model};
-
-/// A size in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Bytes(pub u64);
-
-impl Bytes {
-    /// So many MiB.
-    #[must_use]
-    pub const fn mib(count: u64) -> Bytes {
-        Bytes(count.saturating_mul(1 << 20))
-    }
-
-    /// What is left without `other`, or nothing.
-    #[must_use]
-    pub const fn less(self, other: Bytes) -> Bytes {
-        Bytes(self.0.saturating_sub(other.0))
-    }
-}
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0..1024 => write!(f, "{} B", self.0),
-            1024..1_048_576 => write!(f, "{:.0} KiB", self.0 as f64 / 1024.0),
-            1_048_576..1_073_741_824 => write!(f, "{:.0} MiB", self.0 as f64 / 1_048_576.0),
-            _ => write!(f, "{:.1} GiB", self.0 as f64 / 1_073_741_824.0),
-        }
-    }
-}
+use crate::plan::host::gpu::Gpu;
 
 /// Tokens of a block of the KV cache, vLLM's default.
 pub const BLOCK: u64 = 16;
 
 /// How a server is to be started, and for what load the room is asked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Load {
+pub struct ServingLoad {
     /// `--gpu-memory-utilization`.
     pub utilization: f64,
     /// What a server holds on each GPU beside weights and KV cache: activations of its largest step, CUDA graphs, NCCL.
@@ -66,7 +38,7 @@ pub struct Load {
     pub concurrency: u64,
 }
 
-impl Load {
+impl ServingLoad {
     /// The tokens that a sequence holds on average over its decoding: its prompt and half of its answer.
     #[must_use]
     pub fn mean_tokens(&self) -> u64 {
@@ -172,7 +144,7 @@ fn default_max_num_seqs(gpu: &Gpu) -> u64 {
 ///
 /// # Errors
 /// The server would not start.
-pub fn room(model: &Model, load: &Load, gpus: &[&Gpu]) -> Result<Room, Refused> {
+pub fn room(model: &Model, load: &ServingLoad, gpus: &[&Gpu]) -> Result<Room, Refused> {
     let tp = gpus.len().max(1) as u64;
     divides(model, tp)?;
     let total = gpus.iter().map(|gpu| gpu.total).min().unwrap_or_default();

@@ -2,28 +2,28 @@
 //! speaks against it, and the lines that start it. Everything here is a function of texts; `cli/plan.rs` reads and writes.
 //! It plans and does not promise: which way is better for some traffic is measured (`forebay compare`).
 
+pub mod bytes;
+mod checks;
+mod division;
 pub mod emit;
-pub mod gpu;
 pub mod host;
+pub mod launch;
 pub mod layout;
 pub mod memory;
 pub mod mistake;
 pub mod model;
-pub mod numa;
 pub mod report;
-pub mod rocm;
-pub mod topo;
 pub mod warning;
 
 use serde::Serialize;
 
-use emit::Launch;
+use host::topo::Link;
 use host::{Host, HostGpu, Vendor};
+use launch::LaunchLine;
 use layout::{Layout, Wanted};
-use memory::Load;
+use memory::ServingLoad;
 use model::Model;
-use topo::Link;
-use warning::Warning;
+use warning::PlanWarning;
 
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -33,9 +33,9 @@ pub struct Plan {
     /// The GPUs.
     pub gpus: Vec<HostGpu>,
     /// The pairs of them, each with its link.
-    pub links: Vec<Pair>,
+    pub links: Vec<GpuPair>,
     /// The NUMA nodes, if they were listed.
-    pub nodes: Vec<numa::Node>,
+    pub nodes: Vec<host::numa::Node>,
     /// Network cards in the matrix.
     pub nics: usize,
     /// The model's name in the launch lines.
@@ -43,18 +43,18 @@ pub struct Plan {
     /// What is served, if that was told.
     pub model: Option<Model>,
     /// How, and for what load.
-    pub load: Load,
+    pub load: ServingLoad,
     /// The `--max-model-len` of every server, where one is needed.
     pub max_model_len: Option<u64>,
     /// What is to be known of the host.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<PlanWarning>,
     /// The ways to use it.
     pub layouts: Vec<Planned>,
 }
 
 /// Two GPUs and what lies between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Pair {
+pub struct GpuPair {
     /// The one with the smaller number.
     pub a: usize,
     /// The other.
@@ -72,17 +72,17 @@ pub struct Planned {
     /// Whether all its servers would start, as far as is known.
     pub starts: bool,
     /// How each server is started, in their order.
-    pub launch: Vec<Launch>,
+    pub launch: Vec<LaunchLine>,
 }
 
 impl Plan {
     /// Plans for `host` and the model called `name`, which is `None` where only the host is of interest.
     #[must_use]
-    pub fn of(host: &Host, name: String, model: Option<Model>, load: Load, base_port: u16) -> Plan {
+    pub fn of(host: &Host, name: String, model: Option<Model>, load: ServingLoad, base_port: u16) -> Plan {
         let wanted = Wanted { model: model.as_ref(), load: &load, base_port };
-        let (layouts, max_model_len) = layout::layouts(host, wanted);
+        let (layouts, max_model_len) = division::layouts(host, wanted);
         let plan = |layout: Layout| {
-            let lines = layout.servers().map(|server| emit::launch(host, server, &name, &load, max_model_len));
+            let lines = layout.servers().map(|server| launch::launch(host, server, &name, &load, max_model_len));
             Planned { starts: layout.starts(), launch: lines.collect(), layout }
         };
         let layouts = layouts.into_iter().map(plan).collect();
@@ -90,10 +90,10 @@ impl Plan {
         Plan {
             vendor: host.vendor,
             gpus: host.gpus.clone(),
-            links: pairs.filter_map(|(a, b)| host.link(a, b).map(|link| Pair { a, b, link })).collect(),
+            links: pairs.filter_map(|(a, b)| host.link(a, b).map(|link| GpuPair { a, b, link })).collect(),
             nodes: host.nodes.clone(),
             nics: host.nics,
-            warnings: warning::of_host(host),
+            warnings: checks::of_host(host),
             layouts,
             max_model_len,
             load,

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::memory::Bytes;
+use super::bytes::Bytes;
 use super::mistake::{Fault, Mistake};
 
 /// Bits of a number: of a weight, or of an element of the KV cache.

@@ -2,12 +2,12 @@
 
 use std::fmt::{self, Write as _};
 
-use super::layout::{Arm, Layout, Server};
+use super::layout::{Layout, LayoutArm, LayoutServer};
 use super::memory::Room;
 use super::model::{Attention, Model, NotModelled, WeightsFrom};
-use super::topo::Link;
 use super::warning::names;
 use super::{Plan, Planned};
+use crate::plan::host::topo::Link;
 
 /// The whole plan as text.
 #[must_use]
@@ -161,7 +161,7 @@ fn layout(out: &mut String, plan: &Plan, planned: &Planned) -> fmt::Result {
     Ok(())
 }
 
-fn arm_words(arm: &Arm) -> String {
+fn arm_words(arm: &LayoutArm) -> String {
     match (arm.tp, arm.servers.len()) {
         (1, 1) => "one server on one GPU".to_owned(),
         (1, count) => format!("{count} replicas, one GPU each"),
@@ -171,8 +171,8 @@ fn arm_words(arm: &Arm) -> String {
 }
 
 /// The room of an arm: of each of its servers where they are alike, of the smallest where not.
-fn room(out: &mut String, plan: &Plan, layout: &Layout, arm: &Arm) -> fmt::Result {
-    let rooms: Vec<(&Server, &Room)> =
+fn room(out: &mut String, plan: &Plan, layout: &Layout, arm: &LayoutArm) -> fmt::Result {
+    let rooms: Vec<(&LayoutServer, &Room)> =
         arm.servers.iter().filter_map(|server| Some((server, server.room.as_ref()?))).collect();
     let Some((server, least)) = rooms.iter().min_by_key(|(_, room)| room.tokens) else { return Ok(()) };
     let head = if layout.arms.len() > 1 { format!("{}: ", arm.name) } else { String::new() };
@@ -184,7 +184,7 @@ fn room(out: &mut String, plan: &Plan, layout: &Layout, arm: &Arm) -> fmt::Resul
     let cap: u64 = rooms.iter().map(|(_, room)| room.max_num_seqs).sum();
     let at_once = arm.at_once().unwrap_or_default();
     // Sessions are shared out by GPUs where two arms run side by side.
-    let gpus: usize = layout.arms.iter().map(Arm::gpus).sum();
+    let gpus: usize = layout.arms.iter().map(LayoutArm::gpus).sum();
     let concurrency = (plan.load.concurrency * arm.gpus() as u64).div_ceil(gpus.max(1) as u64);
     let waits = concurrency.saturating_sub(at_once);
     let verdict = match (waits, sequences < cap) {

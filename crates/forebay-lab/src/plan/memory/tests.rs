@@ -9,8 +9,8 @@ fn model() -> Model {
     parse(QWEN_7B, &Overrides::default()).unwrap()
 }
 
-fn load(utilization: f64) -> Load {
-    Load {
+fn load(utilization: f64) -> ServingLoad {
+    ServingLoad {
         utilization,
         overhead: Bytes::mib(1536),
         dtype: None,

@@ -1,0 +1,79 @@
+//! What a comparison is told beside the rows, and why it cannot be made.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::rows::slo::Slo;
+
+/// What a comparison is told beside the rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// The arm that the others are compared with; none: the first in the rows.
+    pub baseline: Option<String>,
+    /// The limits of goodput.
+    pub slo: Option<Slo>,
+    /// GPUs of an arm, where the rows do not tell.
+    pub gpus: BTreeMap<String, u32>,
+    /// What an arm costs an hour.
+    pub prices: BTreeMap<String, f64>,
+    /// Shares of a live split, in any unit; an arm that is not named has 1.
+    pub shares: BTreeMap<String, f64>,
+    /// How long an epoch of a live split is, at least.
+    pub block: Duration,
+    /// For the bootstrap.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            baseline: None,
+            slo: None,
+            gpus: BTreeMap::new(),
+            prices: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            block: Duration::from_secs(300),
+            seed: 0,
+        }
+    }
+}
+
+/// Why rows cannot be compared.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CompareError {
+    /// No whole run.
+    #[error("there is no whole run with requests in these files")]
+    NoRows,
+    /// One arm is no comparison.
+    #[error("there is one arm, `{0}`; a comparison takes two")]
+    OneArm(String),
+    /// Rows that do not tell their arm.
+    #[error("a run does not name its arm; `forebay bench --arm NAME` does")]
+    NoArm,
+    /// An argument for an arm that is not there.
+    #[error("{flag}: no arm is called `{name}`; there are {known}")]
+    UnknownArm {
+        /// The argument.
+        flag: &'static str,
+        /// What it named.
+        name: String,
+        /// The arms.
+        known: String,
+    },
+    /// A price or a share that is none.
+    #[error("{flag} {arm}={value}: it must be above 0")]
+    NotPositive {
+        /// The argument.
+        flag: &'static str,
+        /// The arm.
+        arm: String,
+        /// What it was given.
+        value: f64,
+    },
+    /// An epoch of no length.
+    #[error("an epoch of a live split must be longer than 0 s")]
+    NoBlock,
+    /// Every load was run by one arm only.
+    #[error("the arms have no load in common: {0}")]
+    NothingInCommon(String),
+}

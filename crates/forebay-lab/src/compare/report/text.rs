@@ -1,0 +1,161 @@
+//! A comparison on a terminal: verdicts first, then what heads them, then tables. Pure.
+
+use crate::compare::figure::Figure;
+use crate::compare::format;
+use crate::compare::model::{Cell, Comparison, Point};
+use crate::rows::table::{aligned, benchmark_rows};
+
+/// The report.
+#[must_use]
+pub fn text(comparison: &Comparison) -> String {
+    let mut out = String::new();
+    for sentence in format::verdicts(comparison) {
+        out.push_str(&sentence);
+        out.push('\n');
+    }
+    if !comparison.warnings.is_empty() {
+        out.push('\n');
+    }
+    for warning in &comparison.warnings {
+        out.push_str(&format!("{}\n", format::warning(warning)));
+    }
+    for point in &comparison.points {
+        out.push_str(&format!("\n{}\n\n", format::sentence_case(&format::heading(point))));
+        out.push_str(&aligned(&figures(point)));
+        for line in diagnoses(point) {
+            out.push_str(&format!("\n{line}\n"));
+        }
+        let compared = ratios(point);
+        if compared.len() > 1 {
+            out.push('\n');
+            out.push_str(&aligned(&compared));
+        }
+        notes(point, &mut out);
+    }
+    if !comparison.crossovers.is_empty() {
+        out.push_str("\nCrossover\n\n");
+        for crossover in &comparison.crossovers {
+            out.push_str(&format!("  {}\n", format::crossover(crossover)));
+        }
+    }
+    out
+}
+
+/// The benchmark's fourteen rows of all requests of each arm, and then what it lacks, over epochs.
+pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
+    let mut rows = vec![heads(point)];
+    rows.extend(of_all_requests(point));
+    for figure in Figure::ALL.into_iter().filter(|figure| beyond_seed(*figure)) {
+        let values: Vec<Option<String>> = point.cells.iter().map(|cell| measured(cell, figure)).collect();
+        if values.iter().any(Option::is_some) {
+            let mut cells = vec![figure.name().to_owned()];
+            cells.extend(values.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned())));
+            rows.push(cells);
+        }
+    }
+    rows
+}
+
+/// What heads each arm's column.
+pub(super) fn heads(point: &Point) -> Vec<String> {
+    let head = |cell: &Cell| match cell.epochs.len() {
+        1 => format!("{} (1 epoch)", cell.arm),
+        epochs => format!("{} ({epochs} epochs)", cell.arm),
+    };
+    [String::new()].into_iter().chain(point.cells.iter().map(head)).collect()
+}
+
+/// The benchmark's fourteen rows.
+pub(super) fn of_all_requests(point: &Point) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    let columns: Vec<_> = point.cells.iter().map(|cell| benchmark_rows(&cell.pooled)).collect();
+    for row in 0..columns.first().map_or(0, |rows| rows.len()) {
+        let mut cells = vec![columns[0][row].0.to_owned()];
+        for (column, cell) in columns.iter().zip(&point.cells) {
+            let few = column[row].0.starts_with("P99") && cell.pooled.requests < 500;
+            cells.push(format!("{}{}", column[row].1, if few { "*" } else { "" }));
+        }
+        rows.push(cells);
+    }
+    rows
+}
+
+/// Whether the benchmark's table has no row for it.
+fn beyond_seed(figure: Figure) -> bool {
+    use Figure::{OutputTokensPerSecond, RequestsPerSecond, TpotMedian, TpotP99, TtftMedian, TtftP99};
+    !matches!(figure, OutputTokensPerSecond | RequestsPerSecond | TtftMedian | TtftP99 | TpotMedian | TpotP99)
+}
+
+pub(super) fn measured(cell: &Cell, figure: Figure) -> Option<String> {
+    let found = cell.figures.iter().find(|measured| measured.figure == figure)?;
+    let few = if found.few_requests { "*" } else { "" };
+    Some(format!("{}{few}", format::value(figure, found.value)))
+}
+
+/// Each figure of each arm beside the baseline's.
+pub(super) fn ratios(point: &Point) -> Vec<Vec<String>> {
+    let (baseline, arm) = match &point.pairs[..] {
+        [pair] => (pair.baseline.as_str(), pair.arm.as_str()),
+        _ => ("baseline", "arm"),
+    };
+    let ratio = format!("{arm} / {baseline} (95 %)");
+    let head = ["over epochs", baseline, arm, &ratio, "p, adjusted", "shown from"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for pair in &point.pairs {
+        let several = if point.pairs.len() > 1 { format!("{}: ", pair.arm) } else { String::new() };
+        for ratio in &pair.ratios {
+            let mark = if ratio.primary { " (decides)" } else { "" };
+            let few = if ratio.few_requests { "*" } else { "" };
+            rows.push(vec![
+                format!("{several}{}{mark}", ratio.figure.name()),
+                format!("{}{few}", format::value(ratio.figure, ratio.baseline)),
+                format!("{}{few}", format::value(ratio.figure, ratio.arm)),
+                format::ratio(ratio.ratio, ratio.interval),
+                ratio.p_adjusted.map_or_else(|| "-".to_owned(), format::p),
+                ratio.detectable.map_or_else(|| "-".to_owned(), |least| format!("{:.1} %", (least - 1.0) * 100.0)),
+            ]);
+        }
+    }
+    rows
+}
+
+/// What bound each arm, and where undecided what would tell.
+pub(super) fn diagnoses(point: &Point) -> Vec<String> {
+    let said = |cell: &Cell| {
+        let diagnosis = cell.diagnosis.as_ref()?;
+        let rest = diagnosis.would_tell.join(" ");
+        let named = diagnosis.sentence.starts_with(&cell.arm);
+        let whose = if named { String::new() } else { format!("{}: ", cell.arm) };
+        Some(format!("{whose}{} {rest}", diagnosis.sentence).trim_end().to_owned())
+    };
+    point.cells.iter().filter_map(said).collect()
+}
+
+/// What a table's marks mean.
+fn notes(point: &Point, out: &mut String) {
+    out.push('\n');
+    for note in footnotes(point) {
+        out.push_str(&format!("{note}\n"));
+    }
+}
+
+/// How intervals were made, and what the asterisk is.
+pub(super) fn footnotes(point: &Point) -> Vec<String> {
+    let mut notes = Vec::new();
+    for pair in &point.pairs {
+        if let Some(first) = pair.ratios.first() {
+            notes.push(format!(
+                "{} / {}: means of epochs and the 95 % interval of their ratio, by {}; p adjusted after Holm; \"shown from\" is \
+                 the smallest difference that 4 of 5 such experiments show.",
+                pair.arm,
+                pair.baseline,
+                format::method(first)
+            ));
+        }
+    }
+    let few = |cell: &Cell| cell.pooled.requests < 500 || cell.figures.iter().any(|one| one.few_requests);
+    if point.cells.iter().any(few) {
+        notes.push("* a P99 of fewer than 500 requests in an epoch or in all: the few slowest decide it.".to_owned());
+    }
+    notes
+}

@@ -1,0 +1,65 @@
+//! What may bound an arm, and what a diagnosis says of it. Pure data.
+
+use serde::Serialize;
+
+/// What bound an arm: the resource of which more would have helped most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Memory for keys and values: sequences waited for blocks, or lost theirs and were computed again.
+    KvRoom,
+    /// A cap on running sequences (`max_num_seqs`), with memory to spare.
+    CapOnRunning,
+    /// Nothing waited for room: the steps themselves took the time.
+    StepTime,
+    /// The computing of prompts.
+    Prefill,
+    /// The load: the arm kept up with what was offered.
+    Arrival,
+    /// The load generator or its machine: answers were ready before they were read.
+    SlowClient,
+    /// What is known does not tell.
+    Undecided,
+}
+
+impl Cause {
+    /// Every cause that a diagnosis may name, and last the word for none.
+    pub const ALL: [Cause; 7] = [
+        Cause::KvRoom,
+        Cause::CapOnRunning,
+        Cause::StepTime,
+        Cause::Prefill,
+        Cause::Arrival,
+        Cause::SlowClient,
+        Cause::Undecided,
+    ];
+
+    /// Its name in a sentence.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::KvRoom => "KV room",
+            Cause::CapOnRunning => "a cap on running sequences",
+            Cause::StepTime => "step time",
+            Cause::Prefill => "prefill",
+            Cause::Arrival => "the load offered",
+            Cause::SlowClient => "a slow client",
+            Cause::Undecided => "undecided",
+        }
+    }
+}
+
+/// What bound an arm, and why one may believe it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Diagnosis {
+    /// The cause.
+    pub cause: Cause,
+    /// Where undecided: what it may be, likeliest first. Otherwise the cause alone.
+    pub candidates: Vec<Cause>,
+    /// One sentence with its figures.
+    pub sentence: String,
+    /// What it rests on, a line each.
+    pub evidence: Vec<String>,
+    /// Where undecided: what would tell, a line each.
+    pub would_tell: Vec<String>,
+}

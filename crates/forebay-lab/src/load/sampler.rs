@@ -1,0 +1,165 @@
+//! Looks at the servers during a run: their `/metrics`, once a second, on a thread and a runtime of its own, so that no look
+//! delays a request here. It does delay one that comes to a vLLM at that moment, which writes its metrics in the loop that
+//! answers requests: by some 8 ms on a slow core (`forebay bench` at 20 requests/s, every twentieth). A look that fails is left
+//! out; it is never a zero.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::rows::row_file::Sample;
+use forebay_core::clock::{Clock, Time};
+use forebay_core::vllm_metrics;
+use forebay_fleet::probe::ProbeClient;
+
+/// Between two looks at one server.
+const EVERY: Duration = Duration::from_secs(1);
+/// A server that works hard answers late, but this late it says nothing of the moment at which it was asked.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// As the proxy's own scraper has it.
+pub(crate) const MAX_TEXT: usize = 8 << 20;
+
+/// A server to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scraped {
+    /// Scheme, host and port.
+    pub base: String,
+    /// What its rows call it: host and port, as Forebay calls it too.
+    pub name: String,
+}
+
+impl Scraped {
+    /// The server at a base URL.
+    #[must_use]
+    pub fn of(base: &str) -> Scraped {
+        let name = base.split_once("://").map_or(base, |(_, rest)| rest);
+        Scraped { base: base.to_owned(), name: name.to_owned() }
+    }
+
+    /// Whether it has metrics as a vLLM has them.
+    pub async fn answers(&self) -> bool {
+        look(&ProbeClient::new(PATIENCE), self).await.is_some()
+    }
+}
+
+/// Looks until it is told to end.
+pub struct Sampler {
+    stop: oneshot::Sender<()>,
+    seen: oneshot::Receiver<Vec<Sample>>,
+}
+
+impl Sampler {
+    /// Begins to look, at once and then every second; times count from `begin`.
+    ///
+    /// # Errors
+    /// The system has no thread or no runtime for it.
+    pub fn start(servers: Vec<Scraped>, clock: Clock, begin: Time) -> io::Result<Sampler> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (tell, seen) = oneshot::channel();
+        let work = move || {
+            let samples = runtime.block_on(sample(servers, clock, begin, stopped));
+            // Nobody waits for them any more if the run was dropped.
+            drop(tell.send(samples));
+        };
+        std::thread::Builder::new().name("sampler".to_owned()).spawn(work)?;
+        Ok(Sampler { stop, seen })
+    }
+
+    /// Takes a last look and gives all, oldest first.
+    pub async fn end(self) -> Vec<Sample> {
+        drop(self.stop);
+        self.seen.await.unwrap_or_default()
+    }
+}
+
+async fn sample(servers: Vec<Scraped>, clock: Clock, begin: Time, stopped: oneshot::Receiver<()>) -> Vec<Sample> {
+    let client = ProbeClient::new(PATIENCE);
+    let (halt, halted) = tokio::sync::watch::channel(false);
+    let mut looking = JoinSet::new();
+    for server in servers {
+        let (client, clock, mut halted) = (client.clone(), clock.clone(), halted.clone());
+        looking.spawn(async move {
+            let mut seen = Vec::new();
+            let mut every = tokio::time::interval(EVERY);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut last = false;
+            while !last {
+                tokio::select! {
+                    _ = every.tick() => {}
+                    _ = halted.changed() => last = true,
+                }
+                let asked = clock.now().since(begin);
+                if let Some(sample) = look(&client, &server).await {
+                    seen.push(Sample { at_us: u64::try_from(asked.as_micros()).unwrap_or(u64::MAX), ..sample });
+                }
+            }
+            seen
+        });
+    }
+    // An error is an end as well: whoever asked for samples is gone.
+    let _ = stopped.await;
+    let _ = halt.send(true);
+    let mut samples = looking.join_all().await.concat();
+    samples.sort_by_key(|sample| sample.at_us);
+    samples
+}
+
+async fn look(client: &ProbeClient, server: &Scraped) -> Option<Sample> {
+    let uri = format!("{}/metrics", server.base).parse().ok()?;
+    let body = client.get_ok(uri, None, PATIENCE, MAX_TEXT).await.ok()?;
+    read(std::str::from_utf8(&body).ok()?, &server.name)
+}
+
+/// What a server's metrics say; none if they are not vLLM's.
+fn read(text: &str, name: &str) -> Option<Sample> {
+    let seen = vllm_metrics::parse(text).ok()?;
+    Some(Sample {
+        backend: name.to_owned(),
+        at_us: 0,
+        running: seen.running,
+        waiting: seen.waiting,
+        kv_usage: seen.kv_usage,
+        preemptions: seen.preemptions,
+        prefix_queries: seen.prefix_queries,
+        prefix_hits: seen.prefix_hits,
+        prompt_tokens: vllm_metrics::figure(text, "prompt_tokens_total"),
+        generation_tokens: seen.generation_tokens,
+        steps: seen.steps,
+        kv_tokens: seen.kv_capacity_tokens.map(|tokens| tokens as f64),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_text_fills_every_figure() {
+        let text = include_str!("../../../../tests/fixtures/vllm-0.32.0/metrics/under-load-4-running-12-waiting.txt");
+        let sample = read(text, "a:1").unwrap();
+        assert_eq!((sample.backend.as_str(), sample.running, sample.waiting), ("a:1", Some(4.0), Some(12.0)));
+        assert_eq!(sample.kv_tokens, Some(65_536.0));
+        let rest = [
+            sample.kv_usage,
+            sample.preemptions,
+            sample.prefix_queries,
+            sample.prefix_hits,
+            sample.prompt_tokens,
+            sample.generation_tokens,
+            sample.steps,
+        ];
+        assert!(rest.iter().all(Option::is_some), "{sample:?}");
+        assert_eq!(read("go_goroutines 7\n", "a:1"), None);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_gives_no_rows_and_ends_the_run_no_later() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let clock = Clock::system();
+        let sampler = Sampler::start(vec![Scraped::of(&format!("http://{gone}"))], clock.clone(), clock.now()).unwrap();
+        assert_eq!(sampler.end().await, []);
+    }
+}

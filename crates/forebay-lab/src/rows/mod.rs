@@ -1,0 +1,10 @@
+//! What a run leaves: one [`record`] for each request, the [`row_file`] that holds them, and the figures made from them as
+//! `vllm bench serve` defines them.
+
+pub mod published_benchmark;
+pub mod record;
+pub mod results;
+pub mod row_file;
+pub mod slo;
+pub mod summary;
+pub mod table;
