@@ -544,6 +544,78 @@ fn nothing_outside_the_project_is_named() {
     report(&texts.iter().flat_map(|path| outside_names(path, &read(path))).collect::<Vec<_>>());
 }
 
+/// Names of files and folders in backquotes, with their lines: `routing/cost.rs`, `tests/it/`. A bare `cost.rs` is one too.
+fn named_files(text: &str) -> Vec<(usize, &str)> {
+    let is_file = |name: &str| {
+        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+        let kind = [".rs", ".md"].iter().any(|kind| name.len() > kind.len() && name.ends_with(kind));
+        plain && (kind || name.ends_with('/')) && !name.starts_with(['/', '.', '-'])
+    };
+    let lines = text.lines().enumerate();
+    lines
+        .flat_map(|(at, line)| line.split('`').skip(1).step_by(2).map(move |name| (at + 1, name)))
+        .filter(|(_, name)| is_file(name))
+        .collect()
+}
+
+#[test]
+fn files_that_texts_name_are_there() {
+    let folders = ["src", "crates", "tests", "benches", "config", "docker", "docs", "fuzz", ".ci"];
+    let mut all: Vec<String> = folders.into_iter().flat_map(files).collect();
+    let documents = fs::read_dir(root()).expect("the project's root").flatten().map(|entry| entry.file_name());
+    all.extend(documents.map(|name| name.to_string_lossy().into_owned()).filter(|name| name.ends_with(".md")));
+    let is_there = |name: &str| {
+        all.iter().any(|path| {
+            let path = format!("/{path}");
+            if name.ends_with('/') { path.contains(&format!("/{name}")) } else { path.ends_with(&format!("/{name}")) }
+        })
+    };
+    let mut missing = Vec::new();
+    for path in all.iter().filter(|path| is_rust(path) || path.ends_with(".md")) {
+        let text = read(path);
+        // In code a backquote is a comment's.
+        let comments = |line: &str| !is_rust(path) || line.trim_start().starts_with("//");
+        let text: String = text.lines().map(|line| if comments(line) { line } else { "" }.to_owned() + "\n").collect();
+        for (line, name) in named_files(&text).into_iter().filter(|(_, name)| !is_there(name)) {
+            missing.push(format!("{path}:{line}: there is no `{name}`; name the file as it is"));
+        }
+    }
+    report(&missing);
+}
+
+#[test]
+fn a_type_name_means_one_thing_in_a_crate() {
+    let mut twice = Vec::new();
+    for tree in TREES {
+        let mut seen: Vec<(String, String)> = Vec::new();
+        for path in sources().into_iter().filter(|path| path.starts_with(tree.src) && !is_test_file(path)) {
+            for name in type_names(&without_tests(&code_only(&read(&path)))) {
+                match seen.iter().find(|(known, _)| *known == name) {
+                    // Each command of the command line has its arguments.
+                    Some((_, first)) if name != "Args" => {
+                        twice
+                            .push(format!("{path}:1: `{name}` is also in {first}; give one of them a name of its own"));
+                    }
+                    _ => seen.push((name, path.clone())),
+                }
+            }
+        }
+    }
+    report(&twice);
+}
+
+/// The structs, enums, traits and unions that `code` defines.
+fn type_names(code: &str) -> Vec<String> {
+    let ident = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let of_line = |line: &str| {
+        let line = line.trim_start();
+        let line = line.strip_prefix("pub(crate) ").or(line.strip_prefix("pub(super) ")).unwrap_or(line);
+        let line = line.strip_prefix("pub ").unwrap_or(line);
+        ["struct ", "enum ", "trait ", "union "].iter().find_map(|kind| line.strip_prefix(kind)).map(ident)
+    };
+    code.lines().filter_map(of_line).filter(|name| !name.is_empty()).collect()
+}
+
 #[test]
 fn every_file_of_config_is_named_by_a_test() {
     let code: String =
