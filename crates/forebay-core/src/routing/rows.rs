@@ -76,7 +76,9 @@ impl Rows {
         let changed = still.and_then(|kept| loads.changed_since(kept.change));
         match (still, changed) {
             (Some(kept), Some(changed)) if changed.len() <= self.rows.len() => {
-                for &slot in changed {
+                // A decision and its end are two changes of one slot.
+                let mut last = None;
+                for &slot in changed.iter().filter(|slot| last.replace(**slot) != Some(**slot)) {
                     self.renew(slot, loads);
                 }
                 self.kept = Some(Kept { change: loads.next_change(), ..kept });

@@ -47,6 +47,8 @@ pub(super) struct Cache {
     pub(super) reached: (u32, u32),
     buckets: [AgeBucket; BUCKETS],
     len: usize,
+    /// The depths of the buckets are as of now. They are reckoned when somebody asks: a dispatch without a known prefix does not.
+    reckoned: bool,
     /// The first epoch whose blocks are still there.
     alive_from: u32,
     now: u32,
@@ -64,6 +66,7 @@ impl Cache {
             reached: (0, 0),
             buckets: [AgeBucket { last: 0, tokens: 0.0, at: Time::ZERO, depth: 0.0, kept: 1.0 }; BUCKETS],
             len: 0,
+            reckoned: true,
             alive_from: 1,
             now: 0,
             tokens: 0.0,
@@ -127,7 +130,10 @@ impl Cache {
     }
 
     /// The share of the blocks of this epoch that should still be there, and how many tokens were used since they were.
-    pub(super) fn kept(&self, epoch: u32) -> (f32, f64) {
+    pub(super) fn kept(&mut self, epoch: u32) -> (f32, f64) {
+        if !self.reckoned {
+            self.reckon();
+        }
         let held = &self.buckets[..self.len];
         let bucket = held.get(held.partition_point(|bucket| bucket.last < epoch));
         bucket.map_or((0.0, 0.0), |bucket| (bucket.kept, bucket.depth))
@@ -193,17 +199,23 @@ impl Cache {
             self.alive_from = self.buckets[gone].last + 1;
             gone += 1;
         }
-        let mut newer = 0.0;
-        let (whole, gone_at) = (WHOLE * self.capacity, GONE * self.capacity);
-        for bucket in self.buckets[gone..self.len].iter_mut().rev() {
-            bucket.depth = newer + 0.5 * bucket.tokens;
-            bucket.kept = ((gone_at - bucket.depth) / (gone_at - whole).max(1.0)).clamp(0.0, 1.0) as f32;
-            newer += bucket.tokens;
-        }
         if gone > 0 {
             self.buckets.copy_within(gone..self.len, 0);
             self.len -= gone;
         }
+        self.reckoned = false;
+    }
+
+    /// Finds how deep each bucket lies under what was used since, and how much of it should still be there.
+    fn reckon(&mut self) {
+        let mut newer = 0.0;
+        let (whole, gone_at) = (WHOLE * self.capacity, GONE * self.capacity);
+        for bucket in self.buckets[..self.len].iter_mut().rev() {
+            bucket.depth = newer + 0.5 * bucket.tokens;
+            bucket.kept = ((gone_at - bucket.depth) / (gone_at - whole).max(1.0)).clamp(0.0, 1.0) as f32;
+            newer += bucket.tokens;
+        }
+        self.reckoned = true;
     }
 
     fn merge(&mut self) {

@@ -89,7 +89,8 @@ impl Lru {
 
     /// Of each block the tokens used since, and the share of it that the model takes to be there.
     fn told<'a>(&'a self, model: &'a Cache) -> impl Iterator<Item = (u32, f32)> + 'a {
-        let kept = |epoch| if model.keeps(epoch) { model.kept(epoch).0 } else { 0.0 };
+        let mut model = model.clone();
+        let mut kept = move |epoch| if model.keeps(epoch) { model.kept(epoch).0 } else { 0.0 };
         (0_u32..).zip(self.0.iter().rev()).map(move |(nth, (_, epoch))| (nth * LRU_BLOCK, kept(*epoch)))
     }
 }
