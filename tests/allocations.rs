@@ -11,6 +11,7 @@ use forebay_core::clock::Time;
 use forebay_core::routing::affinity::{BLOCK_ENDS, Mark, Marks};
 use forebay_core::routing::decision::Trace;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::sample::Sample;
 use forebay_fleet::config::load_text;
 use forebay_fleet::membership::controller::{Controller, Settings};
@@ -122,7 +123,7 @@ fn taken(pool: &Pool, requests: &[RequestFacts], warm: u64) -> u64 {
 #[test]
 fn no_request_takes_memory_on_its_way_through_routing() {
     let requests: Vec<RequestFacts> = (0..350).map(request).collect();
-    for policy in ["predicted_ttft", "least_tokens", "least_inflight", "p2c", "round_robin"] {
+    for policy in PolicyName::ALL.iter().map(|policy| policy.as_str()) {
         for size in [1, 16, 512] {
             let (_controller, pool) = pool(policy, size);
             let taken = taken(&pool, &requests, 500);

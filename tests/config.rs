@@ -97,7 +97,7 @@ fn an_example_with_keys_reads_them_and_shows_none() {
 }
 
 #[test]
-fn every_key_with_its_documented_default_gives_the_defaults() {
+fn a_file_that_writes_the_defaults_out_gives_the_defaults() {
     let text = r#"
         [listen]
         address = "127.0.0.1:8080"

@@ -22,8 +22,11 @@ use forebay_fleet::config::{self, Report};
 )]
 pub struct Args {
     /// The configuration file (TOML)
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    #[arg(value_name = "FILE", required_unless_present = "config")]
+    file: Option<PathBuf>,
+    /// The same, as `forebay serve` takes it
+    #[arg(long, value_name = "FILE", conflicts_with = "file")]
+    config: Option<PathBuf>,
     /// Also print every pool, arm and backend
     #[arg(short, long)]
     pub verbose: bool,
@@ -32,7 +35,9 @@ pub struct Args {
 /// Runs the command: 0 if the file is right, 2 if not.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
-    match config::load(&args.file) {
+    // clap asks for one of them
+    let file = args.file.or(args.config).unwrap_or_default();
+    match config::load(&file) {
         Ok(loaded) => {
             let mut text = format!("ok: {}\n", summary(&loaded.config));
             if args.verbose {

@@ -17,7 +17,7 @@ use super::body::Message;
 use crate::proxy::shutdown::Shutdown;
 use crate::upstream::AnswerBody;
 use forebay_core::clock::{Clock, Time};
-use forebay_core::error::Failure;
+use forebay_core::error::{Failure, with_causes};
 use forebay_fleet::Pauses;
 use forebay_fleet::health::alarm::{Heard, Watch};
 
@@ -110,7 +110,10 @@ impl Wire {
                 // First, so that a piece costs one look at the rest: a client that left is met by `send`.
                 frame = self.body.frame() => match frame {
                     None => return Ok(None),
-                    Some(Err(_)) => return Err(Failure::Truncated),
+                    Some(Err(error)) => {
+                        tracing::debug!(error = with_causes(&error), "the answer of a backend broke");
+                        return Err(Failure::Truncated);
+                    }
                     // Anything but data is a trailer, which vLLM has none of.
                     Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
                         let now = self.clock.now();

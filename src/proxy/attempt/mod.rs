@@ -99,7 +99,7 @@ pub(crate) async fn run(
                 }
                 Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
             };
-        let verdict = verdict(failure, stage(early), &seen);
+        let verdict = verdict(failure, &seen);
         if seen.blames(failure) {
             suspicion = failed(work, means.controller, ticket, failure, clock).or(suspicion);
         } else {
@@ -172,9 +172,7 @@ async fn attempt(
             failure = watch.ended(clock) => Err(failure.into()),
         };
         match result {
-            Err(Uncommitted::Failed(Failure::Reused, _))
-                if verdict(Failure::Reused, Stage::NothingSent, seen) == Verdict::SameFresh =>
-            {
+            Err(Uncommitted::Failed(Failure::Reused, _)) if verdict(Failure::Reused, seen) == Verdict::SameFresh => {
                 seen.note(Failure::Reused);
                 record.retried(Failure::Reused);
                 connection = Connection::Fresh;

@@ -1,5 +1,5 @@
-//! What follows a failed attempt: the failure table as one match, the limits on trying again, and whose answer the client gets
-//! when attempts end. Says what to do and does nothing: sending, answering and blaming are the caller's.
+//! What follows a failed attempt before the first token: the failure table as one match, the limits on trying again, and whose
+//! answer the client gets when attempts end. After the first token nothing is tried again (`proxy/answer/relay.rs`). Says what to do and does nothing: sending, answering and blaming are the caller's.
 //!
 //! Hot path: only failed attempts come here, but for the deposit of each request in the budget; no allocation.
 
@@ -16,8 +16,6 @@ pub enum Stage {
     NothingSent,
     /// The head and comments, no token: the status is spent, the backend is open.
     HeadSentEarly,
-    /// A token: both are spent.
-    AfterToken,
 }
 
 /// What to do now.
@@ -27,10 +25,8 @@ pub enum Verdict {
     SameFresh,
     /// Another backend, if the budget and the pool have one; if not, the caller asks [`Attempts::ending`].
     Next,
-    /// What the backend said goes to the client: as it came, or, past an early head, as an error event.
-    PassThrough,
     /// No more attempts; [`Attempts::ending`] says whose answer ends the request.
-    GiveUp,
+    Over,
 }
 
 /// Whose answer ends a request whose attempts are over.
@@ -38,7 +34,7 @@ pub enum Verdict {
 pub enum Ending {
     /// The last real answer of a backend, which the caller has kept.
     Theirs,
-    /// One of ours, for this failure. Past an early head or a token: an error event and an unclean end.
+    /// One of ours, for this failure. Past an early head: an error event and an unclean end.
     Ours(Failure),
 }
 
@@ -111,8 +107,7 @@ impl Attempts {
     }
 
     /// Whose answer ends the request, attempts being over: the last real one wins over ours, but for our own fault
-    /// (misconfigured) and after two deaths. Past an early head only an error event can still be passed on, and past a token
-    /// only the failure at hand counts.
+    /// (misconfigured) and after two deaths. Past an early head only an error event can still be passed on.
     #[must_use]
     pub fn ending(&self, stage: Stage) -> Ending {
         // Two deaths are an answer of their own, whatever the second was.
@@ -122,7 +117,6 @@ impl Attempts {
                 self.answered && self.deaths < MAX_DEATHS && !matches!(last, Failure::Misconfigured(_))
             }
             Stage::HeadSentEarly => matches!(last, Failure::ErrorEvent { .. }) && self.deaths < MAX_DEATHS,
-            Stage::AfterToken => matches!(self.last, Some(Failure::ErrorEvent { .. })),
         };
         if theirs { Ending::Theirs } else { Ending::Ours(last) }
     }
@@ -158,47 +152,29 @@ pub fn is_answer(failure: Failure) -> bool {
     }
 }
 
-/// The failure table. `seen` is what came before this failure. Where an answer of ours follows [`Verdict::GiveUp`], its
-/// status is `Failure::status`.
+/// The failure table. `seen` is what came before this failure.
 #[must_use]
-pub fn verdict(failure: Failure, stage: Stage, seen: &Attempts) -> Verdict {
-    match (failure, stage) {
-        (Failure::ClientLeft | Failure::Shutdown | Failure::Deadline | Failure::Idle | Failure::Truncated, _) => {
-            Verdict::GiveUp
+pub fn verdict(failure: Failure, seen: &Attempts) -> Verdict {
+    match failure {
+        Failure::ClientLeft | Failure::Shutdown | Failure::Deadline | Failure::Idle | Failure::Truncated => {
+            Verdict::Over
         }
-        (Failure::ErrorEvent { .. }, Stage::AfterToken) => Verdict::PassThrough,
-        (_, Stage::AfterToken) => Verdict::GiveUp,
-        (Failure::ErrorEvent { code, engine_dead: false }, _) if code < 500 => Verdict::PassThrough,
-        (Failure::Reused, _) if seen.free_retry(failure) => Verdict::SameFresh,
-        (
-            Failure::Connect
-            | Failure::Reused
-            | Failure::Died
-            | Failure::ServerError(_)
-            | Failure::Busy { .. }
-            | Failure::Misconfigured(_)
-            | Failure::ErrorEvent { .. }
-            | Failure::FirstToken
-            | Failure::Stalled
-            | Failure::ListenerGone,
-            Stage::NothingSent | Stage::HeadSentEarly,
-        ) => next(failure, stage, seen),
-    }
-}
-
-fn next(failure: Failure, stage: Stage, seen: &Attempts) -> Verdict {
-    let deaths = seen.deaths + u32::from(seen.kills(failure));
-    if deaths >= MAX_DEATHS {
-        return Verdict::GiveUp;
-    }
-    if seen.failed + 1 < seen.limit {
-        return Verdict::Next;
-    }
-    match (failure, stage) {
-        (Failure::ServerError(_) | Failure::Busy { .. }, Stage::NothingSent) | (Failure::ErrorEvent { .. }, _) => {
-            Verdict::PassThrough
+        // The client's own mistake: another backend would say the same.
+        Failure::ErrorEvent { code, engine_dead: false } if code < 500 => Verdict::Over,
+        Failure::Reused if seen.free_retry(failure) => Verdict::SameFresh,
+        Failure::Connect
+        | Failure::Reused
+        | Failure::Died
+        | Failure::ServerError(_)
+        | Failure::Busy { .. }
+        | Failure::Misconfigured(_)
+        | Failure::ErrorEvent { .. }
+        | Failure::FirstToken
+        | Failure::Stalled
+        | Failure::ListenerGone => {
+            let deaths = seen.deaths + u32::from(seen.kills(failure));
+            if deaths < MAX_DEATHS && seen.failed + 1 < seen.limit { Verdict::Next } else { Verdict::Over }
         }
-        _ => Verdict::GiveUp,
     }
 }
 
@@ -253,11 +229,12 @@ impl TokenBucket {
 
 #[cfg(test)]
 mod tests {
-    use super::Stage::{AfterToken, HeadSentEarly, NothingSent};
+    use super::Stage::{HeadSentEarly, NothingSent};
     use super::*;
     use std::time::Duration;
 
     const BUSY: Failure = Failure::Busy { status: 503, retry_after: None };
+    const TOO_MANY: Failure = Failure::Busy { status: 429, retry_after: None };
     const EVENT: Failure = Failure::ErrorEvent { code: 500, engine_dead: false };
     const DEAD: Failure = Failure::ErrorEvent { code: 500, engine_dead: true };
 
@@ -270,51 +247,55 @@ mod tests {
     }
 
     #[test]
-    fn a_first_failure_moves_on_until_a_token_was_sent() {
+    fn a_first_failure_moves_on_or_ends_the_attempts() {
         use Failure as F;
-        use Verdict::{GiveUp, Next, PassThrough, SameFresh};
+        use Verdict::{Next, Over, SameFresh};
         let table = [
-            (F::Connect, Next, Next, GiveUp),
-            (F::Reused, SameFresh, SameFresh, GiveUp),
-            (F::Died, Next, Next, GiveUp),
-            (F::ServerError(500), Next, Next, GiveUp),
-            (BUSY, Next, Next, GiveUp),
-            (F::Misconfigured(404), Next, Next, GiveUp),
-            (F::ErrorEvent { code: 400, engine_dead: false }, PassThrough, PassThrough, PassThrough),
-            (EVENT, Next, Next, PassThrough),
-            (DEAD, Next, Next, PassThrough),
-            (F::FirstToken, Next, Next, GiveUp),
-            (F::Stalled, Next, Next, GiveUp),
-            (F::ListenerGone, Next, Next, GiveUp),
-            (F::Idle, GiveUp, GiveUp, GiveUp),
-            (F::Truncated, GiveUp, GiveUp, GiveUp),
-            (F::Deadline, GiveUp, GiveUp, GiveUp),
-            (F::ClientLeft, GiveUp, GiveUp, GiveUp),
+            (F::Connect, Next),
+            (F::Reused, SameFresh),
+            (F::Died, Next),
+            (F::ServerError(500), Next),
+            (BUSY, Next),
+            (TOO_MANY, Next),
+            (F::Misconfigured(404), Next),
+            (F::ErrorEvent { code: 400, engine_dead: false }, Over),
+            (EVENT, Next),
+            (DEAD, Next),
+            (F::FirstToken, Next),
+            (F::Stalled, Next),
+            (F::ListenerGone, Next),
+            (F::Idle, Over),
+            (F::Truncated, Over),
+            (F::Deadline, Over),
+            (F::Shutdown, Over),
+            (F::ClientLeft, Over),
         ];
-        for (failure, nothing, early, token) in table {
-            let seen = after(&[]);
-            assert_eq!(verdict(failure, NothingSent, &seen), nothing, "{failure:?}");
-            assert_eq!(verdict(failure, HeadSentEarly, &seen), early, "{failure:?}");
-            assert_eq!(verdict(failure, AfterToken, &seen), token, "{failure:?}");
+        for (failure, wanted) in table {
+            assert_eq!(verdict(failure, &after(&[])), wanted, "{failure:?}");
         }
     }
 
     #[test]
     fn the_last_attempt_ends_as_the_table_says() {
         use Failure as F;
-        use Verdict::{GiveUp, PassThrough};
+        let bad_request = F::ErrorEvent { code: 400, engine_dead: false };
         let table = [
-            (F::Connect, GiveUp, GiveUp),
-            (F::ServerError(502), PassThrough, GiveUp),
-            (BUSY, PassThrough, GiveUp),
-            (F::Misconfigured(401), GiveUp, GiveUp),
-            (EVENT, PassThrough, PassThrough),
-            (F::FirstToken, GiveUp, GiveUp),
+            (F::Connect, false, false),
+            (F::ServerError(502), true, false),
+            (BUSY, true, false),
+            (TOO_MANY, true, false),
+            (F::Misconfigured(401), false, false),
+            (EVENT, true, true),
+            (bad_request, true, true),
+            (F::FirstToken, false, false),
         ];
         for (failure, nothing, early) in table {
-            let seen = after(&[F::Connect, F::Connect]);
-            assert_eq!(verdict(failure, NothingSent, &seen), nothing, "{failure:?}");
-            assert_eq!(verdict(failure, HeadSentEarly, &seen), early, "{failure:?}");
+            let mut seen = after(&[F::Connect, F::Connect]);
+            assert_eq!(verdict(failure, &seen), Verdict::Over, "{failure:?}");
+            seen.note(failure);
+            let ending = |theirs: bool| if theirs { Ending::Theirs } else { Ending::Ours(failure) };
+            assert_eq!(seen.ending(NothingSent), ending(nothing), "{failure:?}");
+            assert_eq!(seen.ending(HeadSentEarly), ending(early), "{failure:?}");
         }
     }
 
@@ -322,7 +303,7 @@ mod tests {
     fn two_deaths_end_a_request_whatever_answers_came_before() {
         for second in [Failure::Died, DEAD, Failure::Stalled, Failure::ListenerGone] {
             let mut seen = after(&[Failure::Died]);
-            assert_eq!(verdict(second, NothingSent, &seen), Verdict::GiveUp);
+            assert_eq!(verdict(second, &seen), Verdict::Over);
             seen.note(second);
             assert_eq!(seen.ending(NothingSent), Ending::Ours(Failure::Died), "502");
         }
@@ -334,15 +315,15 @@ mod tests {
     #[test]
     fn a_reused_connection_costs_nothing_once_and_is_a_death_if_its_retry_dies_too() {
         let mut seen = after(&[]);
-        assert_eq!(verdict(Failure::Reused, NothingSent, &seen), Verdict::SameFresh);
+        assert_eq!(verdict(Failure::Reused, &seen), Verdict::SameFresh);
         seen.note(Failure::Reused);
         assert_eq!((seen.failed(), seen.deaths()), (0, 0));
         for retry in [Failure::Connect, Failure::Died, Failure::Reused] {
-            assert_eq!(verdict(retry, NothingSent, &seen), Verdict::Next);
+            assert_eq!(verdict(retry, &seen), Verdict::Next);
             let mut dead = seen;
             dead.note(retry);
             assert_eq!((dead.failed(), dead.deaths()), (1, 1), "{retry:?}");
-            assert_eq!(verdict(Failure::Reused, NothingSent, &dead), Verdict::SameFresh, "on the next backend again");
+            assert_eq!(verdict(Failure::Reused, &dead), Verdict::SameFresh, "on the next backend again");
         }
         seen.note(Failure::ServerError(500));
         assert_eq!(seen.deaths(), 0, "its fresh retry was answered");
@@ -372,11 +353,11 @@ mod tests {
     #[test]
     fn attempts_are_limited() {
         let mut seen = Attempts::new(0);
-        assert_eq!(verdict(Failure::Connect, NothingSent, &seen), Verdict::GiveUp);
+        assert_eq!(verdict(Failure::Connect, &seen), Verdict::Over);
         seen = after(&[Failure::Connect]);
-        assert_eq!(verdict(Failure::Connect, NothingSent, &seen), Verdict::Next);
+        assert_eq!(verdict(Failure::Connect, &seen), Verdict::Next);
         seen.note(Failure::Connect);
-        assert_eq!(verdict(Failure::Connect, NothingSent, &seen), Verdict::GiveUp);
+        assert_eq!(verdict(Failure::Connect, &seen), Verdict::Over);
     }
 
     #[test]

@@ -26,7 +26,7 @@ section! {
         },
         /// How a backend is chosen. The README has a [table of the policies](../README.md#a-configuration-by-example).
         policy: PolicyName {
-            takes: choice(PolicyName::ALL.iter().map(|policy| (policy.as_str(), *policy))),
+            takes: choice(PolicyName::choices()),
             default: PolicyName::default(),
             reload: AtOnce,
         },
