@@ -137,7 +137,8 @@ pub fn ahead(row: &Candidate, now: Time) -> f64 {
 
 /// Predicts the time to the first token of this request on this backend.
 #[must_use]
-#[inline]
+// A policy asks for the score of every row: inlined there, what it does not need is not computed.
+#[inline(always)]
 pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
     let (k, v, shape) = (row.k, row.v, row.shape);
     let own = f64::from(uncached(facts, row.matched));
@@ -154,6 +155,13 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
         }
         _ => 0.0,
     };
+    let (mut redundancy, mut eviction) = (0.0, 0.0);
+    if row.redundant > 0 {
+        redundancy = per_token * f64::from(row.redundant) * (1.0 + REDUNDANCY_WEIGHT * waiting);
+    }
+    if row.evicts > 0.0 {
+        eviction = EVICTION_WEIGHT * per_token * own * f64::from(row.evicts);
+    }
     Terms {
         k,
         v,
@@ -162,8 +170,8 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
         prompt: per_token * own,
         kv_wait,
         others: OTHERS_WEIGHT * sequences * per_token * own,
-        redundancy: per_token * f64::from(row.redundant) * (1.0 + REDUNDANCY_WEIGHT * waiting),
-        eviction: EVICTION_WEIGHT * per_token * own * f64::from(row.evicts),
+        redundancy,
+        eviction,
         raw: step + shape.token * (ahead + own),
     }
 }

@@ -67,7 +67,7 @@ pub fn admit(
         });
         return (!admitted.is_empty()).then_some(Scope::Pinned);
     }
-    let free = |seat: &Seat| seat.standing == Standing::In && !tried.contains(&seat.id);
+    let free = |seat: &Seat| matches!(seat.standing, Standing::In) && !tried.contains(&seat.id);
     fill(seats, admitted, |seat| seat.arm == facts.arm && free(seat));
     if !admitted.is_empty() {
         return Some(Scope::Assigned);

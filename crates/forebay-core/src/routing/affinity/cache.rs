@@ -38,6 +38,23 @@ struct AgeBucket {
     kept: f32,
 }
 
+/// What sending a block again means for the cache that gets it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Touch {
+    /// So many tokens move up from this epoch.
+    pub(super) moved: Option<(u32, f64)>,
+    /// So many tokens are taken in.
+    pub(super) taken: f64,
+}
+
+/// What a request's blocks mean together. Blocks in a row mostly are of one epoch, and so move up at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Touched {
+    epoch: u32,
+    moving: f64,
+    taken: f64,
+}
+
 /// What one backend's prefix cache should hold.
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
@@ -172,6 +189,25 @@ impl Cache {
         bucket.tokens -= moved;
         self.tokens -= moved;
         self.take_in(tokens);
+    }
+
+    /// Adds a block to what is touched.
+    #[inline]
+    pub(super) fn touch(&mut self, touched: &mut Touched, touch: Touch) {
+        touched.taken += touch.taken;
+        let Some((epoch, tokens)) = touch.moved else { return };
+        if epoch != touched.epoch && touched.moving > 0.0 {
+            self.move_up(touched.epoch, std::mem::take(&mut touched.moving));
+        }
+        (touched.epoch, touched.moving) = (epoch, touched.moving + tokens);
+    }
+
+    /// Takes it all down.
+    pub(super) fn settle(&mut self, touched: Touched) {
+        if touched.moving > 0.0 {
+            self.move_up(touched.epoch, touched.moving);
+        }
+        self.take_in(touched.taken);
     }
 
     /// The share of the cache that is in use.

@@ -1,7 +1,7 @@
 //! The index: block hash → the backends that were sent the block, each with the epoch of its cache's model. Its memory is
 //! bounded: a key has four places it can be in, and takes that of the one longest unused.
 
-use super::cache::{Cache, UNKNOWN_CAPACITY};
+use super::cache::{Cache, Touch, Touched, UNKNOWN_CAPACITY};
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
 use crate::routing::facts::{ArmIndex, RequestFacts};
@@ -44,6 +44,17 @@ const EMPTY: Set = Set {
     slots: [[0; HOLDERS]; WAYS],
     epochs: [[0; HOLDERS]; WAYS],
 };
+
+/// Who was sent a block, and in which epochs of their caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holders {
+    slots: [u16; HOLDERS],
+    epochs: [u32; HOLDERS],
+}
+
+impl Holders {
+    const NOBODY: Holders = Holders { slots: [0; HOLDERS], epochs: [0; HOLDERS] };
+}
 
 /// Where a request went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,23 +173,48 @@ impl Index {
         }
         let mut found = false;
         let (mut everywhere, mut gaps) = (0, 0);
+        // Blocks in a row mostly have the same holders: only the last of such a run says how far these have come.
+        let mut run: Option<(Holders, u32, usize)> = None;
         for mark in facts.marks.prefix() {
             // Who holds more of a prompt holds less of it as well: past a few unknown blocks there is nothing. One may have had to
             // make room for another.
-            let tokens = mark.tokens.min(facts.est_tokens);
-            match self.reach(in_arm(mark.key, facts.arm), tokens, rows, &row_of) {
+            let (holders, tokens) = match self.holders(in_arm(mark.key, facts.arm)) {
+                Some((holders, tokens)) => (holders, tokens.min(mark.tokens).min(facts.est_tokens)),
+                None => (Holders::NOBODY, 0),
+            };
+            let valid = match &mut run {
+                Some((same, until, valid)) if *same == holders => {
+                    *until = tokens.max(*until);
+                    *valid
+                }
+                _ => {
+                    if let Some((before, until, _)) = run.take() {
+                        self.reach(&before, until, rows, &row_of);
+                    }
+                    let valid = self.reach(&holders, tokens, rows, &row_of);
+                    run = Some((holders, tokens, valid));
+                    valid
+                }
+            };
+            match valid {
                 0 if gaps + 1 == GAPS => break,
                 0 => gaps += 1,
-                holders => {
+                valid => {
                     (found, gaps) = (true, 0);
-                    if holders == HOLDERS {
-                        everywhere = tokens;
+                    if valid == HOLDERS {
+                        everywhere = mark.tokens.min(facts.est_tokens);
                     }
                 }
             }
         }
+        if let Some((holders, until, _)) = run {
+            self.reach(&holders, until, rows, &row_of);
+        }
         if let Some(key) = facts.marks.session {
-            found |= self.reach(in_arm(key, facts.arm), facts.est_tokens, rows, &row_of) > 0;
+            let known = self.holders(in_arm(key, facts.arm));
+            found |= known.is_some_and(|(holders, tokens)| {
+                self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0
+            });
         }
         if found {
             for (slot, cache) in (0..).zip(&mut self.caches) {
@@ -194,13 +230,24 @@ impl Index {
         found
     }
 
-    /// Takes down how far the holders of a block have come; how many of them may have the request.
-    fn reach(&mut self, key: u64, most: u32, rows: &mut [Candidate], row_of: &impl Fn(u16) -> usize) -> usize {
+    /// Who was sent this block, and the tokens that it had.
+    #[inline]
+    fn holders(&self, key: u64) -> Option<(Holders, u32)> {
         let set = &self.sets[self.place(key)];
-        let Some(way) = (0..WAYS).find(|&way| set.keys[way] == key && set.used[way] > 0) else { return 0 };
-        let tokens = set.tokens[way].min(most);
+        let way = (0..WAYS).find(|&way| set.keys[way] == key && set.used[way] > 0)?;
+        Some((Holders { slots: set.slots[way], epochs: set.epochs[way] }, set.tokens[way]))
+    }
+
+    /// Takes down how far the holders of a block have come; how many of them may have the request.
+    fn reach(
+        &mut self,
+        holders: &Holders,
+        tokens: u32,
+        rows: &mut [Candidate],
+        row_of: &impl Fn(u16) -> usize,
+    ) -> usize {
         let mut valid = 0;
-        for (&slot, &epoch) in set.slots[way].iter().zip(&set.epochs[way]) {
+        for (&slot, &epoch) in holders.slots.iter().zip(&holders.epochs) {
             let Some(cache) = self.caches.get_mut(usize::from(slot)).filter(|cache| cache.keeps(epoch)) else {
                 continue;
             };
@@ -259,16 +306,22 @@ impl Index {
         self.sent = self.sent * KEPT + f64::from(facts.est_tokens);
         self.found = self.found * KEPT + f64::from(sent.matched);
         let mut until = 0;
+        let mut touched = Touched::default();
         for mark in facts.marks.prefix() {
-            self.put(in_arm(mark.key, facts.arm), sent.slot, mark.tokens, mark.tokens.saturating_sub(until));
+            let weight = mark.tokens.saturating_sub(until);
+            let touch = self.put(in_arm(mark.key, facts.arm), sent.slot, mark.tokens, weight);
+            self.caches[usize::from(sent.slot)].touch(&mut touched, touch);
             until = mark.tokens;
         }
         let rest = facts.est_tokens.saturating_sub(until);
-        match facts.marks.session {
+        let touch = match facts.marks.session {
             Some(key) => self.put(in_arm(key, facts.arm), sent.slot, facts.est_tokens, rest),
-            None => self.caches[usize::from(sent.slot)].take_in(f64::from(rest)),
-        }
-        self.caches[usize::from(sent.slot)].evict();
+            None => Touch { moved: None, taken: f64::from(rest) },
+        };
+        let cache = &mut self.caches[usize::from(sent.slot)];
+        cache.touch(&mut touched, touch);
+        cache.settle(touched);
+        cache.evict();
     }
 
     #[inline]
@@ -280,7 +333,7 @@ impl Index {
 
     /// Stamps a block, or the end of a session's prompt, of `weight` tokens as sent to the backend in this slot.
     #[inline]
-    fn put(&mut self, key: u64, slot: u16, tokens: u32, weight: u32) {
+    fn put(&mut self, key: u64, slot: u16, tokens: u32, weight: u32) -> Touch {
         let place = self.place(key);
         let set = &mut self.sets[place];
         // A session's prompt grows: only so much of it was sent before.
@@ -304,19 +357,17 @@ impl Index {
         };
         let place = known.or_else(|| (0..HOLDERS).find(gone));
         let at = place.unwrap_or(self.dispatches as usize % HOLDERS);
-        let cache = &mut self.caches[usize::from(slot)];
+        let cache = &self.caches[usize::from(slot)];
         let now = cache.epoch();
-        match known {
-            Some(_) if epochs[at] == now => cache.take_in(new),
-            Some(_) if cache.keeps(epochs[at]) => {
-                cache.move_up(epochs[at], old);
-                cache.take_in(new);
-            }
+        let touch = match known {
+            Some(_) if epochs[at] == now => Touch { moved: None, taken: new },
+            Some(_) if cache.keeps(epochs[at]) => Touch { moved: Some((epochs[at], old)), taken: new },
             // More backends hold it than are remembered: it is everywhere, and was here before.
-            None if place.is_none() => cache.take_in(new),
-            _ => cache.take_in(old + new),
-        }
+            None if place.is_none() => Touch { moved: None, taken: new },
+            _ => Touch { moved: None, taken: old + new },
+        };
         (slots[at], epochs[at]) = (slot, now);
+        touch
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Policy, draw};
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
 use crate::routing::cost;
-use crate::routing::decision::Choice;
+use crate::routing::decision::{Choice, Reason};
 use crate::routing::facts::RequestFacts;
 
 /// Scores within this share of the least one count as equal. 0 and 4 % differ by at most 3 % in p99.
@@ -44,13 +44,15 @@ fn pick_keeping<const KEPT: usize>(
     rng: &mut fastrand::Rng,
 ) -> Option<Choice> {
     let mut kept = [0.0_f64; KEPT];
-    let mut least = f64::MAX;
+    let (mut least, mut first) = (f64::MAX, 0);
     for (index, row) in rows.iter().enumerate() {
         let score = cost::terms(row, facts, now).score();
         if let Some(slot) = kept.get_mut(index) {
             *slot = score;
         }
-        least = least.min(score);
+        if score < least {
+            (least, first) = (score, index);
+        }
     }
     let limit = least * (1.0 + TIE);
     let ties = |index: usize| match kept.get(index) {
@@ -58,5 +60,8 @@ fn pick_keeping<const KEPT: usize>(
         None => cost::terms(&rows[index], facts, now).score() <= limit,
     };
     let count = (0..rows.len()).filter(|&index| ties(index)).count();
+    if count == 1 && rows.len() > 1 {
+        return Some(Choice { index: first, reason: Reason::Lowest });
+    }
     draw(count, rows.len(), rng, ties)
 }
