@@ -1,5 +1,6 @@
-//! The budget of one routing decision: at most 0.3 µs at 16 backends and 6 µs at 512, from facts to a ticket (the gate, a row for every
-//! backend, the pick, the dispatch and the ticket's end). `pick` is the policy alone, on rows that are there.
+//! What one routing decision takes, from facts to a ticket (the gate, a row for every backend, the pick, the dispatch and the
+//! ticket's end). `pick` is the policy alone, on rows that are there; `affinity` has a known prompt. Figures of one machine
+//! mean little elsewhere: compare with another checkout's binary in turns.
 
 #![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 

@@ -187,6 +187,9 @@ pub struct Considered {
     pub ahead_tokens: f64,
     /// Sequences decoding, own and others'.
     pub running: f64,
+    /// Others' sequences that wait there, as last scraped.
+    #[serde(default)]
+    pub foreign_waiting: f64,
     /// Tokens of the request's prompt that are expected in its prefix cache.
     pub matched: u32,
     /// Tokens of it that it would compute.
@@ -225,6 +228,7 @@ impl Trace {
             terms: cost::terms(row, facts, now),
             ahead_tokens: cost::ahead(row, now),
             running: f64::from(row.decoding) + row.foreign.running,
+            foreign_waiting: row.foreign.waiting,
             uncached: cost::uncached(facts, row.matched),
             backend: row.id,
             prefilling: row.prefilling,

@@ -59,15 +59,15 @@ impl ValueKind for SocketPath {
     }
 }
 
-/// A text of up to 256 bytes, which may be empty.
-pub(super) struct Salt;
+/// Text on one line, of at most so many bytes; empty where there is none.
+pub(super) struct LineOrEmpty(pub(super) usize);
 
-impl ValueKind for Salt {
+impl ValueKind for LineOrEmpty {
     type Of = String;
 
     fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
         let text = values::text(value)?;
-        if text.is_empty() { Ok(String::new()) } else { values::line(256)(value) }
+        if text.is_empty() { Ok(String::new()) } else { values::line(self.0)(value) }
     }
 
     fn written(&self, value: &String) -> Notation {
@@ -75,7 +75,7 @@ impl ValueKind for Salt {
     }
 
     fn takes(&self) -> String {
-        "text of at most 256 bytes".to_owned()
+        format!("text of at most {} bytes", self.0)
     }
 }
 

@@ -16,16 +16,16 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// The back-off of one backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backoff {
-    /// Failures since the last success, one for each open period.
-    fails: u32,
+    /// Pauses since the last success: failures, but only one for each time that it was left alone.
+    pauses: u32,
     failed_until: Time,
     busy_until: Time,
     /// Attempts numbered from here on were dispatched after the last failure.
     mark: u64,
     /// Those of them that are still out: half-open lets one be.
     probes: u32,
-    /// Failures since the end of an attempt that was dispatched after the last one and succeeded.
-    row: u32,
+    /// Failures since the end of an attempt that was dispatched after the last one and succeeded: what ejects.
+    failures_in_a_row: u32,
     /// It was out, and the next success shows that it is back.
     on_trial: bool,
 }
@@ -36,17 +36,17 @@ impl Backoff {
     pub(crate) fn failure(&mut self, now: Time, next: u64) -> bool {
         self.mark = next;
         self.probes = 0;
-        if self.fails > 0 && now < self.failed_until {
+        if self.pauses > 0 && now < self.failed_until {
             return false;
         }
-        self.fails = self.fails.saturating_add(1);
-        self.failed_until = now + (HALF_BASE * (1 << self.fails.min(6))).min(LONGEST);
+        self.pauses = self.pauses.saturating_add(1);
+        self.failed_until = now + (HALF_BASE * (1 << self.pauses.min(6))).min(LONGEST);
         true
     }
 
     /// A new failure turned out to be the request's doing.
     pub(crate) fn withdraw(&mut self) {
-        self.fails = self.fails.saturating_sub(1);
+        self.pauses = self.pauses.saturating_sub(1);
         self.failed_until = Time::ZERO;
     }
 
@@ -57,8 +57,8 @@ impl Backoff {
 
     /// A failure counts: how many that makes in a row.
     pub(crate) fn count(&mut self) -> u32 {
-        self.row = self.row.saturating_add(1);
-        self.row
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        self.failures_in_a_row
     }
 
     /// The success of this attempt, so far: counts if it was dispatched after the last failure. Streams that began before it end
@@ -67,26 +67,26 @@ impl Backoff {
         if attempt < self.mark {
             return false;
         }
-        self.fails = 0;
+        self.pauses = 0;
         std::mem::take(&mut self.on_trial)
     }
 
     /// The same at its end: the row is broken only now, as a first token is no whole answer. Whether it ends a trial.
     pub(crate) fn finished(&mut self, attempt: u64) -> bool {
         if attempt >= self.mark {
-            self.row = 0;
+            self.failures_in_a_row = 0;
         }
         self.success(attempt)
     }
 
     /// It is back after an ejection: nothing is held against it.
     pub(crate) fn forgive(&mut self) {
-        (self.fails, self.row, self.on_trial) = (0, 0, false);
+        (self.pauses, self.failures_in_a_row, self.on_trial) = (0, 0, false);
     }
 
     /// It may be back: one attempt, from number `next` on, is let through to show it.
     pub(crate) fn try_out(&mut self, next: u64) {
-        (self.fails, self.failed_until) = (self.fails.max(1), Time::ZERO);
+        (self.pauses, self.failed_until) = (self.pauses.max(1), Time::ZERO);
         (self.mark, self.probes, self.on_trial) = (next, 0, true);
     }
 
@@ -102,14 +102,14 @@ impl Backoff {
         }
     }
 
-    /// Failures since the last success.
-    pub(crate) fn fails(&self) -> u32 {
-        self.fails
+    /// Pauses since the last success.
+    pub(crate) fn pauses(&self) -> u32 {
+        self.pauses
     }
 
     /// For how much longer it is left alone.
     pub(crate) fn open_for(&self, now: Time) -> Duration {
-        let failed_until = if self.fails > 0 { self.failed_until } else { Time::ZERO };
+        let failed_until = if self.pauses > 0 { self.failed_until } else { Time::ZERO };
         let until = failed_until.max(self.busy_until);
         if until > now { until.since(now) } else { Duration::ZERO }
     }
@@ -146,7 +146,7 @@ mod tests {
         for ms in 0..30 {
             backoff.failure(at(ms), 30);
         }
-        assert_eq!((backoff.fails(), backoff.open_for(at(29))), (1, Duration::from_millis(971)));
+        assert_eq!((backoff.pauses(), backoff.open_for(at(29))), (1, Duration::from_millis(971)));
     }
 
     #[test]
@@ -155,7 +155,7 @@ mod tests {
         assert!(backoff.failure(at(0), 1));
         assert!(!backoff.failure(at(1), 2), "the same open period");
         backoff.withdraw();
-        assert_eq!((backoff.fails(), backoff.open_for(at(2))), (0, Duration::ZERO));
+        assert_eq!((backoff.pauses(), backoff.open_for(at(2))), (0, Duration::ZERO));
         backoff.failure(at(10), 3);
         assert_eq!(backoff.open_for(at(10)), Duration::from_secs(1));
     }
@@ -166,9 +166,9 @@ mod tests {
         for _ in 0..5 {
             backoff.busy(Duration::from_secs(1), at(100));
         }
-        assert_eq!((backoff.fails(), backoff.open_for(at(100))), (0, Duration::from_secs(1)));
+        assert_eq!((backoff.pauses(), backoff.open_for(at(100))), (0, Duration::from_secs(1)));
         backoff.failure(at(200), 1);
-        assert_eq!(backoff.fails(), 1, "a failure counts also while the backend is full");
+        assert_eq!(backoff.pauses(), 1, "a failure counts also while the backend is full");
         backoff.busy(Duration::from_secs(3600), at(200));
         assert_eq!(backoff.open_for(at(200)), LONGEST);
     }
@@ -178,17 +178,17 @@ mod tests {
         let mut backoff = Backoff::default();
         backoff.failure(at(0), 7);
         backoff.success(6);
-        assert_eq!(backoff.fails(), 1);
+        assert_eq!(backoff.pauses(), 1);
         backoff.success(7);
-        assert_eq!((backoff.fails(), backoff.open_for(at(1))), (0, Duration::ZERO));
+        assert_eq!((backoff.pauses(), backoff.open_for(at(1))), (0, Duration::ZERO));
     }
 
     #[test]
     fn a_row_is_broken_by_the_end_of_a_later_attempt_and_not_by_its_first_token() {
         let mut backoff = Backoff::default();
-        for (ms, row) in [(0, 1), (1, 2)] {
+        for (ms, failures_in_a_row) in [(0, 1), (1, 2)] {
             backoff.failure(at(ms), 7);
-            assert_eq!(backoff.count(), row);
+            assert_eq!(backoff.count(), failures_in_a_row);
         }
         assert!(!backoff.finished(6) && !backoff.success(7));
         assert_eq!(backoff.count(), 3, "neither an old attempt nor a first token");

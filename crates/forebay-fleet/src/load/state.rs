@@ -120,7 +120,7 @@ impl LoadState {
             block_tokens: scrape.and_then(|scrape| scrape.sample.kv_block_tokens).unwrap_or(BLOCK),
             // Without a fresh scrape nothing says that a claim is wrong.
             worth: scrape.map_or(1.0, |_| self.worth.factor(now)),
-            fails: self.backoff.fails(),
+            fails: self.backoff.pauses(),
             open_for: self.backoff.open_for(now),
             probing: self.backoff.probing(),
             turn: self.turn,
@@ -277,7 +277,7 @@ impl LoadState {
             completions_per_second: self.done.read(now),
             generated_tokens: self.generated,
             prefix_worth: self.worth.factor(now),
-            fails: self.backoff.fails(),
+            fails: self.backoff.pauses(),
             open_for_seconds: self.backoff.open_for(now).as_secs_f64(),
             probing: self.backoff.probing(),
             scrape_failures: self.scrape_failures,

@@ -212,9 +212,8 @@ impl Index {
         }
         if let Some(key) = facts.marks.session {
             let known = self.holders(in_arm(key, facts.arm));
-            found |= known.is_some_and(|(holders, tokens)| {
-                self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0
-            });
+            found |= known
+                .is_some_and(|(holders, tokens)| self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0);
         }
         if found {
             for (slot, cache) in (0..).zip(&mut self.caches) {

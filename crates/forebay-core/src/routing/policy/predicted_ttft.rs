@@ -44,24 +44,31 @@ fn pick_keeping<const KEPT: usize>(
     rng: &mut fastrand::Rng,
 ) -> Option<Choice> {
     let mut kept = [0.0_f64; KEPT];
-    let (mut least, mut first) = (f64::MAX, 0);
+    let mut least = f64::MAX;
     for (index, row) in rows.iter().enumerate() {
         let score = cost::terms(row, facts, now).score();
         if let Some(slot) = kept.get_mut(index) {
             *slot = score;
         }
-        if score < least {
-            (least, first) = (score, index);
-        }
+        // Without a branch: which row has the least is not to be foreseen.
+        least = least.min(score);
     }
     let limit = least * (1.0 + TIE);
     let ties = |index: usize| match kept.get(index) {
         Some(score) => *score <= limit,
         None => cost::terms(&rows[index], facts, now).score() <= limit,
     };
-    let count = (0..rows.len()).filter(|&index| ties(index)).count();
+    let (mut count, mut last) = (0, 0);
+    for (index, score) in kept.iter().take(rows.len()).enumerate() {
+        if *score <= limit {
+            (count, last) = (count + 1, index);
+        }
+    }
+    for index in (KEPT..rows.len()).filter(|&index| ties(index)) {
+        (count, last) = (count + 1, index);
+    }
     if count == 1 && rows.len() > 1 {
-        return Some(Choice { index: first, reason: Reason::Lowest });
+        return Some(Choice { index: last, reason: Reason::Lowest });
     }
     draw(count, rows.len(), rng, ties)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::super::affinity::Affinity;
-use super::super::kinds::{HeaderName, Salt, Url};
+use super::super::kinds::{HeaderName, LineOrEmpty, Url};
 use super::super::secret::Secret;
 use super::super::url::BackendUrl;
 use forebay_core::routing::policy::PolicyName;
@@ -43,7 +43,7 @@ section! {
         },
         /// Salt of the split of sessions among arms, and of prompt hashes. Another salt gives another split. Several Forebays
         /// with one salt split alike.
-        split_salt: String { takes: Salt, default: String::new(), reload: AtOnce },
+        split_salt: String { takes: LineOrEmpty(256), default: String::new(), reload: AtOnce },
         /// Whether a request may go to another arm when no backend of its own can take it.
         cross_arm: bool { takes: boolean(), default: true, reload: AtOnce },
         /// Sequences that one backend may have in flight, as vLLM counts them. Beyond that requests wait in the wait room.
