@@ -46,12 +46,12 @@ fn promtool_finds_nothing_wrong_with_metrics_after_traffic() {
 }
 
 #[test]
-fn the_readme_names_every_metric() {
+fn the_document_names_every_metric() {
     let (forebay, _mocks) = after_traffic();
-    let readme = include_str!("../../README.md");
+    let document = include_str!("../../docs/metrics.md");
     for line in forebay.metrics().lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = line.split(' ').next().unwrap_or_default();
         let named = if name.starts_with("process_") { "`process_*`".to_owned() } else { format!("`{name}`") };
-        assert!(readme.contains(&named), "README.md does not name {name}");
+        assert!(document.contains(&named), "docs/metrics.md does not name {name}");
     }
 }

@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-/// How one attempt on one backend failed: a row of the failure table in ARCHITECTURE.md.
+/// How one attempt on one backend failed: a row of the table in docs/failures.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Connection refused, not made in time, or not resolved. The backend has seen nothing of the request.

@@ -235,7 +235,7 @@ fn next() -> String {
 S4 is a prediction. With real GPUs:
   forebay plan --model-config DIR       how your GPUs are wired, what fits, the launch lines, an experiment.toml
   forebay compare experiment.toml       starts the arms in turn on the same GPUs, and says which is better, and why
-or, for traffic of your own, both arms at once behind `forebay serve` (README, \"A configuration, by example\").
+or, for traffic of your own, both arms at once behind `forebay serve` (README, \"Configure\").
 "
     .to_owned()
 }

@@ -1,5 +1,5 @@
 //! Predicted time to the first token of one request on one backend, by its terms. docs/routing.md explains the formula,
-//! ARCHITECTURE.md has the trials behind the constants. Sensitivities are p99 TTFT against an oracle, over the workloads tried.
+//! docs/results.md has the trials behind the constants. Sensitivities are p99 TTFT against an oracle, over the workloads tried.
 //!
 //! Hot path: about twenty floating point operations, no `exp`, no allocation.
 

@@ -24,7 +24,7 @@ section! {
         aliases: Vec<String> {
             takes: ByHand("list of texts of 1 to 256 bytes"), default: Vec::new(), said: "`[]`", reload: AtOnce
         },
-        /// How a backend is chosen. The README has a [table of the policies](../README.md#a-configuration-by-example).
+        /// How a backend is chosen. See the [table of policies](#policies).
         policy: PolicyName {
             takes: choice(PolicyName::choices()),
             default: PolicyName::default(),
