@@ -46,7 +46,7 @@ pub struct Args {
     /// One line a request on standard output.
     #[arg(long, value_enum, default_value_t = AccessLogFormat::Off)]
     access_log: AccessLogFormat,
-    /// What the log on standard error says: a level, or a filter such as "info,forebay::routing=debug" [default: the
+    /// What the log on standard error says: a level, or a filter such as "info,forebay::proxy=debug" [default: the
     /// environment's FOREBAY_LOG, or "warn,forebay=info"].
     #[arg(long, value_name = "FILTER")]
     log_level: Option<String>,

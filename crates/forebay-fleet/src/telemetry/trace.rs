@@ -18,7 +18,7 @@ const DEFAULT_FILTER: &str = "warn,forebay=info";
 pub enum TraceError {
     /// The filter cannot be read.
     #[error(
-        "`{filter}` is no log filter ({reason}); write a level such as \"debug\", or \"info,forebay::routing=debug\""
+        "`{filter}` is no log filter ({reason}); write a level such as \"debug\", or \"info,forebay::proxy=debug\""
     )]
     Filter {
         /// The filter as given.
