@@ -8,11 +8,13 @@
 mod cache;
 mod index;
 mod marks;
+mod set;
 mod worth;
 
 pub use cache::UNKNOWN_CAPACITY;
-pub use index::{HOLDERS, Index, Sent, compare};
+pub use index::{Index, Sent, compare};
 pub use marks::{BLOCK_ENDS, Mark, Marks};
+pub use set::HOLDERS;
 pub use worth::{WORTH_PRIOR, WORTH_TAU, Worth};
 
 /// Tokens of an engine's block where the engine does not say: vLLM's default on a GPU. Only whole blocks are found again.

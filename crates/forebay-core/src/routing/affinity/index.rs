@@ -1,16 +1,13 @@
 //! The index: block hash → the backends that were sent the block, each with the epoch of its cache's model. Its memory is
-//! bounded: a key has four places it can be in, and takes that of the one longest unused.
+//! bounded: a key has four places it can be in (`set.rs`), and takes that of the one longest unused.
 
 use super::cache::{Cache, Touch, Touched, UNKNOWN_CAPACITY};
+use super::set::{EMPTY, HOLDERS, Holders, Set, WAYS};
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
 use crate::routing::facts::{ArmIndex, RequestFacts};
 use crate::units::BackendId;
 
-/// Backends remembered for a block. A block that so many hold is taken to be everywhere.
-pub const HOLDERS: usize = 8;
-
-const WAYS: usize = 4;
 /// Tokens of the smallest block: one entry for so many tokens of KV cache.
 const TOKENS_FOR_EACH: u64 = 64;
 /// Entries for each, so that few sets have more keys than places.
@@ -22,39 +19,6 @@ const SETS_MAX: usize = 242_000;
 const KEPT: f64 = 0.99;
 /// Blocks in a row that are not known, after which no more of a prompt is.
 const GAPS: usize = 3;
-
-/// Keys that share a place, with their holders. 256 bytes.
-#[derive(Clone, Copy, Debug)]
-struct Set {
-    keys: [u64; WAYS],
-    /// When each was last sent, in dispatches; 0: never.
-    used: [u32; WAYS],
-    /// Tokens that a session's last prompt had.
-    tokens: [u32; WAYS],
-    /// Slots of the backends that hold each.
-    slots: [[u16; HOLDERS]; WAYS],
-    /// The epochs in which they were sent it; 0: nobody.
-    epochs: [[u32; HOLDERS]; WAYS],
-}
-
-const EMPTY: Set = Set {
-    keys: [0; WAYS],
-    used: [0; WAYS],
-    tokens: [0; WAYS],
-    slots: [[0; HOLDERS]; WAYS],
-    epochs: [[0; HOLDERS]; WAYS],
-};
-
-/// Who was sent a block, and in which epochs of their caches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Holders {
-    slots: [u16; HOLDERS],
-    epochs: [u32; HOLDERS],
-}
-
-impl Holders {
-    const NOBODY: Holders = Holders { slots: [0; HOLDERS], epochs: [0; HOLDERS] };
-}
 
 /// Where a request went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,13 +339,6 @@ pub fn compare(rows: &mut [Candidate]) {
     let most = rows.iter().map(|row| row.matched).max().unwrap_or(0);
     for row in rows {
         row.redundant = most - row.matched;
-    }
-}
-
-impl Set {
-    fn longest_unused(&self, now: u32) -> usize {
-        let idle = |way: &usize| if self.used[*way] == 0 { u32::MAX } else { now.wrapping_sub(self.used[*way]) };
-        (0..WAYS).max_by_key(idle).unwrap_or(0)
     }
 }
 
