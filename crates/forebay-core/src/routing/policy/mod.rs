@@ -3,7 +3,7 @@
 //!
 //! To add one:
 //! 1. Write its file beside these. `pick` sees a [`Candidate`]; the words of an explanation see a [`Considered`], which needs a
-//!    field for a number that it lacks. [`least`] finds a least whole number; for seconds see `predicted_ttft`.
+//!    field for a number that it lacks. `least` finds a least whole number; for seconds see `predicted_ttft`.
 //! 2. Add a line to the table below. The configuration, `forebay check`, the metrics, the live page, `forebay explain` and the
 //!    tests over all policies know it from there.
 //! 3. `UPDATE_GOLDEN=1 cargo test -p forebay-fleet document` and `UPDATE_GOLDEN=1 cargo test --test config` write what lists the
