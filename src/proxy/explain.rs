@@ -8,12 +8,13 @@ use serde_json::value::RawValue;
 
 use super::Proxy;
 use super::request::peek::peek;
-use super::request::work::{Parsed, body_session, find_pool, marks, not_serving, pinned, pool_of, seed, weigh};
+use super::request::work::{Parsed, body_session, marks, not_serving, pinned, pool_for, seed, weigh};
 use super::route::{BodyForm, Endpoint, Route, find};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
 use forebay_core::units::BackendId;
 use forebay_fleet::Pool;
+use forebay_fleet::config::model::SessionKey;
 use forebay_fleet::view::explain::Explanation;
 
 /// The body of `POST /api/explain`.
@@ -66,12 +67,10 @@ impl Proxy {
         let parsed = Parsed { model: peek.model.clone(), peek: Some(peek) };
         let peek = parsed.peek.as_ref();
         let pinned = pinned(&self.0, &snapshot, Route::Model(endpoint), peek)?;
-        let pool = match pinned.and_then(|id| snapshot.backend(id)) {
-            Some(backend) => Some(pool_of(&snapshot, backend, parsed.model.as_deref())?),
-            None => find_pool(&snapshot, parsed.model.as_deref())?,
-        };
-        let pool = pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))?;
-        let session = question.session.clone().or_else(|| peek.and_then(|peek| peek.session.clone()));
+        let pool = pool_for(&snapshot, Route::Model(endpoint), pinned, parsed.model.as_deref())?;
+        // As for a request that is served: where a header has the session, the body's member of that name is none.
+        let in_body = peek.filter(|_| matches!(pool.session, SessionKey::Body(_)));
+        let session = question.session.clone().or_else(|| in_body?.session.clone());
         let mut rng = fastrand::Rng::new();
         let arm = match &question.arm {
             Some(name) => arm_named(pool, name)?,

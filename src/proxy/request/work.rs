@@ -161,12 +161,7 @@ pub(crate) async fn prepare(
     };
     record.model.clone_from(&parsed.model);
     let pinned = pinned(shared, snapshot, route, parsed.peek.as_ref())?;
-    let pool = match pinned.and_then(|id| snapshot.backend(id)) {
-        Some(backend) => Some(pool_of(snapshot, backend, parsed.model.as_deref())?),
-        None if route == Route::Version => snapshot.pools.first(),
-        None => find_pool(snapshot, parsed.model.as_deref())?,
-    };
-    let pool = Arc::clone(pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))?);
+    let pool = Arc::clone(pool_for(snapshot, route, pinned, parsed.model.as_deref())?);
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     record.streamed = streamed;
     let session = session(&pool, head, parsed.peek.as_ref());
@@ -235,12 +230,23 @@ pub(crate) fn pinned(
     home.map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
 }
 
-/// The pool of the backend that holds what the request refers to, if that is where its model is served.
-pub(crate) fn pool_of<'a>(
+/// The pool that serves a request: that of the backend which it is bound to, or of its model.
+pub(crate) fn pool_for<'a>(
     snapshot: &'a Snapshot,
-    backend: &Backend,
+    route: Route<'_>,
+    pinned: Option<BackendId>,
     model: Option<&str>,
 ) -> Result<&'a Arc<Pool>, Refusal> {
+    let pool = match pinned.and_then(|id| snapshot.backend(id)) {
+        Some(backend) => Some(pool_of(snapshot, backend, model)?),
+        None if route == Route::Version => snapshot.pools.first(),
+        None => find_pool(snapshot, model)?,
+    };
+    pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))
+}
+
+/// The pool of the backend that holds what the request refers to, if that is where its model is served.
+fn pool_of<'a>(snapshot: &'a Snapshot, backend: &Backend, model: Option<&str>) -> Result<&'a Arc<Pool>, Refusal> {
     let pool = snapshot.pool(&backend.pool).ok_or_else(|| Refusal::NoBackend(backend.pool.to_string()))?;
     match model {
         Some(model) if !find_pool(snapshot, Some(model))?.is_some_and(|named| Arc::ptr_eq(named, pool)) => {
@@ -262,7 +268,7 @@ fn says_model_unknown(answer: &[u8]) -> bool {
         && message.contains("does not exist")
 }
 
-pub(crate) fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
+fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
     let Some(model) = model else {
         return match snapshot.pools.as_slice() {
             [] => Ok(None),

@@ -1,6 +1,7 @@
 //! A decision in words, and how every backend of a pool stood in it. Never on the request path, but for the words of a decision
 //! that somebody asked for.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -67,10 +68,10 @@ pub fn explain(
     let Buffers { admitted, rows, affinity } = buffers;
     let mut trace = Trace::default();
     let mut all: Vec<Candidate> = (0_u16..).zip(rules.seats).map(|(member, _)| loads.row(member)).collect();
-    let place_of_slot = |slot: u16| {
-        let at = (0_u16..).zip(rules.seats).find(|(member, _)| loads.slot(*member) == usize::from(slot));
-        at.map_or(usize::MAX, |(member, _)| usize::from(member))
-    };
+    // Looked up once: the caller may hold its pool's lock.
+    let members: HashMap<usize, usize> =
+        (0_u16..).zip(rules.seats).map(|(member, _)| (loads.slot(member), usize::from(member))).collect();
+    let place_of_slot = |slot: u16| members.get(&usize::from(slot)).copied().unwrap_or(usize::MAX);
     affinity.claim(facts, &mut all, place_of_slot);
     affinity.weigh_evictions(facts, &mut all, now, place_of_slot);
     alter(&mut all);

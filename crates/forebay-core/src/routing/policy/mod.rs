@@ -84,15 +84,6 @@ macro_rules! policies {
                 }
             }
 
-            /// What it does, in a sentence.
-            #[must_use]
-            pub const fn about(self) -> &'static str {
-                match self {
-                    PolicyName::$first => $first_doc,
-                    $(PolicyName::$name => $doc,)*
-                }
-            }
-
             /// The policy itself.
             #[must_use]
             pub fn policy(self) -> &'static dyn Policy {
