@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// A point in monotonic time: whole microseconds since the clock's origin. Integers, because a 32-bit float loses 60 ms
 /// after half a day.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize)]
 pub struct Time(u64);
 
 impl Time {

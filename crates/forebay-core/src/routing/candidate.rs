@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::affinity;
 use super::cost::Shape;
@@ -14,7 +14,7 @@ use crate::clock::Time;
 use crate::units::BackendId;
 
 /// Load that others put on the backend: what vLLM reports beyond what this proxy sent. All zero where no fresh scrape says so.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Foreign {
     /// Sequences running (`fr`).
     pub running: f64,
@@ -27,7 +27,7 @@ pub struct Foreign {
 }
 
 /// The oldest request here without a first token: the one that the engine is prefilling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Head {
     /// When the engine can have begun on it: its dispatch, or the last first token of this backend if that was later.
     pub since: Time,
@@ -36,7 +36,7 @@ pub struct Head {
 }
 
 /// One backend's row.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Candidate {
     /// The backend.
     pub id: BackendId,

@@ -41,7 +41,7 @@ pub const KV_FULL: f64 = 0.97;
 pub const MIN_DONE_RATE: f64 = 0.3;
 
 /// Expected times of an engine. Only its *shape* matters: a common factor ends in k and v, which are ratios to it.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Shape {
     /// Seconds of a step with nothing in it.
     pub step_base: f64,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::candidate::Candidate;
 use super::decision::Scope;
@@ -18,7 +18,7 @@ use crate::units::BackendId;
 pub const PANIC_SPREAD: Duration = Duration::from_secs(5);
 
 /// Whether a backend takes requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// It does.

@@ -4,7 +4,7 @@
 //!
 //! Hot path: a few multiplications, one division; no `exp`, no allocation.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::clock::Time;
 
@@ -94,7 +94,7 @@ impl Pace {
 }
 
 /// What was measured beside what was expected, both in the same unit and both decayed alike.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Evidence {
     /// Sum of what was measured.
     pub measured: f64,
