@@ -244,3 +244,31 @@ fn a_question_is_guarded_as_a_change_is_and_its_mistakes_are_told() {
     assert_eq!(question(&forebay, &[json], &large).status, 413);
     assert_eq!(mock.seen().len(), 0);
 }
+
+#[test]
+fn a_question_s_session_is_found_as_a_request_s_is() {
+    let mocks = [Mock::start(), Mock::start()];
+    let arm = |mock: &Mock| {
+        let url = mock.url();
+        format!(
+            "[[pools.arms]]\nname = \"on-{}\"\nbackends = [{{ url = \"{url}\" }}]\n",
+            mock.authority().replace(['.', ':'], "-")
+        )
+    };
+    let arms: String = mocks.iter().map(arm).collect();
+    // By a header, which a question does not have, and by a member of the body, which it has.
+    let pools = format!(
+        "[[pools]]\nmodel = \"by-header\"\n{}[[pools]]\nmodel = \"by-body\"\nsession = {{ body = \"user\" }}\n{}",
+        arms, arms
+    );
+    let forebay = Harness::new().pools(&pools).start();
+    let notes = |model: &str| {
+        let body = format!(
+            r#"{{"request": {{"model": "{model}", "user": "u-7", "prompt": "hi"}}, "path": "/v1/completions"}}"#
+        );
+        let answer = question(&forebay, &[("content-type", "application/json")], &body);
+        let answer: serde_json::Value = serde_json::from_str(&answer.text()).unwrap();
+        answer["notes"].as_array().unwrap().len()
+    };
+    assert_eq!((notes("by-header"), notes("by-body")), (1, 0), "one draws its arm, and says so");
+}
