@@ -21,18 +21,16 @@ fn sequences(count: u32) -> RequestFacts {
     RequestFacts { sequences: count, ..facts() }
 }
 
+/// A request of no session that has tried nothing.
+fn sessionless<'a>(facts: &'a RequestFacts, clock: &'a Clock) -> Ask<'a> {
+    let lane = LaneKey::of(None, None);
+    Ask { facts, tried: &[], session: None, lane, explain: false, again: false, trial: None, clock }
+}
+
 fn ask_as(controller: &Controller, session: &str, facts: &RequestFacts, clock: &Clock) -> Result<Admission, Refusal> {
     let (session, mut rng) = (Arc::from(session), fastrand::Rng::with_seed(clock.now().as_micros()));
-    let ask = Ask {
-        facts,
-        tried: &[],
-        session: Some(&session),
-        lane: LaneKey::of(Some(&session), None),
-        explain: false,
-        again: false,
-        trial: None,
-        clock,
-    };
+    let lane = LaneKey::of(Some(&session), None);
+    let ask = Ask { session: Some(&session), lane, ..sessionless(facts, clock) };
     the_pool(controller).dispatch_or_wait(ask, &mut rng)
 }
 
@@ -197,17 +195,8 @@ fn who_has_nothing_left_to_wait_for_is_told() {
     let old = the_pool(&controller);
     controller.apply(&[], at(3));
     assert_eq!(poll(&mut waits).unwrap().err(), refused, "the pool is gone");
-    let (lane, facts, mut rng) = (LaneKey::of(None, None), facts(), fastrand::Rng::with_seed(1));
-    let ask = Ask {
-        facts: &facts,
-        tried: &[],
-        session: None,
-        lane,
-        explain: false,
-        again: false,
-        trial: None,
-        clock: &clock,
-    };
+    let (facts, mut rng) = (facts(), fastrand::Rng::with_seed(1));
+    let ask = sessionless(&facts, &clock);
     assert_eq!(old.dispatch_or_wait(ask, &mut rng).err(), refused, "also for who comes late");
     drop(held);
 }
@@ -218,17 +207,8 @@ fn a_request_that_comes_with_an_old_snapshot_is_decided_by_the_pool_as_it_is() {
     let controller = controller(pool(vec![arm("a", &[1]), arm("b", &[2])]));
     let old = the_pool(&controller);
     controller.apply(&[limited(1, vec![arm("b", &[2]), arm("a", &[3])])], at(1));
-    let (lane, facts, mut rng) = (LaneKey::of(None, None), facts(), fastrand::Rng::with_seed(1));
-    let ask = Ask {
-        facts: &facts,
-        tried: &[],
-        session: None,
-        lane,
-        explain: false,
-        again: false,
-        trial: None,
-        clock: &clock,
-    };
+    let (facts, mut rng) = (facts(), fastrand::Rng::with_seed(1));
+    let ask = sessionless(&facts, &clock);
     let Admission::Placed(placed) = old.dispatch_or_wait(ask, &mut rng).unwrap() else { panic!("it waits") };
     assert_eq!(placed.dispatched.ticket.backend().url, url(3));
     assert_eq!(placed.dispatched.decision.assigned, ArmIndex(1));
@@ -331,9 +311,8 @@ fn a_decision_that_panics_costs_one_waiter_its_place_and_the_next_is_served() {
     let clock = ManualClock::default().clock();
     let controller = controller(limited(1, vec![arm("a", &[1])]));
     let first = ticket(ask(&controller, &facts(), &clock));
-    let (facts, lane, trial) = (facts(), LaneKey::of(Some("s"), None), Some(&Panics as &dyn Policy));
-    let tried =
-        Ask { facts: &facts, tried: &[], session: None, lane, explain: false, again: false, trial, clock: &clock };
+    let facts = facts();
+    let tried = Ask { trial: Some(&Panics), ..sessionless(&facts, &clock) };
     let mut one = waiting(the_pool(&controller).dispatch_or_wait(tried, &mut fastrand::Rng::with_seed(1)).unwrap());
     let mut two = waiting(ask(&controller, &facts, &clock));
     drop(first);
