@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 
 use super::Proxy;
 use super::request::peek::peek;
-use super::request::work::{Parsed, body_session, marks, not_serving, pinned, pool_for, seed, weigh};
+use super::request::stored;
+use super::request::work::{Parsed, body_sessions, marks, not_serving, pool_for, search_in, seed, weigh};
 use super::route::{BodyForm, Endpoint, Route, find};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
@@ -62,15 +63,25 @@ impl Proxy {
         };
         let snapshot = self.0.fleet.snapshot();
         let seed = seed(&self.0, &snapshot);
-        let peek = peek(question.request.get().as_bytes(), body_session(&snapshot).as_deref(), seed)
+        let peek = peek(question.request.get().as_bytes(), body_sessions(&snapshot).iter().map(String::as_str), seed)
             .map_err(|error| Refusal::BadRequest(format!("the request's body: {error}")))?;
         let parsed = Parsed { model: peek.model.clone(), peek: Some(peek) };
         let peek = parsed.peek.as_ref();
-        let pinned = pinned(&self.0, &snapshot, Route::Model(endpoint), peek)?;
-        let pool = pool_for(&snapshot, Route::Model(endpoint), pinned, parsed.model.as_deref())?;
+        let (route, model) = (Route::Model(endpoint), parsed.model.as_deref());
+        let home = match stored::id_of(route, peek) {
+            Some(id) => Some(search_in(&self.0, &snapshot, model, id, &mut None)?),
+            None => None,
+        };
+        let (pool, pinned) = match &home {
+            Some(home) => (&home.pool, Some(home.backend)),
+            None => (pool_for(&snapshot, route, model)?, None),
+        };
         // As for a request that is served: where a header has the session, the body's member of that name is none.
-        let in_body = peek.filter(|_| matches!(pool.session, SessionKey::Body(_)));
-        let session = question.session.clone().or_else(|| in_body?.session.clone());
+        let in_body = || match &pool.session {
+            SessionKey::Body(member) => peek?.session(member).map(str::to_owned),
+            SessionKey::Header(_) => None,
+        };
+        let session = question.session.clone().or_else(in_body);
         let mut rng = fastrand::Rng::new();
         let arm = match &question.arm {
             Some(name) => arm_named(pool, name)?,
@@ -80,9 +91,9 @@ impl Proxy {
             arm,
             pinned,
             marks: marks(seed, pool, session.as_deref(), &parsed),
-            ..weigh(endpoint, peek)
+            ..weigh(endpoint, &question.path, peek)
         };
-        let not_serving = not_serving(pool, parsed.model.as_deref());
+        let not_serving = not_serving(pool, parsed.model.as_deref(), self.0.clock.now());
         let matched = supposed(pool, &question.matched)?;
         let mut explanation = pool.explanation(&facts, &not_serving, &matched, self.0.clock.now(), &mut rng);
         if session.is_none() && question.arm.is_none() && pool.arms().len() > 1 {

@@ -162,6 +162,8 @@ where
     };
     let snapshot = shared.fleet.snapshot();
     match route {
+        // As any request without a body that goes to a backend.
+        Route::Models | Route::OneModel(_) if models::are_unlisted(&snapshot) => {}
         Route::Models => return Ok(Admitted::Answer(models::list(&snapshot))),
         Route::OneModel(id) => {
             let unknown = || Refusal::UnknownModel { model: id.to_owned(), served: models::names(&snapshot) };

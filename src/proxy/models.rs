@@ -15,7 +15,8 @@ fn entries(pool: &Pool) -> Vec<Value> {
             }
         }
     }
-    for name in std::iter::once(&pool.model).chain(&pool.aliases) {
+    let names = std::iter::once(&pool.model).chain(&pool.aliases).filter(|_| !pool.by_list);
+    for name in names {
         if !known(&found, name) {
             let mut entry = found.first().cloned().unwrap_or_else(
                 || json!({"object": "model", "created": 0, "owned_by": "vllm", "root": pool.model, "parent": null}),
@@ -25,6 +26,16 @@ fn entries(pool: &Pool) -> Vec<Value> {
         }
     }
     found
+}
+
+/// Whether the pool's backends show what they serve only to who has a key.
+fn is_unlisted(pool: &Pool) -> bool {
+    pool.by_list && pool.members().iter().all(|member| member.backend.models.load().is_empty())
+}
+
+/// Whether what is served can only be asked of a backend, with the client's key.
+pub(crate) fn are_unlisted(snapshot: &Snapshot) -> bool {
+    !snapshot.pools.is_empty() && snapshot.pools.iter().all(|pool| is_unlisted(pool))
 }
 
 /// The list.
@@ -44,6 +55,7 @@ pub(crate) fn names(snapshot: &Snapshot) -> String {
     let names: Vec<&str> = snapshot
         .pools
         .iter()
+        .filter(|pool| !is_unlisted(pool))
         .flat_map(|pool| std::iter::once(pool.model.as_str()).chain(pool.aliases.iter().map(String::as_str)))
         .collect();
     names.join(", ")

@@ -1,42 +1,92 @@
-//! Which backend made which stored response: a bounded table, oldest out first. Only that backend can continue or return it.
+//! Which backend was seen to have which stored response: bounded tables, oldest out first, kept as hints. What is not here may
+//! be on any backend: another Forebay, or this one before a restart, may have seen it made.
 
+use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use forebay_core::clock::Time;
 use forebay_core::units::BackendId;
 
-/// Stored responses remembered; at about 100 bytes each.
+/// Stored responses remembered; at about 40 bytes each.
 const CAPACITY: usize = 100_000;
+/// Ids remembered that no backend has.
+const DENIED_CAPACITY: usize = 10_000;
+/// How long such an id is refused without asking again: invented ids must not multiply requests.
+const DENIED_FOR: Duration = Duration::from_secs(10);
 
-/// The table.
+/// The tables. They keep hashes, since a client may choose an id of any length; a collision is no more than a wrong hint.
 #[derive(Default)]
-pub(crate) struct ResponseHomes(Mutex<Table>);
+pub(crate) struct ResponseHomes {
+    hasher: RandomState,
+    tables: Mutex<HomeTables>,
+}
 
 #[derive(Default)]
-struct Table {
-    home: HashMap<String, BackendId>,
-    order: VecDeque<String>,
+struct HomeTables {
+    home: HashMap<u64, BackendId>,
+    order: VecDeque<u64>,
+    denied: HashMap<u64, Denial>,
+    denials: VecDeque<(u64, Time)>,
+}
+
+struct Denial {
+    /// The pool whose backends were asked; all of them where there is none.
+    scope: Option<u64>,
+    at: Time,
 }
 
 impl ResponseHomes {
-    /// Remembers who made a response.
-    pub(crate) fn remember(&self, id: String, backend: BackendId) {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.home.insert(id.clone(), backend).is_none() {
-            table.order.push_back(id);
+    /// Remembers who has a response.
+    pub(crate) fn remember(&self, id: &str, backend: BackendId) {
+        let id = self.hasher.hash_one(id);
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.denied.remove(&id);
+        if tables.home.insert(id, backend).is_none() {
+            tables.order.push_back(id);
         }
-        if table.order.len() > CAPACITY
-            && let Some(oldest) = table.order.pop_front()
+        if tables.order.len() > CAPACITY
+            && let Some(oldest) = tables.order.pop_front()
         {
-            table.home.remove(&oldest);
+            tables.home.remove(&oldest);
         }
     }
 
-    /// Who made a response.
+    /// Who had a response when it was last seen.
     pub(crate) fn find(&self, id: &str) -> Option<BackendId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).home.get(id).copied()
+        let id = self.hasher.hash_one(id);
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).home.get(&id).copied()
+    }
+
+    /// Every backend of the pool (of all pools where none is named) says that it does not have the response.
+    pub(crate) fn deny(&self, id: &str, pool: Option<&str>, now: Time) {
+        let (id, scope) = (self.hasher.hash_one(id), pool.map(|pool| self.hasher.hash_one(pool)));
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let HomeTables { denied, denials, .. } = &mut *tables;
+        denied.insert(id, Denial { scope, at: now });
+        denials.push_back((id, now));
+        let past = |at: Time| now.since(at) >= DENIED_FOR;
+        while let Some(&(oldest, at)) = denials.front()
+            && (past(at) || denials.len() > DENIED_CAPACITY)
+        {
+            denials.pop_front();
+            // It may have been denied anew since.
+            if denied.get(&oldest).is_some_and(|denied| denied.at == at) {
+                denied.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether these backends have said so a moment ago.
+    pub(crate) fn is_denied(&self, id: &str, pool: Option<&str>, now: Time) -> bool {
+        let (id, scope) = (self.hasher.hash_one(id), pool.map(|pool| self.hasher.hash_one(pool)));
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let denied = tables.denied.get(&id);
+        denied.is_some_and(|denied| denied.scope == scope && now.since(denied.at) < DENIED_FOR)
     }
 }
 
@@ -68,10 +118,36 @@ mod tests {
     fn the_table_forgets_the_oldest() {
         let homes = ResponseHomes::default();
         for n in 0..=CAPACITY {
-            homes.remember(format!("resp_{n}"), BackendId(1));
+            homes.remember(&format!("resp_{n}"), BackendId(1));
         }
         assert_eq!(homes.find("resp_0"), None);
         assert_eq!(homes.find("resp_1"), Some(BackendId(1)));
+    }
+
+    #[test]
+    fn a_denial_lasts_ten_seconds_and_ends_when_the_response_is_seen() {
+        let (homes, at) = (ResponseHomes::default(), |seconds: u64| Time::from_micros(seconds * 1_000_000));
+        homes.deny("resp_1", Some("m"), at(1));
+        assert!(homes.is_denied("resp_1", Some("m"), at(10)));
+        assert!(!homes.is_denied("resp_1", Some("m"), at(11)));
+        assert!(!homes.is_denied("resp_1", Some("other"), at(2)) && !homes.is_denied("resp_1", None, at(2)));
+        homes.remember("resp_1", BackendId(1));
+        assert!(!homes.is_denied("resp_1", Some("m"), at(2)));
+    }
+
+    #[test]
+    fn denials_are_bounded_and_the_past_ones_go() {
+        let homes = ResponseHomes::default();
+        for n in 0..2 * DENIED_CAPACITY {
+            homes.deny(&format!("resp_{n}"), None, Time::from_micros(1));
+        }
+        let sizes = || {
+            let tables = homes.tables.lock().unwrap();
+            (tables.denied.len(), tables.denials.len())
+        };
+        assert_eq!(sizes(), (DENIED_CAPACITY, DENIED_CAPACITY));
+        homes.deny("resp_late", None, Time::from_micros(20_000_000));
+        assert_eq!(sizes(), (1, 1));
     }
 
     #[test]

@@ -12,7 +12,6 @@ use crate::upstream::Upstream;
 use forebay_core::clock::Clock;
 use forebay_fleet::Fleet;
 use forebay_fleet::config::model::Config;
-use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::AccessLog;
 
@@ -25,8 +24,6 @@ pub struct Parts {
     pub settings: Arc<ArcSwap<Config>>,
     /// Pools, arms and backends.
     pub fleet: Fleet,
-    /// The writer of the fleet.
-    pub controller: Arc<Controller>,
     /// The HTTP clients of the backends.
     pub upstream: Arc<Upstream>,
     /// Metrics.
@@ -45,7 +42,6 @@ pub struct Parts {
 pub(crate) struct Shared {
     pub(crate) settings: Arc<ArcSwap<Config>>,
     pub(crate) fleet: Fleet,
-    pub(crate) controller: Arc<Controller>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) access_log: AccessLog,
@@ -60,11 +56,10 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
-        let Parts { settings, fleet, controller, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
+        let Parts { settings, fleet, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
         Shared {
             settings,
             fleet,
-            controller,
             upstream,
             telemetry,
             access_log,

@@ -38,7 +38,6 @@ async fn a_panic_in_a_request_is_a_500_is_counted_and_holds_nothing() {
     let proxy = Proxy::new(Parts {
         settings: Arc::new(ArcSwap::from_pointee(config)),
         fleet: controller.fleet().clone(),
-        controller,
         upstream: Arc::new(Upstream::new(limits, clock.clone())),
         telemetry: Arc::clone(&telemetry),
         access_log: AccessLog::off(),

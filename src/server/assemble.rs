@@ -142,7 +142,6 @@ impl Common {
         Proxy::new(Parts {
             settings: Arc::clone(&self.settings),
             fleet: self.controller.fleet().clone(),
-            controller: Arc::clone(&self.controller),
             upstream: Arc::clone(&self.upstream),
             telemetry: Arc::clone(&self.telemetry),
             access_log: self.access_log.clone(),

@@ -63,7 +63,11 @@ impl Tasks {
             Source::Fixed => {}
             Source::Backends(urls) => {
                 let backends = urls.iter().cloned().map(BackendConfig::of).collect();
-                tasks.spawn(discover(backends, move |pools| common.take_pools(&pools)));
+                let fleet = common.controller.fleet().clone();
+                tasks.spawn(discover(backends, fleet, move |pools, lists| {
+                    common.controller.apply_listed(pools, lists, common.clock.now());
+                    common.keep_upstream();
+                }));
             }
             Source::File { path, loaded } => {
                 let path = path.clone();
@@ -88,6 +92,11 @@ impl Common {
 
     fn take_pools(&self, pools: &[PoolConfig]) {
         self.controller.apply(pools, self.clock.now());
+        self.keep_upstream();
+    }
+
+    /// Lets go of the clients of backends that are gone.
+    fn keep_upstream(&self) {
         let snapshot = self.controller.fleet().snapshot();
         self.upstream.retain(|id| snapshot.backend(id).is_some());
     }

@@ -7,6 +7,7 @@ pub mod discover;
 mod models;
 pub mod prober;
 pub mod scraper;
+mod served;
 mod trial;
 pub mod watchdog;
 

@@ -1,6 +1,7 @@
 //! Asks a backend's `/v1/models` what it serves. Bounded in time, bytes, names and their length; it must never hand on a name
 //! that could not be a label or a log field.
 
+use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,12 +12,39 @@ use forebay_fleet::config::model::BackendUrl;
 use forebay_fleet::probe::{ProbeClient, ProbeError};
 use forebay_fleet::telemetry::labels::ProbeFailure;
 
-const MAX_TEXT: usize = 1 << 20;
-const MAX_MODELS: usize = 1024;
+const MAX_TEXT: usize = 4 << 20;
+const MAX_MODELS: usize = 4096;
 const MAX_NAME: usize = 512;
 
+/// What a backend lists.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// Its entries, as it says them and in its order; at least one, each with a usable name.
+    pub(super) cards: Vec<Value>,
+    /// Entries beyond the limit, which are not here.
+    pub(super) left_out: usize,
+}
+
+/// Why there is no list.
+#[derive(Debug)]
+pub(super) enum Unlisted {
+    /// 401 or 403: the server shows it to who has a key.
+    Locked(u16),
+    /// Anything else.
+    Failed(ProbeError),
+}
+
+impl Display for Unlisted {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Unlisted::Locked(status) => write!(f, "status {status}"),
+            Unlisted::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
 #[derive(Deserialize)]
-struct Listing {
+struct WrittenList {
     data: Vec<Value>,
 }
 
@@ -25,24 +53,36 @@ pub(super) fn name(card: &Value) -> Option<&str> {
     card.get("id").and_then(Value::as_str)
 }
 
-/// The entries that the backend lists, as it says them and in its order; at least one, each with a usable name.
+/// Asks a backend what it lists.
 pub(super) async fn ask(
     client: &ProbeClient,
     url: &BackendUrl,
     key: Option<&str>,
     timeout: Duration,
-) -> Result<Vec<Value>, ProbeError> {
-    cards(&client.get_ok(at(url, "/v1/models"), key, timeout, MAX_TEXT).await?)
+) -> Result<Listing, Unlisted> {
+    let asked = client.get(at(url, "/v1/models"), key, timeout, MAX_TEXT).await;
+    let (status, body) = asked.map_err(Unlisted::Failed)?;
+    match status.as_u16() {
+        200..=299 => listing(&body).map_err(Unlisted::Failed),
+        status @ (401 | 403) => Err(Unlisted::Locked(status)),
+        status => Err(Unlisted::Failed(ProbeError::new(ProbeFailure::Status, format!("status {status}")))),
+    }
 }
 
-fn cards(body: &[u8]) -> Result<Vec<Value>, ProbeError> {
+fn listing(body: &[u8]) -> Result<Listing, ProbeError> {
     let unreadable = |reason: String| ProbeError::new(ProbeFailure::Unreadable, reason);
-    let listing: Listing = serde_json::from_slice(body)
+    let written: WrittenList = serde_json::from_slice(body)
         .map_err(|error| unreadable(format!("/v1/models is no list of models: {error}")))?;
     let usable = |name: &str| !name.is_empty() && name.len() <= MAX_NAME && !name.chars().any(char::is_control);
-    let cards: Vec<Value> =
-        listing.data.into_iter().filter(|card| name(card).is_some_and(usable)).take(MAX_MODELS).collect();
-    if cards.is_empty() { Err(unreadable("/v1/models lists no model".to_owned())) } else { Ok(cards) }
+    let mut cards = written.data;
+    cards.retain(|card| name(card).is_some_and(usable));
+    let left_out = cards.len().saturating_sub(MAX_MODELS);
+    cards.truncate(MAX_MODELS);
+    if cards.is_empty() {
+        Err(unreadable("/v1/models lists no model".to_owned()))
+    } else {
+        Ok(Listing { cards, left_out })
+    }
 }
 
 #[cfg(test)]
@@ -52,7 +92,8 @@ mod tests {
     #[test]
     fn names_come_in_their_order() {
         let body = br#"{"object":"list","data":[{"id":"m","object":"model"},{"id":"alias"}]}"#;
-        let cards = cards(body).unwrap();
+        let Listing { cards, left_out } = listing(body).unwrap();
+        assert_eq!(left_out, 0);
         assert_eq!(cards.iter().filter_map(name).collect::<Vec<_>>(), ["m", "alias"]);
         assert_eq!(cards[0]["object"], "model");
     }
@@ -60,7 +101,14 @@ mod tests {
     #[test]
     fn what_is_no_listing_is_an_error() {
         for body in [&b"<html>"[..], b"{}", b"[]", br#"{"data":[]}"#, br#"{"data":[{"id":"a\nb"}]}"#, b"\xff"] {
-            assert_eq!(cards(body).unwrap_err().failure, ProbeFailure::Unreadable);
+            assert_eq!(listing(body).unwrap_err().failure, ProbeFailure::Unreadable);
         }
+    }
+
+    #[test]
+    fn what_is_over_the_limit_is_counted() {
+        let cards: Vec<_> = (0..MAX_MODELS + 3).map(|n| serde_json::json!({"id": format!("m{n}")})).collect();
+        let listing = listing(serde_json::json!({"data": cards}).to_string().as_bytes()).unwrap();
+        assert_eq!((listing.cards.len(), listing.left_out), (MAX_MODELS, 3));
     }
 }

@@ -1,15 +1,16 @@
-//! Asks every backend's `/health`, each in a task of its own, and now and then its `/v1/models`; a backend that is out gets a
-//! request when its time is over. What a verdict means is the controller's to say. It must never judge a backend by its model
-//! list: a server that needs its clients' keys has none to show.
+//! Asks every backend's `/health`, each in a task of its own, and its list of models (`served`); a backend that is out gets a
+//! request when its time is over. What a verdict means is the controller's to say.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tracing::{debug, info};
+use tracing::debug;
 
-use super::{RhythmSource, at, for_each_backend, models, trial, until_next};
-use forebay_core::clock::{Clock, Time};
+use super::served::{DOUBTS_APART, ServedModels};
+use super::{RhythmSource, at, for_each_backend, trial, until_next};
+use forebay_core::clock::Clock;
 use forebay_core::units::BackendId;
 use forebay_fleet::Backend;
 use forebay_fleet::health::alarm::REFUSALS_APART;
@@ -20,8 +21,6 @@ use forebay_fleet::telemetry::labels::ProbeFailure;
 
 /// vLLM's answer has no body at all.
 const MAX_HEALTH: usize = 64 << 10;
-/// Adapters come and go, and a server that came back may be another one (then it is asked at once).
-const MODELS_EVERY: Duration = Duration::from_secs(10);
 /// A port that refused a connection is tried again after this: twice refused, nobody is there.
 const REFUSED_AGAIN: Duration = REFUSALS_APART.saturating_add(Duration::from_millis(10));
 
@@ -64,7 +63,7 @@ impl Prober {
 
     async fn probe_one(self, id: BackendId, client: ProbeClient) {
         let mut healthy = false;
-        let mut models_due = Time::ZERO;
+        let mut served = ServedModels::new(Arc::clone(&self.controller), self.clock.clone(), client.clone());
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
@@ -83,11 +82,17 @@ impl Prober {
                 debug!(backend = %id, url = %backend.url, ?probed, "asked whether it is back");
                 self.controller.probed(id, probed, self.clock.now());
             }
-            if healthy && (came_back || self.clock.now() >= models_due) {
-                self.refresh_models(&backend, &client, pace.timeout).await;
-                models_due = self.clock.now() + MODELS_EVERY;
+            if healthy && (came_back || served.is_due()) {
+                served.ask(&backend, pace.timeout).await;
             }
-            until_next(pace.interval, started, &self.clock).await;
+            let mut next = pin!(until_next(pace.interval, started, &self.clock));
+            loop {
+                tokio::select! {
+                    () = &mut next => break,
+                    () = backend.doubt.raised() => served.ask(&backend, pace.timeout).await,
+                }
+                tokio::time::sleep(DOUBTS_APART).await;
+            }
         }
     }
 
@@ -118,23 +123,5 @@ impl Prober {
             Ok(_) | Err(_) => backend.alarm.answered(),
         }
         answer.as_ref().is_err_and(|error| error.refused)
-    }
-
-    async fn refresh_models(&self, backend: &Backend, client: &ProbeClient, timeout: Duration) {
-        let key = backend.key.as_ref().map(|key| key.expose());
-        let cards = match models::ask(client, &backend.url, key, timeout).await {
-            Ok(cards) => cards,
-            Err(error) => return debug!(backend = %backend.id, url = %backend.url, %error, "no list of models"),
-        };
-        // The rest of a card is made anew for each answer.
-        let names: Vec<&str> = cards.iter().filter_map(models::name).collect();
-        if !backend.models.load().iter().filter_map(models::name).eq(names.iter().copied()) {
-            info!(backend = %backend.id, url = %backend.url, models = ?names, "backend lists its models");
-        }
-        backend.models.store(Arc::new(cards));
-        // It takes our key and lists the model: if it was out for not doing so, that is over.
-        if backend.lists(&backend.pool) {
-            self.controller.configured(backend.id, self.clock.now());
-        }
     }
 }

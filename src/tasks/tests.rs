@@ -222,11 +222,14 @@ async fn backends_are_discovered_as_they_come_up() {
     let applied: Arc<Mutex<Vec<Vec<PoolConfig>>>> = Arc::default();
     let sink = Arc::clone(&applied);
     let backends = vec![BackendConfig::of(late.url.clone()), BackendConfig::of(up.url.clone())];
-    let task = tokio::spawn(discover(backends, move |pools| sink.lock().unwrap().push(pools)));
+    let task = tokio::spawn(discover(backends, Fleet::default(), move |pools: &[PoolConfig], _| {
+        sink.lock().unwrap().push(pools.to_vec());
+    }));
     eventually("the first pool", || applied.lock().unwrap().len() == 1).await;
     assert_eq!(applied.lock().unwrap()[0][0].arms[0].backends.len(), 1);
     late.set(Mood::Well);
-    tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+    eventually("the second backend", || applied.lock().unwrap().len() == 2).await;
+    task.abort();
     let last = applied.lock().unwrap().pop().unwrap();
     assert_eq!((last.len(), last[0].model.as_str(), last[0].arms[0].backends.len()), (1, "m", 2));
     assert_eq!(last[0].arms[0].backends[0].url, late.url);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::json;
 
-use super::at;
+use super::{at, models};
 use forebay_core::routing::facts::Kind;
 use forebay_fleet::probe::ProbeClient;
 use forebay_fleet::{Backend, Probed};
@@ -46,11 +46,19 @@ fn questions(served: Option<Kind>) -> [TrialRequest; 2] {
     }
 }
 
+/// The model that the backend is asked for: its pool's, or the first that it lists where that is not among them.
+fn model_of(backend: &Backend) -> String {
+    let listed = backend.models.load();
+    let first = listed.first().and_then(models::name).filter(|_| !backend.lists(&backend.pool));
+    first.unwrap_or(&backend.pool).to_owned()
+}
+
 /// Asks the backend for the least that it can do.
 pub(super) async fn ask(client: &ProbeClient, backend: &Backend, deadline: Duration) -> Probed {
     let key = backend.key.as_ref().map(|key| key.expose());
+    let model = model_of(backend);
     for question in questions(backend.load.served()) {
-        let (uri, body) = (at(&backend.url, question.path()), question.body(&backend.pool));
+        let (uri, body) = (at(&backend.url, question.path()), question.body(&model));
         let verdict = match client.post(uri, key, body, deadline, MAX_ANSWER).await {
             Ok((status, _)) => judge(status, key.is_some()),
             Err(error) => Some(Probed::Failed(error.detail)),

@@ -220,7 +220,7 @@ fn the_running_process_says_what_it_expects_in_prefix_caches_and_logs_nothing_of
 #[test]
 fn a_question_is_guarded_as_a_change_is_and_its_mistakes_are_told() {
     let mock = Mock::start();
-    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let forebay = Harness::new().pool_with("tiny", "unknown_models = \"refuse\"", &[&mock]).start();
     let json = ("content-type", "application/json");
     let good = format!(r#"{{"request": {UNARY}}}"#);
     for (headers, body, status, words) in [

@@ -146,6 +146,11 @@ impl Harness {
     }
 }
 
+/// The Forebay that is tested: the one of this build, or the one that `FOREBAY_BIN` names.
+fn binary() -> PathBuf {
+    std::env::var_os("FOREBAY_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_forebay")), PathBuf::from)
+}
+
 /// A running Forebay.
 pub(crate) struct Forebay {
     child: Child,
@@ -184,7 +189,7 @@ impl Forebay {
         config: PathBuf,
     ) -> Forebay {
         let [address, admin] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        let mut child = Command::new(binary())
             .args(&args)
             .args(["--listen", &address.to_string(), "--admin", &admin.to_string(), "--threads", "1"])
             .args(["--access-log", "json"])

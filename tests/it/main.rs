@@ -14,6 +14,7 @@ mod affinity;
 mod bench;
 mod bodies;
 mod chaos;
+mod claims;
 mod dashboard;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
@@ -22,6 +23,7 @@ mod failover;
 mod faults;
 mod fidelity;
 mod health;
+mod hints;
 mod lifecycle;
 mod lying;
 #[cfg(all(feature = "sim", feature = "bench"))]

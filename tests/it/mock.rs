@@ -407,7 +407,8 @@ fn script_for(shared: &Shared, seen: Seen) -> Script {
 }
 
 fn probe(shared: &Shared, seen: &Seen) -> Option<Script> {
-    if seen.method != "GET" {
+    // What a client asks for is no probe.
+    if seen.method != "GET" || seen.header("x-client").is_some() {
         return None;
     }
     let scripted = shared.probes.lock().unwrap().clone();

@@ -11,7 +11,8 @@ const STREAM: &str = r#"{"model":"tiny","stream":true,"messages":[{"role":"user"
 
 fn after_traffic() -> (Forebay, [Mock; 2]) {
     let mocks = [Mock::start(), Mock::start()];
-    let forebay = Harness::new().pool("tiny", &[&mocks[0], &mocks[1]]).start();
+    let refusing = "unknown_models = \"refuse\"";
+    let forebay = Harness::new().pool_with("tiny", refusing, &[&mocks[0], &mocks[1]]).start();
     for _ in 0..4 {
         assert_eq!(forebay.post("/v1/chat/completions", STREAM).status, 200);
         assert_eq!(forebay.post("/v1/chat/completions", r#"{"model":"tiny","messages":[]}"#).status, 200);

@@ -74,9 +74,9 @@ fn readiness_is_ours_and_says_that_a_backend_takes_requests() {
 }
 
 #[test]
-fn an_unknown_model_is_404_and_names_those_served() {
+fn an_unknown_model_that_is_refused_is_404_and_names_those_served() {
     let mock = Mock::start();
-    let forebay = one(&mock);
+    let forebay = Harness::new().pool_with("tiny", "unknown_models = \"refuse\"", &[&mock]).start();
     let answer = forebay.post(PATH, r#"{"model":"other","messages":[]}"#);
     assert_eq!(answer.status, 404);
     assert_eq!(answer.json()["error"]["type"], "forebay_unknown_model");
@@ -202,15 +202,14 @@ fn a_stored_response_is_continued_and_returned_by_the_backend_that_made_it() {
 
 #[test]
 fn an_unknown_stored_response_is_404_that_says_so() {
-    let mock = Mock::start();
+    let mock = Mock::playing(answer(404, &[], r#"{"error":{"message":"Response with id 'resp_never' not found."}}"#));
     let forebay = one(&mock);
     let body = r#"{"model":"tiny","input":"y","previous_response_id":"resp_never"}"#;
     for answer in [forebay.post("/v1/responses", body), forebay.get("/v1/responses/resp_never")] {
         assert_eq!(answer.status, 404);
         assert_eq!(answer.json()["error"]["type"], "forebay_unknown_response");
-        assert!(answer.text().contains("resp_never"));
+        assert!(answer.text().contains("no backend has the response `resp_never`"), "{}", answer.text());
     }
-    assert!(mock.seen().is_empty());
 }
 
 // ---- keys ----------------------------------------------------------------------------------------------------------
@@ -343,7 +342,7 @@ fn accept_encoding_goes_no_further_on_a_stream() {
 #[test]
 fn errors_on_messages_have_anthropics_shape() {
     let mock = Mock::start();
-    let forebay = one(&mock);
+    let forebay = Harness::new().pool_with("tiny", "unknown_models = \"refuse\"", &[&mock]).start();
     for body in [r#"{"model":"other","messages":[]}"#, "nonsense"] {
         let error = forebay.post("/v1/messages", body).json();
         assert_eq!(error["type"], "error");

@@ -26,6 +26,8 @@ pub enum Failure {
     },
     /// 404 for a model that we resolved, or 401/403 to our own key: the backend is not what the config says.
     Misconfigured(u16),
+    /// 404 for a model that the backend's list promised (an adapter, an alias), or that any backend may have: another is asked.
+    NotServed,
     /// An error event as the first event of a stream, with a code of 500 or above.
     ErrorEvent {
         /// The code in the event; 500 where it has none.
@@ -80,9 +82,12 @@ impl Failure {
             | Failure::Truncated => Blame::Backend,
             Failure::Busy { retry_after, .. } => Blame::Backpressure(retry_after.unwrap_or(Duration::from_secs(1))),
             Failure::Misconfigured(_) => Blame::Misconfigured,
-            Failure::Reused | Failure::Idle | Failure::Deadline | Failure::Shutdown | Failure::ClientLeft => {
-                Blame::Nobody
-            }
+            Failure::Reused
+            | Failure::NotServed
+            | Failure::Idle
+            | Failure::Deadline
+            | Failure::Shutdown
+            | Failure::ClientLeft => Blame::Nobody,
         }
     }
 
@@ -105,6 +110,7 @@ impl Failure {
             Failure::ServerError(_) => "server_error",
             Failure::Busy { .. } => "busy",
             Failure::Misconfigured(_) => "misconfigured",
+            Failure::NotServed => "not_served",
             Failure::ErrorEvent { .. } => "error_event",
             Failure::FirstToken => "first_token_timeout",
             Failure::Stalled => "stalled",
@@ -125,6 +131,7 @@ impl Failure {
             Failure::ErrorEvent { .. } => 500,
             Failure::Busy { status, .. } => status,
             Failure::Shutdown => 503,
+            Failure::NotServed => 404,
             Failure::ClientLeft => 499,
             _ => 502,
         }
@@ -159,8 +166,8 @@ pub enum Refusal {
         /// The names that are served, comma separated.
         served: String,
     },
-    /// A stored response that this proxy did not see being made.
-    #[error("the response `{0}` is not known here: it was not made through this proxy, or too long ago")]
+    /// A stored response that no backend has.
+    #[error("no backend has the response `{0}`")]
     UnknownResponse(String),
     /// The body did not come in time.
     #[error("the request body did not arrive in time ({0})")]

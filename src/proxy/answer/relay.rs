@@ -162,7 +162,7 @@ impl Document {
     pub(crate) fn note(self, ticket: &Ticket, record: &mut Record) {
         record.usage = self.usage;
         if let Some(id) = self.response {
-            record.remember_response(id, ticket.backend().id);
+            record.remember_response(&id, ticket.backend().id);
         }
     }
 }

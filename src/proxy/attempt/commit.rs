@@ -79,7 +79,7 @@ fn learn_response(means: &Means<'_>, ticket: &Ticket, api: Api, segment: &Segmen
     if api == Api::Responses
         && let Some(id) = responses::id_of_event(&data_of(&segment.raw))
     {
-        means.responses.remember(id, ticket.backend().id);
+        means.responses.remember(&id, ticket.backend().id);
     }
 }
 

@@ -5,11 +5,12 @@
 //! that alone, in every state.
 
 mod commit;
+mod course;
 mod outcome;
 mod place;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -22,20 +23,19 @@ use super::request::work::Work;
 use super::responses::ResponseHomes;
 use crate::upstream::{Connection, Upstream};
 use commit::hold;
+use course::Course;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
-use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
+use forebay_core::routing::retry::{Attempts, Verdict, verdict};
 use forebay_fleet::health::alarm::{Heard, Watch};
-use forebay_fleet::membership::controller::Controller;
-use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
+use forebay_fleet::{AttemptOutcome, Ticket};
 use outcome::{Answer, Uncommitted};
 use place::{Patience, place};
 
 /// The ways to the backends.
 pub(crate) struct Means<'a> {
     pub(crate) upstream: &'a Upstream,
-    pub(crate) controller: &'a Controller,
-    /// Who made which stored response.
+    /// Who has which stored response.
     pub(crate) responses: &'a ResponseHomes,
     pub(crate) clock: &'a Clock,
 }
@@ -58,94 +58,44 @@ pub(crate) async fn run(
     early: &AtomicBool,
 ) -> Attempted {
     let clock = means.clock;
-    let mut seen = Attempts::new(bounds.attempts);
-    let mut tried = work.not_serving();
-    let (mut last_failure, mut last_answer) = (None, None);
-    // The same server error from two backends is the request's doing: then neither is to blame.
-    let mut suspicion: Option<Suspicion> = None;
+    let mut course = Course::new(work, &means, bounds.attempts, early);
     let (mut rng, mut patience) = (fastrand::Rng::new(), Patience::default());
     loop {
-        let dispatched = match place(work, record, clock, &mut tried, &mut patience, &mut rng).await {
+        let dispatched = match place(work, record, clock, &mut course.tried, &mut patience, &mut rng).await {
             Ok(dispatched) => dispatched,
-            Err(refusal) if last_failure.is_none() => return Attempted::Refused(refusal),
-            // Another attempt had nowhere to go: no reason to give up what a backend said, and one to try again later.
-            Err(refusal) if last_answer.is_none() && refusal.is_for_want_of_room() => {
-                return Attempted::Refused(refusal);
-            }
-            Err(_) => {
-                // Nobody else could be asked whose doing it is. To lose the last backend that is in would help no one.
-                if seen.failed() == 1 {
-                    suspicion.take().into_iter().for_each(Suspicion::withdraw);
-                }
-                return over(work, &seen, stage(early), last_answer);
-            }
+            Err(refusal) => match course.no_place(work, record, refusal) {
+                Some(end) => return end,
+                None => continue,
+            },
         };
-        if let Some(failure) = last_failure {
-            if !work.pool.retry(clock.now()) {
-                return over(work, &seen, stage(early), last_answer);
+        if let Some(failure) = course.unpaid.take() {
+            // That a model is not there costs a backend nothing: clients' names must not use the budget up.
+            if failure != Failure::NotServed && !work.pool.retry(clock.now()) {
+                return course.over(work);
             }
             record.retried(failure);
         }
         record.dispatched(&dispatched);
         let mut ticket = dispatched.ticket;
-        let backend = ticket.backend().id;
         let mut watch = ticket.watch(clock.now());
-        let (failure, answer) =
-            match attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), &mut seen).await {
-                Ok((head, body, form)) => return Attempted::Committed(Committed { ticket, watch, head, body, form }),
-                Err(Uncommitted::Theirs(answer)) => {
-                    ticket.finish(AttemptOutcome::Neutral, clock.now());
-                    return Attempted::LastAnswer(answer);
-                }
-                Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
-            };
-        let verdict = verdict(failure, &seen);
-        if seen.blames(failure) {
-            suspicion = failed(work, means.controller, ticket, failure, clock).or(suspicion);
-        } else {
-            ticket.finish(AttemptOutcome::Neutral, clock.now());
-            suspicion.take().into_iter().for_each(Suspicion::withdraw);
+        let tried =
+            attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), &mut course.seen).await;
+        let end = match tried {
+            Ok((head, body, form)) => {
+                course.found(work, &head, ticket.backend().id);
+                return Attempted::Committed(Committed { ticket, watch, head, body, form });
+            }
+            Err(Uncommitted::Theirs(answer)) => {
+                ticket.finish(AttemptOutcome::Neutral, clock.now());
+                return Attempted::LastAnswer(answer);
+            }
+            Err(Uncommitted::NotHere(answer)) => course.not_here(work, record, ticket, answer),
+            Err(Uncommitted::Failed(failure, answer)) => course.failed(work, record, ticket, failure, answer),
+        };
+        if let Some(end) = end {
+            return end;
         }
-        seen.note(failure);
-        tried.push(backend);
-        // What is our own fault (misconfigured) is never the client's to read.
-        if is_answer(failure) && answer.is_some() {
-            last_answer = answer;
-        }
-        if verdict != Verdict::Next {
-            return over(work, &seen, stage(early), last_answer);
-        }
-        last_failure = Some(failure);
     }
-}
-
-fn stage(early: &AtomicBool) -> Stage {
-    if early.load(Ordering::Relaxed) { Stage::HeadSentEarly } else { Stage::NothingSent }
-}
-
-/// Whose answer ends a request whose attempts are over.
-fn over(work: &Work, seen: &Attempts, stage: Stage, last_answer: Option<RealAnswer>) -> Attempted {
-    match (seen.ending(stage), last_answer) {
-        (Ending::Theirs, Some(answer)) => Attempted::LastAnswer(answer),
-        (Ending::Theirs, None) => Attempted::Refused(work.exhausted(seen.failed(), Failure::Died)),
-        (Ending::Ours(failure), _) => Attempted::Refused(work.exhausted(seen.failed(), failure)),
-    }
-}
-
-/// An attempt failed: load and, for a backend that is not what the config says, the fleet are told. A server error may yet
-/// turn out to be the request's doing.
-fn failed(work: &Work, fleet: &Controller, ticket: Ticket, failure: Failure, clock: &Clock) -> Option<Suspicion> {
-    let now = clock.now();
-    let backend = Arc::clone(ticket.backend());
-    if matches!(failure, Failure::ServerError(_)) {
-        return Some(ticket.suspect(failure, now));
-    }
-    ticket.finish(AttemptOutcome::Failed(failure), now);
-    if let Failure::Misconfigured(status) = failure {
-        let reason = format!("answered {status} to a request for {}", work.pool.model);
-        fleet.misconfigured(backend.id, reason, now);
-    }
-    None
 }
 
 /// One attempt on the ticket's backend, with the free retry on a fresh connection.
@@ -202,14 +152,23 @@ async fn try_once(
         let (events, body) = hold(work, record, means, (ticket, heard), body).await?;
         return Ok((head, body, Form::Events(events)));
     }
-    let Some(failure) = error_of(&head, backend.key.is_some()) else { return Ok((head, body, Form::Unary)) };
-    let answer = RealAnswer::read(&backend, head, body).await;
-    match answer {
-        Some(answer) if failure == Failure::Misconfigured(404) && !work.is_our_fault(&backend, &answer.body) => {
-            Err(Uncommitted::Theirs(answer))
-        }
-        answer => Err(Uncommitted::Failed(failure, answer)),
+    let failure = error_of(&head, backend.key.is_some());
+    // A server that does not have a response, or nothing to serve this request for it by: another may.
+    let lacks = work.search.is_some() && matches!(head.status.as_u16(), 404 | 405 | 501);
+    if failure.is_none() && !lacks {
+        return Ok((head, body, Form::Unary));
     }
+    let answer = RealAnswer::read(&backend, head, body).await;
+    Err(match (failure, answer) {
+        (Some(Failure::Misconfigured(404)), Some(answer)) => match work.denied_model(&backend, &answer.body) {
+            Some(failure) => Uncommitted::Failed(failure, Some(answer)),
+            None if lacks => Uncommitted::NotHere(answer),
+            None => Uncommitted::Theirs(answer),
+        },
+        (None, Some(answer)) => Uncommitted::NotHere(answer),
+        (None | Some(Failure::Misconfigured(404)), None) => Failure::Died.into(),
+        (Some(failure), answer) => Uncommitted::Failed(failure, answer),
+    })
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

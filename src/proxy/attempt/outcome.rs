@@ -53,6 +53,8 @@ pub(crate) enum Uncommitted {
     Failed(Failure, Option<RealAnswer>),
     /// The answer is the client's, though it is an error.
     Theirs(RealAnswer),
+    /// The backend does not have the stored response that the request refers to; another may.
+    NotHere(RealAnswer),
 }
 
 impl From<Failure> for Uncommitted {

@@ -65,7 +65,7 @@ pub(crate) async fn place(
         work.facts.arm = dispatched.decision.assigned;
         record.assign(&pool, dispatched.decision.assigned);
         work.pool = pool;
-        let not_serving = work.not_serving();
+        let not_serving = work.not_serving(clock.now());
         if !not_serving.contains(&dispatched.decision.backend) {
             return Ok(dispatched);
         }

@@ -65,12 +65,7 @@ impl Exchange {
         let mut signs = Signs::new(self.head_after(now));
         let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
         let Exchange { shared, settings, work, record } = self;
-        let means = Means {
-            upstream: &shared.upstream,
-            controller: &shared.controller,
-            responses: &shared.responses,
-            clock: &shared.clock,
-        };
+        let means = Means { upstream: &shared.upstream, responses: &shared.responses, clock: &shared.clock };
         let first_token = settings.stream.first_token_timeout.filter(|_| work.streamed);
         let bounds = Bounds { attempts: settings.retry.attempts, first_token };
         let attempts = attempt::run(work, record, means, bounds, &early);

@@ -230,7 +230,7 @@ impl Record {
     }
 
     /// Remembers which backend holds a response.
-    pub(crate) fn remember_response(&self, id: String, backend: BackendId) {
+    pub(crate) fn remember_response(&self, id: &str, backend: BackendId) {
         self.shared.responses.remember(id, backend);
     }
 

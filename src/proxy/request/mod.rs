@@ -1,10 +1,12 @@
 //! A request on its way in: who sends it, its body within limits, what is peeked of it, and what is sent on.
 
 pub(crate) mod auth;
+pub mod counting;
 pub(crate) mod intake;
 mod multipart;
 pub mod peek;
 mod prefix;
 pub mod splice;
+pub(crate) mod stored;
 mod weight;
 pub(crate) mod work;

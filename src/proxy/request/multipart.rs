@@ -4,17 +4,19 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 
-/// The `model` field of a multipart form; `None` where it has none or is no such form, which is for the backend to answer.
+/// The `model` field of a multipart form, the last one as vLLM takes it; `None` where it has none or is no such form, which is
+/// for the backend to answer.
 pub(crate) async fn model(headers: &HeaderMap, body: &Bytes) -> Option<String> {
     let boundary = multer::parse_boundary(headers.get(CONTENT_TYPE)?.to_str().ok()?).ok()?;
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
     let mut form = multer::Multipart::new(whole, boundary);
+    let mut model = None;
     while let Ok(Some(field)) = form.next_field().await {
         if field.name() == Some("model") {
-            return field.text().await.ok();
+            model = field.text().await.ok();
         }
     }
-    None
+    model
 }
 
 #[cfg(test)]
@@ -28,6 +30,9 @@ mod tests {
         let body = "--X\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF\r\n\
                     --X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--X--\r\n";
         assert_eq!(model(&headers, &Bytes::from(body)).await.as_deref(), Some("whisper"));
+        let twice =
+            body.replace("--X--", "--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nother\r\n--X--");
+        assert_eq!(model(&headers, &Bytes::from(twice)).await.as_deref(), Some("other"));
         assert_eq!(model(&headers, &Bytes::from("nonsense")).await, None);
     }
 }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::counting::Claims;
 use super::prefix::Prefix;
 use super::weight::Weight;
 use forebay_core::routing::affinity::Marks;
@@ -30,16 +31,16 @@ pub struct Peek {
     pub stream_options: Option<StreamOptions>,
     /// Most tokens to generate for one sequence, under any API's name for it.
     pub max_tokens: Option<u64>,
-    /// Sequences that the engine will run: `n` or `best_of`, for each prompt of a batch. At least 1.
-    pub sequences: u32,
+    /// The numbers that an API may make sequences of.
+    pub claims: Claims,
     /// Bytes of text in the prompt.
     pub text_bytes: u64,
     /// Images, audio clips, videos and files in the prompt.
     pub media_parts: u32,
     /// Token ids in the prompt.
     pub token_ids: u64,
-    /// The session key's member, if one was named and it is a string.
-    pub session: Option<String>,
+    /// The members that were named as session keys and are strings, in the order of their names.
+    pub sessions: Vec<(String, String)>,
     /// The response that this one follows (responses API).
     pub previous_response_id: Option<String>,
     /// What the prompt begins with; nothing where nobody asked.
@@ -116,11 +117,17 @@ impl Peek {
         let tokens = self.text_bytes.div_ceil(4) + 1000 * u64::from(self.media_parts) + self.token_ids;
         u32::try_from(tokens).unwrap_or(u32::MAX)
     }
+
+    /// The text in this member, if it was named as a session key.
+    #[must_use]
+    pub fn session(&self, member: &str) -> Option<&str> {
+        self.sessions.iter().find(|(name, _)| name == member).map(|(_, text)| text.as_str())
+    }
 }
 
 /// Members that make up the prompt, in all APIs: those first that a template puts first, so that what begins a prompt is read
 /// first.
-const PROMPT: [&str; 13] = [
+const PROMPT: [&str; 14] = [
     "tools",
     "system",
     "instructions",
@@ -130,6 +137,7 @@ const PROMPT: [&str; 13] = [
     "query",
     "queries",
     "documents",
+    "items",
     "text_1",
     "text_2",
     "data_1",
@@ -146,23 +154,28 @@ struct Members<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     max_output_tokens: Option<&'a RawValue>,
     n: Option<&'a RawValue>,
-    best_of: Option<&'a RawValue>,
     previous_response_id: Option<&'a RawValue>,
-    session: Option<&'a RawValue>,
+    /// By the place of their names.
+    sessions: Vec<(usize, &'a RawValue)>,
     cache_salt: Option<&'a RawValue>,
     prompt: [Option<&'a RawValue>; PROMPT.len()],
 }
 
-/// Reads a request's body. `session`: the member that is the session key, if the body has it. `seed`: with what to hash the
+/// Reads a request's body. `sessions`: the members that are session keys, if the body has them. `seed`: with what to hash the
 /// prompt's beginning, if somebody wants it.
 ///
 /// # Errors
 /// The body is no JSON object, or a member that decides its way has a value of the wrong type.
-pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Peek, PeekError> {
+pub fn peek<'s>(
+    body: &[u8],
+    sessions: impl IntoIterator<Item = &'s str>,
+    seed: Option<u64>,
+) -> Result<Peek, PeekError> {
+    let sessions: Vec<&str> = sessions.into_iter().collect();
     let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
     let mut members = Members::default();
-    each_member(text, |key, value| members.take(&key, value, session)).map_err(|error| {
+    each_member(text, |key, value| members.take(&key, value, &sessions)).map_err(|error| {
         let other = body[open] != b'{' && serde_json::from_str::<&RawValue>(text).is_ok();
         if other { PeekError::NotObject } else { PeekError::NotJson(error.to_string()) }
     })?;
@@ -171,7 +184,7 @@ pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Pee
     if let Some(salt) = members.cache_salt {
         prefix.aside(salt.get().as_bytes()); // vLLM shares no cache between two salts
     }
-    let mut prompts = 1;
+    let mut claims = Claims::default();
     for (name, value) in PROMPT.iter().zip(members.prompt) {
         let Some(value) = value else { continue };
         if *name == "tools" {
@@ -180,12 +193,17 @@ pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Pee
             continue;
         }
         let elements = weight.add(value.get().as_bytes(), &mut prefix);
-        if matches!(*name, "prompt" | "input") {
-            prompts = elements.max(prompts);
+        match *name {
+            "prompt" => claims.prompts = elements.batch(),
+            "input" => claims.inputs = elements.batch(),
+            "documents" | "items" | "queries" | "text_1" | "text_2" | "data_1" | "data_2" => {
+                claims.pairs = claims.pairs.max(elements.all);
+            }
+            _ => {}
         }
     }
     let count = |value: Option<&RawValue>| value.and_then(number);
-    let n = count(members.n).unwrap_or(1).max(count(members.best_of).unwrap_or(1)).max(1);
+    claims.n = count(members.n).unwrap_or(1);
     Ok(Peek {
         model: read_string(text, "model", members.model)?,
         model_at: members.model.map(|value| range(text, value)),
@@ -197,11 +215,11 @@ pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Pee
         max_tokens: count(members.max_completion_tokens)
             .or(count(members.max_tokens))
             .or(count(members.max_output_tokens)),
-        sequences: u32::try_from(n.saturating_mul(prompts)).unwrap_or(u32::MAX),
+        claims,
         text_bytes: weight.text,
         media_parts: weight.media,
         token_ids: weight.ids,
-        session: members.session.and_then(|value| serde_json::from_str(value.get()).ok()),
+        sessions: members.sessions_by_name(&sessions),
         previous_response_id: read_string(text, "previous_response_id", members.previous_response_id)?,
         marks: prefix.into_marks(),
         inside: open + 1,
@@ -209,9 +227,9 @@ pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Pee
 }
 
 impl<'a> Members<'a> {
-    fn take(&mut self, key: &str, value: &'a RawValue, session: Option<&str>) {
-        if session == Some(key) {
-            self.session = Some(value);
+    fn take(&mut self, key: &str, value: &'a RawValue, sessions: &[&str]) {
+        if let Some(name) = sessions.iter().position(|name| *name == key) {
+            self.sessions.push((name, value));
         }
         let member = match key {
             "model" => &mut self.model,
@@ -221,7 +239,6 @@ impl<'a> Members<'a> {
             "max_completion_tokens" => &mut self.max_completion_tokens,
             "max_output_tokens" => &mut self.max_output_tokens,
             "n" => &mut self.n,
-            "best_of" => &mut self.best_of,
             "cache_salt" => &mut self.cache_salt,
             "previous_response_id" => &mut self.previous_response_id,
             _ => match PROMPT.iter().position(|name| *name == key) {
@@ -230,6 +247,16 @@ impl<'a> Members<'a> {
             },
         };
         *member = Some(value);
+    }
+
+    /// The session keys that are strings; the last value of each counts.
+    fn sessions_by_name(&self, names: &[&str]) -> Vec<(String, String)> {
+        let last = |place| self.sessions.iter().rev().find(|(of, _)| *of == place);
+        let named = names.iter().enumerate().filter_map(|(place, name)| {
+            let (_, value) = last(place)?;
+            Some(((*name).to_owned(), serde_json::from_str(value.get()).ok()?))
+        });
+        named.collect()
     }
 }
 
@@ -341,9 +368,9 @@ mod tests {
         assert_eq!(peek.model.as_deref(), Some("tiny"));
         assert_eq!(&body[peek.model_at.clone().unwrap()], "\"tiny\"");
         assert!(peek.stream);
-        assert_eq!((peek.max_tokens, peek.sequences, peek.inside), (Some(8), 2, 2));
+        assert_eq!((peek.max_tokens, peek.claims.n, peek.inside), (Some(8), 2, 2));
         assert_eq!((peek.text_bytes, peek.est_tokens()), (25, 7));
-        assert_eq!(peek.session.as_deref(), Some("u-1"));
+        assert_eq!(peek.session("user"), Some("u-1"));
         let Some(StreamOptions { form: StreamOptionsForm::Object { include_usage: Some(flag), .. }, at }) =
             peek.stream_options
         else {
@@ -361,7 +388,7 @@ mod tests {
         assert_eq!(peek.model.as_deref(), Some("b"));
         assert_eq!(&body[peek.model_at.unwrap()], "\"b\"");
         assert!(!peek.stream);
-        assert_eq!(peek.session.as_deref(), Some("y"));
+        assert_eq!(peek.session("user"), Some("y"));
     }
 
     #[test]
@@ -376,10 +403,34 @@ mod tests {
             (r#"["a,[b", "c"]"#, 2, 5, 0),
         ] {
             let peek = ok(&format!(r#"{{"prompt": {prompt}, "n": 1}}"#));
-            assert_eq!((peek.sequences, peek.text_bytes, peek.token_ids), (sequences, text, ids), "{prompt}");
+            assert_eq!((peek.claims.prompts, peek.text_bytes, peek.token_ids), (sequences, text, ids), "{prompt}");
         }
-        assert_eq!(ok(r#"{"prompt":["a","b"],"n":3}"#).sequences, 6);
-        assert_eq!(ok(r#"{"prompt":"a","n":1,"best_of":4}"#).sequences, 4);
+        let claims = ok(r#"{"prompt":["a","b"],"n":3,"best_of":4}"#).claims;
+        assert_eq!(claims, Claims { n: 3, prompts: 2, ..Claims::default() });
+        assert_eq!(ok(r#"{"n":"8","input":["a","b","c"]}"#).claims, Claims { n: 8, inputs: 3, ..Claims::default() });
+    }
+
+    #[test]
+    fn documents_are_counted_in_every_form() {
+        for (body, pairs) in [
+            (r#"{"query":"q","documents":["a","b","c"]}"#, 3),
+            (r#"{"query":"q","documents":[{"content":[{"type":"text","text":"a, b"}]}, {"content":[]}]}"#, 2),
+            (r#"{"text_1":"q","text_2":["a","b"]}"#, 2),
+            (r#"{"text_1":["q","r"],"text_2":["a","b"]}"#, 2),
+            (r#"{"queries":["q","r","s"],"documents":"a"}"#, 3),
+            (r#"{"queries":"q","items":[[1,2],[3]]}"#, 2),
+            (r#"{"data_1":"q","data_2":[]}"#, 1),
+        ] {
+            assert_eq!(ok(body).claims.pairs, pairs, "{body}");
+        }
+    }
+
+    #[test]
+    fn several_members_are_session_keys_each_by_its_name() {
+        let body = r#"{"user":"u","conversation":"c","user":"v","other":5}"#;
+        let peek = peek(body.as_bytes(), ["conversation", "user", "other"], None).unwrap();
+        assert_eq!((peek.session("user"), peek.session("conversation")), (Some("v"), Some("c")));
+        assert_eq!((peek.session("other"), peek.session("model")), (None, None));
     }
 
     #[test]
@@ -395,7 +446,7 @@ mod tests {
         assert_eq!((peek.text_bytes, peek.media_parts, peek.est_tokens()), (5, 3, 3002));
         let body = r#"{"input":[{"role":"user","content":[{"type":"input_text","text":"hi"},{"type":"input_image","image_url":"https://x"}]}]}"#;
         let peek = ok(body);
-        assert_eq!((peek.text_bytes, peek.media_parts, peek.sequences), (2, 1, 1));
+        assert_eq!((peek.text_bytes, peek.media_parts, peek.claims), (2, 1, Claims::default()));
     }
 
     #[test]
@@ -418,7 +469,7 @@ mod tests {
     #[test]
     fn what_the_backend_can_judge_is_left_to_it() {
         let peek = ok(r#"{"max_tokens":"many","n":-1,"user":7,"messages":5,"prompt":null,"temperature":"x"}"#);
-        assert_eq!((peek.max_tokens, peek.sequences, peek.session), (None, 1, None));
+        assert_eq!((peek.max_tokens, peek.claims.n, peek.session("user")), (None, 1, None));
         assert_eq!(ok("{}").model, None);
         let peek = ok(r#"{"model":null,"stream":null,"stream_options":null,"previous_response_id":null}"#);
         assert_eq!((peek.model, peek.stream, peek.previous_response_id), (None, false, None));

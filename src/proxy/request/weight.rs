@@ -63,14 +63,30 @@ enum Under {
     NoText,
 }
 
+/// The elements of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Elements {
+    /// Of an array, whatever they are; else, and of an empty one, 1.
+    pub(crate) all: u64,
+    /// They are strings or arrays: a batch of texts or of lists of token ids.
+    prompts: bool,
+}
+
+impl Elements {
+    /// How many prompts these are: an array of anything else is one prompt.
+    pub(crate) fn batch(self) -> u64 {
+        if self.prompts { self.all } else { 1 }
+    }
+}
+
 impl Weight {
-    /// Adds a valid JSON value and returns the number of prompts in it: the elements of an array of strings or arrays, else 1.
+    /// Adds a valid JSON value and returns its elements.
     /// Flat, so that depth costs nothing: an estimate needs no tree. `prefix` is told what it reads.
-    pub(crate) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> u64 {
+    pub(crate) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> Elements {
         let (mut i, mut arrays, mut objects, mut commas) = (0, 0_u64, 0_u64, 0);
         let mut under = Under::Text;
-        let batch = json.strip_prefix(b"[").map(|inner| inner.trim_ascii_start());
-        let batch = batch.is_some_and(|inner| matches!(inner.first(), Some(b'"' | b'[')));
+        let inner = json.strip_prefix(b"[").map(|inner| inner.trim_ascii_start());
+        let prompts = inner.is_some_and(|inner| matches!(inner.first(), Some(b'"' | b'[')));
         while let Some(&byte) = json.get(i) {
             i += 1;
             match byte {
@@ -115,7 +131,7 @@ impl Weight {
                 _ => {}
             }
         }
-        if batch { commas + 1 } else { 1 }
+        Elements { all: if inner.is_some() { commas + 1 } else { 1 }, prompts }
     }
 }
 
@@ -143,7 +159,7 @@ mod tests {
     fn strings_under_keys_that_are_no_text_weigh_nothing() {
         let mut weight = Weight::default();
         let json = br#"[{"role":"user","content":["ab",{"type":"text","text":"cd"}],"id":"xyz","n":5}]"#;
-        assert_eq!(weight.add(json, &mut Prefix::new(None)), 1);
+        assert_eq!(weight.add(json, &mut Prefix::new(None)).batch(), 1);
         assert_eq!((weight.text, weight.media, weight.ids), (4, 0, 0));
     }
 

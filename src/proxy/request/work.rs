@@ -9,16 +9,19 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
 use twox_hash::XxHash3_64;
 
+use super::counting::Counting;
 use super::intake::Held;
 use super::multipart;
 use super::peek::{Peek, peek};
 use super::splice::Splice;
+use super::stored::{self, Home, Search};
 use crate::proxy::headers;
 use crate::proxy::models;
 use crate::proxy::record::Record;
 use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
 use crate::proxy::shared::Shared;
 use crate::upstream::{self, Pieces};
+use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
@@ -43,6 +46,8 @@ pub(crate) struct Work {
     /// With whom it takes turns where requests must wait.
     pub(crate) lane: LaneKey,
     pub(crate) api: Api,
+    /// The search for the stored response that it refers to, if it does.
+    pub(crate) search: Option<Search>,
     /// The client asked for a stream.
     pub(crate) streamed: bool,
     /// Usage was asked for by us.
@@ -76,9 +81,26 @@ impl Work {
         self.body.renamed.as_ref().filter(|_| !backend.lists(asked))
     }
 
+    /// Turns to the next backend that may have the stored response which it refers to. False where there is none, or it refers to
+    /// none.
+    pub(crate) fn look_elsewhere(&mut self) -> bool {
+        let Some(Home { pool, backend }) = self.search.as_mut().and_then(Search::next) else { return false };
+        if !Arc::ptr_eq(&pool, &self.pool) {
+            self.facts.arm = pool.assign(self.session.as_deref(), &mut fastrand::Rng::new());
+            self.pool = pool;
+        }
+        self.facts.pinned = Some(backend);
+        true
+    }
+
     /// The backends of the pool that do not serve what is asked for.
-    pub(crate) fn not_serving(&self) -> Vec<BackendId> {
-        not_serving(&self.pool, self.body.asked.as_deref())
+    pub(crate) fn not_serving(&self, now: Time) -> Vec<BackendId> {
+        not_serving(&self.pool, self.model(), now)
+    }
+
+    /// The model that the client asked for.
+    pub(crate) fn model(&self) -> Option<&str> {
+        self.body.asked.as_deref()
     }
 
     /// Our answer where attempts ended without a backend's.
@@ -89,10 +111,16 @@ impl Work {
         Refusal::Exhausted { model: self.pool.model.clone(), attempts, failure }
     }
 
-    /// Whether a 404 from this backend says that it does not serve the pool's model, which we named.
-    pub(crate) fn is_our_fault(&self, backend: &Backend, answer: &[u8]) -> bool {
-        let ours = self.body.asked.as_ref() == Some(&self.pool.model) || self.renamed_for(backend).is_some();
-        ours && says_model_unknown(answer)
+    /// What a 404 from this backend means if it says that the model does not exist which we asked it for: the one that the
+    /// configuration promises, or one that its list promised (an adapter, an alias).
+    pub(crate) fn denied_model(&self, backend: &Backend, answer: &[u8]) -> Option<Failure> {
+        let model = &self.pool.model;
+        let asked = if self.renamed_for(backend).is_some() { model } else { self.body.asked.as_ref()? };
+        let promised = asked == model && !self.pool.by_list;
+        says_unknown(answer, asked).then_some(match promised {
+            true => Failure::Misconfigured(404),
+            false => Failure::NotServed,
+        })
     }
 
     /// The request as this backend gets it.
@@ -117,14 +145,19 @@ impl Work {
 }
 
 /// The backends of `pool` that do not serve the model `asked` for: a name of neither the pool nor its aliases (an adapter) is
-/// served where it is listed.
-pub(crate) fn not_serving(pool: &Pool, asked: Option<&str>) -> Vec<BackendId> {
-    let Some(asked) = asked.filter(|asked| *asked != pool.model && pool.aliases.iter().all(|alias| alias != asked))
-    else {
-        return Vec::new();
+/// served where it is listed. One that nobody lists is tried anywhere, last where it was denied of late.
+pub(crate) fn not_serving(pool: &Pool, asked: Option<&str>, now: Time) -> Vec<BackendId> {
+    let promised = |asked: &&str| *asked == pool.model || pool.aliases.iter().any(|alias| alias == asked);
+    let Some(asked) = asked.filter(|asked| pool.by_list || !promised(asked)) else { return Vec::new() };
+    let members = || pool.members().iter().map(|member| &member.backend);
+    let ids = |out: &dyn Fn(&Backend) -> bool| -> Vec<BackendId> {
+        members().filter(|backend| out(backend)).map(|backend| backend.id).collect()
     };
-    let members = pool.members().iter().map(|member| &member.backend);
-    members.filter(|backend| !backend.lists(asked)).map(|backend| backend.id).collect()
+    if members().any(|backend| backend.lists(asked)) {
+        return ids(&|backend| !backend.lists(asked));
+    }
+    let denied = ids(&|backend| backend.doubt.denies(asked, now));
+    if denied.len() == pool.members().len() { Vec::new() } else { denied }
 }
 
 /// What a request is made of when its body has been read.
@@ -153,15 +186,21 @@ pub(crate) async fn prepare(
     };
     let parsed = match route {
         Route::Model(Endpoint { body: BodyForm::Json, .. }) => {
-            parse_json(&bytes, body_session(snapshot), seed(shared, snapshot)).await?
+            parse_json(&bytes, body_sessions(snapshot), seed(shared, snapshot)).await?
         }
         // On the heap: few requests are forms, and all would carry the room for reading one.
         Route::Model(_) => Parsed { peek: None, model: Box::pin(multipart::model(&head.headers, &bytes)).await },
         _ => Parsed { peek: None, model: None },
     };
     record.model.clone_from(&parsed.model);
-    let pinned = pinned(shared, snapshot, route, parsed.peek.as_ref())?;
-    let pool = Arc::clone(pool_for(snapshot, route, pinned, parsed.model.as_deref())?);
+    let (mut search, peek) = (None, parsed.peek.as_ref());
+    let (pool, pinned) = match stored::id_of(route, peek) {
+        Some(id) => {
+            let home = search_in(shared, snapshot, parsed.model.as_deref(), id, &mut search)?;
+            (home.pool, Some(home.backend))
+        }
+        None => (Arc::clone(pool_for(snapshot, route, parsed.model.as_deref())?), None),
+    };
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     record.streamed = streamed;
     let session = session(&pool, head, parsed.peek.as_ref());
@@ -172,11 +211,12 @@ pub(crate) async fn prepare(
     let mut headers = head.headers.clone();
     headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
     Ok(Work {
-        facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, parsed.peek.as_ref()) },
+        facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, head.uri.path(), parsed.peek.as_ref()) },
         lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
         session: session.map(Arc::from),
         pool,
         api: endpoint.api,
+        search,
         streamed,
         usage_injected,
         method: head.method.clone(),
@@ -187,85 +227,75 @@ pub(crate) async fn prepare(
     })
 }
 
-async fn parse_json(bytes: &Bytes, session: Option<String>, seed: Option<u64>) -> Result<Parsed, Refusal> {
+async fn parse_json(bytes: &Bytes, sessions: Vec<String>, seed: Option<u64>) -> Result<Parsed, Refusal> {
     let peeked = if bytes.len() <= PARSE_INLINE {
-        peek(bytes, session.as_deref(), seed)
+        peek(bytes, sessions.iter().map(String::as_str), seed)
     } else {
         let bytes = bytes.clone();
-        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, session.as_deref(), seed));
+        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, sessions.iter().map(String::as_str), seed));
         parsing.await.map_err(|_| Refusal::Internal)?
     };
     let peek = peeked.map_err(|error| Refusal::BadRequest(error.to_string()))?;
     Ok(Parsed { model: peek.model.clone(), peek: Some(peek) })
 }
 
-/// The body member that makes a session; where pools differ the first pool's.
-pub(crate) fn body_session(snapshot: &Snapshot) -> Option<String> {
-    snapshot.pools.iter().find_map(|pool| match &pool.session {
-        SessionKey::Body(member) => Some(member.clone()),
-        SessionKey::Header(_) => None,
-    })
+/// The body members that make sessions, of all pools: which pool a request is for is not known before its body is read.
+pub(crate) fn body_sessions(snapshot: &Snapshot) -> Vec<String> {
+    let mut members: Vec<String> = Vec::new();
+    for pool in &snapshot.pools {
+        if let SessionKey::Body(member) = &pool.session
+            && !members.contains(member)
+        {
+            members.push(member.clone());
+        }
+    }
+    members
 }
 
 fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {
     match &pool.session {
         SessionKey::Header(name) => Some(head.headers.get(name.as_str())?.to_str().ok()?.to_owned()),
-        SessionKey::Body(_) => peek?.session.clone(),
+        SessionKey::Body(member) => peek?.session(member).map(str::to_owned),
     }
 }
 
-/// The backend that made the response that the request refers to.
-pub(crate) fn pinned(
+/// Begins the search for a stored response, and returns the first backend that is asked: of the pool of the request's model,
+/// or of any pool.
+pub(crate) fn search_in(
     shared: &Shared,
     snapshot: &Snapshot,
-    route: Route<'_>,
-    peek: Option<&Peek>,
-) -> Result<Option<BackendId>, Refusal> {
-    let id = match route {
-        Route::StoredResponse(id) => Some(id),
-        _ => peek.and_then(|peek| peek.previous_response_id.as_deref()),
+    model: Option<&str>,
+    id: &str,
+    search: &mut Option<Search>,
+) -> Result<Home, Refusal> {
+    let pool = match model {
+        Some(model) => find_pool(snapshot, Some(model))?,
+        None => None,
     };
-    let Some(id) = id else { return Ok(None) };
-    let home = shared.responses.find(id).filter(|backend| snapshot.backend(*backend).is_some());
-    home.map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
+    let search = search.insert(stored::search(shared, snapshot, id, pool)?);
+    let nobody = || Refusal::NoBackend(pool.map_or("any model", |pool| pool.model.as_str()).to_owned());
+    search.next().ok_or_else(nobody)
 }
 
-/// The pool that serves a request: that of the backend which it is bound to, or of its model.
+/// The pool that serves a request.
 pub(crate) fn pool_for<'a>(
     snapshot: &'a Snapshot,
     route: Route<'_>,
-    pinned: Option<BackendId>,
     model: Option<&str>,
 ) -> Result<&'a Arc<Pool>, Refusal> {
-    let pool = match pinned.and_then(|id| snapshot.backend(id)) {
-        Some(backend) => Some(pool_of(snapshot, backend, model)?),
-        None if route == Route::Version => snapshot.pools.first(),
-        None => find_pool(snapshot, model)?,
+    let pool = match route {
+        Route::Version | Route::Models | Route::OneModel(_) => snapshot.pools.first(),
+        _ => find_pool(snapshot, model)?,
     };
     pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))
 }
 
-/// The pool of the backend that holds what the request refers to, if that is where its model is served.
-fn pool_of<'a>(snapshot: &'a Snapshot, backend: &Backend, model: Option<&str>) -> Result<&'a Arc<Pool>, Refusal> {
-    let pool = snapshot.pool(&backend.pool).ok_or_else(|| Refusal::NoBackend(backend.pool.to_string()))?;
-    match model {
-        Some(model) if !find_pool(snapshot, Some(model))?.is_some_and(|named| Arc::ptr_eq(named, pool)) => {
-            Err(Refusal::BadRequest(format!(
-                "`previous_response_id` names a response of `{}`, not of `{model}`",
-                pool.model
-            )))
-        }
-        _ => Ok(pool),
-    }
-}
-
-/// Whether an error answer says, as vLLM does, that the model does not exist.
-fn says_model_unknown(answer: &[u8]) -> bool {
+/// Whether an error answer says, as vLLM does, that this model does not exist.
+fn says_unknown(answer: &[u8], model: &str) -> bool {
     let Ok(answer) = serde_json::from_slice::<serde_json::Value>(answer) else { return false };
     let message = answer["error"]["message"].as_str().unwrap_or_default();
-    answer["error"]["type"] == "NotFoundError"
-        && message.starts_with("The model `")
-        && message.contains("does not exist")
+    let named = message.strip_prefix("The model `").and_then(|rest| rest.strip_prefix(model));
+    answer["error"]["type"] == "NotFoundError" && named.is_some_and(|rest| rest.starts_with("` does not exist"))
 }
 
 fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&'a Arc<Pool>>, Refusal> {
@@ -280,7 +310,8 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
         return Ok(None);
     }
     let listed = || snapshot.pools.iter().find(|pool| pool.members().iter().any(|m| m.backend.lists(model)));
-    let found = snapshot.pool(model).or_else(listed);
+    let trying = || snapshot.pools.iter().find(|pool| pool.tries_unknown);
+    let found = snapshot.pool(model).or_else(listed).or_else(trying);
     let unknown = || Refusal::UnknownModel { model: model.to_owned(), served: models::names(snapshot) };
     found.map(Some).ok_or_else(unknown)
 }
@@ -313,8 +344,8 @@ pub(crate) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parse
     }
 }
 
-/// What routing weighs a request by; its arm and what it is recognised by are filled in by who knows them.
-pub(crate) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
+/// What routing weighs a request to this path by; its arm and what it is recognised by are filled in by who knows them.
+pub(crate) fn weigh(endpoint: Endpoint, path: &str, peek: Option<&Peek>) -> RequestFacts {
     let streamed = peek.is_some_and(|peek| peek.stream);
     let kind = match endpoint.effort {
         Effort::None => Kind::Light,
@@ -324,7 +355,7 @@ pub(crate) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
     };
     let (est_tokens, sequences) = match peek {
         _ if kind == Kind::Light => (0, 0),
-        Some(peek) => (peek.est_tokens(), peek.sequences),
+        Some(peek) => (peek.est_tokens(), peek.claims.sequences(Counting::of(path))),
         None => (MEDIA_TOKENS, 1),
     };
     RequestFacts { est_tokens, sequences, kind, arm: ArmIndex::default(), pinned: None, marks: Marks::NONE }
@@ -336,7 +367,8 @@ fn outgoing(pool: &Pool, settings: &Config, endpoint: Endpoint, parsed: &Parsed,
     };
     let mut splice = Splice::default();
     let injected = settings.stream.usage == UsageMode::Inject && splice.inject_usage(endpoint.api, peek);
-    let renamed = parsed.model.as_ref().filter(|asked| pool.aliases.contains(asked)).map(|_| {
+    let is_alias = |asked: &&String| !pool.by_list && pool.aliases.contains(asked);
+    let renamed = parsed.model.as_ref().filter(is_alias).map(|_| {
         let mut splice = splice.clone();
         splice.replace_model(peek, &pool.model);
         splice.apply(bytes)

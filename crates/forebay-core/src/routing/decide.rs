@@ -27,6 +27,9 @@ pub struct PoolRules<'a> {
     pub max_in_flight: Option<u32>,
     /// Backends that are kept free for requests larger than others'.
     pub held: &'a [BackendId],
+    /// A backend has a request that is larger than the limit, as this one is: such requests take one backend at a time from the
+    /// others, whatever they claim.
+    pub oversized: bool,
     /// The snapshot that all this is of.
     pub generation: u64,
 }
@@ -102,7 +105,7 @@ pub fn decide(
     }
     let all_backing_off = rows.skip_backing_off();
     if let Some(limit) = rules.max_in_flight {
-        let emptiest = keep_with_room(rules.held, rows.changing(), facts, limit);
+        let emptiest = keep_with_room(&rules, rows.changing(), facts, limit);
         if let Some(trace) = trace {
             trace.keep_with_room(rows.as_slice());
         }
@@ -119,9 +122,9 @@ pub fn decide(
 }
 
 /// Drops the rows without room for the request. If that leaves none, and it needs more than any request does, it is told the
-/// emptiest that nobody else is promised.
+/// emptiest that nobody else is promised; one that is larger than the limit only if no backend is kept free at all.
 fn keep_with_room(
-    held: &[BackendId],
+    rules: &PoolRules<'_>,
     rows: &mut Vec<Candidate>,
     facts: &RequestFacts,
     limit: u32,
@@ -130,8 +133,13 @@ fn keep_with_room(
     if sequences == 0 {
         return None;
     }
+    let PoolRules { held, oversized, .. } = *rules;
+    if oversized {
+        rows.clear();
+        return None;
+    }
     let free = |row: &&Candidate| !held.contains(&row.id);
     let emptiest = rows.iter().filter(free).min_by_key(|row| row.in_flight()).map(|row| row.id);
     rows.retain(|row| fits(row.in_flight(), sequences, limit) && !held.contains(&row.id));
-    emptiest.filter(|_| sequences > 1)
+    emptiest.filter(|_| if sequences > limit { held.is_empty() } else { sequences > 1 })
 }

@@ -47,6 +47,8 @@ pub struct Attempts {
     /// The attempt under way is the free one on a fresh connection.
     fresh: bool,
     answered: bool,
+    /// Every failure so far said that the backend does not serve the model.
+    not_served: bool,
     server_error: Option<u16>,
     last: Option<Failure>,
 }
@@ -61,6 +63,7 @@ impl Attempts {
             deaths: 0,
             fresh: false,
             answered: false,
+            not_served: true,
             server_error: None,
             last: None,
         }
@@ -86,6 +89,7 @@ impl Attempts {
         } else {
             self.fresh = false;
             self.failed += 1;
+            self.not_served &= failure == Failure::NotServed;
         }
         if is_answer(failure) {
             self.answered = true;
@@ -93,7 +97,16 @@ impl Attempts {
         if let Failure::ServerError(status) = failure {
             self.server_error = Some(status);
         }
-        self.last = Some(failure);
+        if failure != Failure::NotServed || self.not_served {
+            self.last = Some(failure);
+        }
+    }
+
+    /// Whether the answer that came with this failure is to be kept: that a backend does not serve the model says nothing while
+    /// another that may serve it has failed otherwise. Ask before `note`.
+    #[must_use]
+    pub fn keeps(&self, failure: Failure) -> bool {
+        is_answer(failure) || (failure == Failure::NotServed && self.not_served)
     }
 
     /// Whether this failure is to be held against the backend that caused it, beyond what `Failure::blame` says: not if
@@ -114,7 +127,8 @@ impl Attempts {
         let last = if self.deaths >= MAX_DEATHS { Failure::Died } else { self.last.unwrap_or(Failure::Connect) };
         let theirs = match stage {
             Stage::NothingSent => {
-                self.answered && self.deaths < MAX_DEATHS && !matches!(last, Failure::Misconfigured(_))
+                let answered = self.answered || (self.not_served && self.failed > 0);
+                answered && self.deaths < MAX_DEATHS && !matches!(last, Failure::Misconfigured(_))
             }
             Stage::HeadSentEarly => matches!(last, Failure::ErrorEvent { .. }) && self.deaths < MAX_DEATHS,
         };
@@ -141,6 +155,7 @@ pub fn is_answer(failure: Failure) -> bool {
         | Failure::Reused
         | Failure::Died
         | Failure::Misconfigured(_)
+        | Failure::NotServed
         | Failure::FirstToken
         | Failure::Stalled
         | Failure::ListenerGone
@@ -168,6 +183,7 @@ pub fn verdict(failure: Failure, seen: &Attempts) -> Verdict {
         | Failure::ServerError(_)
         | Failure::Busy { .. }
         | Failure::Misconfigured(_)
+        | Failure::NotServed
         | Failure::ErrorEvent { .. }
         | Failure::FirstToken
         | Failure::Stalled

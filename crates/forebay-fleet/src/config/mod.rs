@@ -14,6 +14,7 @@ mod pools;
 mod resolve;
 mod schema;
 mod secret;
+mod unknown_models;
 mod url;
 
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::files::Outside;
 use super::keys::SESSION;
 use super::kinds::HeaderName;
-use super::model::{ArmConfig, BackendConfig, BackendUrl, PoolConfig, SessionKey};
+use super::model::{ArmConfig, BackendConfig, BackendUrl, PoolConfig, SessionKey, UnknownModels};
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
 use forebay_core::toml_reader::{Got, Keys, Table, ValueKind};
@@ -26,7 +26,25 @@ pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<PoolConfig> 
         root.note("there is no pool, so that nothing could be served", format!("add [[pools]] with {POOL_FORM}"));
     }
     let mut names = Places::new();
-    tables.iter().map(|table| pool(table, &mut names, outside)).collect()
+    let mut pools: Vec<PoolConfig> = tables.iter().map(|table| pool(table, &mut names, outside)).collect();
+    unknown_models(&tables, &mut pools);
+    pools
+}
+
+/// The only pool tries what nobody lists, unless it says otherwise. Of several, one may.
+fn unknown_models(tables: &[Table<'_>], pools: &mut [PoolConfig]) {
+    let written: Vec<_> = tables.iter().map(|table| table.key_span("unknown_models")).collect();
+    if let ([only], [None]) = (&mut *pools, written.as_slice()) {
+        only.unknown_models = UnknownModels::Try;
+    }
+    let mut trying =
+        tables.iter().zip(written).zip(pools).filter(|(_, pool)| pool.unknown_models == UnknownModels::Try);
+    let Some(((_, Some(first)), _)) = trying.next() else { return };
+    for ((table, span), _) in trying {
+        let Some(span) = span else { continue };
+        let message = "pools.unknown_models: another pool tries unknown models already".to_owned();
+        twice(table.notes(), &span, &first, message, "a model that nobody lists can be tried in one pool");
+    }
 }
 
 const POOL_FORM: &str = "model = \"…\" and backends = [{ url = \"http://127.0.0.1:8001\" }]";

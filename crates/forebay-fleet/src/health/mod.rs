@@ -5,6 +5,7 @@
 //! request with 500. So what is out comes back by a request, our own (a probe) or, where none can be made, one of a client's.
 
 pub mod alarm;
+pub mod doubt;
 pub(crate) mod reports;
 pub mod watchdog;
 
@@ -251,6 +252,14 @@ impl Health {
     /// It serves what the config says.
     pub(crate) fn configured(&mut self) {
         self.misconfigured = None;
+    }
+
+    /// Whether it refuses what the config says can no longer be asked. So it is out as one that failed, and comes back by a request.
+    pub(crate) fn unsettled(&mut self, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+        match self.misconfigured.take() {
+            Some((reason, _)) => self.eject(Ejection::Misconfigured, reason, rules, now, rng),
+            None => Effect::None,
+        }
     }
 
     /// Where that leaves the backend. A drain hides the rest: it gets nothing either way.

@@ -21,6 +21,7 @@ pub(crate) struct Lease {
     /// The number in the prefill queue.
     pub(crate) queued: u64,
     pub(crate) sequences: u32,
+    pub(crate) oversized: bool,
     pub(crate) tokens: u32,
     pub(crate) claimed: u32,
     pub(crate) depth: f64,
@@ -39,6 +40,8 @@ pub(crate) struct LeaseRequest {
     pub(crate) kind: Kind,
     /// Sequences in the engine; 0 for what never reaches it.
     pub(crate) sequences: u32,
+    /// It makes more sequences than the pool lets one backend have.
+    pub(crate) oversized: bool,
     /// Uncached prompt tokens.
     pub(crate) tokens: u32,
     /// Prompt tokens, cached or not.

@@ -29,6 +29,8 @@ pub(crate) struct LoadState {
     pub(super) open: u32,
     pub(super) prefilling: u32,
     pub(super) decoding: u32,
+    /// Attempts that make more sequences than the pool lets one backend have.
+    pub(super) oversized: u32,
     pub(super) queued_tokens: u64,
     pub(super) kv_tokens: u64,
     pub(super) waiting: PrefillQueue,
@@ -63,6 +65,7 @@ impl LoadState {
             open: 0,
             prefilling: 0,
             decoding: 0,
+            oversized: 0,
             queued_tokens: 0,
             kv_tokens: 0,
             waiting: PrefillQueue::new(),
@@ -138,6 +141,11 @@ impl LoadState {
         self.prefilling.saturating_add(self.decoding)
     }
 
+    /// Whether it has a request that makes more sequences than the pool lets one backend have.
+    pub(crate) fn has_oversized(&self) -> bool {
+        self.oversized > 0
+    }
+
     /// For how much longer the backend is left alone.
     pub(crate) fn open_for(&self, now: Time) -> Duration {
         self.backoff.open_for(now)
@@ -151,6 +159,7 @@ impl LoadState {
         self.turn = entry.turn;
         self.open += 1;
         self.backoff.enter();
+        self.oversized += u32::from(entry.oversized);
         let engine = entry.sequences > 0;
         let mut queued = u64::MAX;
         if engine {
@@ -166,6 +175,7 @@ impl LoadState {
             kind: entry.kind,
             queued,
             sequences: entry.sequences,
+            oversized: entry.oversized,
             tokens: if engine { entry.tokens } else { 0 },
             claimed: entry.claimed,
             depth: entry.depth,
@@ -243,6 +253,7 @@ impl LoadState {
         }
         self.kv_tokens -= lease.kv_tokens;
         self.open -= 1;
+        self.oversized -= u32::from(lease.oversized);
         self.engaged -= u32::from(lease.kind != Kind::Light);
         self.backoff.leave(lease.attempt);
     }

@@ -58,7 +58,17 @@ impl Load {
 fn entry(kind: Kind, tokens: u32) -> LeaseRequest {
     let sequences = u32::from(kind != Kind::Light);
     let tokens = if kind == Kind::Light { 0 } else { tokens };
-    LeaseRequest { kind, sequences, tokens, prompt: tokens, claimed: 0, depth: 0.0, raw: 0.1, turn: 1 }
+    LeaseRequest {
+        kind,
+        sequences,
+        tokens,
+        prompt: tokens,
+        claimed: 0,
+        depth: 0.0,
+        raw: 0.1,
+        turn: 1,
+        oversized: false,
+    }
 }
 
 fn row(load: &Load, now: Time) -> Candidate {

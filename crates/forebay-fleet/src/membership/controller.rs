@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 
 use super::record::{Change, MemberRecord};
 use super::snapshot::{Fleet, Snapshot};
-use crate::config::model::{self, Budget, Config};
+use crate::config::model::{self, Budget, Config, UnknownModels};
 use crate::health::reports::{HealthKeeper, Reports};
 use crate::health::{Effect, Probed, Rules};
 use crate::load::{Load, LoadState};
@@ -62,6 +62,9 @@ impl From<&Config> for Settings {
 #[derive(Debug)]
 pub struct Controller(Arc<Core>);
 
+/// What backends list, by their URLs.
+pub type Lists = HashMap<String, Arc<Vec<serde_json::Value>>>;
+
 /// What the writer and those who report to it share.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -80,6 +83,8 @@ pub(crate) struct Inner {
     figures: HashMap<(String, String), Arc<Figures>>,
     next_id: u32,
     generation: u64,
+    /// What each backend is known to list, where the pools are made of that.
+    lists: Option<Lists>,
     /// Spreads ejections.
     rng: fastrand::Rng,
 }
@@ -105,6 +110,7 @@ impl Controller {
             figures: HashMap::new(),
             next_id: 0,
             generation: 0,
+            lists: None,
             rng: fastrand::Rng::new(),
         };
         Controller(Arc::new(Core { fleet: Fleet::default(), inner: Mutex::new(inner) }))
@@ -140,6 +146,12 @@ impl Controller {
         for entry in inner.entries.values() {
             entry.backend.load.retune(entry.config.speed, settings.stale_after);
         }
+    }
+
+    /// Takes over these pools, which were made of what backends list, in place of all there were.
+    pub fn apply_listed(&self, pools: &[model::PoolConfig], lists: Lists, now: Time) {
+        locked(&self.0.inner).lists = Some(lists);
+        self.apply(pools, now);
     }
 
     /// Takes over these pools in place of all there were.
@@ -203,20 +215,6 @@ impl Controller {
     pub fn probed(&self, id: BackendId, probed: Probed, now: Time) {
         self.0.change(id, now, |change| change.health.probed(probed, change.rules, now, change.rng));
     }
-
-    /// The backend refused what the config says it serves, or our key: out until `configured`, or until its config changes.
-    pub fn misconfigured(&self, id: BackendId, reason: impl Into<String>, now: Time) {
-        let reason = reason.into();
-        self.0.change(id, now, |change| change.health.misconfigured(reason, now));
-    }
-
-    /// The backend serves what the config says again (its `/v1/models` lists the model and takes our key).
-    pub fn configured(&self, id: BackendId, now: Time) {
-        self.0.change(id, now, |change| {
-            change.health.configured();
-            Effect::None
-        });
-    }
 }
 
 impl Core {
@@ -258,6 +256,11 @@ impl MemberKey {
 }
 
 impl Inner {
+    /// What this backend is known to list.
+    fn listed(&self, url: &model::BackendUrl) -> Arc<Vec<serde_json::Value>> {
+        self.lists.as_ref().and_then(|lists| lists.get(&url.to_string()).cloned()).unwrap_or_default()
+    }
+
     /// The entry of this backend: the one there is, brought up to date, or a new one.
     fn entry(&mut self, key: &MemberKey, config: &model::BackendConfig, reports: Reports, now: Time) -> MemberRecord {
         if let Some(mut entry) = self.entries.remove(key) {
@@ -271,6 +274,7 @@ impl Inner {
                     key: config.key.clone(),
                     load: Arc::clone(&entry.backend.load),
                     alarm: Arc::clone(&entry.backend.alarm),
+                    doubt: Arc::clone(&entry.backend.doubt),
                     models: Arc::clone(&entry.backend.models),
                     reports,
                     metrics: Arc::clone(&entry.backend.metrics),
@@ -298,7 +302,8 @@ impl Inner {
             key: config.key.clone(),
             load: Arc::new(Load::new(gate, slot)),
             alarm: Arc::default(),
-            models: Arc::new(ArcSwap::default()),
+            doubt: Arc::default(),
+            models: Arc::new(ArcSwap::new(self.listed(&config.url))),
             reports,
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
             figures: Arc::new(Figures::new(now)),
@@ -332,6 +337,8 @@ impl Inner {
         Pool {
             model: config.model.clone(),
             aliases: config.aliases.clone(),
+            tries_unknown: config.unknown_models == UnknownModels::Try,
+            by_list: self.lists.is_some(),
             policy: config.policy,
             session: config.session.clone(),
             affinity: config.affinity,

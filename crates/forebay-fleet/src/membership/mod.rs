@@ -3,4 +3,5 @@
 pub mod controller;
 mod drains;
 mod record;
+mod serving;
 pub mod snapshot;

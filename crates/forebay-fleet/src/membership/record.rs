@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use crate::config::model;
 use crate::health::{Effect, Health, HealthState, Rules};
+use crate::load::Load;
 use crate::pool::backend::Backend;
 use forebay_core::clock::Time;
 
 /// What a change of health is made with.
 pub(crate) struct Change<'a> {
     pub(crate) health: &'a mut Health,
+    pub(crate) load: &'a Load,
     pub(crate) rules: &'a Rules,
     pub(crate) rng: &'a mut fastrand::Rng,
 }
@@ -51,7 +53,7 @@ impl MemberRecord {
         act: impl FnOnce(Change<'_>) -> Effect,
     ) -> bool {
         let standing = self.health.standing(false);
-        match act(Change { health: &mut self.health, rules, rng }) {
+        match act(Change { health: &mut self.health, load: &self.backend.load, rules, rng }) {
             Effect::None => {}
             Effect::Ejected(why) => self.backend.metrics.ejected(why),
             Effect::Returned => self.backend.load.forgive(),

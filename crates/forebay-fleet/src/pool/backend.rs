@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::config::model::{BackendUrl, Secret};
 use crate::health::alarm::Alarm;
+use crate::health::doubt::Doubt;
 use crate::health::reports::Reports;
 use crate::load::Load;
 use crate::telemetry::figures::Figures;
@@ -32,6 +33,8 @@ pub struct Backend {
     pub load: Arc<Load>,
     /// What ends the attempts on it from outside. Kept as the load is.
     pub alarm: Arc<Alarm>,
+    /// What is to be found out about what it serves. Kept as the load is.
+    pub doubt: Arc<Doubt>,
     /// What its `/v1/models` lists, as it said it; empty until it was asked.
     pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
     /// Whom its attempts tell how it does.

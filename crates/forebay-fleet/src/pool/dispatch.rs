@@ -162,21 +162,28 @@ impl Pool {
             let loads = self.loads(&gate.slots, gate.mean_prompt(now), gate.pace.lived(now), now);
             let buffers = Buffers { admitted: &mut gate.admitted, rows: &mut rows, affinity: &mut gate.affinity };
             let query = Query { facts, tried, now };
-            explain(self.rules(gate.room.held()), query, &loads, buffers, rng, &mut suppose)
+            explain(self.rules(gate.room.held(), &gate.slots, facts), query, &loads, buffers, rng, &mut suppose)
         };
         gate.put_back(facts.arm, rows);
         explained
     }
 
-    fn rules<'a>(&'a self, held: &'a [BackendId]) -> PoolRules<'a> {
+    fn rules<'a>(&'a self, held: &'a [BackendId], slots: &Slots, facts: &RequestFacts) -> PoolRules<'a> {
+        let another = || self.members.iter().any(|member| slots.get(member.backend.load.slot()).has_oversized());
         PoolRules {
             seats: &self.seats,
             cross_arm: self.cross_arm,
             policy: self.policy,
             max_in_flight: self.max_in_flight,
             held,
+            oversized: self.is_oversized(facts) && another(),
             generation: self.generation,
         }
+    }
+
+    /// Whether the request makes more sequences than one backend may have.
+    fn is_oversized(&self, facts: &RequestFacts) -> bool {
+        self.max_in_flight.is_some_and(|limit| facts.engine_sequences() > limit)
     }
 
     fn loads<'a>(&'a self, slots: &'a Slots, mean_prompt: f64, lived: Time, now: Time) -> LoadsNow<'a> {
@@ -203,7 +210,7 @@ impl Pool {
         let decided = {
             let loads = self.loads(&gate.slots, gate.mean_prompt(now), gate.pace.lived(now), now);
             let buffers = Buffers { admitted: &mut gate.admitted, rows: &mut rows, affinity: &mut gate.affinity };
-            decide(self.rules(gate.room.held()), query, &loads, buffers, rng, aside)
+            decide(self.rules(gate.room.held(), &gate.slots, facts), query, &loads, buffers, rng, aside)
         };
         let sought = match decided {
             Decided::Row(index, decision) => Sought::Placed(self.place(gate, &rows.as_slice()[index], decision, query)),
@@ -231,7 +238,8 @@ impl Pool {
         let lease = numbers.enter(
             LeaseRequest {
                 kind: facts.kind,
-                sequences: facts.engine_sequences(),
+                sequences: facts.engine_sequences().min(self.max_in_flight.unwrap_or(u32::MAX)),
+                oversized: self.is_oversized(facts),
                 tokens: cost::uncached(facts, row.matched),
                 prompt: facts.est_tokens,
                 claimed: row.claimed,

@@ -73,6 +73,10 @@ pub struct Pool {
     pub model: String,
     /// Other names that clients may use.
     pub aliases: Vec<String>,
+    /// Whether a backend is asked for a model that none lists.
+    pub tries_unknown: bool,
+    /// Whether the pool was made of what its backends list: a backend then serves the names on its list and no other.
+    pub by_list: bool,
     /// The policy's name.
     pub policy: PolicyName,
     /// What makes requests a session.

@@ -179,6 +179,7 @@ pub(super) fn failure_labels() -> Vec<&'static str> {
         Failure::ServerError(500),
         Failure::Busy { status: 503, retry_after: None },
         Failure::Misconfigured(404),
+        Failure::NotServed,
         Failure::ErrorEvent { code: 500, engine_dead: false },
         Failure::FirstToken,
         Failure::Stalled,

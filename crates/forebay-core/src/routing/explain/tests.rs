@@ -61,6 +61,7 @@ fn pool(change: impl FnOnce(&mut Standings)) -> Standings {
 
 fn ask(pool: &Standings, tried: &[BackendId]) -> Explained {
     let rules = PoolRules {
+        oversized: false,
         seats: &pool.seats,
         cross_arm: true,
         policy: pool.policy,

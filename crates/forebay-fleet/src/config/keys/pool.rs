@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::super::affinity::Affinity;
 use super::super::kinds::{HeaderName, LineOrEmpty, Url};
 use super::super::secret::Secret;
+use super::super::unknown_models::UnknownModels;
 use super::super::url::BackendUrl;
 use forebay_core::routing::policy::PolicyName;
 use forebay_core::section;
@@ -23,6 +24,14 @@ section! {
         /// Other names for the model that clients may use.
         aliases: Vec<String> {
             takes: ByHand("list of texts of 1 to 256 bytes"), default: Vec::new(), said: "`[]`", reload: AtOnce
+        },
+        /// What becomes of a request for a model that no backend lists. `"try"`: a backend of this pool is asked, which may load an
+        /// adapter at first use. `"refuse"`: the client gets a 404. At most one pool may try.
+        unknown_models: UnknownModels {
+            takes: choice(UnknownModels::ALL),
+            default: UnknownModels::default(),
+            said: "`\"try\"` where there is one pool, else `\"refuse\"`",
+            reload: AtOnce,
         },
         /// How a backend is chosen. See the [table of policies](#policies).
         policy: PolicyName {

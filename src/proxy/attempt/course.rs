@@ -1,0 +1,181 @@
+//! What the attempts of one request have come to, and what follows each: another backend, or the request's end.
+//!
+//! Hot path: nothing for a request whose first attempt commits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http::StatusCode;
+use http::response::Parts;
+
+use super::Means;
+use super::outcome::{Attempted, RealAnswer};
+use crate::proxy::record::Record;
+use crate::proxy::request::work::Work;
+use forebay_core::error::{Failure, Refusal};
+use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, verdict};
+use forebay_core::units::BackendId;
+use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
+
+/// The attempts of one request so far. Where a method returns `None`, another attempt follows.
+pub(super) struct Course<'a> {
+    means: &'a Means<'a>,
+    /// The head has gone out.
+    early: &'a AtomicBool,
+    pub(super) seen: Attempts,
+    /// The backends that the next attempt may not go to.
+    pub(super) tried: Vec<BackendId>,
+    /// The failure that the next attempt is to make good, to be paid from the budget.
+    pub(super) unpaid: Option<Failure>,
+    last_answer: Option<RealAnswer>,
+    /// The same server error from two backends is the request's doing: then neither is to blame.
+    suspicion: Option<Suspicion>,
+    /// Why a backend that may have the stored response could not be asked.
+    not_asked: Option<Refusal>,
+    /// The answer of a server that has nothing to serve such a request by.
+    unable: Option<RealAnswer>,
+}
+
+impl<'a> Course<'a> {
+    /// No attempt was made yet.
+    pub(super) fn new(work: &Work, means: &'a Means<'a>, attempts: u32, early: &'a AtomicBool) -> Course<'a> {
+        Course {
+            means,
+            early,
+            seen: Attempts::new(attempts),
+            tried: work.not_serving(means.clock.now()),
+            unpaid: None,
+            last_answer: None,
+            suspicion: None,
+            not_asked: None,
+            unable: None,
+        }
+    }
+
+    /// There is no place for the next attempt.
+    pub(super) fn no_place(&mut self, work: &mut Work, record: &mut Record, refusal: Refusal) -> Option<Attempted> {
+        if work.search.is_some() {
+            self.not_asked = Some(refusal);
+            return self.elsewhere(work, record);
+        }
+        if self.seen.failed() == 0 {
+            return Some(Attempted::Refused(refusal));
+        }
+        // Another attempt had nowhere to go: no reason to give up what a backend said, and one to try again later.
+        if self.last_answer.is_none() && refusal.is_for_want_of_room() {
+            return Some(Attempted::Refused(refusal));
+        }
+        // Nobody else could be asked whose doing it is. To lose the last backend that is in would help no one.
+        if self.seen.failed() == 1 {
+            self.suspicion.take().into_iter().for_each(Suspicion::withdraw);
+        }
+        Some(self.over(work))
+    }
+
+    /// A backend serves the request: if it refers to a stored response, that is there.
+    pub(super) fn found(&self, work: &Work, head: &Parts, backend: BackendId) {
+        if let Some(search) = work.search.as_ref().filter(|_| head.status.is_success()) {
+            self.means.responses.remember(&search.id, backend);
+        }
+    }
+
+    /// A backend does not have the response, which is nobody's fault and free.
+    pub(super) fn not_here(
+        &mut self,
+        work: &mut Work,
+        record: &mut Record,
+        ticket: Ticket,
+        answer: RealAnswer,
+    ) -> Option<Attempted> {
+        self.tried.push(ticket.backend().id);
+        ticket.finish(AttemptOutcome::Neutral, self.means.clock.now());
+        if answer.status != StatusCode::NOT_FOUND {
+            self.unable = Some(answer);
+        }
+        self.elsewhere(work, record)
+    }
+
+    /// An attempt failed: load and health are told. A server error may yet turn out to be the request's doing.
+    pub(super) fn failed(
+        &mut self,
+        work: &mut Work,
+        record: &mut Record,
+        ticket: Ticket,
+        failure: Failure,
+        answer: Option<RealAnswer>,
+    ) -> Option<Attempted> {
+        let verdict = verdict(failure, &self.seen);
+        self.tried.push(ticket.backend().id);
+        if failure == Failure::NotServed
+            && let Some(model) = work.model()
+        {
+            ticket.backend().doubt.denied(model, self.means.clock.now());
+        }
+        if self.seen.blames(failure) {
+            self.blame(ticket, failure);
+        } else {
+            ticket.finish(AttemptOutcome::Neutral, self.means.clock.now());
+            self.suspicion.take().into_iter().for_each(Suspicion::withdraw);
+        }
+        // What is our own fault (misconfigured) is never the client's to read.
+        if answer.is_some() && self.seen.keeps(failure) {
+            self.last_answer = answer;
+        }
+        self.seen.note(failure);
+        if verdict != Verdict::Next {
+            return Some(self.over(work));
+        }
+        self.unpaid = Some(failure);
+        if work.search.is_some() { self.elsewhere(work, record) } else { None }
+    }
+
+    fn blame(&mut self, ticket: Ticket, failure: Failure) {
+        let now = self.means.clock.now();
+        let backend = Arc::clone(ticket.backend());
+        if matches!(failure, Failure::ServerError(_)) {
+            self.suspicion = Some(ticket.suspect(failure, now));
+            return;
+        }
+        ticket.finish(AttemptOutcome::Failed(failure), now);
+        match failure {
+            // One answer to one client: a question of our own settles it.
+            Failure::Misconfigured(status) => backend.doubt.raise(status),
+            Failure::NotServed => backend.doubt.ask_again(),
+            _ => {}
+        }
+    }
+
+    /// Turns to the next backend that may have the response.
+    fn elsewhere(&mut self, work: &mut Work, record: &mut Record) -> Option<Attempted> {
+        if work.look_elsewhere() {
+            record.assign(&work.pool, work.facts.arm);
+            return None;
+        }
+        Some(self.search_over(work))
+    }
+
+    /// Nobody is left to ask for the response. It is unknown if all have said so.
+    fn search_over(&mut self, work: &Work) -> Attempted {
+        let Some(search) = work.search.as_ref().filter(|_| self.seen.failed() == 0) else { return self.over(work) };
+        match (self.not_asked.take(), self.unable.take()) {
+            (Some(refusal), _) => Attempted::Refused(refusal),
+            (None, _) if search.unasked => Attempted::Refused(Refusal::NoBackend(work.pool.model.clone())),
+            (None, Some(answer)) => Attempted::LastAnswer(answer),
+            (None, None) => {
+                self.means.responses.deny(&search.id, search.scope.as_deref(), self.means.clock.now());
+                Attempted::Refused(Refusal::UnknownResponse(search.id.clone()))
+            }
+        }
+    }
+
+    /// Whose answer ends a request whose attempts are over.
+    pub(super) fn over(&mut self, work: &Work) -> Attempted {
+        let early = self.early.load(Ordering::Relaxed);
+        let stage = if early { Stage::HeadSentEarly } else { Stage::NothingSent };
+        match (self.seen.ending(stage), self.last_answer.take()) {
+            (Ending::Theirs, Some(answer)) => Attempted::LastAnswer(answer),
+            (Ending::Theirs, None) => Attempted::Refused(work.exhausted(self.seen.failed(), Failure::Died)),
+            (Ending::Ours(failure), _) => Attempted::Refused(work.exhausted(self.seen.failed(), failure)),
+        }
+    }
+}
