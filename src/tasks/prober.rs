@@ -88,6 +88,7 @@ impl Prober {
             let mut next = pin!(until_next(pace.interval, started, &self.clock));
             loop {
                 tokio::select! {
+                    biased;
                     () = &mut next => break,
                     () = backend.doubt.raised() => served.ask(&backend, pace.timeout).await,
                 }

@@ -112,7 +112,7 @@ impl<'a> Course<'a> {
             ticket.backend().doubt.denied(model, self.means.clock.now());
         }
         if self.seen.blames(failure) {
-            self.blame(ticket, failure);
+            self.blame(ticket, failure, work.model());
         } else {
             ticket.finish(AttemptOutcome::Neutral, self.means.clock.now());
             self.suspicion.take().into_iter().for_each(Suspicion::withdraw);
@@ -129,7 +129,7 @@ impl<'a> Course<'a> {
         if work.search.is_some() { self.elsewhere(work, record) } else { None }
     }
 
-    fn blame(&mut self, ticket: Ticket, failure: Failure) {
+    fn blame(&mut self, ticket: Ticket, failure: Failure, model: Option<&str>) {
         let now = self.means.clock.now();
         let backend = Arc::clone(ticket.backend());
         if matches!(failure, Failure::ServerError(_)) {
@@ -140,7 +140,8 @@ impl<'a> Course<'a> {
         match failure {
             // One answer to one client: a question of our own settles it.
             Failure::Misconfigured(status) => backend.doubt.raise(status),
-            Failure::NotServed => backend.doubt.ask_again(),
+            // A list that promised it is out of date. What nobody lists is the client's to invent, and no reason to ask.
+            Failure::NotServed if model.is_some_and(|model| backend.lists(model)) => backend.doubt.ask_again(),
             _ => {}
         }
     }

@@ -386,7 +386,7 @@ mod tests {
         let body = r#"{"model":"a","stream":true,"mod\u0065l":"b","stream":false,"user":"x","user":"y"}"#;
         let peek = ok(body);
         assert_eq!(peek.model.as_deref(), Some("b"));
-        assert_eq!(&body[peek.model_at.unwrap()], "\"b\"");
+        assert_eq!(&body[peek.model_at.clone().unwrap()], "\"b\"");
         assert!(!peek.stream);
         assert_eq!(peek.session("user"), Some("y"));
     }

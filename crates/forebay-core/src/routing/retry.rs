@@ -130,7 +130,9 @@ impl Attempts {
                 let answered = self.answered || (self.not_served && self.failed > 0);
                 answered && self.deaths < MAX_DEATHS && !matches!(last, Failure::Misconfigured(_))
             }
-            Stage::HeadSentEarly => matches!(last, Failure::ErrorEvent { .. }) && self.deaths < MAX_DEATHS,
+            Stage::HeadSentEarly => {
+                matches!(last, Failure::ErrorEvent { .. } | Failure::NotServed) && self.deaths < MAX_DEATHS
+            }
         };
         if theirs { Ending::Theirs } else { Ending::Ours(last) }
     }
@@ -355,6 +357,24 @@ mod tests {
         assert_eq!(ending(&[Failure::Misconfigured(401), BUSY]), Ending::Theirs);
         assert_eq!(after(&[BUSY, Failure::Connect]).ending(HeadSentEarly), Ending::Ours(Failure::Connect));
         assert_eq!(after(&[BUSY, EVENT]).ending(HeadSentEarly), Ending::Theirs);
+    }
+
+    #[test]
+    fn a_model_is_not_served_only_if_all_who_may_serve_it_say_so() {
+        const GONE: Failure = Failure::NotServed;
+        assert_eq!(verdict(GONE, &after(&[])), Verdict::Next);
+        let ending = |failures: &[Failure]| after(failures).ending(NothingSent);
+        assert_eq!(
+            (ending(&[GONE, GONE]), after(&[GONE, GONE]).ending(HeadSentEarly)),
+            (Ending::Theirs, Ending::Theirs)
+        );
+        assert_eq!(ending(&[GONE, Failure::Connect]), Ending::Ours(Failure::Connect));
+        assert_eq!(ending(&[Failure::Connect, GONE]), Ending::Ours(Failure::Connect));
+        assert_eq!(ending(&[Failure::Reused, GONE]), Ending::Theirs, "a free retry says nothing");
+        assert_eq!(ending(&[Failure::Misconfigured(401), GONE]), Ending::Ours(Failure::Misconfigured(401)));
+        // The answer that is kept is the one that ends the request.
+        assert_eq!((ending(&[BUSY, GONE]), after(&[BUSY]).keeps(GONE)), (Ending::Theirs, false));
+        assert!(after(&[GONE]).keeps(BUSY) && after(&[GONE]).keeps(GONE) && !after(&[]).keeps(Failure::Connect));
     }
 
     #[test]

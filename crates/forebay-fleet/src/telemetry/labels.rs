@@ -239,7 +239,7 @@ mod tests {
             Failure::Connect | Failure::Reused | Failure::Died | Failure::ServerError(_) | Failure::Busy { .. } => {}
             Failure::Misconfigured(_) | Failure::ErrorEvent { .. } | Failure::FirstToken | Failure::Idle => {}
             Failure::Truncated | Failure::Deadline | Failure::Shutdown | Failure::ClientLeft => {}
-            Failure::Stalled | Failure::ListenerGone => {}
+            Failure::Stalled | Failure::ListenerGone | Failure::NotServed => {}
         }
         match refusal {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized | Refusal::PathNotAllowed { .. } => {}
