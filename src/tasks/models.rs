@@ -34,6 +34,18 @@ pub(super) enum Unlisted {
     Failed(ProbeError),
 }
 
+impl Unlisted {
+    /// Whether the server has no list for us, rather than not giving it this time. That it refuses our key is no such answer.
+    pub(super) fn is_for_good(&self, our_key: bool) -> bool {
+        match self {
+            Unlisted::Locked(_) => !our_key,
+            Unlisted::Failed(error) => {
+                matches!(error.failure, ProbeFailure::Status | ProbeFailure::Unreadable | ProbeFailure::TooLarge)
+            }
+        }
+    }
+}
+
 impl Display for Unlisted {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {

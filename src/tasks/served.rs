@@ -88,7 +88,8 @@ impl ServedModels {
                 self.controller.misconfigured(id, format!("answered {status} to our key"), now);
             }
             (Some(status), _) => self.controller.unconfirmed(id, &format!("status {status}"), now),
-            (None, Unlisted::Locked(_)) if backend.key.is_none() && self.is_misconfigured(backend) => {
+            // Nothing shows any more whether it serves what the configuration says.
+            (None, unlisted) if unlisted.is_for_good(backend.key.is_some()) && self.is_misconfigured(backend) => {
                 self.controller.unsettled(id, now);
             }
             (None, _) => {}

@@ -224,7 +224,8 @@ struct Replay {
 impl Replay {
     fn new() -> Replay {
         let mock = Mock::start();
-        let forebay = Harness::new().pool_with("tiny", "aliases = [\"second-name\"]", &[&mock]).start();
+        let keys = "aliases = [\"second-name\"]\nunknown_models = \"refuse\"";
+        let forebay = Harness::new().pool_with("tiny", keys, &[&mock]).start();
         Replay { mock, forebay }
     }
 

@@ -128,8 +128,9 @@ fn a_response_is_not_unknown_while_a_backend_cannot_be_asked() {
     eventually("it is found", || (forebay.get("/v1/responses/resp_other").status == 200).then_some(()));
     // A backend that is drained is not asked, so nothing is known of what it has.
     let drain = format!(
-        "POST /api/backends/{}/drain HTTP/1.1\r\nhost: admin\r\ncontent-type: application/json\r\ncontent-length: 0\r\n\r\n",
-        one.authority()
+        "POST /api/backends/{}/drain HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: 0\r\n\r\n",
+        one.authority(),
+        forebay.admin
     );
     assert_eq!(crate::client::Conn::open(forebay.admin).ask(drain.as_bytes()).status, 200);
     assert_eq!(forebay.get("/v1/responses/resp_one").status, 503);
@@ -514,39 +515,5 @@ fn a_401_or_403_to_one_request_puts_no_backend_out_that_takes_our_key() {
         crate::harness::eventually_within(limit, "it is back", || {
             (forebay.backend(&odd)["state"] == "healthy").then_some(())
         });
-    }
-}
-
-// ---- a pool's settings ---------------------------------------------------------------------------------------------
-
-#[test]
-fn each_pool_has_the_session_key_that_it_names() {
-    let mocks = [Mock::start(), Mock::start(), Mock::start(), Mock::start()];
-    let arms = |mocks: &[Mock]| -> String {
-        let arm = |(n, mock): (usize, &Mock)| {
-            format!("[[pools.arms]]\nname = \"arm{n}\"\nbackends = [{{ url = \"{}\" }}]\n", mock.url())
-        };
-        mocks.iter().enumerate().map(arm).collect()
-    };
-    let pool = |model: &str, member: &str, mocks: &[Mock]| {
-        format!("[[pools]]\nmodel = \"{model}\"\nsession = {{ body = \"{member}\" }}\n{}", arms(mocks))
-    };
-    let forebay = Harness::new()
-        .pools(&pool("tiny", "user", &mocks[..2]))
-        .pools(&pool("big", "conversation", &mocks[2..]))
-        .start();
-    for (model, member, other) in [("tiny", "user", "conversation"), ("big", "conversation", "user")] {
-        let mut used = Vec::new();
-        for session in 0..16 {
-            let arm = |n: usize| {
-                let body =
-                    json!({"model": model, "messages": [], member: format!("s{session}"), other: format!("o{n}")});
-                forebay.post(PATH, &body.to_string()).header("x-forebay-arm").unwrap().to_owned()
-            };
-            let first = arm(0);
-            assert!((1..8).all(|n| arm(n) == first), "{model}: session {session} stays in its arm");
-            used.push(first);
-        }
-        assert!(used.iter().any(|arm| *arm != used[0]), "{model}: sessions are split");
     }
 }

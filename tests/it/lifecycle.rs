@@ -296,7 +296,7 @@ fn a_changed_file_is_in_force_without_a_restart_and_a_wrong_one_is_not() {
     let gate = Gate::new();
     let mock = Mock::start();
     mock.next(gated(&gate));
-    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let forebay = Harness::new().pool_with("tiny", "unknown_models = \"refuse\"", &[&mock]).start();
     let mut client = open_stream(&forebay);
     let nick = r#"{"model":"nick","messages":[]}"#;
     assert_eq!(forebay.post(PATH, nick).status, 404);

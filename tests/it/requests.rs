@@ -395,3 +395,36 @@ fn an_adapter_is_asked_for_only_where_it_is_listed() {
     assert!(without.seen().is_empty());
     assert!(with.seen().iter().all(|seen| seen.json()["model"] == "my-lora"));
 }
+
+// ---- sessions ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn each_pool_has_the_session_key_that_it_names() {
+    let mocks = [Mock::start(), Mock::start(), Mock::start(), Mock::start()];
+    let arms = |mocks: &[Mock]| -> String {
+        let arm = |(n, mock): (usize, &Mock)| {
+            format!("[[pools.arms]]\nname = \"arm{n}\"\nbackends = [{{ url = \"{}\" }}]\n", mock.url())
+        };
+        mocks.iter().enumerate().map(arm).collect()
+    };
+    let pool = |model: &str, member: &str, mocks: &[Mock]| {
+        format!("[[pools]]\nmodel = \"{model}\"\nsession = {{ body = \"{member}\" }}\n{}", arms(mocks))
+    };
+    let forebay = Harness::new()
+        .pools(&pool("tiny", "user", &mocks[..2]))
+        .pools(&pool("big", "conversation", &mocks[2..]))
+        .start();
+    for (model, member, other) in [("tiny", "user", "conversation"), ("big", "conversation", "user")] {
+        let mut used = Vec::new();
+        for session in 0..16 {
+            let arm = |n: usize| {
+                let body = serde_json::json!({"model": model, "messages": [], member: format!("s{session}"), other: format!("o{n}")});
+                forebay.post(PATH, &body.to_string()).header("x-forebay-arm").unwrap().to_owned()
+            };
+            let first = arm(0);
+            assert!((1..8).all(|n| arm(n) == first), "{model}: session {session} stays in its arm");
+            used.push(first);
+        }
+        assert!(used.iter().any(|arm| *arm != used[0]), "{model}: sessions are split");
+    }
+}
