@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::check;
 use crate::server::{self, AccessLogFormat, Options, Source};
@@ -55,6 +56,9 @@ pub struct Args {
     log_format: Format,
 }
 
+/// How long the last lines of the log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// Runs the command.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
@@ -80,6 +84,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(handle) => {
             tracing::info!(requests = %handle.data, admin = %handle.admin, "forebay is listening");
             handle.wait();
+            _ = trace::flush(LAST_LINES);
             ExitCode::SUCCESS
         }
         Err(error) => {

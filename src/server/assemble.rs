@@ -17,6 +17,7 @@ use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
+use super::descriptors;
 use super::lifecycle::{DrainEnd, Signals};
 use super::listener::{Connections, HyperApp, ServiceFor};
 use super::upgrade::{Meeting, reserve};
@@ -30,12 +31,13 @@ use forebay_fleet::config::model::Config;
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::{AccessLog, Format};
+use forebay_fleet::telemetry::trace;
 
 /// How long a connection to a backend may take to be made. Longer than one lost SYN, which is sent again after 1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the listeners may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// What is buffered of the access log gets so long to be written at the end.
+/// What is buffered of a log gets so long to be written at the end.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 /// pingora sleeps its grace period out; the drain ends the process before.
 const GRACE_BEYOND_DRAIN: u64 = 60;
@@ -169,6 +171,7 @@ fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog,
 /// An address cannot be listened on, or a listener does not come up in time.
 pub fn start(options: Options) -> Result<Handle, StartError> {
     let Options { mut config, source, access_log, signals, upgrade } = options;
+    descriptors::prepare(&config);
     let (requests_in_use, admin_in_use);
     (config.listen.address, requests_in_use) = reserve(config.listen.address, "listen.address", upgrade)?;
     (config.admin.address, admin_in_use) = reserve(config.admin.address, "admin.address", upgrade)?;
@@ -221,6 +224,13 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             // Ends the process if nobody comes.
             server.bootstrap();
         }
+        if signals {
+            // From here on the process does not end by itself, and requests may come.
+            let lost = common.telemetry.process.process_log_dropped.clone();
+            if let Err(error) = trace::detach(lost) {
+                tracing::warn!(%error, "the log has no thread of its own: a reader that stands still stops the process");
+            }
+        }
         // Who waits for it is there, or has given up.
         _ = taken_over.send(());
         let proxy = common.proxy();
@@ -257,6 +267,8 @@ fn flush(log: &AccessLog) {
     if !log.flush(FLUSH_LIMIT) {
         tracing::warn!("the access log's reader does not keep up: the last lines are lost");
     }
+    // Nobody is left to be told of lines that are lost now.
+    _ = trace::flush(FLUSH_LIMIT);
 }
 
 fn listening<F: ServiceFor>(name: &str, app: HyperApp<F>, address: SocketAddr, threads: usize) -> Service<HyperApp<F>> {

@@ -24,6 +24,7 @@ use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::BackendUrl;
+use forebay_fleet::obstacle::{obstacle, warn_of};
 
 /// The body of a backend's answer.
 pub type AnswerBody = Incoming;
@@ -110,8 +111,8 @@ impl Upstream {
     /// Sends one request and waits for the head of the answer. Dropping the future closes the connection.
     ///
     /// # Errors
-    /// `Failure::Connect` where no connection was made, `Failure::Reused` where a kept-alive one failed at once,
-    /// `Failure::Died` otherwise.
+    /// `Failure::Connect` where no connection was made, `Failure::Shortage` or `Failure::Unreachable` where that was this host's
+    /// doing, `Failure::Reused` where a kept-alive one failed at once, `Failure::Died` otherwise.
     pub async fn send(
         &self,
         id: BackendId,
@@ -132,7 +133,9 @@ impl Upstream {
                 Ok(response)
             }
             Err(error) => {
-                let failure = classify(&error, self.clock.now().since(sent));
+                let now = self.clock.now();
+                let failure = classify(&error, now.since(sent));
+                warn_of(failure, &id, &error, now);
                 tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");
                 Err(failure)
             }
@@ -141,6 +144,11 @@ impl Upstream {
 }
 
 fn classify(error: &ClientError, after: Duration) -> Failure {
+    match obstacle(error) {
+        Some(Failure::Shortage) => return Failure::Shortage,
+        Some(failure) if error.is_connect() => return failure,
+        _ => {}
+    }
     if error.is_connect() {
         return Failure::Connect;
     }
@@ -159,6 +167,12 @@ fn classify(error: &ClientError, after: Duration) -> Failure {
         _ if was_never_sent(error) => Failure::Connect,
         _ => Failure::Died,
     }
+}
+
+/// The failure of an answer that broke: a shortage of ours if that is why, else `otherwise`.
+#[must_use]
+pub fn shortage_or(otherwise: Failure, broke: &hyper::Error) -> Failure {
+    obstacle(broke).filter(|failure| *failure == Failure::Shortage).unwrap_or(otherwise)
 }
 
 /// Whether hyper gave the request back unsent: the connection closed before.

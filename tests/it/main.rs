@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the deadlines of a real process are real time")]
 
 mod client;
+mod frames;
 mod harness;
 mod mock;
 
@@ -13,6 +14,7 @@ mod affinity;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;
 mod bodies;
+mod bounds;
 mod chaos;
 mod dashboard;
 #[cfg(all(feature = "sim", feature = "bench"))]
@@ -26,9 +28,12 @@ mod lifecycle;
 mod lying;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
+mod progress;
 mod prometheus;
 mod reload;
 mod requests;
+mod shortage;
+mod silent;
 mod sim_faults;
 mod streams;
 mod stuck;

@@ -8,6 +8,7 @@ mod commit;
 mod outcome;
 mod place;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,10 +25,11 @@ use crate::upstream::{Connection, Upstream};
 use commit::hold;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
-use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
+use forebay_core::units::BackendId;
+use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, costs_nothing, is_answer, verdict};
 use forebay_fleet::health::alarm::{Heard, Watch};
 use forebay_fleet::membership::controller::Controller;
-use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
+use forebay_fleet::{AttemptOutcome, Dispatched, Suspicion, Ticket};
 use outcome::{Answer, Uncommitted};
 use place::{Patience, place};
 
@@ -64,8 +66,14 @@ pub(crate) async fn run(
     // The same server error from two backends is the request's doing: then neither is to blame.
     let mut suspicion: Option<Suspicion> = None;
     let (mut rng, mut patience) = (fastrand::Rng::new(), Patience::default());
+    // A silent server gives a request up once, where the operator lets it have another attempt.
+    let (mut may_move, mut elsewhere) = (bounds.attempts > 1, None);
     loop {
-        let dispatched = match place(work, record, clock, &mut tried, &mut patience, &mut rng).await {
+        let placed = match elsewhere.take() {
+            Some(dispatched) => Ok(dispatched),
+            None => place(work, record, clock, &mut tried, &mut patience, &mut rng).await,
+        };
+        let dispatched = match placed {
             Ok(dispatched) => dispatched,
             Err(refusal) if last_failure.is_none() => return Attempted::Refused(refusal),
             // Another attempt had nowhere to go: no reason to give up what a backend said, and one to try again later.
@@ -81,7 +89,7 @@ pub(crate) async fn run(
             }
         };
         if let Some(failure) = last_failure {
-            if !work.pool.retry(clock.now()) {
+            if !costs_nothing(failure) && !work.pool.retry(clock.now()) {
                 return over(work, &seen, stage(early), last_answer);
             }
             record.retried(failure);
@@ -90,14 +98,22 @@ pub(crate) async fn run(
         let mut ticket = dispatched.ticket;
         let backend = ticket.backend().id;
         let mut watch = ticket.watch(clock.now());
+        watch.may_move(may_move);
         let (failure, answer) =
-            match attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), &mut seen).await {
-                Ok((head, body, form)) => return Attempted::Committed(Committed { ticket, watch, head, body, form }),
+            match attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), (&mut seen, &tried)).await {
+                Ok((head, body, form)) => {
+                    watch.may_move(false);
+                    return Attempted::Committed(Committed { ticket, watch, head, body, form });
+                }
                 Err(Uncommitted::Theirs(answer)) => {
                     ticket.finish(AttemptOutcome::Neutral, clock.now());
                     return Attempted::LastAnswer(answer);
                 }
                 Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
+                Err(Uncommitted::Moved(dispatched)) => {
+                    (may_move, elsewhere) = (false, Some(dispatched));
+                    (Failure::Silent, None)
+                }
             };
         let verdict = verdict(failure, &seen);
         if seen.blames(failure) {
@@ -154,10 +170,11 @@ async fn attempt(
     means: &Means<'_>,
     bounds: Bounds,
     (ticket, watch): (&mut Ticket, &mut Watch),
-    seen: &mut Attempts,
+    (seen, tried): (&mut Attempts, &[BackendId]),
 ) -> Result<Answer, Uncommitted> {
     let (clock, heard) = (means.clock, watch.heard());
     let mut connection = Connection::Pooled;
+    let backend = ticket.backend().id;
     loop {
         let trying = try_once(work, record, means, (&mut *ticket, &heard), connection);
         let trying = async {
@@ -166,12 +183,7 @@ async fn attempt(
                 Some(limit) => tokio::time::timeout(limit, trying).await.unwrap_or(Err(Failure::FirstToken.into())),
             }
         };
-        let result = tokio::select! {
-            biased;
-            result = trying => result,
-            failure = watch.ended(clock) => Err(failure.into()),
-        };
-        match result {
+        match until_ended(trying, watch, clock, || elsewhere(work, means, backend, tried)).await {
             Err(Uncommitted::Failed(Failure::Reused, _)) if verdict(Failure::Reused, seen) == Verdict::SameFresh => {
                 seen.note(Failure::Reused);
                 record.retried(Failure::Reused);
@@ -180,6 +192,42 @@ async fn attempt(
             result => return result,
         }
     }
+}
+
+/// What comes of an attempt, or what ends it from outside. Where a silent server would end it and it has nowhere to go, it stays:
+/// the server may yet speak.
+async fn until_ended(
+    trying: impl Future<Output = Result<Answer, Uncommitted>>,
+    watch: &mut Watch,
+    clock: &Clock,
+    elsewhere: impl Fn() -> Option<Dispatched>,
+) -> Result<Answer, Uncommitted> {
+    let mut trying = pin!(trying);
+    loop {
+        let failure = tokio::select! {
+            biased;
+            result = &mut trying => return result,
+            failure = watch.ended(clock) => failure,
+        };
+        if failure != Failure::Silent {
+            return Err(failure.into());
+        }
+        match elsewhere() {
+            Some(dispatched) => return Err(Uncommitted::Moved(dispatched)),
+            None => watch.stays(),
+        }
+    }
+}
+
+/// A place for a request that leaves a silent server: at once, and on a backend that is well, or none.
+fn elsewhere(work: &Work, means: &Means<'_>, silent: BackendId, tried: &[BackendId]) -> Option<Dispatched> {
+    let tried: Vec<BackendId> = tried.iter().copied().chain([silent]).collect();
+    let found = work.pool.dispatch(&work.facts, &tried, means.clock.now(), &mut fastrand::Rng::new()).ok()?;
+    let chosen = found.ticket.backend();
+    let snapshot = means.controller.fleet().snapshot();
+    let mut members = snapshot.pools.iter().flat_map(|pool| pool.members());
+    let is_well = members.any(|member| member.backend.id == chosen.id && member.state.is_usable());
+    (is_well && !chosen.alarm.is_silent()).then_some(found)
 }
 
 async fn try_once(
@@ -195,7 +243,9 @@ async fn try_once(
     record.sending(clock.now());
     let response = means.upstream.send(backend.id, connection, request).await?;
     record.got_head = true;
-    heard.note(clock.now());
+    let now = clock.now();
+    heard.note(now);
+    backend.alarm.heard(now);
     let (head, body) = response.into_parts();
     tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
     if head.status.is_success() && is_event_stream(&head.headers) {

@@ -195,13 +195,14 @@ impl Exchange {
         let deadlines = Deadlines {
             // A unary answer has no events to be late.
             idle: self.settings.stream.idle_timeout.filter(|_| matches!(form, Form::Events(_))),
+            busy_idle: self.settings.stream.busy_idle_timeout,
             total,
             write_stall: self.settings.limits.write_stall,
         };
         let clock = self.shared.clock.clone();
         let shutdown = self.shared.shutdown.clone();
         let _told = matches!(form, Form::Events(_)).then(|| AtPanic { api: self.work.api, tx: tx.clone() });
-        let wire = Wire::new(body, (watch, ticket.pauses(), shutdown), tx, clock.clone(), deadlines);
+        let wire = Wire::new(body, (watch, ticket.engine_load(), shutdown), tx, clock.clone(), deadlines);
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
             Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,

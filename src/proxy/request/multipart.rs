@@ -4,12 +4,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 
+/// Parts that are looked at. vLLM's server takes at most 1000 fields and 1000 files.
+const PARTS_MAX: usize = 2000;
+
 /// The `model` field of a multipart form; `None` where it has none or is no such form, which is for the backend to answer.
 pub(crate) async fn model(headers: &HeaderMap, body: &Bytes) -> Option<String> {
     let boundary = multer::parse_boundary(headers.get(CONTENT_TYPE)?.to_str().ok()?).ok()?;
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
     let mut form = multer::Multipart::new(whole, boundary);
-    while let Ok(Some(field)) = form.next_field().await {
+    for _ in 0..PARTS_MAX {
+        let Ok(Some(field)) = form.next_field().await else { break };
         if field.name() == Some("model") {
             return field.text().await.ok();
         }

@@ -19,9 +19,10 @@ use crate::proxy::record::Record;
 use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
 use crate::proxy::shared::Shared;
 use crate::upstream::{self, Pieces};
-use forebay_core::error::{Failure, Refusal};
+use forebay_core::error::{Failure, Refusal, repeated};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::split::Session;
 use forebay_core::routing::wait_room::LaneKey;
 use forebay_core::stream::Api;
 use forebay_core::units::BackendId;
@@ -31,6 +32,8 @@ use forebay_fleet::{Pool, Snapshot};
 
 /// Bodies over this size are parsed on a blocking thread: a MiB takes about a millisecond.
 const PARSE_INLINE: usize = 256 << 10;
+/// The same for forms.
+const FORM_INLINE: usize = 16 << 10;
 /// What an audio part counts as, in tokens.
 const MEDIA_TOKENS: u32 = 1000;
 
@@ -38,8 +41,8 @@ const MEDIA_TOKENS: u32 = 1000;
 pub(crate) struct Work {
     pub(crate) pool: Arc<Pool>,
     pub(crate) facts: RequestFacts,
-    /// What the client calls its session.
-    pub(crate) session: Option<Arc<str>>,
+    /// Its session, by which it may yet be assigned to another arm.
+    pub(crate) session: Option<Session>,
     /// With whom it takes turns where requests must wait.
     pub(crate) lane: LaneKey,
     pub(crate) api: Api,
@@ -83,10 +86,11 @@ impl Work {
 
     /// Our answer where attempts ended without a backend's.
     pub(crate) fn exhausted(&self, attempts: u32, failure: Failure) -> Refusal {
-        if failure == Failure::Shutdown {
-            return Refusal::ShuttingDown;
+        match failure {
+            Failure::Shutdown => Refusal::ShuttingDown,
+            Failure::Shortage => Refusal::Shortage,
+            _ => Refusal::Exhausted { model: self.pool.model.clone(), attempts, failure },
         }
-        Refusal::Exhausted { model: self.pool.model.clone(), attempts, failure }
     }
 
     /// Whether a 404 from this backend says that it does not serve the pool's model, which we named.
@@ -156,10 +160,10 @@ pub(crate) async fn prepare(
             parse_json(&bytes, body_session(snapshot), seed(shared, snapshot)).await?
         }
         // On the heap: few requests are forms, and all would carry the room for reading one.
-        Route::Model(_) => Parsed { peek: None, model: Box::pin(multipart::model(&head.headers, &bytes)).await },
+        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, &bytes)).await },
         _ => Parsed { peek: None, model: None },
     };
-    record.model.clone_from(&parsed.model);
+    record.model = parsed.model.as_deref().map(repeated);
     let pinned = pinned(shared, snapshot, route, parsed.peek.as_ref())?;
     let pool = Arc::clone(pool_for(snapshot, route, pinned, parsed.model.as_deref())?);
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
@@ -174,7 +178,7 @@ pub(crate) async fn prepare(
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, parsed.peek.as_ref()) },
         lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
-        session: session.map(Arc::from),
+        session: session.map(|session| pool.session_of(&session)),
         pool,
         api: endpoint.api,
         streamed,
@@ -185,6 +189,16 @@ pub(crate) async fn prepare(
         body,
         held: Some(held),
     })
+}
+
+/// The model that a form names. Read on a blocking thread where that may take long: empty parts take 30 ns a byte.
+async fn form_model(headers: &HeaderMap, bytes: &Bytes) -> Option<String> {
+    if bytes.len() <= FORM_INLINE {
+        return multipart::model(headers, bytes).await;
+    }
+    let (headers, bytes, runtime) = (headers.clone(), bytes.clone(), tokio::runtime::Handle::current());
+    let reading = tokio::task::spawn_blocking(move || runtime.block_on(multipart::model(&headers, &bytes)));
+    reading.await.ok().flatten()
 }
 
 async fn parse_json(bytes: &Bytes, session: Option<String>, seed: Option<u64>) -> Result<Parsed, Refusal> {
@@ -227,7 +241,7 @@ pub(crate) fn pinned(
     };
     let Some(id) = id else { return Ok(None) };
     let home = shared.responses.find(id).filter(|backend| snapshot.backend(*backend).is_some());
-    home.map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
+    home.map(Some).ok_or_else(|| Refusal::UnknownResponse(repeated(id)))
 }
 
 /// The pool that serves a request: that of the backend which it is bound to, or of its model.
@@ -250,6 +264,7 @@ fn pool_of<'a>(snapshot: &'a Snapshot, backend: &Backend, model: Option<&str>) -
     let pool = snapshot.pool(&backend.pool).ok_or_else(|| Refusal::NoBackend(backend.pool.to_string()))?;
     match model {
         Some(model) if !find_pool(snapshot, Some(model))?.is_some_and(|named| Arc::ptr_eq(named, pool)) => {
+            let model = repeated(model);
             Err(Refusal::BadRequest(format!(
                 "`previous_response_id` names a response of `{}`, not of `{model}`",
                 pool.model
@@ -281,7 +296,7 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     }
     let listed = || snapshot.pools.iter().find(|pool| pool.members().iter().any(|m| m.backend.lists(model)));
     let found = snapshot.pool(model).or_else(listed);
-    let unknown = || Refusal::UnknownModel { model: model.to_owned(), served: models::names(snapshot) };
+    let unknown = || Refusal::UnknownModel { model: repeated(model), served: models::names(snapshot) };
     found.map(Some).ok_or_else(unknown)
 }
 

@@ -26,7 +26,8 @@ section! {
         max_connections: Option<usize> { takes: or_off(whole(1..=10_000_000)), default: Some(20_000), reload: Restart },
         /// Time limit for a request's head, from its first byte. A new connection that sends nothing has the same limit.
         header_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(10)), reload: Restart },
-        /// Time limit for a request's body, from the end of its head. A slower client gets a 408.
+        /// Time limit for a request's body, from the end of its head. Each 4 KiB that comes adds a second, so only a client that
+        /// sends less than that in a second gets a 408. So does one that sends nothing for 10 s.
         body_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(30)), reload: Restart },
         /// Time that an idle client connection stays open.
         keep_alive: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(75)), reload: Restart },
