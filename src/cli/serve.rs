@@ -80,16 +80,17 @@ pub fn run(args: Args) -> ExitCode {
     config.admin.address = args.admin.unwrap_or(config.admin.address);
     config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
     let Args { access_log, upgrade, .. } = args;
-    match server::start(Options { config, source, access_log, signals: true, upgrade }) {
+    let code = match server::start(Options { config, source, access_log, signals: true, upgrade }) {
         Ok(handle) => {
             tracing::info!(requests = %handle.data, admin = %handle.admin, "forebay is listening");
             handle.wait();
-            _ = trace::flush(LAST_LINES);
             ExitCode::SUCCESS
         }
         Err(error) => {
             eprintln!("forebay: {error}");
             ExitCode::FAILURE
         }
-    }
+    };
+    _ = trace::flush(LAST_LINES);
+    code
 }

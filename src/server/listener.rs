@@ -24,6 +24,7 @@ use tower::Service;
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
 use super::streams::StreamExecutor;
+use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use forebay_core::clock::{Clock, Time};
 use forebay_fleet::config::model::Config;
@@ -67,6 +68,7 @@ pub(super) struct HyperApp<F> {
     write_stall: Option<Duration>,
     clock: Clock,
     gauge: Gauge,
+    descriptors: Arc<Descriptors>,
     /// Of the warnings of connections refused, and of clients that reset requests.
     refusals: Throttle,
     resets: Throttle,
@@ -97,9 +99,16 @@ impl<F: ServiceFor> HyperApp<F> {
             write_stall: config.limits.write_stall,
             clock,
             gauge: Gauge::noop(),
+            descriptors: Descriptors::unlimited(),
             refusals: Throttle::new(),
             resets: Throttle::new(),
         }
+    }
+
+    /// Takes the connections' places in this room, which others share.
+    pub(super) fn within(mut self, descriptors: Arc<Descriptors>) -> Self {
+        self.descriptors = descriptors;
+        self
     }
 
     /// Shows the number of open connections in this gauge.
@@ -190,9 +199,11 @@ impl<F: ServiceFor> ServerApp for HyperApp<F> {
         let before = self.connections.fetch_add(1, Ordering::AcqRel);
         self.gauge.increment(1.0);
         let _open = Open(Arc::clone(&self.connections), self.gauge.clone());
-        if before >= self.max_connections {
+        let place = self.descriptors.for_client();
+        if before >= self.max_connections || place.is_none() {
             if let Some(held_back) = self.refusals.pass(self.clock.now()) {
-                tracing::warn!(limit = self.max_connections, held_back, "connection refused: listen.max_connections");
+                let why = if place.is_none() { "no file descriptors are left" } else { "listen.max_connections" };
+                tracing::warn!(open = before, held_back, "connection refused: {why}");
             }
             // Best effort: a client that is not reading is refused all the same.
             drop(tokio::time::timeout(Duration::from_secs(1), stream.write_all(FULL)).await);

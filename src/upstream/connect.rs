@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::descriptors::{Descriptor, Descriptors};
 use super::stall::WriteStall;
 use forebay_fleet::obstacle::{Unresolved, first_of};
 
@@ -52,6 +53,7 @@ impl UseMark {
 pub(super) struct Connector {
     pub(super) timeout: Duration,
     pub(super) write_stall: Option<Duration>,
+    pub(super) descriptors: Arc<Descriptors>,
 }
 
 impl tower::Service<Uri> for Connector {
@@ -64,8 +66,9 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Connector { timeout, write_stall } = self.clone();
+        let Connector { timeout, write_stall, descriptors } = self.clone();
         Box::pin(async move {
+            let place = descriptors.for_backend()?;
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = uri.port_u16().unwrap_or(80);
             let mut resolved = false;
@@ -80,7 +83,11 @@ impl tower::Service<Uri> for Connector {
                 Err(_) => return Err(Unresolved::new(None).into()),
             };
             stream.set_nodelay(true)?;
-            Ok(TokioIo::new(BackendIo { io: WriteStall::new(stream, write_stall), mark: UseMark::default() }))
+            Ok(TokioIo::new(BackendIo {
+                io: WriteStall::new(stream, write_stall),
+                mark: UseMark::default(),
+                _place: place,
+            }))
         })
     }
 }
@@ -94,6 +101,7 @@ async fn resolve(host: &str, port: u16) -> io::Result<impl Iterator<Item = Socke
 pub(super) struct BackendIo {
     io: WriteStall<TcpStream>,
     mark: UseMark,
+    _place: Descriptor,
 }
 
 impl Connection for BackendIo {

@@ -5,6 +5,7 @@
 
 mod body;
 mod connect;
+pub mod descriptors;
 pub mod stall;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 pub use self::body::Pieces;
 use self::connect::{Connector, UseMark};
+use self::descriptors::Descriptors;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
@@ -38,8 +40,10 @@ const READ_BUFFER: usize = 64 << 10;
 const REUSE_WINDOW: Duration = Duration::from_millis(100);
 
 /// Limits of the connections to backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Limits {
+    /// The room that they share with clients.
+    pub descriptors: Arc<Descriptors>,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
     /// How long a backend may take nothing of what we send; `None` is no limit.
@@ -69,8 +73,12 @@ struct BackendClient {
 }
 
 impl BackendClient {
-    fn new(limits: Limits) -> BackendClient {
-        let connector = Connector { timeout: limits.connect_timeout, write_stall: limits.write_stall };
+    fn new(limits: &Limits) -> BackendClient {
+        let connector = Connector {
+            timeout: limits.connect_timeout,
+            write_stall: limits.write_stall,
+            descriptors: Arc::clone(&limits.descriptors),
+        };
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).http1_max_buf_size(READ_BUFFER);
         let pooled = builder.build(connector.clone());
@@ -103,7 +111,7 @@ impl Upstream {
         }
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = HashMap::clone(&self.clients.load());
-        let client = Arc::clone(all.entry(id).or_insert_with(|| Arc::new(BackendClient::new(self.limits))));
+        let client = Arc::clone(all.entry(id).or_insert_with(|| Arc::new(BackendClient::new(&self.limits))));
         self.clients.store(Arc::new(all));
         client
     }

@@ -69,10 +69,13 @@ impl Frames {
         assert!(self.send(DATA, END_STREAM, stream, body));
     }
 
-    /// A POST that is reset before its body; whether it could be sent.
+    /// A POST that is reset once the server has seen it; whether that went well.
     pub(crate) fn request_and_reset(&mut self, stream: u32, path: &str) -> bool {
         let block = block(path);
-        self.send(HEADERS, END_HEADERS, stream, &block) && self.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+        let asked = self.send(HEADERS, END_HEADERS, stream, &block) && self.send(PING, 0, 0, &[7; 8]);
+        let seen = || self.next().map(|frame| frame.kind == PING && frame.flags == ACK);
+        let mut frames = asked.then(|| std::iter::from_fn(seen)).into_iter().flatten();
+        frames.any(|answered| answered) && self.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
     }
 
     /// The next frame; none at the end.

@@ -230,7 +230,8 @@ impl Forebay {
         let mut args = self.args.clone();
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         let ports = [self.address.port(), self.admin.port()];
-        let mut another = Forebay::spawn(command(None), args, &self.env, ports, Arc::clone(&self.dir), self.config.clone());
+        let mut another =
+            Forebay::spawn(command(None), args, &self.env, ports, Arc::clone(&self.dir), self.config.clone());
         another.args.clone_from(&self.args);
         another
     }

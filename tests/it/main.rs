@@ -23,8 +23,10 @@ mod explain;
 mod failover;
 mod faults;
 mod fidelity;
+mod h2;
 mod health;
 mod lifecycle;
+mod logs;
 mod lying;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;

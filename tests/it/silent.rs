@@ -25,7 +25,11 @@ struct Loop {
 impl Loop {
     /// What the loop does with an answer while it is stopped: it waits.
     fn behind(&self, script: Script) -> Script {
-        if self.stopped.load(Ordering::SeqCst) { [vec![Step::Hold(self.goes_on.clone())], script].concat() } else { script }
+        if self.stopped.load(Ordering::SeqCst) {
+            [vec![Step::Hold(self.goes_on.clone())], script].concat()
+        } else {
+            script
+        }
     }
 
     fn stop(&self) {
@@ -98,7 +102,10 @@ fn a_server_that_a_long_prompt_blocks_loses_nothing_and_the_prompt_goes_to_two_a
     let loops: Vec<Loop> = (0..3).map(|_| Loop::default()).collect();
     let mocks: Vec<Mock> = loops.iter().map(|event_loop| event_loop.serve(block)).collect();
     let forebay = Harness::new().pool("tiny", &mocks.iter().collect::<Vec<_>>()).start();
-    let prompt = format!(r#"{{"model":"tiny","stream":true,"messages":[{{"role":"user","content":"{}"}}]}}"#, "a ".repeat(600_000));
+    let prompt = format!(
+        r#"{{"model":"tiny","stream":true,"messages":[{{"role":"user","content":"{}"}}]}}"#,
+        "a ".repeat(600_000)
+    );
     let long = asked(&forebay, post(PATH, &[], prompt.as_bytes()));
     let others: Vec<_> = (0..12)
         .map(|_| {

@@ -25,8 +25,8 @@ use crate::upstream::{Connection, Upstream};
 use commit::hold;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
-use forebay_core::units::BackendId;
 use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, costs_nothing, is_answer, verdict};
+use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
 use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::{AttemptOutcome, Dispatched, Suspicion, Ticket};
@@ -100,7 +100,9 @@ pub(crate) async fn run(
         let mut watch = ticket.watch(clock.now());
         watch.may_move(may_move);
         let (failure, answer) =
-            match attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), (&mut seen, &tried)).await {
+            match attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), (&mut seen, &tried))
+                .await
+            {
                 Ok((head, body, form)) => {
                     watch.may_move(false);
                     return Attempted::Committed(Committed { ticket, watch, head, body, form });

@@ -174,7 +174,7 @@ mod tests {
             assert_eq!(kept.to_string(), replica.session(&session).to_string());
             assert_ne!(kept.to_string(), other.session(&session).to_string());
         }
-        assert_eq!(one.session("session-1").to_string(), "XXXX");
+        assert_eq!(one.session("session-1").to_string(), "e8f58d5c9d0329a9");
     }
 
     #[test]

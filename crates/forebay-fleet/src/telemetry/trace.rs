@@ -45,10 +45,8 @@ pub enum TraceError {
 pub fn init(format: Format, filter: Option<&str>) -> Result<(), TraceError> {
     let from_environment = std::env::var(FILTER_VARIABLE).ok().filter(|filter| !filter.is_empty());
     let filter = read_filter(filter.or(from_environment.as_deref()).unwrap_or(DEFAULT_FILTER))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(Log)
-        .with_ansi(std::io::stderr().is_terminal());
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(Log).with_ansi(std::io::stderr().is_terminal());
     let done = match format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
