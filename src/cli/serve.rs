@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::check;
 use crate::server::{self, AccessLogFormat, Options, Source};
@@ -55,6 +56,9 @@ pub struct Args {
     log_format: Format,
 }
 
+/// How long the last lines of the log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// Runs the command.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
@@ -76,7 +80,7 @@ pub fn run(args: Args) -> ExitCode {
     config.admin.address = args.admin.unwrap_or(config.admin.address);
     config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
     let Args { access_log, upgrade, .. } = args;
-    match server::start(Options { config, source, access_log, signals: true, upgrade }) {
+    let code = match server::start(Options { config, source, access_log, signals: true, upgrade }) {
         Ok(handle) => {
             tracing::info!(requests = %handle.data, admin = %handle.admin, "forebay is listening");
             handle.wait();
@@ -86,5 +90,7 @@ pub fn run(args: Args) -> ExitCode {
             eprintln!("forebay: {error}");
             ExitCode::FAILURE
         }
-    }
+    };
+    _ = trace::flush(LAST_LINES);
+    code
 }

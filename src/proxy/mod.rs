@@ -43,7 +43,7 @@ use self::shared::Shared;
 pub use self::shared::{Parts, Readiness};
 pub use self::shutdown::Shutdown;
 
-use forebay_core::error::{ErrorShape, Refusal, error_json};
+use forebay_core::error::{ErrorShape, Refusal, error_json, repeated};
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::labels::Panicked;
 use forebay_fleet::telemetry::panics::caught;
@@ -166,7 +166,7 @@ where
         Route::Models | Route::OneModel(_) if models::are_unlisted(&snapshot) => {}
         Route::Models => return Ok(Admitted::Answer(models::list(&snapshot))),
         Route::OneModel(id) => {
-            let unknown = || Refusal::UnknownModel { model: id.to_owned(), served: models::names(&snapshot) };
+            let unknown = || Refusal::UnknownModel { model: repeated(id), served: models::names(&snapshot) };
             return models::one(&snapshot, id).map(Admitted::Answer).ok_or_else(unknown);
         }
         _ => {}
@@ -174,6 +174,7 @@ where
     let limits = BodyLimits {
         one: settings.limits.body,
         all: settings.limits.bodies_in_memory,
+        head: intake::head_size(head),
         timeout: settings.listen.body_timeout,
     };
     let (bytes, held) = match intake::read(&mut body, &shared.bodies, limits).await {
@@ -206,7 +207,7 @@ pub fn backend_headers(head: &http::request::Parts, body_limit: u64) -> Option<h
 fn check<'a>(settings: &Config, record: &mut Record, head: &'a http::request::Parts) -> Result<Route<'a>, Refusal> {
     let (method, path) = (head.method.as_str(), head.uri.path());
     let route = route::find(method, path)
-        .ok_or_else(|| Refusal::PathNotAllowed { method: method.to_owned(), path: path.to_owned() })?;
+        .ok_or_else(|| Refusal::PathNotAllowed { method: repeated(method), path: repeated(path) })?;
     record.client_key = auth::client(&head.headers, settings.clients.keys.as_deref())?.map(str::to_owned);
     let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
     intake::check_head(&head.headers, json, settings.limits.body)?;

@@ -11,6 +11,7 @@ use tower::Service;
 use super::*;
 use crate::upstream::Limits;
 use crate::upstream::Upstream;
+use crate::upstream::descriptors::Descriptors;
 use arc_swap::ArcSwap;
 use forebay_core::clock::Clock;
 use forebay_fleet::membership::controller::Controller;
@@ -34,7 +35,11 @@ impl Body for Panics {
 async fn a_panic_in_a_request_is_a_500_is_counted_and_holds_nothing() {
     let (config, clock, telemetry) = (Config::default(), Clock::system(), Arc::new(Telemetry::new()));
     let controller = Arc::new(Controller::new(Settings::from(&config), Arc::clone(&telemetry)));
-    let limits = Limits { connect_timeout: std::time::Duration::from_secs(1), write_stall: None };
+    let limits = Limits {
+        connect_timeout: std::time::Duration::from_secs(1),
+        write_stall: None,
+        descriptors: Descriptors::unlimited(),
+    };
     let proxy = Proxy::new(Parts {
         settings: Arc::new(ArcSwap::from_pointee(config)),
         fleet: controller.fleet().clone(),

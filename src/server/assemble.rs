@@ -17,6 +17,7 @@ use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
+use super::descriptors;
 use super::lifecycle::{DrainEnd, Signals};
 use super::listener::{Connections, HyperApp, ServiceFor};
 use super::upgrade::{Meeting, reserve};
@@ -24,18 +25,20 @@ use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError};
 use crate::admin::{self, Admin};
 use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
+use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::{AccessLog, Format};
+use forebay_fleet::telemetry::trace;
 
 /// How long a connection to a backend may take to be made. Longer than one lost SYN, which is sent again after 1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the listeners may take to come up.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// What is buffered of the access log gets so long to be written at the end.
+/// What is buffered of a log gets so long to be written at the end.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 /// pingora sleeps its grace period out; the drain ends the process before.
 const GRACE_BEYOND_DRAIN: u64 = 60;
@@ -58,17 +61,23 @@ pub(super) struct Common {
     pub(super) access_log: AccessLog,
     pub(super) clock: Clock,
     pub(super) draining: Arc<AtomicBool>,
+    /// The room for connections of clients and to backends.
+    descriptors: Arc<Descriptors>,
     shutdown: Shutdown,
     listening: Arc<AtomicBool>,
 }
 
 impl Common {
-    fn new(config: &Config, format: AccessLogFormat) -> Result<Common, StartError> {
+    fn new(config: &Config, format: AccessLogFormat, descriptors: Arc<Descriptors>) -> Result<Common, StartError> {
         let clock = Clock::system();
         let telemetry = Arc::new(Telemetry::new());
         let controller = Arc::new(Controller::new(Settings::from(config), Arc::clone(&telemetry)));
         controller.apply(&config.pools, clock.now());
-        let limits = Limits { connect_timeout: CONNECT_TIMEOUT, write_stall: config.limits.write_stall };
+        let limits = Limits {
+            descriptors: Arc::clone(&descriptors),
+            connect_timeout: CONNECT_TIMEOUT,
+            write_stall: config.limits.write_stall,
+        };
         Ok(Common {
             settings: Arc::new(ArcSwap::from_pointee(config.clone())),
             controller,
@@ -77,6 +86,7 @@ impl Common {
             telemetry,
             clock,
             draining: Arc::new(AtomicBool::new(false)),
+            descriptors,
             shutdown: Shutdown::default(),
             listening: Arc::new(AtomicBool::new(false)),
         })
@@ -168,6 +178,11 @@ fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog,
 /// An address cannot be listened on, or a listener does not come up in time.
 pub fn start(options: Options) -> Result<Handle, StartError> {
     let Options { mut config, source, access_log, signals, upgrade } = options;
+    let listed = match &source {
+        Source::Backends(urls) => urls.len(),
+        _ => config.pools.iter().flat_map(|pool| &pool.arms).map(|arm| arm.backends.len()).sum(),
+    };
+    let descriptors = descriptors::prepare(&config, listed);
     let (requests_in_use, admin_in_use);
     (config.listen.address, requests_in_use) = reserve(config.listen.address, "listen.address", upgrade)?;
     (config.admin.address, admin_in_use) = reserve(config.admin.address, "admin.address", upgrade)?;
@@ -178,7 +193,7 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
         meeting.prepare().map_err(|error| StartError::Meeting { socket: socket(), error })?;
     }
     let (data, admin) = (config.listen.address, config.admin.address);
-    let common = Arc::new(Common::new(&config, access_log)?);
+    let common = Arc::new(Common::new(&config, access_log, descriptors)?);
     let listening = Arc::clone(&common.listening);
     let (taken_over, handed_over) = mpsc::channel();
     let way = Way { signals, meeting, inherits, taken_over };
@@ -220,11 +235,19 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             // Ends the process if nobody comes.
             server.bootstrap();
         }
+        if signals {
+            // From here on the process does not end by itself, and requests may come.
+            let lost = common.telemetry.process.process_log_dropped.clone();
+            if let Err(error) = trace::detach(lost) {
+                tracing::warn!(%error, "the log has no thread of its own: a reader that stands still stops the process");
+            }
+        }
         // Who waits for it is there, or has given up.
         _ = taken_over.send(());
         let proxy = common.proxy();
         let app = HyperApp::new(proxy.clone(), &config, Arc::clone(&connections), common.clock.clone())
-            .counted_by(common.telemetry.process.connections.clone());
+            .counted_by(common.telemetry.process.connections.clone())
+            .within(Arc::clone(&common.descriptors));
         server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
         let router = admin::router(common.admin(proxy.clone()), config.admin.token.as_ref());
         let app = HyperApp::new(AdminServices(router), &config, Connections::default(), common.clock.clone());
@@ -256,6 +279,8 @@ fn flush(log: &AccessLog) {
     if !log.flush(FLUSH_LIMIT) {
         tracing::warn!("the access log's reader does not keep up: the last lines are lost");
     }
+    // Nobody is left to be told of lines that are lost now.
+    _ = trace::flush(FLUSH_LIMIT);
 }
 
 fn listening<F: ServiceFor>(name: &str, app: HyperApp<F>, address: SocketAddr, threads: usize) -> Service<HyperApp<F>> {

@@ -1,17 +1,20 @@
-//! What is known of one client connection besides its bytes: how many requests are under way, since when none is, and
-//! since when a head is being read. From that follow the header and keep-alive limits, which hyper does not tell apart.
+//! What is known of one client connection besides its bytes: how many requests are under way, since when none is, since when a
+//! head is being read, and how many requests were given up at once. From that follow the header and keep-alive limits, which hyper
+//! does not tell apart, and the end of a client that only opens streams to reset them.
 //!
-//! Hot path: two atomic adds a request, one relaxed load a read.
+//! Hot path: a few atomic adds a request, one relaxed load a read.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
 
+use super::streams::{self, Rest};
 use forebay_core::clock::{Clock, Time};
 
 /// Limits of a connection without a request; `None` is no limit.
@@ -32,7 +35,18 @@ pub(super) struct ConnState {
     head_since: AtomicU64,
     served: AtomicBool,
     h2: AtomicBool,
+    /// Requests of HTTP/2 that are over, and those of them that were reset at once.
+    ended: AtomicU32,
+    reset: AtomicU32,
+    /// Woken when most of very many requests were reset at once.
+    abused: Notify,
 }
+
+/// A request that its client gives up sooner than this was reset at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// Requests of a connection until their resets are judged. As Envoy has it (`overload.premature_reset_total_stream_count`): a
+/// connection more than half of whose streams were reset within a second is closed then.
+const JUDGED_AT: u32 = 500;
 
 impl ConnState {
     pub(super) fn new(clock: Clock) -> Arc<ConnState> {
@@ -44,6 +58,9 @@ impl ConnState {
             head_since: AtomicU64::new(0),
             served: AtomicBool::new(false),
             h2: AtomicBool::new(false),
+            ended: AtomicU32::new(0),
+            reset: AtomicU32::new(0),
+            abused: Notify::new(),
         })
     }
 
@@ -52,7 +69,33 @@ impl ConnState {
         self.active.fetch_add(1, Ordering::Relaxed);
         self.served.store(true, Ordering::Relaxed);
         self.h2.store(h2, Ordering::Relaxed);
-        Active(Arc::clone(self))
+        let begun = h2.then(|| self.clock.now());
+        Active { state: Arc::clone(self), begun, whole: false }
+    }
+
+    /// Waits until the client has reset most of very many requests at once.
+    pub(super) async fn abused(&self) {
+        self.abused.notified().await;
+    }
+
+    /// A request of HTTP/2 is over; whether it was reset at once.
+    fn ended(&self, at_once: bool) {
+        let ended = self.ended.fetch_add(1, Ordering::Relaxed) + 1;
+        let reset = self.reset.fetch_add(u32::from(at_once), Ordering::Relaxed) + u32::from(at_once);
+        if at_once && ended >= JUDGED_AT && reset > ended / 2 {
+            self.abused.notify_one();
+        }
+    }
+
+    /// Whether its requests are of HTTP/2.
+    pub(super) fn is_h2(&self) -> bool {
+        self.h2.load(Ordering::Relaxed)
+    }
+
+    /// Since when there is no request on it; `None` while there is.
+    pub(super) fn idle_since(&self) -> Option<Time> {
+        let idle = self.active.load(Ordering::Relaxed) == 0;
+        idle.then(|| Time::from_micros(self.idle_since.load(Ordering::Relaxed)))
     }
 
     /// Bytes came.
@@ -91,25 +134,43 @@ impl ConnState {
 }
 
 /// A request under way on a connection.
-pub(super) struct Active(Arc<ConnState>);
+pub(super) struct Active {
+    state: Arc<ConnState>,
+    /// When it began, if it is one of HTTP/2.
+    begun: Option<Time>,
+    /// Its answer was given whole.
+    whole: bool,
+}
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.head_since.store(0, Ordering::Relaxed);
-        self.0.idle_since.store(self.0.clock.now().as_micros(), Ordering::Relaxed);
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        let now = self.state.clock.now();
+        if let Some(begun) = self.begun {
+            self.state.ended(!self.whole && now.since(begun) < AT_ONCE);
+        }
+        self.state.head_since.store(0, Ordering::Relaxed);
+        self.state.idle_since.store(now.as_micros(), Ordering::Relaxed);
+        self.state.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// An answer's body that keeps its request under way until it is sent or dropped.
-pub(super) struct Counted<B> {
+/// An answer's body that keeps its request under way until it is sent or dropped. Over HTTP/2 it gives what [`super::streams`] needs
+/// to see a client that takes nothing.
+pub(super) struct Counted<B: Body> {
     body: B,
-    _active: Active,
+    active: Active,
+    rest: Rest,
 }
 
-impl<B> Counted<B> {
+impl<B: Body> Counted<B> {
     pub(super) fn new(body: B, active: Active) -> Counted<B> {
-        Counted { body, _active: active }
+        Counted { body, active, rest: Rest::default() }
+    }
+}
+
+impl<B: Body> Drop for Counted<B> {
+    fn drop(&mut self) {
+        self.active.whole |= self.rest.len() == 0 && self.body.is_end_stream();
     }
 }
 
@@ -118,15 +179,34 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let counted = &mut *self;
+        if counted.active.begun.is_none() {
+            return Pin::new(&mut counted.body).poll_frame(cx);
+        }
+        if let Some(part) = counted.rest.next() {
+            return Poll::Ready(Some(Ok(Frame::data(part))));
+        }
+        let frame = match Pin::new(&mut counted.body).poll_frame(cx) {
+            Poll::Pending => {
+                streams::waits();
+                return Poll::Pending;
+            }
+            Poll::Ready(Some(Ok(frame))) => frame,
+            ended => return ended,
+        };
+        Poll::Ready(Some(Ok(match frame.into_data() {
+            Ok(data) => Frame::data(counted.rest.split(data)),
+            Err(other) => other,
+        })))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.len() == 0 && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let hint = self.body.size_hint();
+        hint.exact().map_or(hint, |bytes| SizeHint::with_exact(bytes + self.rest.len() as u64))
     }
 }
 

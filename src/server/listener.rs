@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use metrics::Gauge;
 use pingora::apps::ServerApp;
@@ -23,14 +23,20 @@ use tower::Service;
 
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
+use super::streams::StreamExecutor;
+use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
-use forebay_core::clock::Clock;
+use forebay_core::clock::{Clock, Time};
 use forebay_fleet::config::model::Config;
+use forebay_fleet::telemetry::throttle::Throttle;
 
 /// A connection's limits of time are looked at this often, so they are kept to this precision.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// An h2 connection is pinged this often, and has as long to answer.
 const PING: Duration = Duration::from_secs(20);
+/// How long an h2 connection without a request lives on after it was told to end. A client answers the first GOAWAY within a round
+/// trip, and gets the second then.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// What a client over the connection cap is told.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n";
@@ -55,18 +61,22 @@ pub(super) type Connections = Arc<AtomicUsize>;
 /// One listener's side of pingora.
 pub(super) struct HyperApp<F> {
     services: F,
-    builder: auto::Builder<TokioExecutor>,
+    builder: auto::Builder<StreamExecutor>,
     connections: Connections,
     max_connections: usize,
     idle: IdleLimits,
     write_stall: Option<Duration>,
     clock: Clock,
     gauge: Gauge,
+    descriptors: Arc<Descriptors>,
+    /// Of the warnings of connections refused, and of clients that reset requests.
+    refusals: Throttle,
+    resets: Throttle,
 }
 
 impl<F: ServiceFor> HyperApp<F> {
     pub(super) fn new(services: F, config: &Config, connections: Connections, clock: Clock) -> HyperApp<F> {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let mut builder = auto::Builder::new(StreamExecutor { stall: config.limits.write_stall });
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -89,7 +99,16 @@ impl<F: ServiceFor> HyperApp<F> {
             write_stall: config.limits.write_stall,
             clock,
             gauge: Gauge::noop(),
+            descriptors: Descriptors::unlimited(),
+            refusals: Throttle::new(),
+            resets: Throttle::new(),
         }
+    }
+
+    /// Takes the connections' places in this room, which others share.
+    pub(super) fn within(mut self, descriptors: Arc<Descriptors>) -> Self {
+        self.descriptors = descriptors;
+        self
     }
 
     /// Shows the number of open connections in this gauge.
@@ -114,9 +133,9 @@ impl<F: ServiceFor> HyperApp<F> {
         let connection = self.builder.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
         let mut shutdown = shutdown.clone();
-        let mut ending = false;
+        let mut ending: Option<Time> = None;
         loop {
-            let wait = state.left(self.idle).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
+            let wait = self.left(&state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
@@ -127,23 +146,39 @@ impl<F: ServiceFor> HyperApp<F> {
                 }
                 // Dropping the connection drops its request, too.
                 () = ear.gone() => return,
-                _ = shutdown.wait_for(|stop| *stop), if !ending => {
-                    ending = true;
+                () = state.abused() => {
+                    if let Some(held_back) = self.resets.pass(self.clock.now()) {
+                        tracing::warn!(?client, held_back, "client resets most of its requests at once: connection closed");
+                    }
+                    return;
+                }
+                _ = shutdown.wait_for(|stop| *stop), if ending.is_none() => {
+                    ending = Some(self.clock.now());
                     connection.as_mut().graceful_shutdown();
                 }
                 () = tokio::time::sleep(wait) => {
-                    if state.left(self.idle).is_some_and(|left| left.is_zero()) {
-                        if ending {
+                    if self.left(&state, ending).is_some_and(|left| left.is_zero()) {
+                        if ending.is_some() || !state.was_served() {
                             return;
                         }
-                        ending = true;
+                        ending = Some(self.clock.now());
                         connection.as_mut().graceful_shutdown();
-                        if !state.was_served() {
-                            return;
-                        }
                     }
                 }
             }
+        }
+    }
+}
+
+impl<F> HyperApp<F> {
+    /// How long the connection may still live without a request, as [`ConnState::left`]; `ending`: since when it is told to end.
+    fn left(&self, state: &ConnState, ending: Option<Time>) -> Option<Duration> {
+        match ending {
+            // A client that learns of the end has sent requests meanwhile, which are served: hyper says the end twice.
+            Some(since) if state.is_h2() => {
+                state.idle_since().map(|idle| (idle.max(since) + FAREWELL).since(self.clock.now()))
+            }
+            _ => state.left(self.idle),
         }
     }
 }
@@ -164,8 +199,12 @@ impl<F: ServiceFor> ServerApp for HyperApp<F> {
         let before = self.connections.fetch_add(1, Ordering::AcqRel);
         self.gauge.increment(1.0);
         let _open = Open(Arc::clone(&self.connections), self.gauge.clone());
-        if before >= self.max_connections {
-            tracing::warn!(limit = self.max_connections, "connection refused: listen.max_connections");
+        let place = self.descriptors.for_client();
+        if before >= self.max_connections || place.is_none() {
+            if let Some(held_back) = self.refusals.pass(self.clock.now()) {
+                let why = if place.is_none() { "no file descriptors are left" } else { "listen.max_connections" };
+                tracing::warn!(open = before, held_back, "connection refused: {why}");
+            }
             // Best effort: a client that is not reading is refused all the same.
             drop(tokio::time::timeout(Duration::from_secs(1), stream.write_all(FULL)).await);
             return None;

@@ -3,9 +3,11 @@
 
 mod assemble;
 mod conn;
+mod descriptors;
 mod ear;
 mod lifecycle;
 mod listener;
+mod streams;
 mod upgrade;
 mod watch;
 

@@ -10,11 +10,13 @@ use tracing::debug;
 
 use super::served::{DOUBTS_APART, ServedModels};
 use super::{RhythmSource, at, for_each_backend, trial, until_next};
-use forebay_core::clock::Clock;
+use forebay_core::clock::{Clock, Time};
+use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
 use forebay_fleet::Backend;
 use forebay_fleet::health::alarm::REFUSALS_APART;
 use forebay_fleet::membership::controller::Controller;
+use forebay_fleet::obstacle::warn_of;
 use forebay_fleet::probe::{ProbeClient, ProbeError};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::ProbeFailure;
@@ -23,6 +25,19 @@ use forebay_fleet::telemetry::labels::ProbeFailure;
 const MAX_HEALTH: usize = 64 << 10;
 /// A port that refused a connection is tried again after this: twice refused, nobody is there.
 const REFUSED_AGAIN: Duration = REFUSALS_APART.saturating_add(Duration::from_millis(10));
+
+/// A server that is silent is looked at again so soon. One that a long prompt blocks is silent for ten seconds and more, so that what
+/// moves is not lost with it, and moves once.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// A server of which nothing came.
+#[derive(Debug)]
+struct Silence {
+    /// When the first question without an answer was asked.
+    begun: Time,
+    /// What its engine had shown by then.
+    progress: u64,
+}
 
 /// How long something may take; read anew each time, so that a reload changes it.
 pub type Patience = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -47,10 +62,16 @@ pub struct Prober {
 enum Health {
     Good,
     Bad(String),
+    /// No answer in time, and no token meanwhile.
+    Silent(String),
     /// No answer in time, but tokens flow: one event loop serves both, and it is busy.
     Late,
     /// Nobody is there.
     Gone,
+    /// This host could not ask.
+    Unasked,
+    /// This host cannot reach it.
+    OutOfReach,
 }
 
 impl Prober {
@@ -62,20 +83,25 @@ impl Prober {
     }
 
     async fn probe_one(self, id: BackendId, client: ProbeClient) {
-        let mut healthy = false;
+        let (mut healthy, mut silence) = (false, None);
         let mut served = ServedModels::new(Arc::clone(&self.controller), self.clock.clone(), client.clone());
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
             let Some(backend) = self.controller.fleet().snapshot().backend(id).cloned() else { return };
             let health = self.ask_health(&backend, &client, pace.timeout).await;
+            self.judge_silence(&backend, &health, started, &mut silence);
             let came_back = health == Health::Good && !healthy;
             healthy = health == Health::Good;
             match health {
                 Health::Good => self.controller.health(id, Ok(()), self.clock.now()),
-                Health::Bad(reason) => self.controller.health(id, Err(reason), self.clock.now()),
+                Health::Bad(reason) | Health::Silent(reason) => {
+                    self.controller.health(id, Err(reason), self.clock.now())
+                }
                 Health::Gone => self.controller.gone(id, self.clock.now()),
-                Health::Late => {}
+                // Whoever reaches it no more is not asked for long, and it is not the backend's doing.
+                Health::OutOfReach => backend.load.out_of_reach(pace.interval * 2, self.clock.now()),
+                Health::Late | Health::Unasked => {}
             }
             if self.controller.wants_probe(id, self.clock.now()) {
                 let probed = trial::ask(&client, &backend, (self.patience)()).await;
@@ -85,7 +111,8 @@ impl Prober {
             if healthy && (came_back || served.is_due()) {
                 served.ask(&backend, pace.timeout).await;
             }
-            let mut next = pin!(until_next(pace.interval, started, &self.clock));
+            let interval = if silence.is_some() { pace.interval.min(SECOND_LOOK) } else { pace.interval };
+            let mut next = pin!(until_next(interval, started, &self.clock));
             loop {
                 tokio::select! {
                     biased;
@@ -111,8 +138,47 @@ impl Prober {
         debug!(backend = %backend.id, url = %backend.url, %error, "health probe failed");
         match error.failure {
             _ if error.refused => Health::Gone,
+            ProbeFailure::Shortage => {
+                warn_of(Failure::Shortage, &backend.id, &error, self.clock.now());
+                Health::Unasked
+            }
+            ProbeFailure::Unreachable => {
+                warn_of(Failure::Unreachable, &backend.id, &error, self.clock.now());
+                Health::OutOfReach
+            }
             ProbeFailure::Timeout if backend.load.progress() != progress => Health::Late,
+            ProbeFailure::Timeout => Health::Silent(error.detail),
             _ => Health::Bad(error.detail),
+        }
+    }
+
+    /// Moves what waits on a server of which nothing at all comes: no `/health`, no scrape, no head, no token, and the same at a second
+    /// look.
+    fn judge_silence(&self, backend: &Backend, health: &Health, started: Time, silence: &mut Option<Silence>) {
+        let now = self.clock.now();
+        match health {
+            Health::Silent(_) => {}
+            Health::Unasked => return,
+            _ => {
+                if matches!(health, Health::Good) {
+                    backend.alarm.heard(now);
+                }
+                *silence = None;
+                return backend.alarm.speaks();
+            }
+        }
+        let progress = backend.load.progress();
+        match silence {
+            Some(since) if since.progress == progress && backend.alarm.last_heard() < since.begun => {
+                if now.since(since.begun) >= SECOND_LOOK {
+                    debug!(backend = %backend.id, url = %backend.url, "nothing comes of the backend: what has no token may move");
+                    backend.alarm.silent(started);
+                }
+            }
+            _ => {
+                backend.alarm.speaks();
+                *silence = Some(Silence { begun: started, progress });
+            }
         }
     }
 
@@ -120,7 +186,11 @@ impl Prober {
     fn tell_alarm(&self, backend: &Backend, answer: &Result<Bytes, ProbeError>) -> bool {
         match answer {
             Err(error) if error.refused => backend.alarm.refused(self.clock.now()),
-            Err(ProbeError { failure: ProbeFailure::Connect | ProbeFailure::Timeout, .. }) => {}
+            Err(ProbeError {
+                failure:
+                    ProbeFailure::Connect | ProbeFailure::Timeout | ProbeFailure::Shortage | ProbeFailure::Unreachable,
+                ..
+            }) => {}
             Ok(_) | Err(_) => backend.alarm.answered(),
         }
         answer.as_ref().is_err_and(|error| error.refused)

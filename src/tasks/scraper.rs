@@ -54,6 +54,12 @@ impl Scraper {
 
     fn take(&self, backend: &Backend, result: Result<Sample, ProbeError>, failing: &mut bool) {
         let now = self.clock.now();
+        let answered = |error: &ProbeError| {
+            matches!(error.failure, ProbeFailure::Status | ProbeFailure::TooLarge | ProbeFailure::Unreadable)
+        };
+        if result.as_ref().map_or_else(answered, |_| true) {
+            backend.alarm.heard(now);
+        }
         match result {
             Ok(sample) => {
                 backend.load.set_sample(sample, now);

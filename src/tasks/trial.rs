@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::{at, models};
 use forebay_core::routing::facts::Kind;
-use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::probe::{ProbeClient, ProbeError};
+use forebay_fleet::telemetry::labels::ProbeFailure;
 use forebay_fleet::{Backend, Probed};
 
 /// An answer of one token, or an embedding of one word in all its dimensions.
@@ -61,6 +62,8 @@ pub(super) async fn ask(client: &ProbeClient, backend: &Backend, deadline: Durat
         let (uri, body) = (at(&backend.url, question.path()), question.body(&model));
         let verdict = match client.post(uri, key, body, deadline, MAX_ANSWER).await {
             Ok((status, _)) => judge(status, key.is_some()),
+            // This host could not ask.
+            Err(ProbeError { failure: ProbeFailure::Shortage | ProbeFailure::Unreachable, .. }) => Some(Probed::Busy),
             Err(error) => Some(Probed::Failed(error.detail)),
         };
         if let Some(verdict) = verdict {

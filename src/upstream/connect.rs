@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::descriptors::{Descriptor, Descriptors};
 use super::stall::WriteStall;
+use forebay_fleet::obstacle::{Unresolved, first_of};
 
 /// What is known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
 /// and an error tell whose it was.
@@ -50,6 +53,7 @@ impl UseMark {
 pub(super) struct Connector {
     pub(super) timeout: Duration,
     pub(super) write_stall: Option<Duration>,
+    pub(super) descriptors: Arc<Descriptors>,
 }
 
 impl tower::Service<Uri> for Connector {
@@ -62,23 +66,42 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Connector { timeout, write_stall } = self.clone();
+        let Connector { timeout, write_stall, descriptors } = self.clone();
         Box::pin(async move {
+            let place = descriptors.for_backend()?;
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = uri.port_u16().unwrap_or(80);
-            let stream = tokio::time::timeout(timeout, TcpStream::connect((host.as_str(), port)))
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time"))??;
+            let mut resolved = false;
+            let connecting = async {
+                let addresses = resolve(&host, port).await?;
+                resolved = true;
+                first_of(addresses, TcpStream::connect).await
+            };
+            let stream = match tokio::time::timeout(timeout, connecting).await {
+                Ok(connected) => connected?,
+                Err(_) if resolved => return Err(io::Error::new(io::ErrorKind::TimedOut, "not connected in time")),
+                Err(_) => return Err(Unresolved::new(None).into()),
+            };
             stream.set_nodelay(true)?;
-            Ok(TokioIo::new(BackendIo { io: WriteStall::new(stream, write_stall), mark: UseMark::default() }))
+            Ok(TokioIo::new(BackendIo {
+                io: WriteStall::new(stream, write_stall),
+                mark: UseMark::default(),
+                _place: place,
+            }))
         })
     }
+}
+
+/// The addresses of a host; at once where it is an address itself.
+async fn resolve(host: &str, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {
+    tokio::net::lookup_host((host, port)).await.map_err(|error| Unresolved::new(Some(error)).into())
 }
 
 /// One connection to a backend.
 pub(super) struct BackendIo {
     io: WriteStall<TcpStream>,
     mark: UseMark,
+    _place: Descriptor,
 }
 
 impl Connection for BackendIo {

@@ -5,6 +5,7 @@
 
 mod body;
 mod connect;
+pub mod descriptors;
 pub mod stall;
 
 use std::collections::HashMap;
@@ -20,10 +21,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 pub use self::body::Pieces;
 use self::connect::{Connector, UseMark};
+use self::descriptors::Descriptors;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::BackendUrl;
+use forebay_fleet::obstacle::{obstacle, warn_of};
 
 /// The body of a backend's answer.
 pub type AnswerBody = Incoming;
@@ -37,8 +40,10 @@ const READ_BUFFER: usize = 64 << 10;
 const REUSE_WINDOW: Duration = Duration::from_millis(100);
 
 /// Limits of the connections to backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Limits {
+    /// The room that they share with clients.
+    pub descriptors: Arc<Descriptors>,
     /// How long a connection may take to be made.
     pub connect_timeout: Duration,
     /// How long a backend may take nothing of what we send; `None` is no limit.
@@ -68,8 +73,12 @@ struct BackendClient {
 }
 
 impl BackendClient {
-    fn new(limits: Limits) -> BackendClient {
-        let connector = Connector { timeout: limits.connect_timeout, write_stall: limits.write_stall };
+    fn new(limits: &Limits) -> BackendClient {
+        let connector = Connector {
+            timeout: limits.connect_timeout,
+            write_stall: limits.write_stall,
+            descriptors: Arc::clone(&limits.descriptors),
+        };
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).http1_max_buf_size(READ_BUFFER);
         let pooled = builder.build(connector.clone());
@@ -102,7 +111,7 @@ impl Upstream {
         }
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = HashMap::clone(&self.clients.load());
-        let client = Arc::clone(all.entry(id).or_insert_with(|| Arc::new(BackendClient::new(self.limits))));
+        let client = Arc::clone(all.entry(id).or_insert_with(|| Arc::new(BackendClient::new(&self.limits))));
         self.clients.store(Arc::new(all));
         client
     }
@@ -110,8 +119,8 @@ impl Upstream {
     /// Sends one request and waits for the head of the answer. Dropping the future closes the connection.
     ///
     /// # Errors
-    /// `Failure::Connect` where no connection was made, `Failure::Reused` where a kept-alive one failed at once,
-    /// `Failure::Died` otherwise.
+    /// `Failure::Connect` where no connection was made, `Failure::Shortage` or `Failure::Unreachable` where that was this host's
+    /// doing, `Failure::Reused` where a kept-alive one failed at once, `Failure::Died` otherwise.
     pub async fn send(
         &self,
         id: BackendId,
@@ -132,7 +141,9 @@ impl Upstream {
                 Ok(response)
             }
             Err(error) => {
-                let failure = classify(&error, self.clock.now().since(sent));
+                let now = self.clock.now();
+                let failure = classify(&error, now.since(sent));
+                warn_of(failure, &id, &error, now);
                 tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");
                 Err(failure)
             }
@@ -141,6 +152,11 @@ impl Upstream {
 }
 
 fn classify(error: &ClientError, after: Duration) -> Failure {
+    match obstacle(error) {
+        Some(Failure::Shortage) => return Failure::Shortage,
+        Some(failure) if error.is_connect() => return failure,
+        _ => {}
+    }
     if error.is_connect() {
         return Failure::Connect;
     }
@@ -159,6 +175,12 @@ fn classify(error: &ClientError, after: Duration) -> Failure {
         _ if was_never_sent(error) => Failure::Connect,
         _ => Failure::Died,
     }
+}
+
+/// The failure of an answer that broke: a shortage of ours if that is why, else `otherwise`.
+#[must_use]
+pub fn shortage_or(otherwise: Failure, broke: &hyper::Error) -> Failure {
+    obstacle(broke).filter(|failure| *failure == Failure::Shortage).unwrap_or(otherwise)
 }
 
 /// Whether hyper gave the request back unsent: the connection closed before.

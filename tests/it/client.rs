@@ -114,6 +114,13 @@ impl Conn {
         Conn { stream, buffer: Vec::new(), ended: false }
     }
 
+    /// A connection whose answers may take as long as a server is blocked.
+    pub(crate) fn open_patient(address: SocketAddr) -> Conn {
+        let conn = Conn::open(address);
+        conn.stream.set_read_timeout(Some(DEADLINE * 4)).unwrap();
+        conn
+    }
+
     /// A connection that can hold little: a client that stops reading is noticed soon.
     pub(crate) fn open_narrow(address: SocketAddr) -> Conn {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -1,6 +1,7 @@
 //! A `forebay serve` of its own for each test: own ports, own files, killed by its pid when the test ends. Waiting is always
 //! [`eventually`], with a deadline; no test sleeps and hopes.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
@@ -53,6 +54,19 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
+/// The binary under test: this checkout's, or another that `FOREBAY_BIN` names.
+pub(crate) fn binary() -> OsString {
+    std::env::var_os("FOREBAY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_forebay").into())
+}
+
+/// The command that runs it, under a limit if there is one.
+fn command(ulimit: Option<&str>) -> Command {
+    let Some(limit) = ulimit else { return Command::new(binary()) };
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]).arg(binary());
+    command
+}
+
 /// What a Forebay is started with.
 pub(crate) struct Harness {
     sections: String,
@@ -60,6 +74,8 @@ pub(crate) struct Harness {
     files: Vec<(String, String)>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    /// What its shell's `ulimit` is told.
+    ulimit: Option<&'static str>,
     dir: TempDir,
 }
 
@@ -71,6 +87,7 @@ impl Harness {
             files: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
+            ulimit: None,
             dir: TempDir::new().unwrap(),
         }
     }
@@ -120,6 +137,12 @@ impl Harness {
         self
     }
 
+    /// Starts it under a limit, such as `-n 256`: that many file descriptors.
+    pub(crate) fn ulimit(mut self, limit: &'static str) -> Harness {
+        self.ulimit = Some(limit);
+        self
+    }
+
     /// Starts it and waits until it listens.
     pub(crate) fn start(self) -> Forebay {
         let config = self.dir.path().join("forebay.toml");
@@ -135,7 +158,8 @@ impl Harness {
         let dir = Arc::new(self.dir);
         for _ in 0..3 {
             let ports = [free_port(), free_port()];
-            let mut forebay = Forebay::spawn(args.clone(), &self.env, ports, Arc::clone(&dir), config.clone());
+            let mut forebay =
+                Forebay::spawn(command(self.ulimit), args.clone(), &self.env, ports, Arc::clone(&dir), config.clone());
             if forebay.listens() {
                 return forebay;
             }
@@ -144,11 +168,6 @@ impl Harness {
         }
         panic!("no free ports");
     }
-}
-
-/// The Forebay that is tested: the one of this build, or the one that `FOREBAY_BIN` names.
-fn binary() -> PathBuf {
-    std::env::var_os("FOREBAY_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_forebay")), PathBuf::from)
 }
 
 /// A running Forebay.
@@ -182,6 +201,7 @@ fn collect(from: impl Read + Send + 'static) -> Lines {
 
 impl Forebay {
     fn spawn(
+        mut command: Command,
         args: Vec<String>,
         env: &[(String, String)],
         ports: [u16; 2],
@@ -189,7 +209,7 @@ impl Forebay {
         config: PathBuf,
     ) -> Forebay {
         let [address, admin] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let mut child = Command::new(binary())
+        let mut child = command
             .args(&args)
             .args(["--listen", &address.to_string(), "--admin", &admin.to_string(), "--threads", "1"])
             .args(["--access-log", "json"])
@@ -210,7 +230,8 @@ impl Forebay {
         let mut args = self.args.clone();
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         let ports = [self.address.port(), self.admin.port()];
-        let mut another = Forebay::spawn(args, &self.env, ports, Arc::clone(&self.dir), self.config.clone());
+        let mut another =
+            Forebay::spawn(command(None), args, &self.env, ports, Arc::clone(&self.dir), self.config.clone());
         another.args.clone_from(&self.args);
         another
     }

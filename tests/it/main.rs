@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the deadlines of a real process are real time")]
 
 mod client;
+mod frames;
 mod harness;
 mod mock;
 
@@ -13,6 +14,7 @@ mod affinity;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;
 mod bodies;
+mod bounds;
 mod chaos;
 mod claims;
 mod dashboard;
@@ -22,15 +24,20 @@ mod explain;
 mod failover;
 mod faults;
 mod fidelity;
+mod h2;
 mod health;
 mod hints;
 mod lifecycle;
+mod logs;
 mod lying;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
+mod progress;
 mod prometheus;
 mod reload;
 mod requests;
+mod shortage;
+mod silent;
 mod sim_faults;
 mod streams;
 mod stuck;

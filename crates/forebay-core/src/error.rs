@@ -2,14 +2,20 @@
 //! and nowhere else; which failure leads to another attempt is `routing::retry`'s. Knows no HTTP library: hyper's errors
 //! are mapped to [`Failure`] in `upstream`.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::time::Duration;
 
 /// How one attempt on one backend failed: a row of the table in docs/failures.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Connection refused, not made in time, or not resolved. The backend has seen nothing of the request.
+    /// Connection refused, or not made in time. The backend has seen nothing of the request.
     Connect,
+    /// This host lacks what a connection to any backend needs: file descriptors, memory.
+    Shortage,
+    /// This host cannot reach the backend, which need not be the backend's fault: its name does not resolve, no port is left for
+    /// a connection to it, no route leads there.
+    Unreachable,
     /// A kept-alive connection failed within 100 ms of sending and before any byte of an answer: the idle close that crossed
     /// our request on the wire.
     Reused,
@@ -42,6 +48,8 @@ pub enum Failure {
     /// The backend's listener is gone, and nothing more comes of the request (a death): what a server leaves behind that was told
     /// to end at once.
     ListenerGone,
+    /// Nothing at all comes of the backend's server, and another backend has taken the request over before its first token.
+    Silent,
     /// A gap between two events over `idle_timeout`.
     Idle,
     /// The stream ended without its end marker, or was reset after the first token.
@@ -54,12 +62,15 @@ pub enum Failure {
     ClientLeft,
 }
 
+/// How long a backend is left alone that is full or cannot be reached, where it names nothing.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Whom a failure is counted against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// The backend: feeds back-off and ejection.
     Backend,
-    /// The backend is full, not ill: it is left alone for so long (1 s where it names nothing).
+    /// The backend is full or out of reach, not ill: it is left alone for so long (1 s where it names nothing).
     Backpressure(Duration),
     /// The backend is not what the config says it is: out until that changes.
     Misconfigured,
@@ -80,9 +91,11 @@ impl Failure {
             | Failure::Stalled
             | Failure::ListenerGone
             | Failure::Truncated => Blame::Backend,
-            Failure::Busy { retry_after, .. } => Blame::Backpressure(retry_after.unwrap_or(Duration::from_secs(1))),
+            Failure::Busy { retry_after, .. } => Blame::Backpressure(retry_after.unwrap_or(PAUSE)),
+            Failure::Unreachable | Failure::Silent => Blame::Backpressure(PAUSE),
             Failure::Misconfigured(_) => Blame::Misconfigured,
-            Failure::Reused
+            Failure::Shortage
+            | Failure::Reused
             | Failure::NotServed
             | Failure::Idle
             | Failure::Deadline
@@ -105,6 +118,8 @@ impl Failure {
     pub fn label(self) -> &'static str {
         match self {
             Failure::Connect => "connect",
+            Failure::Shortage => "shortage",
+            Failure::Unreachable => "unreachable",
             Failure::Reused => "reused_connection",
             Failure::Died => "died",
             Failure::ServerError(_) => "server_error",
@@ -115,6 +130,7 @@ impl Failure {
             Failure::FirstToken => "first_token_timeout",
             Failure::Stalled => "stalled",
             Failure::ListenerGone => "listener_gone",
+            Failure::Silent => "silent",
             Failure::Idle => "idle_timeout",
             Failure::Truncated => "truncated",
             Failure::Deadline => "total_timeout",
@@ -127,10 +143,10 @@ impl Failure {
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Failure::FirstToken | Failure::Stalled | Failure::Deadline => 504,
+            Failure::FirstToken | Failure::Stalled | Failure::Silent | Failure::Deadline => 504,
             Failure::ErrorEvent { .. } => 500,
             Failure::Busy { status, .. } => status,
-            Failure::Shutdown => 503,
+            Failure::Shortage | Failure::Unreachable | Failure::Shutdown => 503,
             Failure::NotServed => 404,
             Failure::ClientLeft => 499,
             _ => 502,
@@ -202,6 +218,9 @@ pub enum Refusal {
         /// How the last one failed.
         failure: Failure,
     },
+    /// This host has no file descriptors or no memory for a connection to a backend.
+    #[error("this proxy has no file descriptors or memory left for a connection to a backend; try again shortly")]
+    Shortage,
     /// The process ends.
     #[error("this proxy is shutting down and waits no longer for an answer; try again shortly")]
     ShuttingDown,
@@ -222,7 +241,7 @@ impl Refusal {
             Refusal::TooLarge(_) => 413,
             Refusal::Encoded(_) => 415,
             Refusal::BodiesFull | Refusal::NoBackend(_) | Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) => 503,
-            Refusal::ShuttingDown => 503,
+            Refusal::Shortage | Refusal::ShuttingDown => 503,
             Refusal::Exhausted { failure, .. } => failure.status(),
             Refusal::Internal => 500,
         }
@@ -249,6 +268,7 @@ impl Refusal {
                 "forebay_timeout"
             }
             Refusal::Exhausted { .. } => "forebay_upstream_failed",
+            Refusal::Shortage => "forebay_shortage",
             Refusal::ShuttingDown => "forebay_shutting_down",
             Refusal::Internal => "forebay_internal",
         }
@@ -282,6 +302,7 @@ pub enum ErrorShape {
 /// The JSON text of an error, in the API's own form.
 #[must_use]
 pub fn error_json(shape: ErrorShape, status: u16, kind: &str, message: &str) -> String {
+    let message = cut(message, MESSAGE);
     let value = match shape {
         ErrorShape::OpenAi => {
             serde_json::json!({"error": {"message": message, "type": kind, "param": null, "code": status}})
@@ -289,6 +310,25 @@ pub fn error_json(shape: ErrorShape, status: u16, kind: &str, message: &str) -> 
         ErrorShape::Anthropic => serde_json::json!({"type": "error", "error": {"type": kind, "message": message}}),
     };
     value.to_string()
+}
+
+/// Bytes of a client's words that an error or a log repeats.
+const REPEATED: usize = 256;
+/// Bytes of a whole message, whatever it repeats: the names of all models that are served may be many.
+const MESSAGE: usize = 4096;
+
+/// A client's words as an error or a log repeats them: the first 256 bytes. What a client names must not be kept for as long as its
+/// answer is, nor come back in full to whoever reads slowly.
+#[must_use]
+pub fn repeated(words: &str) -> String {
+    cut(words, REPEATED).into_owned()
+}
+
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(most)]))
 }
 
 /// Returns an error's text with those of its causes: hyper's own alone is "client error (Connect)".
@@ -316,6 +356,14 @@ mod tests {
     fn an_error_is_told_with_its_causes() {
         let error = Unreachable(std::io::Error::other("no route"));
         assert_eq!(with_causes(&error), "cannot reach a:1: no route");
+    }
+
+    #[test]
+    fn long_words_are_cut_at_a_character_and_short_ones_stay() {
+        assert_eq!(repeated("tiny"), "tiny");
+        assert_eq!(repeated(&"é".repeat(4 << 20)).len(), 256 + "…".len());
+        assert!(repeated(&format!("a{}", "é".repeat(200))).ends_with("é…"));
+        assert!(error_json(ErrorShape::OpenAi, 400, "k", &"\u{1}".repeat(1 << 20)).len() < 32 << 10);
     }
 
     #[test]

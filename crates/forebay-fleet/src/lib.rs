@@ -12,6 +12,7 @@ pub mod config;
 pub mod health;
 pub mod load;
 pub mod membership;
+pub mod obstacle;
 pub mod pool;
 pub mod probe;
 pub mod telemetry;
@@ -22,7 +23,7 @@ pub use load::Load;
 pub use membership::snapshot::{Fleet, Snapshot};
 pub use pool::backend::Backend;
 pub use pool::placed::Dispatched;
-pub use pool::ticket::{AttemptOutcome, Pauses, Suspicion, Ticket};
+pub use pool::ticket::{AttemptOutcome, EngineLoad, Suspicion, Ticket};
 pub use pool::wait::{Admission, Ask, Waiting};
 pub use pool::{Arm, Member, Pool};
 

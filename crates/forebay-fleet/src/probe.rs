@@ -3,6 +3,8 @@
 //! the server does. Probes have a client apart from the data plane's, since a connection lives on the runtime that opened it.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,10 +14,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::obstacle::{Unresolved, obstacle};
 use crate::telemetry::labels::ProbeFailure;
-use forebay_core::error::with_causes;
+use forebay_core::error::{Failure, with_causes};
 
 /// How long a connection is kept without a request. vLLM closes it after 5 s, and no request should meet that.
 pub const POOL_IDLE: Duration = Duration::from_secs(4);
@@ -53,7 +57,7 @@ pub fn bearer(key: &str) -> Result<HeaderValue, InvalidHeaderValue> {
 /// The client. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct ProbeClient {
-    http: Client<HttpConnector, Full<Bytes>>,
+    http: Client<HttpConnector<Resolver>, Full<Bytes>>,
     /// What each request has beside its own headers.
     headers: HeaderMap,
 }
@@ -74,7 +78,7 @@ impl ProbeClient {
     /// Returns a client that keeps up to `idle` connections to a server between requests.
     #[must_use]
     pub fn keeping(connect_timeout: Duration, idle: usize) -> ProbeClient {
-        let mut connector = HttpConnector::new();
+        let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
         connector.set_connect_timeout(Some(connect_timeout));
         connector.set_nodelay(true);
         let http = Client::builder(TokioExecutor::new())
@@ -154,11 +158,35 @@ impl ProbeClient {
         let mut request = request?;
         request.headers_mut().extend(self.headers.clone());
         let response = self.http.request(request).await.map_err(|error| {
-            let failure = if error.is_connect() { ProbeFailure::Connect } else { ProbeFailure::Broken };
+            let failure = match obstacle(&error) {
+                Some(Failure::Shortage) => ProbeFailure::Shortage,
+                Some(_) if error.is_connect() => ProbeFailure::Unreachable,
+                _ if error.is_connect() => ProbeFailure::Connect,
+                _ => ProbeFailure::Broken,
+            };
             ProbeError { failure, detail: with_causes(&error), refused: error.is_connect() && is_refusal(&error) }
         })?;
         let status = response.status();
         Ok((status, body(response, max).await?))
+    }
+}
+
+/// The system's resolver, whose failures can be told from those of a connection.
+#[derive(Clone, Debug)]
+struct Resolver(GaiResolver);
+
+impl tower::Service<Name> for Resolver {
+    type Response = GaiAddrs;
+    type Error = Unresolved;
+    type Future = Pin<Box<dyn Future<Output = Result<GaiAddrs, Unresolved>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let resolving = self.0.call(name);
+        Box::pin(async move { resolving.await.map_err(|error| Unresolved::new(Some(error))) })
     }
 }
 

@@ -15,10 +15,10 @@ use tokio::time::Sleep;
 
 use super::body::Message;
 use crate::proxy::shutdown::Shutdown;
-use crate::upstream::AnswerBody;
+use crate::upstream::{AnswerBody, shortage_or};
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::{Failure, with_causes};
-use forebay_fleet::Pauses;
+use forebay_fleet::EngineLoad;
 use forebay_fleet::health::alarm::{Heard, Watch};
 
 /// Where no deadline is set, the timer looks again after this.
@@ -29,6 +29,8 @@ const FAR: Duration = Duration::from_secs(3600);
 pub(crate) struct Deadlines {
     /// The longest gap between two pieces from the backend.
     pub(crate) idle: Option<Duration>,
+    /// The longest gap while the backend's engine is seen to work.
+    pub(crate) busy_idle: Option<Duration>,
     /// When the request must be over.
     pub(crate) total: Option<Time>,
     /// How long the client may take nothing.
@@ -42,11 +44,13 @@ pub(crate) struct Wire {
     /// The client left, the backend is given up from outside, or the process ends.
     over: Pin<Box<dyn Future<Output = Failure> + Send>>,
     heard: Heard,
-    pauses: Pauses,
+    engine: EngineLoad,
     timer: Pin<Box<Sleep>>,
     clock: Clock,
     deadlines: Deadlines,
     waiting_since: Time,
+    /// No gap is too long before this: the engine works.
+    spared_until: Time,
     /// Whether the client's write was blocked since the last piece came.
     pub(crate) blocked: bool,
 }
@@ -54,7 +58,7 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) fn new(
         body: AnswerBody,
-        (mut watch, pauses, shutdown): (Watch, Pauses, Shutdown),
+        (mut watch, engine, shutdown): (Watch, EngineLoad, Shutdown),
         tx: Sender<Message>,
         clock: Clock,
         deadlines: Deadlines,
@@ -74,11 +78,12 @@ impl Wire {
             tx,
             over: Box::pin(over),
             heard,
-            pauses,
+            engine,
             timer: Box::pin(tokio::time::sleep(FAR)),
             clock,
             deadlines,
             waiting_since: now,
+            spared_until: now,
             blocked: false,
         };
         wire.set_timer(now);
@@ -86,12 +91,24 @@ impl Wire {
     }
 
     fn due(&self) -> Option<(Time, Failure)> {
-        let idle = self.deadlines.idle.map(|idle| (self.waiting_since + idle, Failure::Idle));
+        let idle = self.deadlines.idle.map(|idle| ((self.waiting_since + idle).max(self.spared_until), Failure::Idle));
         let total = self.deadlines.total.map(|at| (at, Failure::Deadline));
         match (idle, total) {
             (Some(idle), Some(total)) => Some(if idle.0 < total.0 { idle } else { total }),
             (idle, total) => idle.or(total),
         }
+    }
+
+    /// Whether a silence that is over its limit may last: the engine works, on this stream for all we know.
+    fn is_spared(&mut self, now: Time) -> bool {
+        let until = self.deadlines.idle.and_then(|idle| self.engine.works_until(idle));
+        let last = self.deadlines.busy_idle.map(|limit| self.waiting_since + limit);
+        self.spared_until = match (until, last) {
+            (None, _) => return false,
+            (Some(until), None) => until,
+            (Some(until), Some(last)) => until.min(last),
+        };
+        self.spared_until > now
     }
 
     fn set_timer(&mut self, now: Time) {
@@ -112,7 +129,7 @@ impl Wire {
                     None => return Ok(None),
                     Some(Err(error)) => {
                         tracing::debug!(error = with_causes(&error), "the answer of a backend broke");
-                        return Err(Failure::Truncated);
+                        return Err(shortage_or(Failure::Truncated, &error));
                     }
                     // Anything but data is a trailer, which vLLM has none of.
                     Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
@@ -129,6 +146,7 @@ impl Wire {
                 () = &mut self.timer => {
                     let now = self.clock.now();
                     match self.due() {
+                        Some((at, Failure::Idle)) if at <= now && self.is_spared(now) => self.set_timer(now),
                         Some((at, failure)) if at <= now => return Err(failure),
                         _ => self.set_timer(now),
                     }
@@ -151,7 +169,7 @@ impl Wire {
 
     async fn send_blocked(&mut self, message: Message) -> Result<(), Failure> {
         self.blocked = true;
-        let _pause = self.pauses.begin();
+        let _pause = self.engine.pause();
         let now = self.clock.now();
         let stall = self.deadlines.write_stall.unwrap_or(FAR * 24 * 365);
         let left = self.deadlines.total.map_or(FAR * 24 * 365, |at| at.since(now));

@@ -10,7 +10,7 @@ use crate::proxy::answer::relay::Events;
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
 use crate::proxy::responses;
-use crate::upstream::AnswerBody;
+use crate::upstream::{AnswerBody, shortage_or};
 use forebay_core::error::Failure;
 use forebay_core::stream::{Api, EventKind, Parser, Segment};
 use forebay_fleet::Ticket;
@@ -37,7 +37,8 @@ pub(crate) async fn hold(
     let mut bytes = 0;
     loop {
         let chunk = match body.frame().await {
-            None | Some(Err(_)) => return Err(Failure::Died.into()),
+            None => return Err(Failure::Died.into()),
+            Some(Err(error)) => return Err(shortage_or(Failure::Died, &error).into()),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(chunk) => chunk,
                 Err(_) => continue,

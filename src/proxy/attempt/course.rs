@@ -12,7 +12,7 @@ use super::Means;
 use super::outcome::{Attempted, RealAnswer};
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
-use forebay_core::error::{Failure, Refusal};
+use forebay_core::error::{Failure, Refusal, repeated};
 use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, verdict};
 use forebay_core::units::BackendId;
 use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
@@ -164,7 +164,7 @@ impl<'a> Course<'a> {
             (None, Some(answer)) => Attempted::LastAnswer(answer),
             (None, None) => {
                 self.means.responses.deny(&search.id, search.scope.as_deref(), self.means.clock.now());
-                Attempted::Refused(Refusal::UnknownResponse(search.id.clone()))
+                Attempted::Refused(Refusal::UnknownResponse(repeated(&search.id)))
             }
         }
     }

@@ -9,6 +9,7 @@ mod course;
 mod outcome;
 mod place;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -26,15 +27,17 @@ use commit::hold;
 use course::Course;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
-use forebay_core::routing::retry::{Attempts, Verdict, verdict};
+use forebay_core::routing::retry::{Attempts, Verdict, costs_nothing, verdict};
+use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
-use forebay_fleet::{AttemptOutcome, Ticket};
+use forebay_fleet::{AttemptOutcome, Dispatched, Fleet, Ticket};
 use outcome::{Answer, Uncommitted};
 use place::{Patience, place};
 
 /// The ways to the backends.
 pub(crate) struct Means<'a> {
     pub(crate) upstream: &'a Upstream,
+    pub(crate) fleet: &'a Fleet,
     /// Who has which stored response.
     pub(crate) responses: &'a ResponseHomes,
     pub(crate) clock: &'a Clock,
@@ -60,8 +63,14 @@ pub(crate) async fn run(
     let clock = means.clock;
     let mut course = Course::new(work, &means, bounds.attempts, early);
     let (mut rng, mut patience) = (fastrand::Rng::new(), Patience::default());
+    // A silent server gives a request up once, where the operator lets it have another attempt.
+    let (mut may_move, mut elsewhere) = (bounds.attempts > 1, None);
     loop {
-        let dispatched = match place(work, record, clock, &mut course.tried, &mut patience, &mut rng).await {
+        let placed = match elsewhere.take() {
+            Some(dispatched) => Ok(dispatched),
+            None => place(work, record, clock, &mut course.tried, &mut patience, &mut rng).await,
+        };
+        let dispatched = match placed {
             Ok(dispatched) => dispatched,
             Err(refusal) => match course.no_place(work, record, refusal) {
                 Some(end) => return end,
@@ -70,7 +79,8 @@ pub(crate) async fn run(
         };
         if let Some(failure) = course.unpaid.take() {
             // That a model is not there costs a backend nothing: clients' names must not use the budget up.
-            if failure != Failure::NotServed && !work.pool.retry(clock.now()) {
+            let free = costs_nothing(failure) || failure == Failure::NotServed;
+            if !free && !work.pool.retry(clock.now()) {
                 return course.over(work);
             }
             record.retried(failure);
@@ -78,10 +88,12 @@ pub(crate) async fn run(
         record.dispatched(&dispatched);
         let mut ticket = dispatched.ticket;
         let mut watch = ticket.watch(clock.now());
-        let tried =
-            attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), &mut course.seen).await;
-        let end = match tried {
+        watch.may_move(may_move);
+        let (seen, tried) = (&mut course.seen, course.tried.as_slice());
+        let trying = attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), (seen, tried));
+        let end = match trying.await {
             Ok((head, body, form)) => {
+                watch.may_move(false);
                 course.found(work, &head, ticket.backend().id);
                 return Attempted::Committed(Committed { ticket, watch, head, body, form });
             }
@@ -91,6 +103,10 @@ pub(crate) async fn run(
             }
             Err(Uncommitted::NotHere(answer)) => course.not_here(work, record, ticket, answer),
             Err(Uncommitted::Failed(failure, answer)) => course.failed(work, record, ticket, failure, answer),
+            Err(Uncommitted::Moved(dispatched)) => {
+                (may_move, elsewhere) = (false, Some(dispatched));
+                course.failed(work, record, ticket, Failure::Silent, None)
+            }
         };
         if let Some(end) = end {
             return end;
@@ -104,10 +120,11 @@ async fn attempt(
     means: &Means<'_>,
     bounds: Bounds,
     (ticket, watch): (&mut Ticket, &mut Watch),
-    seen: &mut Attempts,
+    (seen, tried): (&mut Attempts, &[BackendId]),
 ) -> Result<Answer, Uncommitted> {
     let (clock, heard) = (means.clock, watch.heard());
     let mut connection = Connection::Pooled;
+    let backend = ticket.backend().id;
     loop {
         let trying = try_once(work, record, means, (&mut *ticket, &heard), connection);
         let trying = async {
@@ -116,12 +133,7 @@ async fn attempt(
                 Some(limit) => tokio::time::timeout(limit, trying).await.unwrap_or(Err(Failure::FirstToken.into())),
             }
         };
-        let result = tokio::select! {
-            biased;
-            result = trying => result,
-            failure = watch.ended(clock) => Err(failure.into()),
-        };
-        match result {
+        match until_ended(trying, watch, clock, || elsewhere(work, means, backend, tried)).await {
             Err(Uncommitted::Failed(Failure::Reused, _)) if verdict(Failure::Reused, seen) == Verdict::SameFresh => {
                 seen.note(Failure::Reused);
                 record.retried(Failure::Reused);
@@ -130,6 +142,42 @@ async fn attempt(
             result => return result,
         }
     }
+}
+
+/// What comes of an attempt, or what ends it from outside. Where a silent server would end it and it has nowhere to go, it stays:
+/// the server may yet speak.
+async fn until_ended(
+    trying: impl Future<Output = Result<Answer, Uncommitted>>,
+    watch: &mut Watch,
+    clock: &Clock,
+    elsewhere: impl Fn() -> Option<Dispatched>,
+) -> Result<Answer, Uncommitted> {
+    let mut trying = pin!(trying);
+    loop {
+        let failure = tokio::select! {
+            biased;
+            result = &mut trying => return result,
+            failure = watch.ended(clock) => failure,
+        };
+        if failure != Failure::Silent {
+            return Err(failure.into());
+        }
+        match elsewhere() {
+            Some(dispatched) => return Err(Uncommitted::Moved(dispatched)),
+            None => watch.stays(),
+        }
+    }
+}
+
+/// A place for a request that leaves a silent server: at once, and on a backend that is well, or none.
+fn elsewhere(work: &Work, means: &Means<'_>, silent: BackendId, tried: &[BackendId]) -> Option<Dispatched> {
+    let tried: Vec<BackendId> = tried.iter().copied().chain([silent]).collect();
+    let found = work.pool.dispatch(&work.facts, &tried, means.clock.now(), &mut fastrand::Rng::new()).ok()?;
+    let chosen = found.ticket.backend();
+    let snapshot = means.fleet.snapshot();
+    let mut members = snapshot.pools.iter().flat_map(|pool| pool.members());
+    let is_well = members.any(|member| member.backend.id == chosen.id && member.state.is_usable());
+    (is_well && !chosen.alarm.is_silent()).then_some(found)
 }
 
 async fn try_once(
@@ -145,7 +193,9 @@ async fn try_once(
     record.sending(clock.now());
     let response = means.upstream.send(backend.id, connection, request).await?;
     record.got_head = true;
-    heard.note(clock.now());
+    let now = clock.now();
+    heard.note(now);
+    backend.alarm.heard(now);
     let (head, body) = response.into_parts();
     tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
     if head.status.is_success() && is_event_stream(&head.headers) {

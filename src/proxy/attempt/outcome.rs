@@ -14,7 +14,7 @@ use crate::proxy::answer::relay::Events;
 use crate::upstream::AnswerBody;
 use forebay_core::error::{Failure, Refusal};
 use forebay_fleet::health::alarm::Watch;
-use forebay_fleet::{Backend, Ticket};
+use forebay_fleet::{Backend, Dispatched, Ticket};
 
 /// An error answer up to this size is kept, in case it turns out to be the last word.
 const ERROR_ANSWER_MAX: usize = 256 << 10;
@@ -55,6 +55,8 @@ pub(crate) enum Uncommitted {
     Theirs(RealAnswer),
     /// The backend does not have the stored response that the request refers to; another may.
     NotHere(RealAnswer),
+    /// Nothing came of its server, and this place was free.
+    Moved(Dispatched),
 }
 
 impl From<Failure> for Uncommitted {

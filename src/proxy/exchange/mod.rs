@@ -65,7 +65,12 @@ impl Exchange {
         let mut signs = Signs::new(self.head_after(now));
         let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
         let Exchange { shared, settings, work, record } = self;
-        let means = Means { upstream: &shared.upstream, responses: &shared.responses, clock: &shared.clock };
+        let means = Means {
+            upstream: &shared.upstream,
+            fleet: &shared.fleet,
+            responses: &shared.responses,
+            clock: &shared.clock,
+        };
         let first_token = settings.stream.first_token_timeout.filter(|_| work.streamed);
         let bounds = Bounds { attempts: settings.retry.attempts, first_token };
         let attempts = attempt::run(work, record, means, bounds, &early);
@@ -190,13 +195,14 @@ impl Exchange {
         let deadlines = Deadlines {
             // A unary answer has no events to be late.
             idle: self.settings.stream.idle_timeout.filter(|_| matches!(form, Form::Events(_))),
+            busy_idle: self.settings.stream.busy_idle_timeout,
             total,
             write_stall: self.settings.limits.write_stall,
         };
         let clock = self.shared.clock.clone();
         let shutdown = self.shared.shutdown.clone();
         let _told = matches!(form, Form::Events(_)).then(|| AtPanic { api: self.work.api, tx: tx.clone() });
-        let wire = Wire::new(body, (watch, ticket.pauses(), shutdown), tx, clock.clone(), deadlines);
+        let wire = Wire::new(body, (watch, ticket.engine_load(), shutdown), tx, clock.clone(), deadlines);
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
             Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,

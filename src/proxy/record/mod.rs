@@ -16,7 +16,7 @@ use crate::proxy::route::error_shape;
 use crate::proxy::shared::Shared;
 use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
-use forebay_core::error::{Failure, Refusal, error_json};
+use forebay_core::error::{Failure, Refusal, error_json, repeated};
 use forebay_core::routing::facts::ArmIndex;
 use forebay_core::stream::Usage;
 use forebay_core::stream::timings::Timings;
@@ -76,7 +76,7 @@ impl Record {
             client,
             client_key: None,
             method: head.method.clone(),
-            path: head.uri.path().to_owned(),
+            path: repeated(head.uri.path()),
             model: None,
             assigned: None,
             backend: None,
@@ -241,6 +241,10 @@ impl Record {
         let mut response = self.local(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_GATEWAY), text);
         if let Some(seconds) = refusal.retry_after() {
             response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if *refusal == Refusal::Shortage {
+            // Its own connection is one of those that are too many.
+            response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,13 +12,19 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::request::Parts;
 use http_body::Body;
 use http_body_util::BodyExt;
+use tokio::time::{Instant, Sleep};
 
-use forebay_core::error::Refusal;
+use forebay_core::error::{Refusal, repeated};
 
 /// Memory is taken from the common limit in steps of this many bytes.
 const STEP: u64 = 64 << 10;
+/// A body that comes at least this fast has all the time that it takes, in bytes a second: so many give it a second more.
+const SLOWEST: u64 = 4 << 10;
+/// What a header costs beside its bytes.
+const HEADER: usize = 64;
 /// The longest time between two pieces of a body.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a body that is refused unread, so much is read and thrown away, so that the client sees the answer and no reset.
@@ -99,8 +106,16 @@ pub(crate) struct BodyLimits {
     pub(crate) one: u64,
     /// Bytes of all bodies together.
     pub(crate) all: u64,
-    /// Time for the whole body; `None` is no limit.
+    /// Bytes of the request's head, which is held as long.
+    pub(crate) head: u64,
+    /// Time for a body slower than [`SLOWEST`]; `None` is no limit.
     pub(crate) timeout: Option<Duration>,
+}
+
+/// About how many bytes a head holds.
+pub(crate) fn head_size(head: &Parts) -> u64 {
+    let headers: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER).sum();
+    (headers + head.uri.path_and_query().map_or(0, |path| path.as_str().len())) as u64
 }
 
 /// Refuses what need not be read to be refused: a declared length over the limit, an encoded JSON body.
@@ -111,7 +126,7 @@ pub(crate) fn check_head(headers: &HeaderMap, json: bool, limit: u64) -> Result<
     }
     match headers.get(CONTENT_ENCODING) {
         Some(encoding) if json && encoding != "identity" => {
-            Err(Refusal::Encoded(String::from_utf8_lossy(encoding.as_bytes()).into_owned()))
+            Err(Refusal::Encoded(repeated(&String::from_utf8_lossy(encoding.as_bytes()))))
         }
         _ => Ok(()),
     }
@@ -124,15 +139,36 @@ where
     B::Error: Display,
 {
     let mut held = memory.enter();
-    let reading = read_pieces(body, &mut held, limits);
-    let bytes = match limits.timeout {
-        None => reading.await?,
-        Some(limit) => {
-            tokio::time::timeout(limit, reading).await.map_err(|_| Refusal::BodyTimeout("listen.body_timeout"))??
-        }
-    };
+    held.grow(limits.head, limits.all)?;
+    let bytes = read_pieces(body, &mut held, limits).await?;
     held.finish();
     Ok((bytes, held))
+}
+
+/// When a body has taken too long, by how much of it came.
+struct Slow(Option<(Pin<Box<Sleep>>, Instant)>);
+
+impl Slow {
+    fn new(limit: Option<Duration>) -> Slow {
+        Slow(limit.map(|limit| {
+            let timer = Box::pin(tokio::time::sleep(limit));
+            let from = timer.deadline();
+            (timer, from)
+        }))
+    }
+
+    /// Waits until the body is too slow, if so many bytes are all that came.
+    async fn too_slow(&mut self, bytes: u64) {
+        let Some((timer, from)) = &mut self.0 else { return std::future::pending().await };
+        loop {
+            timer.as_mut().await;
+            let until = *from + Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
+            if until <= timer.deadline() {
+                return;
+            }
+            timer.as_mut().reset(until);
+        }
+    }
 }
 
 async fn read_pieces<B>(mut body: B, held: &mut Held, limits: BodyLimits) -> Result<Bytes, Refusal>
@@ -142,19 +178,26 @@ where
 {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
+    let mut slow = Slow::new(limits.timeout);
     loop {
-        let frame = match tokio::time::timeout(PIECE_TIMEOUT, body.frame()).await {
+        let so_far = (first.len() + rest.len()) as u64;
+        let next = tokio::select! {
+            biased;
+            next = tokio::time::timeout(PIECE_TIMEOUT, body.frame()) => next,
+            () = slow.too_slow(so_far) => return Err(Refusal::BodyTimeout("listen.body_timeout")),
+        };
+        let frame = match next {
             Err(_) => return Err(Refusal::BodyTimeout("10 s between two pieces")),
             Ok(None) => break,
             Ok(Some(Err(error))) => return Err(Refusal::BadRequest(format!("it could not be read: {error}"))),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
-        let total = (first.len() + rest.len() + data.len()) as u64;
+        let total = so_far + data.len() as u64;
         if total > limits.one {
             return Err(Refusal::TooLarge(limits.one));
         }
-        held.grow(total, limits.all)?;
+        held.grow(limits.head + total, limits.all)?;
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
@@ -193,7 +236,7 @@ mod tests {
     use super::*;
     use http_body_util::{Full, StreamBody};
 
-    const LIMITS: BodyLimits = BodyLimits { one: 1 << 20, all: 2 << 20, timeout: None };
+    const LIMITS: BodyLimits = BodyLimits { one: 1 << 20, all: 2 << 20, head: 0, timeout: None };
 
     #[tokio::test]
     async fn a_body_over_the_limit_is_refused_and_its_memory_given_back() {
@@ -220,6 +263,27 @@ mod tests {
         let memory = BodyMemory::new();
         let body = StreamBody::new(futures_util::stream::pending::<Result<http_body::Frame<Bytes>, String>>());
         assert!(matches!(read(body, &memory, LIMITS).await.err(), Some(Refusal::BodyTimeout(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_the_more_time_the_more_of_it_comes() {
+        let steady = |bytes: usize, apart: u64, pieces: usize| {
+            let pieces = futures_util::stream::unfold(0, move |sent| async move {
+                tokio::time::sleep(Duration::from_millis(apart)).await;
+                let frame = http_body::Frame::data(Bytes::from(vec![b' '; bytes]));
+                (sent < pieces).then_some((Ok::<_, String>(frame), sent + 1))
+            });
+            StreamBody::new(Box::pin(pieces))
+        };
+        let limits = BodyLimits { one: 16 << 20, all: 16 << 20, head: 0, timeout: Some(Duration::from_secs(30)) };
+        let memory = BodyMemory::new();
+        // 200 kB a second for 40 s, and 5 kB a second for 60.
+        assert_eq!(read(steady(20_000, 100, 400), &memory, limits).await.unwrap().0.len(), 8_000_000);
+        assert_eq!(read(steady(5_000, 1000, 60), &memory, limits).await.unwrap().0.len(), 300_000);
+        let begun = Instant::now();
+        let slow = read(steady(1, 1000, 1000), &memory, limits).await.err();
+        assert_eq!(slow, Some(Refusal::BodyTimeout("listen.body_timeout")));
+        assert_eq!(begun.elapsed().as_secs(), 30);
     }
 
     #[test]

@@ -4,6 +4,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 
+/// Parts that are looked at. vLLM's server takes at most 1000 fields and 1000 files.
+const PARTS_MAX: usize = 2000;
+
 /// The `model` field of a multipart form, the last one as vLLM takes it; `None` where it has none or is no such form, which is
 /// for the backend to answer.
 pub(crate) async fn model(headers: &HeaderMap, body: &Bytes) -> Option<String> {
@@ -11,7 +14,8 @@ pub(crate) async fn model(headers: &HeaderMap, body: &Bytes) -> Option<String> {
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
     let mut form = multer::Multipart::new(whole, boundary);
     let mut model = None;
-    while let Ok(Some(field)) = form.next_field().await {
+    for _ in 0..PARTS_MAX {
+        let Ok(Some(field)) = form.next_field().await else { break };
         if field.name() == Some("model") {
             model = field.text().await.ok();
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::peek::Peek;
 use crate::proxy::route::Route;
 use crate::proxy::shared::Shared;
-use forebay_core::error::Refusal;
+use forebay_core::error::{Refusal, repeated};
 use forebay_core::units::BackendId;
 use forebay_fleet::health::HealthState;
 use forebay_fleet::{Member, Pool, Snapshot};
@@ -56,7 +56,7 @@ pub(crate) fn search(
 ) -> Result<Search, Refusal> {
     let scope = pool.map(|pool| pool.model.clone());
     if shared.responses.is_denied(id, scope.as_deref(), shared.clock.now()) {
-        return Err(Refusal::UnknownResponse(id.to_owned()));
+        return Err(Refusal::UnknownResponse(repeated(id)));
     }
     let pools = pool.map_or(snapshot.pools.as_slice(), std::slice::from_ref);
     let hint = shared.responses.find(id);

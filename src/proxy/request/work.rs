@@ -22,9 +22,10 @@ use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
 use crate::proxy::shared::Shared;
 use crate::upstream::{self, Pieces};
 use forebay_core::clock::Time;
-use forebay_core::error::{Failure, Refusal};
+use forebay_core::error::{Failure, Refusal, repeated};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{ArmIndex, Kind, RequestFacts};
+use forebay_core::routing::split::Session;
 use forebay_core::routing::wait_room::LaneKey;
 use forebay_core::stream::Api;
 use forebay_core::units::BackendId;
@@ -34,6 +35,8 @@ use forebay_fleet::{Pool, Snapshot};
 
 /// Bodies over this size are parsed on a blocking thread: a MiB takes about a millisecond.
 const PARSE_INLINE: usize = 256 << 10;
+/// The same for forms.
+const FORM_INLINE: usize = 16 << 10;
 /// What an audio part counts as, in tokens.
 const MEDIA_TOKENS: u32 = 1000;
 
@@ -41,8 +44,8 @@ const MEDIA_TOKENS: u32 = 1000;
 pub(crate) struct Work {
     pub(crate) pool: Arc<Pool>,
     pub(crate) facts: RequestFacts,
-    /// What the client calls its session.
-    pub(crate) session: Option<Arc<str>>,
+    /// Its session, by which it may yet be assigned to another arm.
+    pub(crate) session: Option<Session>,
     /// With whom it takes turns where requests must wait.
     pub(crate) lane: LaneKey,
     pub(crate) api: Api,
@@ -86,7 +89,7 @@ impl Work {
     pub(crate) fn look_elsewhere(&mut self) -> bool {
         let Some(Home { pool, backend }) = self.search.as_mut().and_then(Search::next) else { return false };
         if !Arc::ptr_eq(&pool, &self.pool) {
-            self.facts.arm = pool.assign(self.session.as_deref(), &mut fastrand::Rng::new());
+            self.facts.arm = pool.assign_kept(self.session.as_ref(), &mut fastrand::Rng::new());
             self.pool = pool;
         }
         self.facts.pinned = Some(backend);
@@ -105,10 +108,11 @@ impl Work {
 
     /// Our answer where attempts ended without a backend's.
     pub(crate) fn exhausted(&self, attempts: u32, failure: Failure) -> Refusal {
-        if failure == Failure::Shutdown {
-            return Refusal::ShuttingDown;
+        match failure {
+            Failure::Shutdown => Refusal::ShuttingDown,
+            Failure::Shortage => Refusal::Shortage,
+            _ => Refusal::Exhausted { model: self.pool.model.clone(), attempts, failure },
         }
-        Refusal::Exhausted { model: self.pool.model.clone(), attempts, failure }
     }
 
     /// What a 404 from this backend means if it says that the model does not exist which we asked it for: the one that the
@@ -189,10 +193,10 @@ pub(crate) async fn prepare(
             parse_json(&bytes, body_sessions(snapshot), seed(shared, snapshot)).await?
         }
         // On the heap: few requests are forms, and all would carry the room for reading one.
-        Route::Model(_) => Parsed { peek: None, model: Box::pin(multipart::model(&head.headers, &bytes)).await },
+        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, &bytes)).await },
         _ => Parsed { peek: None, model: None },
     };
-    record.model.clone_from(&parsed.model);
+    record.model = parsed.model.as_deref().map(repeated);
     let (mut search, peek) = (None, parsed.peek.as_ref());
     let (pool, pinned) = match stored::id_of(route, peek) {
         Some(id) => {
@@ -213,7 +217,7 @@ pub(crate) async fn prepare(
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, head.uri.path(), parsed.peek.as_ref()) },
         lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
-        session: session.map(Arc::from),
+        session: session.map(|session| pool.session_of(&session)),
         pool,
         api: endpoint.api,
         search,
@@ -225,6 +229,16 @@ pub(crate) async fn prepare(
         body,
         held: Some(held),
     })
+}
+
+/// The model that a form names. Read on a blocking thread where that may take long: empty parts take 30 ns a byte.
+async fn form_model(headers: &HeaderMap, bytes: &Bytes) -> Option<String> {
+    if bytes.len() <= FORM_INLINE {
+        return multipart::model(headers, bytes).await;
+    }
+    let (headers, bytes, runtime) = (headers.clone(), bytes.clone(), tokio::runtime::Handle::current());
+    let reading = tokio::task::spawn_blocking(move || runtime.block_on(multipart::model(&headers, &bytes)));
+    reading.await.ok().flatten()
 }
 
 async fn parse_json(bytes: &Bytes, sessions: Vec<String>, seed: Option<u64>) -> Result<Parsed, Refusal> {
@@ -312,7 +326,7 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     let listed = || snapshot.pools.iter().find(|pool| pool.members().iter().any(|m| m.backend.lists(model)));
     let trying = || snapshot.pools.iter().find(|pool| pool.tries_unknown);
     let found = snapshot.pool(model).or_else(listed).or_else(trying);
-    let unknown = || Refusal::UnknownModel { model: model.to_owned(), served: models::names(snapshot) };
+    let unknown = || Refusal::UnknownModel { model: repeated(model), served: models::names(snapshot) };
     found.map(Some).ok_or_else(unknown)
 }
 

@@ -84,6 +84,12 @@ impl Attempts {
     /// Takes a failure down; call it after [`verdict`], for every failed attempt.
     pub fn note(&mut self, failure: Failure) {
         self.deaths += u32::from(self.kills(failure));
+        if costs_nothing(failure) {
+            self.fresh = false;
+            // What another backend did says more than that this one was out of reach.
+            self.last.get_or_insert(failure);
+            return;
+        }
         if self.free_retry(failure) {
             self.fresh = true;
         } else {
@@ -128,7 +134,8 @@ impl Attempts {
         let theirs = match stage {
             Stage::NothingSent => {
                 let answered = self.answered || (self.not_served && self.failed > 0);
-                answered && self.deaths < MAX_DEATHS && !matches!(last, Failure::Misconfigured(_))
+                let ours = matches!(last, Failure::Misconfigured(_) | Failure::Shortage);
+                answered && self.deaths < MAX_DEATHS && !ours
             }
             Stage::HeadSentEarly => {
                 matches!(last, Failure::ErrorEvent { .. } | Failure::NotServed) && self.deaths < MAX_DEATHS
@@ -154,6 +161,8 @@ pub fn is_answer(failure: Failure) -> bool {
     match failure {
         Failure::ServerError(_) | Failure::Busy { .. } | Failure::ErrorEvent { .. } => true,
         Failure::Connect
+        | Failure::Shortage
+        | Failure::Unreachable
         | Failure::Reused
         | Failure::Died
         | Failure::Misconfigured(_)
@@ -161,12 +170,20 @@ pub fn is_answer(failure: Failure) -> bool {
         | Failure::FirstToken
         | Failure::Stalled
         | Failure::ListenerGone
+        | Failure::Silent
         | Failure::Idle
         | Failure::Truncated
         | Failure::Deadline
         | Failure::Shutdown
         | Failure::ClientLeft => false,
     }
+}
+
+/// Whether the failed attempt counts against no limit and is not paid from the budget: it cost no backend anything, or its backend
+/// does nothing. A backend is tried once, so there is an end to such attempts.
+#[must_use]
+pub fn costs_nothing(failure: Failure) -> bool {
+    matches!(failure, Failure::Unreachable | Failure::Silent)
 }
 
 /// The failure table. `seen` is what came before this failure.
@@ -176,6 +193,9 @@ pub fn verdict(failure: Failure, seen: &Attempts) -> Verdict {
         Failure::ClientLeft | Failure::Shutdown | Failure::Deadline | Failure::Idle | Failure::Truncated => {
             Verdict::Over
         }
+        // No other backend could be reached either.
+        Failure::Shortage => Verdict::Over,
+        Failure::Unreachable | Failure::Silent => Verdict::Next,
         // The client's own mistake: another backend would say the same.
         Failure::ErrorEvent { code, engine_dead: false } if code < 500 => Verdict::Over,
         Failure::Reused if seen.free_retry(failure) => Verdict::SameFresh,
@@ -270,6 +290,9 @@ mod tests {
         use Verdict::{Next, Over, SameFresh};
         let table = [
             (F::Connect, Next),
+            (F::Shortage, Over),
+            (F::Unreachable, Next),
+            (F::Silent, Next),
             (F::Reused, SameFresh),
             (F::Died, Next),
             (F::ServerError(500), Next),
@@ -394,6 +417,25 @@ mod tests {
         assert_eq!(verdict(Failure::Connect, &seen), Verdict::Next);
         seen.note(Failure::Connect);
         assert_eq!(verdict(Failure::Connect, &seen), Verdict::Over);
+    }
+
+    #[test]
+    fn backends_out_of_reach_use_no_attempt_up_and_have_the_last_word_only_alone() {
+        let seen = after(&[Failure::Unreachable; 5]);
+        assert_eq!((seen.failed(), verdict(Failure::Unreachable, &seen)), (0, Verdict::Next));
+        assert_eq!(verdict(Failure::Connect, &seen), Verdict::Next);
+        assert_eq!(seen.ending(NothingSent), Ending::Ours(Failure::Unreachable));
+        for order in [[Failure::Connect, Failure::Unreachable], [Failure::Unreachable, Failure::Connect]] {
+            assert_eq!(after(&order).ending(NothingSent), Ending::Ours(Failure::Connect));
+        }
+        assert_eq!(after(&[BUSY, Failure::Unreachable]).ending(NothingSent), Ending::Theirs);
+        let reused = after(&[Failure::Reused, Failure::Unreachable]);
+        assert_eq!(reused.deaths(), 0, "out of reach on the fresh retry is no death");
+    }
+
+    #[test]
+    fn a_shortage_of_ours_ends_a_request_whatever_was_answered_before() {
+        assert_eq!(after(&[BUSY, Failure::Shortage]).ending(NothingSent), Ending::Ours(Failure::Shortage));
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //!
 //! Hot path: one SHA-256 of a short text for each arm, where there are several; no allocation.
 
+use std::fmt;
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use super::facts::ArmIndex;
@@ -51,15 +54,32 @@ impl Split {
     pub fn assign(&self, session: Option<&str>, rng: &mut fastrand::Rng) -> ArmIndex {
         match (self.single, session) {
             (Some(arm), _) => arm,
-            (None, Some(session)) => self.of_session(session),
+            (None, Some(session)) => self.of_session(&self.hashed(session)),
             (None, None) => self.drawn(rng),
         }
     }
 
-    fn of_session(&self, session: &str) -> ArmIndex {
-        let mut keyed = self.salted.clone();
-        keyed.update((session.len() as u64).to_le_bytes());
-        keyed.update(session);
+    /// The session as it is kept: its hash under this split's salt.
+    #[must_use]
+    pub fn session(&self, session: &str) -> Session {
+        Session(Arc::new(self.hashed(session)))
+    }
+
+    /// As `assign`, of a session that was kept.
+    #[must_use]
+    pub fn assign_kept(&self, session: Option<&Session>, rng: &mut fastrand::Rng) -> ArmIndex {
+        match (self.single, session) {
+            (Some(arm), _) => arm,
+            (None, Some(session)) => self.of_session(&session.0),
+            (None, None) => self.drawn(rng),
+        }
+    }
+
+    fn hashed(&self, session: &str) -> Sha256 {
+        self.salted.clone().chain_update((session.len() as u64).to_le_bytes()).chain_update(session)
+    }
+
+    fn of_session(&self, keyed: &Sha256) -> ArmIndex {
         let mut earliest = (f64::INFINITY, ArmIndex(0));
         for (place, arm) in (0_u16..).zip(&self.arms).filter(|(_, arm)| arm.share > 0.0) {
             let time = -unit(keyed.clone().chain_update(&arm.name)).ln() / arm.share;
@@ -81,6 +101,24 @@ impl Split {
             }
         }
         last
+    }
+}
+
+/// What is kept of a session for as long as its request lasts: a keyed hash, the same after a restart and in every replica with the
+/// same `split_salt`. Clients choose sessions, so these may be long, and may be names.
+#[derive(Clone)]
+pub struct Session(Arc<Sha256>);
+
+impl fmt::Display for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digest = Sha256::clone(&self.0).finalize();
+        digest[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({self})")
     }
 }
 
@@ -122,6 +160,21 @@ mod tests {
         assert_eq!(one, arms(&split("a", &[("x", 50.0), ("y", 50.0)])), "only the proportion of shares counts");
         let same = one.iter().zip(&other).filter(|(a, b)| a == b).count() as f64 / f64::from(SESSIONS);
         assert!((same - 0.5).abs() < 0.01, "{same}");
+    }
+
+    #[test]
+    fn a_session_that_was_kept_has_the_same_arm_and_is_the_same_in_every_replica() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let shares = [("x", 1.0), ("y", 1.0)];
+        let (one, replica, other) = (split("a", &shares), split("a", &shares), split("b", &shares));
+        for id in 0..100 {
+            let session = format!("session-{id}");
+            let kept = one.session(&session);
+            assert_eq!(one.assign_kept(Some(&kept), &mut rng), one.assign(Some(&session), &mut rng));
+            assert_eq!(kept.to_string(), replica.session(&session).to_string());
+            assert_ne!(kept.to_string(), other.session(&session).to_string());
+        }
+        assert_eq!(one.session("session-1").to_string(), "e8f58d5c9d0329a9");
     }
 
     #[test]

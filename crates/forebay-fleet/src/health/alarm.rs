@@ -1,7 +1,8 @@
 //! What ends the attempts on one backend from outside, when their own connections say nothing: the watchdog's verdict that its
-//! engine hangs, and a listener that is gone. Who finds out calls [`Alarm::stalled`], [`Alarm::refused`] and
-//! [`Alarm::answered`]; every attempt under way has a [`Watch`] and ends with the failure that it gives: moved to another
-//! backend before its first token, after it told by an error event and an unclean end.
+//! engine hangs, a listener that is gone, and a server of which nothing at all comes. Who finds out calls [`Alarm::stalled`],
+//! [`Alarm::refused`], [`Alarm::answered`] and [`Alarm::silent`]; every attempt under way has a [`Watch`] and ends with the failure
+//! that it gives: moved to another backend before its first token, after it told by an error event and an unclean end. Silence
+//! alone moves what has no token, and ends nothing.
 //!
 //! Hot path: one store a piece that comes ([`Heard`]); a backend that is well wakes nobody.
 
@@ -23,7 +24,11 @@ pub const GRACE: Duration = Duration::from_secs(2);
 
 /// The alarm of one backend; kept, as its load is, for as long as the backend is configured.
 #[derive(Debug, Default)]
-pub struct Alarm(watch::Sender<AlarmState>);
+pub struct Alarm {
+    states: watch::Sender<AlarmState>,
+    /// When its server last gave a sign of life, tokens apart: the head of an answer, a scrape, `/health`.
+    heard: Heard,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct AlarmState {
@@ -33,20 +38,22 @@ struct AlarmState {
     refused: Option<Time>,
     /// The same, once a second one has confirmed it.
     gone: Option<Time>,
+    /// Nothing at all comes of the server: attempts that began before this may move.
+    silent: Option<Time>,
 }
 
 impl Alarm {
     /// The engine hangs: all attempts under way end now with [`Failure::Stalled`], a death. Attempts that begin later are not
     /// concerned, nor are those that the API server answers by itself ([`Kind::Light`]).
     pub fn stalled(&self) {
-        self.0.send_modify(|state| state.stalls += 1);
+        self.states.send_modify(|state| state.stalls += 1);
     }
 
     /// A connection was refused (not: timed out). The second one, at least [`REFUSALS_APART`] after the first, means that the
     /// listener is gone: attempts of which nothing comes from the *first* one on end with [`Failure::ListenerGone`], a death,
     /// [`GRACE`] after it. Who was refused once does well to try again [`REFUSALS_APART`] later.
     pub fn refused(&self, now: Time) {
-        self.0.send_if_modified(|state| {
+        self.states.send_if_modified(|state| {
             let first = *state.refused.get_or_insert(now);
             let confirmed = state.gone.is_none() && now.since(first) >= REFUSALS_APART;
             if confirmed {
@@ -58,24 +65,53 @@ impl Alarm {
 
     /// A connection was made: whatever was refused before, there is a listener.
     pub fn answered(&self) {
-        self.0.send_if_modified(|state| {
+        self.states.send_if_modified(|state| {
             state.refused = None;
             state.gone.take().is_some()
         });
     }
 
+    /// The server gave a sign of life.
+    pub fn heard(&self, now: Time) {
+        self.heard.note(now);
+    }
+
+    /// When it last did.
+    #[must_use]
+    pub fn last_heard(&self) -> Time {
+        self.heard.last()
+    }
+
+    /// Neither `/health` nor a scrape nor any stream has had a byte of the server for a while, and a second look found the same:
+    /// attempts without a token that began before `since` move to another backend, if one takes them. The server may live: a long
+    /// prompt can block it for many seconds.
+    pub fn silent(&self, since: Time) {
+        self.states.send_modify(|state| state.silent = Some(since));
+    }
+
+    /// The silence is over.
+    pub fn speaks(&self) {
+        self.states.send_if_modified(|state| state.silent.take().is_some());
+    }
+
+    /// Whether nothing comes of the server.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.states.borrow().silent.is_some()
+    }
+
     /// Whether the listener is gone.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.0.borrow().gone.is_some()
+        self.states.borrow().gone.is_some()
     }
 
     /// An ear for an attempt of this kind that begins now.
     #[must_use]
     pub(crate) fn watch(&self, kind: Kind, begun: Time) -> Watch {
-        let states = self.0.subscribe();
+        let states = self.states.subscribe();
         let stalls = (kind != Kind::Light).then(|| states.borrow().stalls);
-        Watch { states, stalls, begun, heard: Heard::default() }
+        Watch { states, stalls, begun, heard: Heard::default(), may_move: false, stayed: Time::ZERO }
     }
 }
 
@@ -102,9 +138,23 @@ pub struct Watch {
     stalls: Option<u64>,
     begun: Time,
     heard: Heard,
+    /// A silent server ends it, too: it may go elsewhere.
+    may_move: bool,
+    /// The finding of a silent server that it could not follow, as it had nowhere to go.
+    stayed: Time,
 }
 
 impl Watch {
+    /// From now on a server of which nothing comes ends the attempt with [`Failure::Silent`], or no longer.
+    pub fn may_move(&mut self, may: bool) {
+        self.may_move = may;
+    }
+
+    /// It has nowhere to go at present: until the server is found silent again, that does not end it.
+    pub fn stays(&mut self) {
+        self.stayed = self.states.borrow().silent.unwrap_or(self.stayed);
+    }
+
     /// Where the attempt notes that something came.
     #[must_use]
     pub fn heard(&self) -> Heard {
@@ -117,6 +167,10 @@ impl Watch {
             let state = *self.states.borrow_and_update();
             if self.stalls.is_some_and(|stalls| stalls != state.stalls) {
                 return Failure::Stalled;
+            }
+            let is_moved = |since: Time| self.begun < since && self.heard.last() < since && self.stayed < since;
+            if self.may_move && state.silent.is_some_and(is_moved) {
+                return Failure::Silent;
             }
             let silent_since = state.gone.filter(|since| self.heard.last() < *since);
             // What began after the first refusal has its time, too.
@@ -195,6 +249,27 @@ mod tests {
         assert_eq!(ending(&mut silent, &hand).await, Some(Failure::ListenerGone));
         assert_eq!(clock.now().since(Time::ZERO), ms(3000));
         assert_eq!(ending(&mut delivering, &hand).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_moves_what_may_move_and_was_there_before() {
+        let (alarm, hand) = (Alarm::default(), ManualClock::default());
+        let clock = hand.clock();
+        let (mut moves, mut stays) = (alarm.watch(Kind::Light, clock.now()), alarm.watch(Kind::Stream, clock.now()));
+        moves.may_move(true);
+        hand.advance(ms(1000));
+        alarm.silent(clock.now());
+        let mut later = alarm.watch(Kind::Stream, clock.now());
+        later.may_move(true);
+        assert_eq!(ending(&mut moves, &hand).await, Some(Failure::Silent));
+        assert_eq!(ending(&mut stays, &hand).await, None);
+        assert_eq!(ending(&mut later, &hand).await, None);
+        hand.advance(ms(1000));
+        alarm.silent(clock.now());
+        assert_eq!(ending(&mut later, &hand).await, Some(Failure::Silent), "the next look finds it");
+        alarm.speaks();
+        assert!(!alarm.is_silent());
+        assert_eq!(ending(&mut later, &hand).await, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,8 @@ const LONGEST_STEP: Duration = Duration::from_secs(1);
 pub struct Sight {
     /// Attempts on the engine whose answers we wait to read: their clients read, too.
     pub waiting: u32,
+    /// Those of them that are streams: what shows something before its end.
+    pub streams: u32,
     /// Counts token events and whole answers.
     pub progress: u64,
     /// What it showed last and when, if that is not too old.
@@ -32,20 +34,24 @@ pub struct Watchdog {
     /// What it showed last and when, however old.
     sample: Option<(Sample, Time)>,
     silent: Duration,
+    /// How long of that streams waited, too.
+    silent_streams: Duration,
     /// For how long its figures were *seen* to stand still: one that could not be read meanwhile may have moved.
     stood: Duration,
 }
 
 impl Watchdog {
     /// Takes a look. Once the backend has been silent for `limit` (three times as long where its figures do not say that it has
-    /// work, or were not seen to stand still for all that time), says for how long, and begins anew.
+    /// work, or were not seen to stand still for all that time), says for how long, and begins anew. Where its figures were not seen
+    /// to stand still at all, only streams count: an answer that is one document shows nothing before its end, however well its
+    /// engine works.
     ///
     /// Clients that give up do not end the silence, and time in which nobody waits neither adds to it nor ends it.
     pub fn look(&mut self, sight: Sight, limit: Duration, now: Time) -> Option<Duration> {
         let (moved, stood) = self.compare(&sight);
         let last = self.last.replace((sight, now));
         if moved {
-            (self.silent, self.stood) = (Duration::ZERO, Duration::ZERO);
+            self.begin_anew();
             return None;
         }
         let (before, at) = last?;
@@ -53,13 +59,25 @@ impl Watchdog {
             self.silent += now.since(at).min(LONGEST_STEP);
             self.stood += stood;
         }
-        let seen = sight.sample.is_some_and(|(sample, _)| shows_work(sample)) && self.stood >= limit;
-        let limit = if seen { limit } else { limit.saturating_mul(BLIND) };
-        if sight.waiting == 0 || self.silent < limit {
-            return None;
+        if before.streams > 0 && sight.streams > 0 {
+            self.silent_streams += now.since(at).min(LONGEST_STEP);
         }
-        self.stood = Duration::ZERO;
-        Some(std::mem::take(&mut self.silent))
+        let longer = limit.saturating_mul(BLIND);
+        let would_move = sight.sample.is_some_and(|(sample, _)| sample.kv_usage.is_some() || sample.steps.is_some());
+        let shows_work = sight.sample.is_some_and(|(sample, _)| shows_work(sample));
+        let found = [
+            (sight.waiting, self.silent, shows_work && self.stood >= limit, limit),
+            (sight.waiting, self.silent, would_move && self.stood >= longer, longer),
+            (sight.streams, self.silent_streams, true, longer),
+        ];
+        let found = found.into_iter().find(|(waiting, silent, seen, limit)| *waiting > 0 && *seen && silent >= limit);
+        let (_, silent, ..) = found?;
+        self.begin_anew();
+        Some(silent)
+    }
+
+    fn begin_anew(&mut self) {
+        (self.silent, self.silent_streams, self.stood) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     }
 
     /// Whether anything shows progress since the last look, and for how long a new sample shows that nothing moved.
@@ -81,7 +99,7 @@ fn shows_work(sample: Sample) -> bool {
 }
 
 /// Whether a figure that both have is another one. An absent one shows nothing.
-fn differs(old: &Sample, new: &Sample) -> bool {
+pub(crate) fn differs(old: &Sample, new: &Sample) -> bool {
     let pairs =
         [(old.steps, new.steps), (old.kv_usage, new.kv_usage), (old.running, new.running), (old.waiting, new.waiting)];
     #[expect(clippy::float_cmp, reason = "the same text gives the same number: any difference is a change")]
@@ -109,7 +127,7 @@ mod tests {
 
     /// As of now; `found_after` and the others fill in the time.
     fn waits(sample: Option<Sample>) -> Sight {
-        Sight { waiting: 1, progress: 0, sample: sample.map(|sample| (sample, Time::ZERO)) }
+        Sight { waiting: 1, streams: 1, progress: 0, sample: sample.map(|sample| (sample, Time::ZERO)) }
     }
 
     fn taken(sight: Sight, at: Time) -> Sight {
@@ -144,6 +162,22 @@ mod tests {
     }
 
     #[test]
+    fn a_document_that_is_waited_for_proves_nothing_unless_the_figures_were_seen_to_stand_still() {
+        let document = |sample| Sight { streams: 0, ..waits(sample) };
+        let idle = Sample { running: Some(0.0), ..sample(7.0, 0.5) };
+        let renamed = Sample { steps: None, kv_usage: None, ..sample(7.0, 0.5) };
+        for sample in [None, Some(renamed), Some(Sample::default())] {
+            assert_eq!(found_after(|_| document(sample)), None, "{sample:?}");
+        }
+        assert_eq!(found_after(|_| document(Some(sample(7.0, 0.5)))), Some(20.0));
+        // Stopped while it was idle: a working engine would have moved.
+        assert_eq!(found_after(|_| document(Some(idle))), Some(60.0));
+        // A stream or two among documents is waited for in its own right.
+        let streams = |seconds: f64| Sight { waiting: 3, streams: u32::from(seconds % 80.0 > 10.0), ..waits(None) };
+        assert_eq!(found_after(streams), Some(70.5));
+    }
+
+    #[test]
     fn a_prefill_of_many_chunks_moves_only_the_kv_cache_and_is_no_hang() {
         assert_eq!(found_after(|seconds| waits(Some(sample(7.0, (seconds / 1.0).floor() * 1e-4)))), None);
     }
@@ -160,12 +194,13 @@ mod tests {
 
     #[test]
     fn a_backend_that_nobody_waits_for_is_not_judged() {
-        assert_eq!(found_after(|_| Sight { waiting: 0, ..waits(Some(sample(7.0, 0.5))) }), None);
+        assert_eq!(found_after(|_| Sight { waiting: 0, streams: 0, ..waits(Some(sample(7.0, 0.5))) }), None);
     }
 
     #[test]
     fn clients_that_give_up_after_five_seconds_do_not_hide_a_hang() {
-        let leaving = |seconds: f64| Sight { waiting: u32::from(seconds % 6.0 < 5.0), ..waits(Some(sample(7.0, 0.5))) };
+        let waiting = |seconds: f64| u32::from(seconds % 6.0 < 5.0);
+        let leaving = |s: f64| Sight { waiting: waiting(s), streams: waiting(s), ..waits(Some(sample(7.0, 0.5))) };
         let found = found_after(leaving).unwrap();
         assert!((20.0..30.0).contains(&found), "{found}");
     }
@@ -218,7 +253,7 @@ mod tests {
                     waited += step;
                 }
                 before = waiting;
-                let sight = Sight { waiting, progress, sample: fresh.then(|| (sample(7.0, 0.5), now)) };
+                let sight = Sight { waiting, streams: waiting, progress, sample: fresh.then(|| (sample(7.0, 0.5), now)) };
                 prop_assert_eq!(lively.look(sight, LIMIT, now), None);
                 found |= quiet.look(Sight { progress: 0, ..sight }, LIMIT, now).is_some();
                 prop_assert!(waited < LIMIT * BLIND || waiting == 0 || found);

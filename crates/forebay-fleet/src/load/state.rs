@@ -10,6 +10,7 @@ use super::lease::{Lease, LeaseRequest, Phase};
 use super::prefill::{PrefillQueue, QueuedPrompt};
 use super::scrape::{Own, Scrape};
 use super::view::{LoadView, ScrapeView};
+use crate::health::watchdog::differs;
 use forebay_core::clock::Time;
 use forebay_core::error::{Blame, Failure};
 use forebay_core::routing::affinity::{BLOCK, Worth};
@@ -49,11 +50,16 @@ pub(crate) struct LoadState {
     /// Attempts on the engine, and those of them whose clients do not read.
     pub(super) engaged: u32,
     pub(super) paused: u32,
+    /// Those of both that are streams.
+    pub(super) engaged_streams: u32,
+    pub(super) paused_streams: u32,
     /// The number of the next attempt.
     pub(super) next: u64,
     pub(super) turn: u64,
     pub(super) scrape: Option<Scrape>,
     pub(super) scrape_failures: u32,
+    /// The last scrape whose figures were others than those of the one before.
+    pub(super) moved: Option<Time>,
 }
 
 impl LoadState {
@@ -81,10 +87,13 @@ impl LoadState {
             progress: 0,
             engaged: 0,
             paused: 0,
+            engaged_streams: 0,
+            paused_streams: 0,
             next: 0,
             turn: 0,
             scrape: None,
             scrape_failures: 0,
+            moved: None,
         }
     }
 
@@ -164,6 +173,7 @@ impl LoadState {
         let mut queued = u64::MAX;
         if engine {
             self.engaged += 1;
+            self.engaged_streams += u32::from(entry.kind == Kind::Stream);
             self.prefilling += entry.sequences;
             self.queued_tokens += u64::from(entry.tokens);
             self.kv_tokens += u64::from(entry.tokens);
@@ -255,6 +265,7 @@ impl LoadState {
         self.open -= 1;
         self.oversized -= u32::from(lease.oversized);
         self.engaged -= u32::from(lease.kind != Kind::Light);
+        self.engaged_streams -= u32::from(lease.kind == Kind::Stream);
         self.backoff.leave(lease.attempt);
     }
 
@@ -266,9 +277,19 @@ impl LoadState {
         if restarted {
             self.ttft.renew();
         }
+        if self.scrape.is_some_and(|last| differs(&last.sample, &scrape.sample)) {
+            self.moved = Some(now);
+        }
         self.scrape = Some(scrape);
         self.scrape_failures = 0;
         restarted
+    }
+
+    pub(super) fn works_until(&self, idle: Duration) -> Option<Time> {
+        let moved = self.moved?;
+        // One that showed nothing has been taken since, or none yet.
+        let believed = self.scrape.filter(|scrape| scrape.at == moved).map_or(moved, |scrape| scrape.stale_at);
+        Some(believed.max(moved + idle))
     }
 
     pub(super) fn view(&self, now: Time) -> LoadView {

@@ -1,5 +1,7 @@
 //! What a load is told and shows of its backend, beside its requests: scrapes, progress, failures in a row, trials.
 
+use std::time::Duration;
+
 use super::lease::Lease;
 use super::{Failure, Index, Kind, Load, LoadState, Sample, Time};
 use crate::health::watchdog::Sight;
@@ -47,6 +49,11 @@ impl Load {
         self.change(|state, _| state.fail(failure, now))
     }
 
+    /// The backend cannot be reached from here: it is left alone for so long, as one that is full.
+    pub fn out_of_reach(&self, pause: Duration, now: Time) {
+        self.change(|state, _| state.backoff.busy(pause, now));
+    }
+
     /// The failure that began a pause was not the backend's.
     pub(crate) fn withdraw(&self) {
         self.change(|state, _| state.backoff.withdraw());
@@ -77,14 +84,20 @@ impl Load {
     }
 
     /// An attempt's client reads (`false`) or does not.
-    pub(crate) fn pause(&self, paused: bool) {
+    pub(crate) fn pause(&self, paused: bool, stream: bool) {
         self.with(|state| {
+            let streams = u32::from(stream);
             if paused {
-                state.paused += 1;
+                (state.paused, state.paused_streams) = (state.paused + 1, state.paused_streams + streams);
             } else {
-                state.paused -= 1;
+                (state.paused, state.paused_streams) = (state.paused - 1, state.paused_streams - streams);
             }
         });
+    }
+
+    /// Until when the engine counts as one that works, by its metrics; `None` where they have shown no progress.
+    pub(crate) fn works_until(&self, idle: Duration) -> Option<Time> {
+        self.with(|state| state.works_until(idle))
     }
 
     /// What the watchdog sees.
@@ -92,6 +105,7 @@ impl Load {
     pub fn sight(&self, now: Time) -> Sight {
         self.with(|state| Sight {
             waiting: state.engaged.saturating_sub(state.paused),
+            streams: state.engaged_streams.saturating_sub(state.paused_streams),
             progress: state.progress,
             sample: state.fresh(now).map(|scrape| (scrape.sample, scrape.at)),
         })

@@ -26,7 +26,7 @@ use forebay_core::clock::Time;
 use forebay_core::routing::eligible::{Seat, Standing};
 use forebay_core::routing::facts::ArmIndex;
 use forebay_core::routing::policy::PolicyName;
-use forebay_core::routing::split::Split;
+use forebay_core::routing::split::{Session, Split};
 use gate::Gate;
 
 /// A labelled part of a pool.
@@ -128,6 +128,18 @@ impl Pool {
     #[must_use]
     pub fn assign(&self, session: Option<&str>, rng: &mut fastrand::Rng) -> ArmIndex {
         self.split.assign(session, rng)
+    }
+
+    /// The arm of a request whose session was kept by another pool.
+    #[must_use]
+    pub fn assign_kept(&self, session: Option<&Session>, rng: &mut fastrand::Rng) -> ArmIndex {
+        self.split.assign_kept(session, rng)
+    }
+
+    /// A session as it is kept while its request lasts.
+    #[must_use]
+    pub fn session_of(&self, session: &str) -> Session {
+        self.split.session(session)
     }
 
     /// Pays for one retry out of the pool's budget; false if it is spent.

@@ -10,6 +10,7 @@ use forebay_core::clock::{Clock, Time};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
 use forebay_core::routing::policy::Policy;
+use forebay_core::routing::split::Session;
 use forebay_core::routing::wait_room::WaitRoom;
 use forebay_core::units::BackendId;
 
@@ -21,7 +22,7 @@ pub(crate) type Answer<P> = Result<Placed<P>, Refusal>;
 pub(crate) struct Waiter<P> {
     pub(crate) facts: RequestFacts,
     pub(crate) tried: Vec<BackendId>,
-    pub(crate) session: Option<Arc<str>>,
+    pub(crate) session: Option<Session>,
     pub(crate) explain: bool,
     pub(crate) trial: Option<&'static dyn Policy>,
     /// The name of its arm: places change with the configuration.

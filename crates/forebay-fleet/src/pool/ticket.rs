@@ -57,10 +57,11 @@ impl Ticket {
         self.backend.alarm.watch(self.lease.kind, now)
     }
 
-    /// Where the relay notes that its client does not read.
+    /// What the relay tells and asks of the engine's load.
     #[must_use]
-    pub fn pauses(&self) -> Pauses {
-        Pauses((self.lease.kind != Kind::Light).then(|| Arc::clone(&self.backend.load)))
+    pub fn engine_load(&self) -> EngineLoad {
+        let engine = (self.lease.kind != Kind::Light).then(|| Arc::clone(&self.backend.load));
+        EngineLoad { load: engine, streams: self.lease.kind == Kind::Stream }
     }
 
     /// The engine has proved that it works on the request: prefill is over. A second call, and one for an attempt that is no
@@ -111,27 +112,37 @@ impl Ticket {
 
 /// The load of an attempt that the watchdog waits for; none for what needs no engine.
 #[derive(Clone, Debug)]
-pub struct Pauses(Option<Arc<Load>>);
+pub struct EngineLoad {
+    load: Option<Arc<Load>>,
+    streams: bool,
+}
 
-impl Pauses {
+impl EngineLoad {
     /// Until this is dropped the attempt's client does not read, so that its backend's silence says nothing.
-    pub fn begin(&self) -> Pause {
-        if let Some(load) = &self.0 {
-            load.pause(true);
+    pub fn pause(&self) -> Pause {
+        if let Some(load) = &self.load {
+            load.pause(true, self.streams);
         }
-        Pause(self.0.clone())
+        Pause(self.clone())
+    }
+
+    /// Until when the engine counts as one that works, if its metrics have shown progress: as long as the last scrape is believed
+    /// where that one did, and for `idle` after the last that did. `None` where nothing is known.
+    #[must_use]
+    pub fn works_until(&self, idle: Duration) -> Option<Time> {
+        self.load.as_ref()?.works_until(idle)
     }
 }
 
 /// A client that does not read.
 #[derive(Debug)]
 #[must_use = "dropping a Pause ends it"]
-pub struct Pause(Option<Arc<Load>>);
+pub struct Pause(EngineLoad);
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        if let Some(load) = &self.0 {
-            load.pause(false);
+        if let Some(load) = &self.0.load {
+            load.pause(false, self.0.streams);
         }
     }
 }

@@ -21,6 +21,7 @@ use forebay_core::error::Refusal;
 use forebay_core::routing::decide::Query;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
 use forebay_core::routing::policy::Policy;
+use forebay_core::routing::split::Session;
 use forebay_core::routing::wait_room::{Entered, LaneKey, Place, Step};
 use forebay_core::units::BackendId;
 
@@ -32,7 +33,7 @@ pub struct Ask<'a> {
     /// The backends that it has tried.
     pub tried: &'a [BackendId],
     /// Its session, for its arm if the one it was assigned to leaves the configuration.
-    pub session: Option<&'a Arc<str>>,
+    pub session: Option<&'a Session>,
     /// With whom it takes turns.
     pub lane: LaneKey,
     /// Somebody wants to know which rows were considered.
@@ -219,9 +220,9 @@ impl Pool {
     }
 
     /// The place of the arm of this name; where there is none any more, that of the arm which the session now belongs to.
-    fn arm_of(&self, name: &str, session: Option<&Arc<str>>, rng: &mut fastrand::Rng) -> ArmIndex {
+    fn arm_of(&self, name: &str, session: Option<&Session>, rng: &mut fastrand::Rng) -> ArmIndex {
         let same = (0_u16..).zip(&self.arms).find(|(_, arm)| &*arm.name == name);
-        same.map_or_else(|| self.assign(session.map(|session| &**session), rng), |(place, _)| ArmIndex(place))
+        same.map_or_else(|| self.split.assign_kept(session, rng), |(place, _)| ArmIndex(place))
     }
 
     /// This pool decides from now on for everyone in the wait room.

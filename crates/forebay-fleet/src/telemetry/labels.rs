@@ -63,6 +63,10 @@ label_enum! {
     ProbeFailure {
         /// No connection.
         Connect = "connect",
+        /// This host had no file descriptors or no memory for it.
+        Shortage = "shortage",
+        /// This host cannot reach the backend: its name does not resolve, or no port or route is left.
+        Unreachable = "unreachable",
         /// Not over in time.
         Timeout = "timeout",
         /// A status other than 2xx.
@@ -174,6 +178,8 @@ pub(super) fn labels_of<T: Copy>(all: &[T], label: impl Fn(T) -> &'static str) -
 pub(super) fn failure_labels() -> Vec<&'static str> {
     let all = [
         Failure::Connect,
+        Failure::Shortage,
+        Failure::Unreachable,
         Failure::Reused,
         Failure::Died,
         Failure::ServerError(500),
@@ -184,6 +190,7 @@ pub(super) fn failure_labels() -> Vec<&'static str> {
         Failure::FirstToken,
         Failure::Stalled,
         Failure::ListenerGone,
+        Failure::Silent,
         Failure::Idle,
         Failure::Truncated,
         Failure::Deadline,
@@ -210,6 +217,7 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
         Refusal::NoBackend(none()),
         Refusal::WaitRoomFull(none()),
         Refusal::WaitTimeout(none()),
+        Refusal::Shortage,
         Refusal::ShuttingDown,
         Refusal::Internal,
     ];
@@ -223,6 +231,7 @@ pub(super) fn later_refusal_labels() -> Vec<&'static str> {
         Refusal::NoBackend(none()),
         Refusal::WaitRoomFull(none()),
         Refusal::WaitTimeout(none()),
+        Refusal::Shortage,
         Refusal::ShuttingDown,
         Refusal::Internal,
     ];
@@ -240,13 +249,14 @@ mod tests {
             Failure::Misconfigured(_) | Failure::ErrorEvent { .. } | Failure::FirstToken | Failure::Idle => {}
             Failure::Truncated | Failure::Deadline | Failure::Shutdown | Failure::ClientLeft => {}
             Failure::Stalled | Failure::ListenerGone | Failure::NotServed => {}
+            Failure::Silent | Failure::Shortage | Failure::Unreachable => {}
         }
         match refusal {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized | Refusal::PathNotAllowed { .. } => {}
             Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) | Refusal::BodyTimeout(_) => {}
             Refusal::TooLarge(_) | Refusal::Encoded(_) | Refusal::BodiesFull | Refusal::NoBackend(_) => {}
             Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } => {}
-            Refusal::ShuttingDown | Refusal::Internal => {}
+            Refusal::Shortage | Refusal::ShuttingDown | Refusal::Internal => {}
         }
     }
 

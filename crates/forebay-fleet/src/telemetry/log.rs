@@ -1,22 +1,20 @@
-//! The access log: one line for each request, JSON or text, written by a thread of its own. It must never make a request
-//! wait: a record that finds the queue full (its reader is stuck) is dropped and counted. Strings that a client chose are cut
-//! to a length and have their control characters escaped, so that no request can forge a line or drive a terminal.
+//! The access log: one line for each request, JSON or text, through a [`LineWriter`], so that it never makes a request wait.
+//! Strings that a client chose are cut to a length and have their control characters escaped, so that no request can forge a
+//! line or drive a terminal.
 //!
-//! Hot path: `AccessLog::write` is one push under a mutex that the writer holds for a swap only; formatting and the system
-//! call happen in the writer, at most 50 times a second.
+//! Hot path: `AccessLog::write` is one push; formatting and the system call happen in the writer, at most 50 times a second.
 
 use std::fmt::Write as _;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::metrics::Counter;
 
 use super::labels::{Outcome, TokenSource};
+use super::writer::{Line, LineWriter, Manner};
 
-/// Records that wait for the writer; more are dropped. About 16 MiB at worst.
-const CAPACITY: usize = 16_384;
 /// The writer gathers for so long before it writes, so that a busy proxy is not woken for every request.
 const LINGER: Duration = Duration::from_millis(20);
 /// Characters of a string that a client chose.
@@ -205,40 +203,34 @@ fn push_quoted(line: &mut String, word: &str) {
     line.push('"');
 }
 
-/// Where access records go. Clones share one writer, which ends with the last of them.
-#[derive(Clone, Debug)]
-pub struct AccessLog(Option<Arc<Open>>);
-
+/// A record and the wall time of its end.
 #[derive(Debug)]
-struct Open {
-    shared: Arc<Shared>,
-    dropped: Counter,
+struct Entry {
+    at: SystemTime,
+    record: Box<AccessRecord>,
+    format: Format,
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-    /// For the writer: there are records, or someone flushes or closes.
-    work: Condvar,
-    /// For flushers: everything taken is written.
-    idle: Condvar,
-}
+impl Line for Entry {
+    fn size(&self) -> usize {
+        let words = [&self.record.model, &self.record.client_key].into_iter().flatten();
+        let chosen: usize = words.map(|word| word.len()).sum();
+        // The other words are the operator's.
+        512 + chosen + self.record.request_id.len() + self.record.path.len() + self.record.method.len()
+    }
 
-#[derive(Debug, Default)]
-struct Queue {
-    records: Vec<(SystemTime, Box<AccessRecord>)>,
-    /// The writer has taken records that it has not written yet.
-    writing: bool,
-    /// Someone waits: do not linger.
-    hurry: bool,
-    closed: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn append_to(&self, text: &mut Vec<u8>) {
+        let line = match self.format {
+            Format::Text => self.record.to_text_line(self.at),
+            Format::Json => self.record.to_json_line(self.at),
+        };
+        text.extend_from_slice(line.as_bytes());
     }
 }
+
+/// Where access records go. Clones share one writer, which ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct AccessLog(Option<(LineWriter<Entry>, Format)>);
 
 impl AccessLog {
     /// A log that writes nothing.
@@ -252,11 +244,9 @@ impl AccessLog {
     /// # Errors
     /// The thread could not be started.
     pub fn start(format: Format, sink: Box<dyn Write + Send>, dropped: Counter) -> std::io::Result<AccessLog> {
-        let shared = Arc::new(Shared::default());
-        let (theirs, lost) = (Arc::clone(&shared), dropped.clone());
-        let body = move || write_all(&theirs, format, sink, &lost);
-        std::thread::Builder::new().name("access-log".into()).spawn(body)?;
-        Ok(AccessLog(Some(Arc::new(Open { shared, dropped }))))
+        let tell = |lost| tracing::warn!(lost, "lines of the access log are lost: its reader does not keep up");
+        let manner = Manner { name: "access-log", linger: LINGER, lost: dropped, tell };
+        Ok(AccessLog(Some((LineWriter::start(sink, manner)?, format))))
     }
 
     /// Whether records are written at all, so that none need be made.
@@ -267,19 +257,8 @@ impl AccessLog {
 
     /// Takes a record. Never waits for the sink.
     pub fn write(&self, record: AccessRecord) {
-        let Some(open) = &self.0 else { return };
-        let record = (SystemTime::now(), Box::new(record));
-        let mut queue = open.shared.lock();
-        if queue.records.len() >= CAPACITY {
-            drop(queue);
-            open.dropped.increment(1);
-            return;
-        }
-        queue.records.push(record);
-        let first = queue.records.len() == 1;
-        drop(queue);
-        if first {
-            open.shared.work.notify_one();
+        if let Some((writer, format)) = &self.0 {
+            writer.push(Entry { at: SystemTime::now(), record: Box::new(record), format: *format });
         }
     }
 
@@ -287,68 +266,13 @@ impl AccessLog {
     /// thread. False: the limit came first.
     #[must_use]
     pub fn flush(&self, limit: Duration) -> bool {
-        let Some(open) = &self.0 else { return true };
-        let mut queue = open.shared.lock();
-        queue.hurry = true;
-        open.shared.work.notify_one();
-        let busy = |queue: &mut Queue| queue.writing || !queue.records.is_empty();
-        let waited = open.shared.idle.wait_timeout_while(queue, limit, busy);
-        let (mut queue, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        queue.hurry = false;
-        !timeout.timed_out()
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.work.notify_one();
-    }
-}
-
-/// The writer thread. Ends when the log is closed and everything is written.
-fn write_all(shared: &Shared, format: Format, mut sink: Box<dyn Write + Send>, lost: &Counter) {
-    let mut text = Vec::new();
-    loop {
-        let queue = shared.lock();
-        let idle = |queue: &mut Queue| queue.records.is_empty() && !queue.closed;
-        let queue = shared.work.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
-        let early = |queue: &mut Queue| !queue.hurry && !queue.closed && queue.records.len() < CAPACITY / 2;
-        let waited = shared.work.wait_timeout_while(queue, LINGER, early);
-        let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let records = std::mem::take(&mut queue.records);
-        queue.writing = true;
-        let closed = queue.closed;
-        drop(queue);
-        for batch in records.chunks(256) {
-            text.clear();
-            for (at, record) in batch {
-                let line = match format {
-                    Format::Text => record.to_text_line(*at),
-                    Format::Json => record.to_json_line(*at),
-                };
-                text.extend_from_slice(line.as_bytes());
-            }
-            // A reader that has gone is no reason to stop the proxy.
-            if sink.write_all(&text).and_then(|()| sink.flush()).is_err() {
-                lost.increment(batch.len() as u64);
-            }
-        }
-        let mut queue = shared.lock();
-        queue.writing = false;
-        shared.idle.notify_all();
-        if closed && queue.records.is_empty() {
-            return;
-        }
+        self.0.as_ref().is_none_or(|(writer, _)| writer.flush(limit))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
-    use crate::telemetry::recorder::{Def, Kind, Registry, Text};
     use forebay_core::error::Failure;
 
     fn record(model: &str) -> AccessRecord {
@@ -373,23 +297,6 @@ mod tests {
             e2e: Duration::from_secs(2),
             prompt_tokens: Some(7),
             output_tokens: Some((16, TokenSource::Usage)),
-        }
-    }
-
-    /// A sink that hands on what it got, or is stuck until it is let go.
-    struct Sink(mpsc::Sender<Vec<u8>>, Option<mpsc::Receiver<()>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            if let Some(gate) = self.1.take() {
-                let _ = gate.recv();
-            }
-            let _ = self.0.send(bytes.to_vec());
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
         }
     }
 
@@ -442,40 +349,6 @@ mod tests {
         let mut left = record("m");
         left.outcome = Outcome::Failed(Failure::ClientLeft);
         assert!(left.to_text_line(SystemTime::UNIX_EPOCH).contains("outcome=client_left"));
-    }
-
-    #[test]
-    fn flush_waits_for_what_was_taken() {
-        let (tx, rx) = mpsc::channel();
-        let log = AccessLog::start(Format::Text, Box::new(Sink(tx, None)), Counter::noop()).unwrap();
-        log.write(record("one"));
-        log.write(record("two"));
-        assert!(log.flush(Duration::from_secs(10)));
-        let text: Vec<u8> = rx.try_iter().flatten().collect();
-        let text = String::from_utf8(text).unwrap();
-        assert_eq!((text.lines().count(), text.contains("model=two")), (2, true));
-    }
-
-    #[test]
-    fn a_stuck_reader_costs_lines_and_never_a_request() {
-        static LOST: Def = Def { name: "lost_total", help: "Lost.", kind: Kind::Counter };
-        static DEFS: &[&Def] = &[&LOST];
-        let registry = Registry::new(DEFS);
-        let (tx, rx) = mpsc::channel();
-        let (release, gate) = mpsc::channel();
-        let log = AccessLog::start(Format::Text, Box::new(Sink(tx, Some(gate))), registry.counter(&LOST, &[])).unwrap();
-        for _ in 0..2 * CAPACITY + 10 {
-            log.write(record("m"));
-        }
-        assert!(!log.flush(Duration::ZERO));
-        let mut text = Text::default();
-        registry.render(&mut text, |_| true);
-        let lost: u64 = text.finish().trim_end().rsplit(' ').next().unwrap().parse().unwrap();
-        assert!((10..=CAPACITY as u64 + 10).contains(&lost), "{lost}");
-        release.send(()).unwrap();
-        drop(log);
-        let written: usize = rx.iter().map(|bytes| bytes.iter().filter(|byte| **byte == b'\n').count()).sum();
-        assert_eq!(written as u64 + lost, 2 * CAPACITY as u64 + 10);
     }
 
     #[test]

@@ -81,6 +81,7 @@ defs! {
     CONFIG_RELOADS = "forebay_config_reloads_total", Kind::Counter, "Times a new configuration was read, by result.";
     PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
     LOG_DROPPED = "forebay_access_log_dropped_total", Kind::Counter, "Access log lines dropped because their reader did not keep up.";
+    PROCESS_LOG_DROPPED = "forebay_log_dropped_total", Kind::Counter, "Lines of the process's own log dropped because their reader did not keep up.";
     BUILD_INFO = "forebay_build_info", Kind::Gauge, "1; the version is a label.";
     PROCESS_CPU = "process_cpu_seconds_total", Kind::Counter, "Total user and system CPU time spent in seconds.";
     PROCESS_OPEN_FDS = "process_open_fds", Kind::Gauge, "Number of open file descriptors.";
@@ -229,6 +230,8 @@ pub struct ProcessMetrics {
     pub connections: Gauge,
     /// Access log lines dropped.
     pub log_dropped: Counter,
+    /// Lines of the process's own log dropped.
+    pub process_log_dropped: Counter,
     reloads: ByLabel,
     panics: ByLabel,
     /// Held so that the series stays.
@@ -246,6 +249,7 @@ impl ProcessMetrics {
             body_read: registry.histogram(&BODY_READ, &[]),
             connections: registry.gauge(&CONNECTIONS, &[]),
             log_dropped: registry.counter(&LOG_DROPPED, &[]),
+            process_log_dropped: registry.counter(&PROCESS_LOG_DROPPED, &[]),
             reloads: ByLabel(Reload::ALL.iter().map(reload).collect()),
             panics: ByLabel(Panicked::ALL.iter().map(panic).collect()),
             _build_info: build_info,

@@ -11,7 +11,9 @@ pub mod metrics;
 pub mod panics;
 mod process;
 pub mod recorder;
+pub mod throttle;
 pub mod trace;
+mod writer;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,11 +1,18 @@
 //! The log of the process itself: `tracing` to stderr, text or JSON. Set up once, by the command line; the library only emits.
-//! It must never write to stdout, which is the access log's.
+//! At first lines are written by whoever logs, so that none is lost when the process does not start. Once it serves
+//! ([`detach`]), they go through a [`LineWriter`]: a reader that stands still stops nothing. It must never write to stdout, which is
+//! the access log's.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use ::metrics::Counter;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 use super::log::Format;
+use super::writer::{Line, LineWriter, Manner};
 
 /// The environment variable with the filter, used where the command line gives none.
 pub const FILTER_VARIABLE: &str = "FOREBAY_LOG";
@@ -38,15 +45,91 @@ pub enum TraceError {
 pub fn init(format: Format, filter: Option<&str>) -> Result<(), TraceError> {
     let from_environment = std::env::var(FILTER_VARIABLE).ok().filter(|filter| !filter.is_empty());
     let filter = read_filter(filter.or(from_environment.as_deref()).unwrap_or(DEFAULT_FILTER))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(Log).with_ansi(std::io::stderr().is_terminal());
     let done = match format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
     };
     done.map_err(|_| TraceError::Twice)
+}
+
+/// The writer, once there is one.
+static WRITER: OnceLock<LineWriter<Text>> = OnceLock::new();
+/// How long a thread that panics waits for its line to be written: the process may end with it.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// From now on whoever logs never waits for stderr's reader; panics are logged, too. `lost` counts the lines that the reader was too
+/// slow for.
+///
+/// # Errors
+/// The writer's thread could not be started.
+pub fn detach(lost: Counter) -> io::Result<()> {
+    let tell = |lost| tracing::warn!(lost, "lines of this log are lost: its reader does not keep up");
+    let manner = Manner { name: "log", linger: Duration::ZERO, lost, tell };
+    let writer = LineWriter::start(Box::new(io::stderr()), manner)?;
+    if WRITER.set(writer).is_ok() {
+        std::panic::set_hook(Box::new(|panic| {
+            let thread = std::thread::current();
+            let backtrace = std::backtrace::Backtrace::capture();
+            tracing::error!(thread = thread.name(), %backtrace, "{panic}");
+            _ = flush(LAST_WORDS);
+        }));
+    }
+    Ok(())
+}
+
+/// Waits until everything logged so far is written, but no longer than `limit`. For the end of the process; blocks the thread.
+/// False: the limit came first.
+pub fn flush(limit: Duration) -> bool {
+    WRITER.get().is_none_or(|writer| writer.flush(limit))
+}
+
+/// A line as `tracing` made it.
+#[derive(Debug)]
+struct Text(Box<[u8]>);
+
+impl Line for Text {
+    fn size(&self) -> usize {
+        self.0.len() + size_of::<Text>()
+    }
+
+    fn append_to(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(&self.0);
+    }
+}
+
+/// Where lines go at present.
+struct Log;
+
+enum Out {
+    Direct(io::Stderr),
+    Queue(&'static LineWriter<Text>),
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Out;
+
+    fn make_writer(&'a self) -> Out {
+        WRITER.get().map_or_else(|| Out::Direct(io::stderr()), Out::Queue)
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self {
+            Out::Direct(stderr) => return stderr.write(line),
+            Out::Queue(writer) => writer.push(Text(line.into())),
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Out::Direct(stderr) => stderr.flush(),
+            Out::Queue(_) => Ok(()),
+        }
+    }
 }
 
 fn read_filter(filter: &str) -> Result<EnvFilter, TraceError> {

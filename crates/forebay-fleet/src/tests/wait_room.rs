@@ -28,10 +28,10 @@ fn sessionless<'a>(facts: &'a RequestFacts, clock: &'a Clock) -> Ask<'a> {
 }
 
 fn ask_as(controller: &Controller, session: &str, facts: &RequestFacts, clock: &Clock) -> Result<Admission, Refusal> {
-    let (session, mut rng) = (Arc::from(session), fastrand::Rng::with_seed(clock.now().as_micros()));
-    let lane = LaneKey::of(Some(&session), None);
-    let ask = Ask { session: Some(&session), lane, ..sessionless(facts, clock) };
-    the_pool(controller).dispatch_or_wait(ask, &mut rng)
+    let (pool, mut rng) = (the_pool(controller), fastrand::Rng::with_seed(clock.now().as_micros()));
+    let (kept, lane) = (pool.session_of(session), LaneKey::of(Some(session), None));
+    let ask = Ask { session: Some(&kept), lane, ..sessionless(facts, clock) };
+    pool.dispatch_or_wait(ask, &mut rng)
 }
 
 fn ask(controller: &Controller, facts: &RequestFacts, clock: &Clock) -> Admission {

@@ -19,8 +19,14 @@ section! {
         /// Longest time that one backend may take to the first token of a stream. Then another backend is tried, and at last the
         /// client gets a 504.
         first_token_timeout: Option<Duration> { takes: or_off(limit()), default: None, reload: AtOnce },
-        /// Longest gap between two events after the first token. Then the stream ends with an error event.
+        /// Longest gap between two events after the first token, where the backend's metrics show no progress or are not known.
+        /// Then the stream ends with an error event.
         idle_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(60)), reload: AtOnce },
+        /// Longest gap between two events while the backend's metrics show progress. An engine may hold a tool call's arguments
+        /// back for minutes. But its metrics do not say which stream it works on.
+        busy_idle_timeout: Option<Duration> {
+            takes: or_off(limit()), default: Some(Duration::from_secs(10 * 60)), reload: AtOnce
+        },
         /// Longest time from a request to the end of its answer. Then the client gets a 504, or an error event if its stream has
         /// begun.
         total_timeout: Option<Duration> {

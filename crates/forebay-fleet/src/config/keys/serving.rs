@@ -26,7 +26,8 @@ section! {
         max_connections: Option<usize> { takes: or_off(whole(1..=10_000_000)), default: Some(20_000), reload: Restart },
         /// Time limit for a request's head, from its first byte. A new connection that sends nothing has the same limit.
         header_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(10)), reload: Restart },
-        /// Time limit for a request's body, from the end of its head. A slower client gets a 408.
+        /// Time limit for a request's body, from the end of its head. Each 4 KiB that comes adds a second, so only a client that
+        /// sends less than that in a second gets a 408. So does one that sends nothing for 10 s.
         body_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(30)), reload: Restart },
         /// Time that an idle client connection stays open.
         keep_alive: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(75)), reload: Restart },
@@ -104,13 +105,14 @@ section! {
     pub struct Limits {
         /// Largest body of a request. A larger one gets a 413. At most `limits.bodies_in_memory`.
         body: u64 { takes: size(1 << 10..=1 << 40), default: 64 << 20, reload: AtOnce },
-        /// Memory for the bodies of all requests together. A request that does not fit gets a 503.
+        /// Memory for the heads and bodies of all requests together. A request that does not fit gets a 503.
         bodies_in_memory: u64 { takes: size(1 << 10..=1 << 50), default: 2 << 30, reload: Restart },
         /// Largest head of a request.
         head: usize { takes: size(8 << 10..=16 << 20), default: 64 << 10, reload: Restart },
         /// Streams that may be open at once on an HTTP/2 connection.
         h2_streams: u32 { takes: whole(1..=65_536), default: 256, reload: Restart },
-        /// Time for which a client or a backend may read nothing of what is written to it. Then its connection is closed.
+        /// Time for which a client or a backend may read nothing of what is written to it. Then its connection is closed. Where only
+        /// a stream of HTTP/2 is not read, that stream is reset.
         write_stall: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(30)), reload: Restart },
     }
 }

@@ -22,7 +22,8 @@ section! {
         /// How long an ejected backend gets no requests. Then a request of Forebay's own decides whether it returns.
         ejection: Ejection { takes: Nested, default: Ejection::default(), reload: AtOnce },
         /// Time without progress after which a backend that has work counts as hung. It is ejected, and its requests move or get
-        /// an error event.
+        /// an error event. The time is three times as long where its metrics do not say that it has work, or cannot be read. Without
+        /// metrics only streams count: an answer that is no stream shows nothing before its end.
         stall_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(20)), reload: AtOnce },
     }
 }

@@ -1,0 +1,165 @@
+//! What keeps this host from making a connection, so that no backend is blamed for it: a shortage that concerns every backend, or
+//! a backend that cannot be reached from here. Whoever opens connections asks [`obstacle`] before it calls a failure the backend's.
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+
+use nix::errno::Errno;
+
+use crate::telemetry::throttle::Throttle;
+use forebay_core::clock::Time;
+use forebay_core::error::{Failure, with_causes};
+
+/// A name that has no address, or not in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the name could not be resolved")]
+pub struct Unresolved(#[source] Option<io::Error>);
+
+impl Unresolved {
+    /// The system's reason, or none where there was no answer in time.
+    #[must_use]
+    pub fn new(reason: Option<io::Error>) -> Unresolved {
+        Unresolved(reason)
+    }
+}
+
+impl From<Unresolved> for io::Error {
+    fn from(unresolved: Unresolved) -> io::Error {
+        io::Error::other(unresolved)
+    }
+}
+
+/// [`Failure::Shortage`] or [`Failure::Unreachable`] where the error, or one of its causes, says so; `None` where it may be the
+/// backend's doing.
+#[must_use]
+pub fn obstacle(error: &(dyn Error + 'static)) -> Option<Failure> {
+    let mut unresolved = false;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(failure) = error.downcast_ref::<io::Error>().and_then(of_system) {
+            return Some(failure);
+        }
+        unresolved |= error.is::<Unresolved>();
+        // An I/O error hands on the cause of what it wraps, not what it wraps.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    unresolved.then_some(Failure::Unreachable)
+}
+
+/// What an error of the system means for a new connection.
+fn of_system(error: &io::Error) -> Option<Failure> {
+    match Errno::from_raw(error.raw_os_error()?) {
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => Some(Failure::Shortage),
+        // No port left for this address, no route, a family of addresses that is off, a firewall of this host. EHOSTUNREACH is
+        // none of these: it also says that the backend's host does not answer.
+        Errno::EADDRNOTAVAIL
+        | Errno::EADDRINUSE
+        | Errno::EAGAIN
+        | Errno::EINVAL
+        | Errno::ENETUNREACH
+        | Errno::EAFNOSUPPORT
+        | Errno::EACCES
+        | Errno::EPERM => Some(Failure::Unreachable),
+        _ => None,
+    }
+}
+
+/// Tries the addresses of a backend in turn. The error is the most telling one: of an address that could be reached, if any could.
+///
+/// # Errors
+/// No address takes a connection.
+pub async fn first_of<T, F>(
+    addresses: impl IntoIterator<Item = SocketAddr>,
+    mut connect: impl FnMut(SocketAddr) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let mut failed: Option<io::Error> = None;
+    for address in addresses {
+        match connect(address).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) if of_system(&error) == Some(Failure::Shortage) => return Err(error),
+            Err(error) if failed.as_ref().is_none_or(|failed| of_system(failed).is_some()) => failed = Some(error),
+            Err(_) => {}
+        }
+    }
+    Err(failed.unwrap_or_else(|| Unresolved::new(None).into()))
+}
+
+/// Warns of a shortage or of a backend out of reach, now and then and not for every connection that it prevents.
+pub fn warn_of(failure: Failure, backend: &dyn std::fmt::Display, error: &dyn Error, now: Time) {
+    static SHORTAGE: Throttle = Throttle::new();
+    static UNREACHABLE: Throttle = Throttle::new();
+    match failure {
+        Failure::Shortage => {
+            if let Some(held_back) = SHORTAGE.pass(now) {
+                let error = with_causes(error);
+                tracing::warn!(%error, held_back, "no file descriptor or memory for a connection: requests get a 503; raise \
+                    the limit (ulimit -n) or lower listen.max_connections");
+            }
+        }
+        Failure::Unreachable => {
+            if let Some(held_back) = UNREACHABLE.pass(now) {
+                let error = with_causes(error);
+                tracing::warn!(%backend, %error, held_back, "backend cannot be reached from this host: it pauses");
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn os(errno: Errno) -> io::Error {
+        io::Error::from_raw_os_error(errno as i32)
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("wrapped")]
+    struct Wrapped(#[source] io::Error);
+
+    #[test]
+    fn shortages_and_what_is_out_of_reach_are_told_from_a_backends_failures() {
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM] {
+            assert_eq!(obstacle(&os(errno)), Some(Failure::Shortage), "{errno}");
+        }
+        for errno in [Errno::EADDRNOTAVAIL, Errno::ENETUNREACH, Errno::EAFNOSUPPORT, Errno::EPERM] {
+            assert_eq!(obstacle(&os(errno)), Some(Failure::Unreachable), "{errno}");
+        }
+        for errno in [Errno::ECONNREFUSED, Errno::ETIMEDOUT, Errno::EHOSTUNREACH, Errno::ECONNRESET] {
+            assert_eq!(obstacle(&os(errno)), None, "{errno}");
+        }
+    }
+
+    #[test]
+    fn causes_are_looked_through() {
+        assert_eq!(obstacle(&Wrapped(os(Errno::EMFILE))), Some(Failure::Shortage));
+        assert_eq!(obstacle(&Wrapped(Unresolved::new(None).into())), Some(Failure::Unreachable));
+        let no_file: io::Error = Unresolved::new(Some(os(Errno::EMFILE))).into();
+        assert_eq!(obstacle(&no_file), Some(Failure::Shortage), "the resolver's own shortage");
+    }
+
+    #[tokio::test]
+    async fn the_error_of_an_address_in_reach_counts_more() {
+        let addresses: Vec<SocketAddr> = ["[::1]:1", "127.0.0.1:1"].map(|a| a.parse().unwrap()).to_vec();
+        for reversed in [false, true] {
+            let mut addresses = addresses.clone();
+            if reversed {
+                addresses.reverse();
+            }
+            let connect = |address: SocketAddr| async move {
+                Err::<(), _>(os(if address.is_ipv6() { Errno::EADDRNOTAVAIL } else { Errno::ECONNREFUSED }))
+            };
+            let error = first_of(addresses, connect).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
+}
