@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::dial::dial;
 use super::stall::WriteStall;
 
 /// What is known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
@@ -66,7 +67,7 @@ impl tower::Service<Uri> for Connector {
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = uri.port_u16().unwrap_or(80);
-            let stream = tokio::time::timeout(timeout, TcpStream::connect((host.as_str(), port)))
+            let stream = tokio::time::timeout(timeout, dial(&host, port))
                 .await
                 .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time"))??;
             stream.set_nodelay(true)?;
