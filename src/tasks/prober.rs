@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::{debug, info};
 
+use super::rest::RestQuestions;
 use super::{RhythmSource, at, for_each_backend, models, trial, until_next};
 use forebay_core::clock::{Clock, Time};
 use forebay_core::units::BackendId;
@@ -65,6 +66,7 @@ impl Prober {
     async fn probe_one(self, id: BackendId, client: ProbeClient) {
         let mut healthy = false;
         let mut models_due = Time::ZERO;
+        let mut rest = RestQuestions::default();
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
@@ -73,10 +75,19 @@ impl Prober {
             let came_back = health == Health::Good && !healthy;
             healthy = health == Health::Good;
             match health {
-                Health::Good => self.controller.health(id, Ok(()), self.clock.now()),
+                Health::Good => {
+                    backend.load.note_heard();
+                    self.controller.health(id, Ok(()), self.clock.now());
+                }
                 Health::Bad(reason) => self.controller.health(id, Err(reason), self.clock.now()),
                 Health::Gone => self.controller.gone(id, self.clock.now()),
                 Health::Late => {}
+            }
+            if came_back {
+                rest = RestQuestions::default();
+            }
+            if healthy && let Some(why) = rest.ask(&client, &backend, pace.timeout).await {
+                self.controller.rests(id, why, self.clock.now());
             }
             if self.controller.wants_probe(id, self.clock.now()) {
                 let probed = trial::ask(&client, &backend, (self.patience)()).await;
