@@ -184,7 +184,8 @@ impl Forebay {
         config: PathBuf,
     ) -> Forebay {
         let [address, admin] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        let binary = std::env::var_os("FOREBAY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_forebay").into());
+        let mut child = Command::new(binary)
             .args(&args)
             .args(["--listen", &address.to_string(), "--admin", &admin.to_string(), "--threads", "1"])
             .args(["--access-log", "json"])

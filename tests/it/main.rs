@@ -9,9 +9,11 @@ mod harness;
 mod mock;
 
 mod aborts;
+mod accepted;
 mod affinity;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;
+mod blame;
 mod bodies;
 mod chaos;
 mod dashboard;
@@ -21,12 +23,15 @@ mod explain;
 mod failover;
 mod faults;
 mod fidelity;
+mod figures;
 mod health;
 mod lifecycle;
 mod lying;
+mod manners;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
 mod prometheus;
+mod refusals;
 mod reload;
 mod requests;
 mod sim_faults;

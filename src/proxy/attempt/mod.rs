@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use http::response::Parts;
 
@@ -23,8 +24,9 @@ use super::responses::ResponseHomes;
 use crate::upstream::{Connection, Upstream};
 use commit::hold;
 use forebay_core::clock::Clock;
-use forebay_core::error::Failure;
+use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, is_answer, verdict};
+use forebay_core::stream::says_engine_dead;
 use forebay_fleet::health::alarm::{Heard, Watch};
 use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
@@ -73,15 +75,13 @@ pub(crate) async fn run(
                 return Attempted::Refused(refusal);
             }
             Err(_) => {
-                // Nobody else could be asked whose doing it is. To lose the last backend that is in would help no one.
-                if seen.failed() == 1 {
-                    suspicion.take().into_iter().for_each(Suspicion::withdraw);
-                }
+                nobody_else(&seen, suspicion.take());
                 return over(work, &seen, stage(early), last_answer);
             }
         };
         if let Some(failure) = last_failure {
             if !work.pool.retry(clock.now()) {
+                nobody_else(&seen, suspicion.take());
                 return over(work, &seen, stage(early), last_answer);
             }
             record.retried(failure);
@@ -107,15 +107,24 @@ pub(crate) async fn run(
             suspicion.take().into_iter().for_each(Suspicion::withdraw);
         }
         seen.note(failure);
+        record.saw_deaths(seen.deaths());
         tried.push(backend);
         // What is our own fault (misconfigured) is never the client's to read.
         if is_answer(failure) && answer.is_some() {
             last_answer = answer;
         }
         if verdict != Verdict::Next {
+            nobody_else(&seen, suspicion.take());
             return over(work, &seen, stage(early), last_answer);
         }
         last_failure = Some(failure);
+    }
+}
+
+/// Attempts are over. Where only one backend was asked, it cannot be told whose doing its error is, and nobody is blamed.
+fn nobody_else(seen: &Attempts, suspicion: Option<Suspicion>) {
+    if seen.failed() == 1 {
+        suspicion.into_iter().for_each(Suspicion::withdraw);
     }
 }
 
@@ -128,6 +137,10 @@ fn over(work: &Work, seen: &Attempts, stage: Stage, last_answer: Option<RealAnsw
     match (seen.ending(stage), last_answer) {
         (Ending::Theirs, Some(answer)) => Attempted::LastAnswer(answer),
         (Ending::Theirs, None) => Attempted::Refused(work.exhausted(seen.failed(), Failure::Died)),
+        // Nobody is there yet, as while all engines load.
+        (Ending::Ours(Failure::Connect), _) if seen.deaths() == 0 && work.pool.is_up_nowhere() => {
+            Attempted::Refused(Refusal::NoBackend(work.pool.model.clone()))
+        }
         (Ending::Ours(failure), _) => Attempted::Refused(work.exhausted(seen.failed(), failure)),
     }
 }
@@ -137,7 +150,7 @@ fn over(work: &Work, seen: &Attempts, stage: Stage, last_answer: Option<RealAnsw
 fn failed(work: &Work, fleet: &Controller, ticket: Ticket, failure: Failure, clock: &Clock) -> Option<Suspicion> {
     let now = clock.now();
     let backend = Arc::clone(ticket.backend());
-    if matches!(failure, Failure::ServerError(_)) {
+    if failure.may_be_the_requests().is_some() {
         return Some(ticket.suspect(failure, now));
     }
     ticket.finish(AttemptOutcome::Failed(failure), now);
@@ -195,6 +208,7 @@ async fn try_once(
     record.sending(clock.now());
     let response = means.upstream.send(backend.id, connection, request).await?;
     record.got_head = true;
+    backend.load.note_heard();
     heard.note(clock.now());
     let (head, body) = response.into_parts();
     tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
@@ -202,8 +216,19 @@ async fn try_once(
         let (events, body) = hold(work, record, means, (ticket, heard), body).await?;
         return Ok((head, body, Form::Events(events)));
     }
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for another protocol: `upgrade` ends here.
+        return Err(Failure::ServerError(StatusCode::BAD_GATEWAY.as_u16()).into());
+    }
     let Some(failure) = error_of(&head, backend.key.is_some()) else { return Ok((head, body, Form::Unary)) };
     let answer = RealAnswer::read(&backend, head, body).await;
+    let failure = match (failure, &answer) {
+        // What a stream is told by an event.
+        (Failure::ServerError(code), Some(answer)) if says_engine_dead(&answer.body) => {
+            Failure::ErrorEvent { code, engine_dead: true }
+        }
+        (failure, _) => failure,
+    };
     match answer {
         Some(answer) if failure == Failure::Misconfigured(404) && !work.is_our_fault(&backend, &answer.body) => {
             Err(Uncommitted::Theirs(answer))

@@ -1,7 +1,9 @@
 //! A request on its way in: who sends it, its body within limits, what is peeked of it, and what is sent on.
 
 pub(crate) mod auth;
+mod form;
 pub(crate) mod intake;
+mod lenient;
 mod multipart;
 pub mod peek;
 mod prefix;

@@ -9,10 +9,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::lenient;
 use super::prefix::Prefix;
 use super::weight::Weight;
 use forebay_core::routing::affinity::Marks;
@@ -20,7 +22,7 @@ use forebay_core::routing::affinity::Marks;
 /// What a request's body says, as far as it is read. Ranges are byte positions in that body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peek {
-    /// The model asked for; `None` where there is none, or null: vLLM takes that for its own.
+    /// The model asked for; `None` where there is none, or null, or an empty name: vLLM takes that for its own.
     pub model: Option<String>,
     /// Where the model's value stands, quotes included; also of a null.
     pub model_at: Option<Range<usize>>,
@@ -159,6 +161,21 @@ struct Members<'a> {
 /// # Errors
 /// The body is no JSON object, or a member that decides its way has a value of the wrong type.
 pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Peek, PeekError> {
+    read(body, session, seed).or_else(|error| match lenient::shadow(body) {
+        // What vLLM's parser takes beyond the standard.
+        Some(shadow) if matches!(error, PeekError::NotUtf8(_) | PeekError::NotJson(_)) => read(&shadow, session, seed),
+        _ => Err(error),
+    })
+}
+
+/// Returns a body that is not in UTF-8, which vLLM's parser takes, in UTF-8; nothing where it is in no encoding of JSON. Only for a
+/// body that [`peek`] refuses.
+#[must_use]
+pub fn in_utf8(body: &[u8]) -> Option<Bytes> {
+    lenient::as_utf8(body)
+}
+
+fn read(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Peek, PeekError> {
     let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
     let mut members = Members::default();
@@ -187,7 +204,8 @@ pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Pee
     let count = |value: Option<&RawValue>| value.and_then(number);
     let n = count(members.n).unwrap_or(1).max(count(members.best_of).unwrap_or(1)).max(1);
     Ok(Peek {
-        model: read_string(text, "model", members.model)?,
+        // An empty name is none to vLLM.
+        model: read_string(text, "model", members.model)?.filter(|model| !model.is_empty()),
         model_at: members.model.map(|value| range(text, value)),
         stream: match members.stream {
             None => false,
@@ -306,6 +324,11 @@ fn truth(value: &RawValue) -> Option<bool> {
     match value.get() {
         "true" | "1" | "1.0" => Some(true),
         "false" | "0" | "0.0" | "null" => Some(false),
+        text if !text.starts_with('"') => match text.parse::<f64>() {
+            Ok(number) if number == 1.0 => Some(true),
+            Ok(number) if number == 0.0 => Some(false),
+            _ => None,
+        },
         text => {
             let text: String = serde_json::from_str(text).ok()?;
             let is_one_of = |words: [&str; 6]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
