@@ -7,12 +7,12 @@ use axum::body::Bytes;
 use axum::extract::{Path, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::uri::Authority;
 use http::{HeaderMap, StatusCode, Uri, header};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Admin;
+use super::host::{host_of, is_address};
 use super::routes::error;
 
 /// Who drains, and why: the body of the request, all of it optional.
@@ -81,8 +81,7 @@ fn refusal(headers: &HeaderMap, uri: &Uri, named: bool) -> Option<(StatusCode, &
             "send `content-type: application/json` with what changes something",
         ));
     }
-    // HTTP/2 has it in the URI.
-    let host = uri.authority().map(Authority::as_str).or_else(|| text(header::HOST)).unwrap_or_default();
+    let host = host_of(headers, uri);
     let own = |origin: &str| origin.split_once("://").is_some_and(|(_, at)| at.eq_ignore_ascii_case(host));
     if headers.contains_key(header::ORIGIN) && !text(header::ORIGIN).is_some_and(own) {
         return Some((StatusCode::FORBIDDEN, "a page of another origin may change nothing here"));
@@ -92,11 +91,4 @@ fn refusal(headers: &HeaderMap, uri: &Uri, named: bool) -> Option<(StatusCode, &
         return Some((StatusCode::FORBIDDEN, words));
     }
     None
-}
-
-/// Whether a host is an address, or the one name that cannot be pointed elsewhere.
-fn is_address(host: &str) -> bool {
-    let Ok(authority) = host.parse::<Authority>() else { return false };
-    let host = authority.host().trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok()
 }

@@ -6,6 +6,7 @@
 mod auth;
 mod changes;
 pub mod dashboard;
+mod host;
 mod routes;
 pub mod views;
 

@@ -4,7 +4,7 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::auth::{Token, require};
 use super::changes::{drain, no_page, undrain};
+use super::host::own_host;
 use super::{Admin, Router, dashboard};
 use forebay_core::error::{ErrorShape, Refusal, error_json};
 
@@ -53,16 +54,17 @@ pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
         .merge(changes)
         .merge(questions)
         .fallback(not_found);
+    let is_guarded = token.is_some();
     if let Some(token) = token {
         guarded = guarded.layer(from_fn_with_state(token, require));
     }
     // An orchestrator's probes carry no token, and neither answer says more than a word.
     let open = axum::Router::new().route("/health", get("alive\n")).route("/ready", get(ready));
-    open.merge(dashboard::page())
-        .merge(guarded)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(map_response(with_headers))
-        .with_state(admin)
+    let mut all = open.merge(dashboard::page()).merge(guarded).method_not_allowed_fallback(method_not_allowed);
+    if !is_guarded {
+        all = all.layer(from_fn(own_host));
+    }
+    all.layer(map_response(with_headers)).with_state(admin)
 }
 
 /// The list of paths; a browser is sent to the page.

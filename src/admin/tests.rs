@@ -8,6 +8,7 @@ use tower::ServiceExt;
 use super::*;
 use forebay_core::clock::Time;
 use forebay_core::sample::Sample;
+use forebay_core::stream::Api;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::Config;
 use forebay_fleet::config::model::{ArmConfig, BackendConfig, PoolConfig};
@@ -195,12 +196,12 @@ fn a_fleet_becomes_rows_of_metrics() {
     let snapshot = controller.fleet().snapshot();
     let first = snapshot.backends().next().unwrap();
     first.load.set_sample(Sample { waiting: Some(7.0), ..Sample::default() }, Time::from_micros(1_000_000));
-    first.metrics.request(Outcome::Success);
+    first.metrics.request(Api::Chat, Outcome::Success);
     controller.misconfigured(first.id, "404 for m", Time::ZERO);
 
     let text = views::metrics(&telemetry, &controller.fleet().snapshot(), Time::from_micros(1_500_000));
     for line in [
-        r#"forebay_requests_total{pool="m",arm="tp2",backend="127.0.0.1:1",outcome="success"} 1"#,
+        r#"forebay_requests_total{pool="m",arm="tp2",backend="127.0.0.1:1",api="chat",outcome="success"} 1"#,
         r#"forebay_backend_queue_depth{pool="m",arm="tp2",backend="127.0.0.1:1"} 7"#,
         r#"forebay_backend_scrape_age_seconds{pool="m",arm="tp2",backend="127.0.0.1:1"} 0.5"#,
         r#"forebay_backend_state{pool="m",arm="tp2",backend="127.0.0.1:1",state="misconfigured"} 1"#,

@@ -58,6 +58,16 @@ pub struct Args {
 
 /// How long the last lines of the log may take to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
+/// A backend that is this proxy itself.
+fn leads_back<'a>(config: &'a Config, source: &'a Source) -> Option<&'a BackendUrl> {
+    let named = match source {
+        Source::Backends(urls) => urls.as_slice(),
+        Source::File { .. } | Source::Fixed => &[],
+    };
+    let arms = config.pools.iter().flat_map(|pool| &pool.arms);
+    let in_file = arms.flat_map(|arm| &arm.backends).map(|backend| &backend.url);
+    named.iter().chain(in_file).find(|url| url.leads_to(config.listen.address))
+}
 
 /// Runs the command.
 #[must_use]
@@ -78,6 +88,10 @@ pub fn run(args: Args) -> ExitCode {
     };
     config.listen.address = args.listen.unwrap_or(config.listen.address);
     config.admin.address = args.admin.unwrap_or(config.admin.address);
+    if let Some(url) = leads_back(&config, &source) {
+        eprintln!("forebay: backend {url} is where Forebay itself listens ({})", config.listen.address);
+        return ExitCode::from(2);
+    }
     config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
     let Args { access_log, upgrade, .. } = args;
     let code = match server::start(Options { config, source, access_log, signals: true, upgrade }) {

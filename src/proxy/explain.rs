@@ -10,7 +10,7 @@ use super::Proxy;
 use super::request::peek::peek;
 use super::request::stored;
 use super::request::work::{Parsed, body_sessions, marks, not_serving, pool_for, search_in, seed, weigh};
-use super::route::{BodyForm, Endpoint, Route, find};
+use super::route::{BodyForm, Endpoint, Route, find, plain};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
 use forebay_core::units::BackendId;
@@ -50,13 +50,14 @@ impl Proxy {
         let question: Question<'_> = serde_json::from_slice(question).map_err(|error| {
             Refusal::BadRequest(format!("the body is {{\"request\": …, \"path\": \"/v1/chat/completions\"}}: {error}"))
         })?;
-        let route = find("POST", &question.path);
+        let path = plain(&question.path);
+        let route = find("POST", &path);
         let endpoint = match route {
-            Some(Route::Model(endpoint @ Endpoint { body: BodyForm::Json, .. })) => endpoint,
-            Some(_) => {
+            Ok(Route::Model(endpoint @ Endpoint { body: BodyForm::Json, .. })) => endpoint,
+            Ok(_) => {
                 return Err(Refusal::BadRequest(format!("{} takes no JSON body that names a model", question.path)));
             }
-            None => {
+            Err(_) => {
                 let words = format!("{} is not served; a chat request goes to /v1/chat/completions", question.path);
                 return Err(Refusal::BadRequest(words));
             }

@@ -1,8 +1,9 @@
 //! What happens to headers on the way: hop-by-hop ones end here in both directions, ours are added, the rest passes.
 
+use http::Version;
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
+    HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -11,11 +12,18 @@ pub(crate) const ARM: HeaderName = HeaderName::from_static("x-forebay-arm");
 /// The arm that the request was assigned to, where another one served it.
 pub(crate) const ASSIGNED_ARM: HeaderName = HeaderName::from_static("x-forebay-assigned-arm");
 pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attempts");
+/// The kind of an answer that is Forebay's own error.
+pub(crate) const ERROR: HeaderName = HeaderName::from_static("x-forebay-error");
+/// Tells the clients of OpenAI and Anthropic whether to repeat a request that failed.
+pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// In a request with the value `1`: tell me why. In its answer: why.
 pub(crate) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
 /// Where Anthropic's clients put their key.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// How the names of Forebay's own headers begin.
+const OURS: &str = "x-forebay-";
 
 /// RFC 9110 section 7.6.1, and what is between the two ends of a connection by section 11.7 or by custom.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -37,9 +45,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         .collect();
     for name in named {
         headers.remove(name);
@@ -51,12 +58,18 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Turns a client's request headers into those sent to any backend: everything but `authorization`'s replacement, which
 /// depends on the backend ([`authorize`]).
-pub(crate) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, streamed: bool, keep_authorization: bool) {
+pub(crate) fn for_backend(
+    headers: &mut HeaderMap,
+    (request_id, via): (&HeaderValue, &HeaderValue),
+    streamed: bool,
+    keep_authorization: bool,
+) {
     remove_hop_by_hop(headers);
     // The host is the backend's, put on with the target; the length is the client library's; `Expect` was answered here.
     for name in [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN] {
         headers.remove(name);
     }
+    join_cookies(headers);
     if streamed {
         headers.remove(ACCEPT_ENCODING);
     }
@@ -65,6 +78,7 @@ pub(crate) fn for_backend(headers: &mut HeaderMap, request_id: &HeaderValue, str
         headers.remove(API_KEY);
     }
     headers.insert(REQUEST_ID, request_id.clone());
+    headers.append(VIA, via.clone());
 }
 
 /// Puts a backend's own key on.
@@ -75,9 +89,77 @@ pub(crate) fn authorize(headers: &mut HeaderMap, key: &str) {
     }
 }
 
-/// Turns a backend's answer headers into those sent to the client.
+/// Turns a backend's answer headers into those sent to the client. What begins as ours do is not the backend's to say.
 pub(crate) fn for_client(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
+    let is_ours = |name: &&HeaderName| name.as_str().starts_with(OURS);
+    if headers.keys().any(|name| is_ours(&name)) {
+        let ours: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
+        for name in ours {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Joins the pieces into which HTTP/2 may cut `cookie` (RFC 9113 section 8.2.3): HTTP/1.1 has one.
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+        let pieces: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(mut joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+            joined.set_sensitive(true);
+            headers.insert(COOKIE, joined);
+        }
+    }
+}
+
+/// RFC 3986 section 3.2, without the user's name.
+fn may_be_in_a_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(&byte)
+}
+
+/// The name of this process in `via` (RFC 9110 section 7.6.3), by which a request that comes back to it is known.
+pub(crate) struct Via {
+    name: String,
+    /// As it is sent on, by the version of the request.
+    values: [HeaderValue; 3],
+}
+
+impl Via {
+    /// A new name.
+    pub(crate) fn new() -> Via {
+        let name = format!("forebay-{:08x}", fastrand::u32(..));
+        let value = |version: &str| {
+            HeaderValue::try_from(format!("{version} {name}")).expect("letters, digits and a space are a valid value")
+        };
+        let values = ["1.0", "1.1", "2.0"].map(value);
+        Via { name, values }
+    }
+
+    /// The entry for a request of this version.
+    pub(crate) fn entry(&self, version: Version) -> &HeaderValue {
+        match version {
+            Version::HTTP_2 => &self.values[2],
+            Version::HTTP_11 => &self.values[1],
+            _ => &self.values[0],
+        }
+    }
+
+    /// Whether a request has been here before.
+    pub(crate) fn is_in(&self, headers: &HeaderMap) -> bool {
+        headers.get_all(VIA).iter().any(|value| memchr::memmem::find(value.as_bytes(), self.name.as_bytes()).is_some())
+    }
+}
+
+/// Whether a request names its host as RFC 9112 section 3.2 asks: one `host` in HTTP/1.1, at most one in HTTP/1.0, and a host in
+/// it. HTTP/2 has the host in the URI, where the listener's library checks it.
+pub(crate) fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (version, hosts.next(), hosts.next()) {
+        (Version::HTTP_2, ..) => true,
+        (Version::HTTP_11, None, _) | (_, Some(_), Some(_)) => false,
+        (_, None, _) => true,
+        (_, Some(host), None) => host.as_bytes().iter().all(|byte| may_be_in_a_host(*byte)),
+    }
 }
 
 /// The request's id: the client's, if it is short and printable, else a new one of 128 random bits.
@@ -123,8 +205,48 @@ mod tests {
         for name in [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN, ACCEPT_ENCODING, AUTHORIZATION, API_KEY] {
             headers.insert(name, HeaderValue::from_static("1"));
         }
-        for_backend(&mut headers, &HeaderValue::from_static("id"), true, false);
-        assert_eq!(headers.len(), 1);
+        let via = Via::new();
+        let id = HeaderValue::from_static("id");
+        for_backend(&mut headers, (&id, via.entry(Version::HTTP_11)), true, false);
+        assert_eq!(headers.len(), 2);
         assert_eq!(headers[REQUEST_ID], "id");
+        assert!(via.is_in(&headers) && !Via::new().is_in(&headers));
+    }
+
+    #[test]
+    fn a_connection_header_with_an_odd_byte_still_names_the_others() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONNECTION, HeaderValue::from_bytes(b"x-private, \xe9, x-other").unwrap());
+        headers.insert("x-private", HeaderValue::from_static("1"));
+        headers.insert("x-other", HeaderValue::from_static("1"));
+        headers.insert("x-public", HeaderValue::from_static("1"));
+        for_client(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-public"]);
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let with = |hosts: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(HOST, HeaderValue::from_static(host));
+            }
+            headers
+        };
+        for (version, hosts, good) in [
+            (Version::HTTP_11, &["a:8080"][..], true),
+            (Version::HTTP_11, &["[::1]:80"], true),
+            (Version::HTTP_11, &[""], true),
+            (Version::HTTP_11, &[], false),
+            (Version::HTTP_11, &["a", "a"], false),
+            (Version::HTTP_11, &["a b"], false),
+            (Version::HTTP_11, &["a/b"], false),
+            (Version::HTTP_11, &["u@a"], false),
+            (Version::HTTP_10, &[], true),
+            (Version::HTTP_10, &["a", "b"], false),
+            (Version::HTTP_2, &[], true),
+        ] {
+            assert_eq!(names_one_host(version, &with(hosts)), good, "{version:?} {hosts:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod answer;
 mod attempt;
 mod exchange;
 mod explain;
+mod fingerprints;
 mod headers;
 mod models;
 mod record;
@@ -38,12 +39,13 @@ use self::record::Record;
 use self::request::auth;
 use self::request::intake::{self, BodyLimits};
 use self::request::work::{self, Work};
-use self::route::{BodyForm, Route};
+use self::route::{BodyForm, Route, Unserved};
 use self::shared::Shared;
 pub use self::shared::{Parts, Readiness};
 pub use self::shutdown::Shutdown;
 
-use forebay_core::error::{ErrorShape, Refusal, error_json, repeated};
+use forebay_core::error::{ErrorShape, Refusal, refusal_json, repeated};
+use forebay_core::stream::Api;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::labels::Panicked;
 use forebay_fleet::telemetry::panics::caught;
@@ -91,9 +93,10 @@ where
         let shared = Arc::clone(&self.shared);
         let (head, body) = request.into_parts();
         // Forebay's own probes are no requests: neither logged nor counted.
-        let probed = match route::find(head.method.as_str(), head.uri.path()) {
-            Some(Route::Health) => Some(probe(Ok(()))),
-            Some(Route::Ready) => Some(probe((shared.ready)())),
+        let probed = match route::find(head.method.as_str(), &route::plain(head.uri.path())) {
+            _ if !headers::names_one_host(head.version, &head.headers) => None,
+            Ok(Route::Health) => Some(probe(Ok(()))),
+            Ok(Route::Ready) => Some(probe((shared.ready)())),
             _ => None,
         };
         if let Some(answer) = probed {
@@ -149,13 +152,14 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Display + Send,
 {
-    let checked = check(settings, record, head);
+    let path = route::plain(head.uri.path());
+    let checked = check(shared, settings, record, head, &path);
     let route = match checked {
         Ok(route) => route,
         Err(refusal) => {
             // A client that waits for `100 Continue` has sent nothing.
             if !head.headers.contains_key(http::header::EXPECT) {
-                intake::drain(body);
+                intake::drain(body, head.version);
             }
             return Err(refusal);
         }
@@ -180,12 +184,13 @@ where
     let (bytes, held) = match intake::read(&mut body, &shared.bodies, limits).await {
         Ok(read) => read,
         Err(refusal) => {
-            intake::drain(body);
+            intake::drain(body, head.version);
             return Err(refusal);
         }
     };
     record.body_read = Some(shared.clock.now());
-    let intake = work::Intake { head, route, bytes, held };
+    let target = route::target(&head.uri, &path);
+    let intake = work::Intake { head, route, target, bytes, held };
     let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
     Ok(Admitted::Work(Box::new(work)))
 }
@@ -195,19 +200,43 @@ where
 #[doc(hidden)]
 #[must_use]
 pub fn backend_headers(head: &http::request::Parts, body_limit: u64) -> Option<http::HeaderMap> {
-    let route = route::find(head.method.as_str(), head.uri.path())?;
+    let path = route::plain(head.uri.path());
+    let route = route::find(head.method.as_str(), &path).ok()?;
     let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
     intake::check_head(&head.headers, json, body_limit).ok()?;
     let mut headers = head.headers.clone();
-    headers::for_backend(&mut headers, &headers::request_id(&head.headers), true, true);
+    let via = http::HeaderValue::from_static("1.1 forebay");
+    headers::for_backend(&mut headers, (&headers::request_id(&head.headers), &via), true, true);
     Some(headers)
 }
 
 /// What can be said of a request before its body is read.
-fn check<'a>(settings: &Config, record: &mut Record, head: &'a http::request::Parts) -> Result<Route<'a>, Refusal> {
-    let (method, path) = (head.method.as_str(), head.uri.path());
-    let route = route::find(method, path)
-        .ok_or_else(|| Refusal::PathNotAllowed { method: repeated(method), path: repeated(path) })?;
+fn check<'a>(
+    shared: &Shared,
+    settings: &Config,
+    record: &mut Record,
+    head: &http::request::Parts,
+    path: &'a str,
+) -> Result<Route<'a>, Refusal> {
+    if !headers::names_one_host(head.version, &head.headers) {
+        return Err(Refusal::BadHost);
+    }
+    if shared.via.is_in(&head.headers) {
+        return Err(Refusal::Loop);
+    }
+    let method = head.method.as_str();
+    let route = route::find(method, path).map_err(|unserved| {
+        let (method, path) = (repeated(method), repeated(head.uri.path()));
+        match unserved {
+            Unserved::Path => Refusal::PathNotAllowed { method, path },
+            Unserved::Method(allowed) => Refusal::MethodNotAllowed { method, path, allowed },
+        }
+    })?;
+    record.api = match route {
+        Route::Model(endpoint) => endpoint.api,
+        Route::StoredResponse(_) => Api::Responses,
+        _ => Api::Other,
+    };
     record.client_key = auth::client(&head.headers, settings.clients.keys.as_deref())?.map(str::to_owned);
     let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
     intake::check_head(&head.headers, json, settings.limits.body)?;
@@ -227,12 +256,13 @@ fn probe(result: Result<(), String>) -> Response<AnswerBody> {
 /// The task of a request ended without an answer: our bug, and the record has counted it.
 fn internal_error(request_id: &http::HeaderValue, shape: ErrorShape) -> Response<AnswerBody> {
     let refusal = Refusal::Internal;
-    let text = error_json(shape, refusal.status(), refusal.kind(), &refusal.to_string());
+    let text = refusal_json(shape, &refusal);
     let mut response = Response::new(AnswerBody::whole(text));
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(http::header::CONTENT_TYPE, json);
     response.headers_mut().insert(headers::REQUEST_ID, request_id.clone());
+    response.headers_mut().insert(headers::ERROR, http::HeaderValue::from_static(refusal.kind()));
     response
 }
 

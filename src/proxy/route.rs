@@ -1,7 +1,17 @@
 //! The allow-list: which method and path is served, by which API, and what is read of it. vLLM's key guards only `/v1` and its
-//! development paths can stop the engine, so whatever is not listed here does not reach a backend.
+//! development paths can stop the engine, so whatever is not listed here does not reach a backend. The list is matched on the
+//! decoded path, as vLLM's is, and a path that was encoded is sent on in one canonical spelling.
+
+use std::borrow::Cow;
+
+use http::uri::PathAndQuery;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use forebay_core::stream::Api;
+
+/// What a path may not hold as it is (RFC 3986 section 3.3).
+const NOT_IN_A_PATH: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}');
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,32 +79,75 @@ fn endpoint(path: &str) -> Option<Endpoint> {
     }
 }
 
-/// Finds the route of a request; `None` is a path or method that is not served.
-pub(crate) fn find<'a>(method: &str, path: &'a str) -> Option<Route<'a>> {
+/// Why a request has no route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unserved {
+    /// The path is not served.
+    Path,
+    /// The path is served with other methods: these, as in the header `allow`.
+    Method(&'static str),
+}
+
+/// Returns a path as it is matched: percent-decoded once and without slashes at its end. Borrowed where that is how it came.
+pub(crate) fn plain(path: &str) -> Cow<'_, str> {
+    if !path.ends_with('/') && memchr::memchr(b'%', path.as_bytes()).is_none() {
+        return Cow::Borrowed(path);
+    }
+    // What is no UTF-8 keeps its percent signs, with which no path is served.
+    match percent_decode_str(path).decode_utf8() {
+        Ok(decoded) => Cow::Owned(decoded.trim_end_matches('/').to_owned()),
+        Err(_) => Cow::Borrowed(path),
+    }
+}
+
+/// Returns the path and query to send on: as they came, or with the path in its canonical spelling where `plain` is another.
+pub(crate) fn target(uri: &http::Uri, plain: &Cow<'_, str>) -> PathAndQuery {
+    let as_it_came = || uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let Cow::Owned(plain) = plain else { return as_it_came() };
+    let path = utf8_percent_encode(plain, NOT_IN_A_PATH);
+    let query = uri.query().map_or_else(String::new, |query| format!("?{query}"));
+    PathAndQuery::try_from(format!("{path}{query}")).unwrap_or_else(|_| as_it_came())
+}
+
+/// Finds the route of a request by its [`plain`] path.
+///
+/// # Errors
+/// The path is not served, or not with this method.
+pub(crate) fn find<'a>(method: &str, path: &'a str) -> Result<Route<'a>, Unserved> {
+    let with = |allowed: &'static str, route: Route<'a>| {
+        let is_allowed = allowed.split(", ").any(|one| one == method);
+        if is_allowed { Ok(route) } else { Err(Unserved::Method(allowed)) }
+    };
     if let Some(found) = endpoint(path) {
-        return (method == "POST").then_some(Route::Model(found));
+        return with("POST", Route::Model(found));
     }
     if let Some(rest) = path.strip_prefix("/v1/responses/") {
         let id = rest.split('/').next().unwrap_or_default();
-        let tail = &rest[id.len()..];
-        let known = matches!((method, tail), ("GET", "" | "/input_items") | ("POST", "/cancel") | ("DELETE", ""));
-        return (known && !id.is_empty()).then_some(Route::StoredResponse(id));
+        let allowed = match &rest[id.len()..] {
+            _ if matches!(id, "" | "." | "..") => return Err(Unserved::Path),
+            "" => "GET, DELETE",
+            "/input_items" => "GET",
+            "/cancel" => "POST",
+            _ => return Err(Unserved::Path),
+        };
+        return with(allowed, Route::StoredResponse(id));
     }
-    if !matches!(method, "GET" | "HEAD") {
-        return None;
-    }
-    match path {
-        "/v1/models" => Some(Route::Models),
-        "/version" => Some(Route::Version),
-        "/health" => Some(Route::Health),
-        "/ready" => Some(Route::Ready),
-        _ => path.strip_prefix("/v1/models/").filter(|id| !id.is_empty()).map(Route::OneModel),
-    }
+    let route = match path {
+        "/v1/models" => Route::Models,
+        "/version" => Route::Version,
+        "/health" => Route::Health,
+        "/ready" => Route::Ready,
+        _ => match path.strip_prefix("/v1/models/") {
+            Some(id) if !id.is_empty() => Route::OneModel(id),
+            _ => return Err(Unserved::Path),
+        },
+    };
+    with("GET, HEAD", route)
 }
 
 /// The shape in which the clients of a path expect an error.
 pub(crate) fn error_shape(path: &str) -> forebay_core::error::ErrorShape {
-    if path.starts_with("/v1/messages") {
+    if plain(path).starts_with("/v1/messages") {
         forebay_core::error::ErrorShape::Anthropic
     } else {
         forebay_core::error::ErrorShape::OpenAi
@@ -111,25 +164,68 @@ mod tests {
             ("POST", "/pause"),
             ("POST", "/reset_prefix_cache"),
             ("GET", "/metrics"),
-            ("GET", "/v1/chat/completions"),
-            ("POST", "/v1/models"),
-            ("POST", "/v1/chat/completions/"),
-            ("GET", "/v1/responses/"),
             ("POST", "/v1/responses/resp_1/other"),
             ("POST", "//v1/chat/completions"),
+            ("POST", "/%70ause"),
+            ("POST", "/pause/"),
+            ("POST", "%2Fpause"),
+            ("POST", "/v1/../pause"),
+            ("POST", "/v1/%2e%2e/pause"),
+            ("POST", "/v1/chat/completions/../../../pause"),
+            ("POST", "/v1/responses/../../pause"),
+            ("POST", "/v1/responses/..%2F..%2Fpause"),
+            ("POST", "/v1/responses/../cancel"),
+            ("GET", "/v1/responses/%2e%2e"),
+            ("GET", "/v1/responses/.%2F"),
+            ("POST", "/%2570ause"),
+            ("POST", "/v1/chat/completions%00"),
+            ("POST", "/v1/chat/completions/%ff"),
         ] {
-            assert_eq!(find(method, path), None, "{method} {path}");
+            assert_eq!(find(method, &plain(path)), Err(Unserved::Path), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_found_in_every_spelling_and_sent_on_in_one() {
+        for (path, sent) in [
+            ("/v1/chat/completions", "/v1/chat/completions"),
+            ("/v1/chat/completions/?a=%2F", "/v1/chat/completions?a=%2F"),
+            ("/v1%2Fchat%2Fcompletions", "/v1/chat/completions"),
+            ("/v1/%63hat/completions//", "/v1/chat/completions"),
+            ("/tokeniz%65", "/tokenize"),
+            ("/v1/responses/a%20b%3F%25/cancel", "/v1/responses/a%20b%3F%25/cancel"),
+        ] {
+            let uri: http::Uri = path.parse().unwrap();
+            let plain = plain(uri.path());
+            assert!(find("POST", &plain).is_ok(), "{path}");
+            assert_eq!(target(&uri, &plain).as_str(), sent);
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_the_right_ones() {
+        for (method, path, allowed) in [
+            ("GET", "/v1/chat/completions", "POST"),
+            ("OPTIONS", "/tokenize", "POST"),
+            ("POST", "/v1/models", "GET, HEAD"),
+            ("DELETE", "/v1/models/m", "GET, HEAD"),
+            ("POST", "/health", "GET, HEAD"),
+            ("POST", "/v1/responses/r", "GET, DELETE"),
+            ("GET", "/v1/responses/r/cancel", "POST"),
+        ] {
+            assert_eq!(find(method, path), Err(Unserved::Method(allowed)), "{method} {path}");
         }
     }
 
     #[test]
     fn a_stored_response_is_known_by_its_id() {
-        assert_eq!(find("POST", "/v1/responses/resp_1/cancel"), Some(Route::StoredResponse("resp_1")));
-        assert_eq!(find("GET", "/v1/responses/resp_1"), Some(Route::StoredResponse("resp_1")));
+        assert_eq!(find("POST", "/v1/responses/resp_1/cancel"), Ok(Route::StoredResponse("resp_1")));
+        assert_eq!(find("GET", "/v1/responses/resp_1"), Ok(Route::StoredResponse("resp_1")));
     }
 
     #[test]
     fn model_names_may_hold_slashes() {
-        assert_eq!(find("GET", "/v1/models/org/name"), Some(Route::OneModel("org/name")));
+        assert_eq!(find("GET", "/v1/models/org/name"), Ok(Route::OneModel("org/name")));
+        assert_eq!(find("GET", &plain("/v1/models/org%2Fname")), Ok(Route::OneModel("org/name")));
     }
 }

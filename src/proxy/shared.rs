@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::fingerprints::Fingerprints;
+use super::headers::Via;
 use super::request::intake::BodyMemory;
 use super::responses::ResponseHomes;
 use super::shutdown::Shutdown;
@@ -50,6 +52,9 @@ pub(crate) struct Shared {
     pub(crate) shutdown: Shutdown,
     pub(crate) bodies: Arc<BodyMemory>,
     pub(crate) responses: ResponseHomes,
+    pub(crate) fingerprints: Fingerprints,
+    /// Its name to other proxies.
+    pub(crate) via: Via,
     /// Seed of the hashes of sessions and prompts where no pool has a `split_salt`: nobody can aim at it.
     pub(crate) seed: u64,
 }
@@ -68,6 +73,8 @@ impl Shared {
             shutdown,
             bodies: BodyMemory::new(),
             responses: ResponseHomes::default(),
+            fingerprints: Fingerprints::default(),
+            via: Via::new(),
             seed: RandomState::new().hash_one(0),
         }
     }

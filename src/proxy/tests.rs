@@ -50,7 +50,11 @@ async fn a_panic_in_a_request_is_a_500_is_counted_and_holds_nothing() {
         ready: Arc::new(|| Ok(())),
         shutdown: Shutdown::default(),
     });
-    let request = Request::post("/v1/messages").header("content-type", "application/json").body(Panics).unwrap();
+    let request = Request::post("/v1/messages")
+        .header("host", "forebay")
+        .header("content-type", "application/json")
+        .body(Panics)
+        .unwrap();
     let response = proxy.for_client(None).call(request).await.unwrap();
     assert_eq!(response.status(), 500);
     assert!(response.headers().contains_key("x-request-id"));
@@ -59,6 +63,6 @@ async fn a_panic_in_a_request_is_a_500_is_counted_and_holds_nothing() {
     assert_eq!((json["type"].as_str(), json["error"]["type"].as_str()), (Some("error"), Some("forebay_internal")));
     let text = telemetry.render(&[], &[]);
     assert!(text.contains("forebay_panics_total{where=\"request\"} 1"), "{text}");
-    let counted = text.lines().find(|line| line.contains("outcome=\"forebay_internal\"")).unwrap();
+    let counted = text.lines().find(|line| line.contains("api=\"messages\",outcome=\"forebay_internal\"")).unwrap();
     assert!(counted.ends_with(" 1"), "{counted}");
 }

@@ -18,7 +18,7 @@ use metrics::Gauge;
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::Service;
 
 use super::conn::{ConnState, Counted, IdleLimits};
@@ -37,9 +37,19 @@ const PING: Duration = Duration::from_secs(20);
 /// How long an h2 connection without a request lives on after it was told to end. A client answers the first GOAWAY within a round
 /// trip, and gets the second then.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Clients over the connection cap that are heard out at a time.
+const MOST_LINGERING: usize = 64;
 /// What a client over the connection cap is told.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n";
+
+/// The most headers of one request, where the limit on their bytes allows so many. hyper takes room for all of them with each head.
+const MOST_HEADERS: usize = 1024;
+
+/// How many headers a head of at most so many bytes may have.
+fn most_headers(bytes: usize) -> usize {
+    (bytes / 64).clamp(100, MOST_HEADERS)
+}
 
 /// A tower service for the requests of one connection, made from the client's address.
 pub(super) trait ServiceFor: Send + Sync + 'static {
@@ -64,6 +74,8 @@ pub(super) struct HyperApp<F> {
     builder: auto::Builder<StreamExecutor>,
     connections: Connections,
     max_connections: usize,
+    /// Refused connections that are read to their end.
+    lingering: AtomicUsize,
     idle: IdleLimits,
     write_stall: Option<Duration>,
     clock: Clock,
@@ -81,6 +93,7 @@ impl<F: ServiceFor> HyperApp<F> {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(None)
+            .max_headers(most_headers(config.limits.head))
             .max_buf_size(config.limits.head.max(8 << 10));
         builder
             .http2()
@@ -95,6 +108,7 @@ impl<F: ServiceFor> HyperApp<F> {
             builder,
             connections,
             max_connections: config.listen.max_connections.unwrap_or(usize::MAX),
+            lingering: AtomicUsize::new(0),
             idle: IdleLimits { header: config.listen.header_timeout, keep_alive: config.listen.keep_alive },
             write_stall: config.limits.write_stall,
             clock,
@@ -115,6 +129,22 @@ impl<F: ServiceFor> HyperApp<F> {
     pub(super) fn counted_by(mut self, gauge: Gauge) -> Self {
         self.gauge = gauge;
         self
+    }
+
+    /// Tells a client that there are too many. A close while its request is unread would reset the connection, and with it the
+    /// answer: what it sends is read for a moment, for a bounded number of such clients, where its descriptor can be spared.
+    async fn refuse(&self, mut stream: Stream, spared: bool) {
+        let lingers = self.lingering.fetch_add(1, Ordering::AcqRel) < MOST_LINGERING && spared;
+        let telling = async {
+            stream.write_all(FULL).await?;
+            stream.shutdown().await?;
+            let mut rest = [0; 4096];
+            while lingers && stream.read(&mut rest).await? > 0 {}
+            std::io::Result::Ok(())
+        };
+        // Best effort: a client that is not reading is refused all the same.
+        drop(tokio::time::timeout(Duration::from_secs(1), telling).await);
+        self.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
@@ -195,21 +225,22 @@ impl Drop for Open {
 
 #[async_trait]
 impl<F: ServiceFor> ServerApp for HyperApp<F> {
-    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let before = self.connections.fetch_add(1, Ordering::AcqRel);
         self.gauge.increment(1.0);
-        let _open = Open(Arc::clone(&self.connections), self.gauge.clone());
+        let open = Open(Arc::clone(&self.connections), self.gauge.clone());
         let place = self.descriptors.for_client();
         if before >= self.max_connections || place.is_none() {
+            drop(open);
             if let Some(held_back) = self.refusals.pass(self.clock.now()) {
                 let why = if place.is_none() { "no file descriptors are left" } else { "listen.max_connections" };
                 tracing::warn!(open = before, held_back, "connection refused: {why}");
             }
-            // Best effort: a client that is not reading is refused all the same.
-            drop(tokio::time::timeout(Duration::from_secs(1), stream.write_all(FULL)).await);
+            self.refuse(stream, place.is_some()).await;
             return None;
         }
         self.serve(stream, shutdown).await;
+        drop(open);
         None
     }
 }

@@ -41,7 +41,7 @@ pub enum AccessLogFormat {
     Off,
     /// One JSON object a line.
     Json,
-    /// Short text.
+    /// Lines of names and values.
     Text,
 }
 

@@ -1,5 +1,6 @@
 //! Puts a changed configuration into force. The file is read again every 2 s and its content compared by hash (a ConfigMap
-//! changes by a symlink, which file events miss), and at once on SIGHUP. A file with mistakes changes nothing: the last good
+//! changes by a symlink, which file events miss), and at once on SIGHUP. A change that nobody announced counts once two readings
+//! agree, since the file may be half written. A file with mistakes changes nothing: the last good
 //! one stays, and the mistakes are logged once. It must never end the process, whatever the file holds.
 
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use forebay_fleet::telemetry::labels::Reload;
 
 /// How often the file is read.
 const EVERY: Duration = Duration::from_secs(2);
+/// How long a changed file must stay as it is.
+const SETTLED_AFTER: Duration = Duration::from_millis(500);
 
 /// Reads the configuration again.
 pub type Load = Arc<dyn Fn() -> Result<Loaded, Box<Report>> + Send + Sync>;
@@ -29,22 +32,24 @@ pub struct ConfigWatcher {
     hup: Arc<Notify>,
     /// In force.
     config: Config,
-    /// Of the file as last read, good or bad.
+    /// Of the file as last judged, good or bad.
     hash: [u8; 32],
+    /// Of a file that changed since, read once.
+    unsettled: Option<[u8; 32]>,
 }
 
 impl ConfigWatcher {
     /// A watcher of the file that `load` reads, of which `first` is in force. `hup` is notified on SIGHUP.
     #[must_use]
     pub fn new(first: Loaded, load: Load, apply: Apply, hup: Arc<Notify>, telemetry: Arc<Telemetry>) -> ConfigWatcher {
-        ConfigWatcher { load, apply, telemetry, hup, config: first.config, hash: first.hash }
+        ConfigWatcher { load, apply, telemetry, hup, config: first.config, hash: first.hash, unsettled: None }
     }
 
     /// Watches until it is dropped.
     pub async fn run(mut self) {
         loop {
             let asked = tokio::select! {
-                () = tokio::time::sleep(EVERY) => false,
+                () = tokio::time::sleep(if self.unsettled.is_some() { SETTLED_AFTER } else { EVERY }) => false,
                 () = self.hup.notified() => true,
             };
             let load = Arc::clone(&self.load);
@@ -59,6 +64,11 @@ impl ConfigWatcher {
     /// One reading. `asked`: by a signal, so that it is answered in the log even if nothing changed.
     fn take(&mut self, read: Result<Loaded, Box<Report>>, asked: bool) {
         let hash = read.as_ref().map_or_else(|report| report.hash(), |loaded| loaded.hash);
+        if asked {
+            self.unsettled = None;
+        } else if !self.is_settled(hash) {
+            return;
+        }
         let same = std::mem::replace(&mut self.hash, hash) == hash;
         let result = match read {
             Err(_) if same && !asked => return,
@@ -72,6 +82,16 @@ impl ConfigWatcher {
             Ok(loaded) => self.put_into_force(&loaded.config),
         };
         self.telemetry.process.reload(result);
+    }
+
+    /// Whether a reading is the last judged, or the same as the one before.
+    fn is_settled(&mut self, hash: [u8; 32]) -> bool {
+        let before = self.unsettled.take();
+        if hash == self.hash || before == Some(hash) {
+            return true;
+        }
+        self.unsettled = Some(hash);
+        false
     }
 
     fn put_into_force(&mut self, new: &Config) -> Reload {
@@ -156,13 +176,27 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_still_written_waits() {
+        let mut watched = Watched::new();
+        for policy in ["round_robin", "least_inflight", "round_robin"] {
+            watched.take(&config(policy, 8080), false);
+            watched.take("[listen\n", false);
+        }
+        assert_eq!((watched.applied.lock().unwrap().len(), watched.counts()), (0, [0, 0, 0]));
+        watched.take(&config("round_robin", 8080), true);
+        assert_eq!(watched.counts(), [1, 0, 0]);
+    }
+
+    #[test]
     fn mistakes_leave_the_last_good_one_and_are_told_once() {
         let mut watched = Watched::new();
         for _ in 0..3 {
             watched.take("[listen\n", false);
         }
         assert_eq!(watched.counts(), [0, 0, 1]);
-        watched.take(&config("p2c", 8080), false);
+        for _ in 0..2 {
+            watched.take(&config("p2c", 8080), false);
+        }
         assert!(watched.applied.lock().unwrap().is_empty());
         assert_eq!(watched.counts(), [0, 1, 1]);
     }
@@ -170,7 +204,9 @@ mod tests {
     #[test]
     fn what_needs_a_restart_stays_as_it_was() {
         let mut watched = Watched::new();
-        watched.take(&config("round_robin", 9999), false);
+        for _ in 0..2 {
+            watched.take(&config("round_robin", 9999), false);
+        }
         let applied = watched.applied.lock().unwrap();
         assert_eq!(applied[0].listen.address.port(), 8080);
         assert_eq!(applied[0].pools[0].policy.as_str(), "round_robin");

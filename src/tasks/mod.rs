@@ -6,6 +6,7 @@ pub mod config_watcher;
 pub mod discover;
 mod models;
 pub mod prober;
+mod rest;
 pub mod scraper;
 mod served;
 mod trial;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::debug;
 
+use super::rest::RestQuestions;
 use super::served::{DOUBTS_APART, ServedModels};
 use super::{RhythmSource, at, for_each_backend, trial, until_next};
 use forebay_core::clock::{Clock, Time};
@@ -85,6 +86,7 @@ impl Prober {
     async fn probe_one(self, id: BackendId, client: ProbeClient) {
         let (mut healthy, mut silence) = (false, None);
         let mut served = ServedModels::new(Arc::clone(&self.controller), self.clock.clone(), client.clone());
+        let mut rest = RestQuestions::default();
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
@@ -94,14 +96,23 @@ impl Prober {
             let came_back = health == Health::Good && !healthy;
             healthy = health == Health::Good;
             match health {
-                Health::Good => self.controller.health(id, Ok(()), self.clock.now()),
+                Health::Good => {
+                    backend.load.note_heard();
+                    self.controller.health(id, Ok(()), self.clock.now());
+                }
                 Health::Bad(reason) | Health::Silent(reason) => {
-                    self.controller.health(id, Err(reason), self.clock.now())
+                    self.controller.health(id, Err(reason), self.clock.now());
                 }
                 Health::Gone => self.controller.gone(id, self.clock.now()),
                 // Whoever reaches it no more is not asked for long, and it is not the backend's doing.
                 Health::OutOfReach => backend.load.out_of_reach(pace.interval * 2, self.clock.now()),
                 Health::Late | Health::Unasked => {}
+            }
+            if came_back {
+                rest = RestQuestions::default();
+            }
+            if healthy && let Some(why) = rest.ask(&client, &backend, pace.timeout).await {
+                self.controller.rests(id, why, self.clock.now());
             }
             if self.controller.wants_probe(id, self.clock.now()) {
                 let probed = trial::ask(&client, &backend, (self.patience)()).await;

@@ -6,6 +6,7 @@
 mod body;
 mod connect;
 pub mod descriptors;
+mod dial;
 pub mod stall;
 
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// What is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is faster than
 /// its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
 const READ_BUFFER: usize = 64 << 10;
+/// The most headers of an answer.
+const MOST_HEADERS: usize = 1024;
 /// A failure on a reused connection later than this is a death like any other.
 const REUSE_WINDOW: Duration = Duration::from_millis(100);
 
@@ -80,7 +83,11 @@ impl BackendClient {
             descriptors: Arc::clone(&limits.descriptors),
         };
         let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).http1_max_buf_size(READ_BUFFER);
+        builder
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .http1_max_buf_size(READ_BUFFER)
+            .http1_max_headers(MOST_HEADERS);
         let pooled = builder.build(connector.clone());
         let fresh = builder.pool_max_idle_per_host(0).retry_canceled_requests(false).build(connector);
         BackendClient { pooled, fresh }

@@ -325,7 +325,11 @@ impl H2 {
     /// A request with any body.
     pub(crate) async fn send(&mut self, path: &str, body: H2Body) -> http::Response<Incoming> {
         let request = http::Request::post(format!("http://forebay{path}"));
-        let request = request.header("content-type", "application/json").body(body).unwrap();
+        self.request(request.header("content-type", "application/json").body(body).unwrap()).await
+    }
+
+    /// Any request.
+    pub(crate) async fn request(&mut self, request: http::Request<H2Body>) -> http::Response<Incoming> {
         self.sender.ready().await.unwrap();
         self.sender.send_request(request).await.unwrap()
     }

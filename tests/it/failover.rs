@@ -315,7 +315,8 @@ fn comments_go_on_while_nothing_comes_and_end_with_the_first_token() {
     }
     gate.open();
     let (body, end) = client.body(&head);
-    assert_eq!((String::from_utf8(body).unwrap(), end), (whole(api), End::Whole));
+    let expected = format!(": keep-alive\n\n{}", whole(api));
+    assert_eq!((String::from_utf8(body).unwrap(), end), (expected, End::Whole));
     let record = &forebay.record(head.header("x-request-id").unwrap());
     assert_eq!((&record["status"], &record["outcome"]), (&200.into(), &"success".into()));
     assert!(record["ttft_ms"].as_f64().unwrap() > 1500.0, "the first token, not the first byte: {record}");

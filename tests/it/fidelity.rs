@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::client::{Answer, Conn, End, chunked};
+use crate::client::{Answer, Conn, End, chunked, post};
 use crate::harness::{Forebay, Harness};
-use crate::mock::{Mock, Script, Step, answer};
+use crate::mock::{Mock, Script, Seen, Step, answer, stream, token};
 
 const RECORDINGS: &str = "tests/fixtures/vllm-0.32.0/http";
 /// POSTs to an allowed path among the recordings.
@@ -45,7 +45,7 @@ const CHANGED: &[(&str, &[&str])] = &[
     ("an error event came first: it becomes a 500 (streams.rs)", &["worker-killed-stream-second"]),
 ];
 
-/// Headers that are a connection's own, or Forebay's.
+/// Headers that are a connection's own, or Forebay's (docs/clients.md lists them).
 const NOT_COMPARED: &[&str] = &[
     "connection",
     "keep-alive",
@@ -55,6 +55,7 @@ const NOT_COMPARED: &[&str] = &[
     "x-forebay-backend",
     "x-forebay-arm",
     "x-forebay-attempts",
+    "x-should-retry",
 ];
 
 /// How the backend sends its answer.
@@ -122,13 +123,26 @@ impl Recording {
         lines.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned())).collect()
     }
 
-    /// The chunks as they are sent; `with_usage` adds what a vLLM adds that is asked for usage.
+    /// The chunks as they are sent; `with_usage` makes of them what a vLLM sends that is asked for usage: an event more, to which
+    /// the fingerprint moves. A server started with `--enable-force-include-usage` (those of `opt-…`) sends usage in any case.
     fn pieces(&self, sent: Sent, with_usage: bool) -> Vec<Vec<u8>> {
         let mut pieces = self.chunks.clone();
-        if with_usage && self.is_chunked {
-            let usage = b"data: {\"id\":\"x\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"tiny\",\"choices\":[],\
-                          \"usage\":{\"prompt_tokens\":7,\"total_tokens\":9,\"completion_tokens\":2}}\n\n";
-            pieces.insert(pieces.len() - 1, usage.to_vec());
+        if with_usage && self.is_chunked && !self.name.starts_with("opt-") {
+            let mut fingerprint = String::new();
+            for piece in &mut pieces {
+                let mut text = String::from_utf8(piece.clone()).unwrap();
+                if let Some(at) = text.find(",\"system_fingerprint\":\"") {
+                    let end = at + text[at..].find('}').unwrap();
+                    fingerprint = text[at..end].to_owned();
+                    text.replace_range(at..end, "");
+                    *piece = text.into_bytes();
+                }
+            }
+            let usage = format!(
+                "data: {{\"id\":\"x\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"tiny\",\"choices\":[],\
+                 \"usage\":{{\"prompt_tokens\":7,\"total_tokens\":9,\"completion_tokens\":2}}{fingerprint}}}\n\n"
+            );
+            pieces.insert(pieces.len() - 1, usage.into_bytes());
         }
         if matches!(sent, Sent::CrLf | Sent::CrLfOneByteChunks) {
             pieces = pieces.iter().map(|piece| crlf(piece)).collect();
@@ -136,20 +150,9 @@ impl Recording {
         pieces
     }
 
-    /// What the client gets. A server started with `--enable-force-include-usage` (those of `opt-…`) sends usage unasked;
-    /// where Forebay asked for it, it goes no further.
-    fn expected(&self, sent: Sent, injected: bool) -> Vec<u8> {
-        let mut pieces = self.pieces(sent, false);
-        if injected && self.name.starts_with("opt-") {
-            let is_usage = |piece: &[u8]| memchr::memmem::find(piece, b"\"choices\":[],\"usage\":{").is_some();
-            pieces.retain(|piece| !is_usage(piece));
-        }
-        // Comments before the first event are dropped with the head that is held.
-        if self.is_chunked {
-            let first = pieces.iter().position(|piece| !piece.starts_with(b":")).unwrap_or(0);
-            pieces.drain(..first);
-        }
-        pieces.concat()
+    /// What the client gets: what it got without Forebay.
+    fn expected(&self, sent: Sent) -> Vec<u8> {
+        self.pieces(sent, false).concat()
     }
 
     fn script(&self, sent: Sent, with_usage: bool) -> Script {
@@ -236,7 +239,7 @@ impl Replay {
         let injected = asks_for_no_usage(&recording.request, &asked);
         self.mock.next(recording.script(sent, injected));
         let answer = Conn::open(self.forebay.address).ask(&recording.request);
-        compare(&name, &recording.expected(sent, injected), recording, &answer);
+        compare(&name, &recording.expected(sent), recording, &answer);
         let seen = self.mock.last();
         let mut arrived: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
         if injected {
@@ -317,6 +320,167 @@ fn every_recorded_stream_arrives_byte_for_byte_in_chunks_of_one_byte_and_with_cr
     assert_eq!(replay(&[Sent::OneByteChunks, Sent::CrLf, Sent::CrLfOneByteChunks], true), 31);
 }
 
+// ---- with and without usage ----------------------------------------------------------------------------------------
+
+/// A vLLM 0.32.0 as it streams by its options: `serving.py` of chat and of completions.
+fn streaming(seen: &Seen, forced: bool, fingerprint: Option<&str>, early: bool) -> Script {
+    let body = seen.json();
+    let chat = seen.target.contains("chat");
+    let asked = body["stream_options"]["include_usage"] == true;
+    let each = forced || (asked && body["stream_options"]["continuous_usage_stats"] == true);
+    let n = body["n"].as_u64().unwrap_or(1);
+    let usage = |tokens: u64| {
+        format!("\"usage\":{{\"prompt_tokens\":7,\"total_tokens\":{},\"completion_tokens\":{tokens}}}", 7 + tokens)
+    };
+    let stamp = fingerprint.map_or_else(String::new, |text| format!(",\"system_fingerprint\":\"{text}\""));
+    let event = |choice: &str, tokens: u64, last: bool| {
+        let usage = if each { format!(",{}", usage(tokens)) } else { String::new() };
+        let stamp = if last && !asked && !forced { &stamp } else { "" };
+        format!(
+            "data: {{\"id\":\"x\",\"object\":\"x\",\"created\":1,\"model\":\"tiny\",\"choices\":[{choice}]{usage}{stamp}}}\n\n"
+        )
+    };
+    let deltas: &[&str] = match (chat, body["play"].as_str()) {
+        (true, Some("tools")) => &[
+            r#""delta":{"tool_calls":[{"id":"c","type":"function","index":0,"function":{"name":"f","arguments":""}}]}"#,
+            r#""delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\"usage\":{}, \"finish_reason\":\"x\"}"}}]}"#,
+        ],
+        (true, Some("reasoning")) => &[r#""delta":{"reasoning":"hm"}"#, r#""delta":{"content":"so"}"#],
+        (true, _) => &[r#""delta":{"content":"a"}"#, r#""delta":{"content":"b"}"#],
+        (false, _) => &[r#""text":"a""#, r#""text":"b""#],
+    };
+    let mut pieces = Vec::new();
+    if chat {
+        pieces.extend((0..n).map(|i| {
+            event(
+                &format!(
+                    "{{\"index\":{i},\"delta\":{{\"role\":\"assistant\",\"content\":\"\"}},\"finish_reason\":null}}"
+                ),
+                0,
+                false,
+            )
+        }));
+    }
+    for (step, delta) in (1..).zip(deltas) {
+        for i in 0..n {
+            // One sequence may end a token before the others.
+            let ends = if early && i == 0 { 1 } else { 2 };
+            if step <= ends {
+                let finish = if step == ends { "\"stop\"" } else { "null" };
+                let choice = format!("{{\"index\":{i},{delta},\"logprobs\":null,\"finish_reason\":{finish}}}");
+                pieces.push(event(&choice, step, step == ends));
+            }
+        }
+    }
+    if asked || forced {
+        let usage = usage(2 * n);
+        pieces.push(format!(
+            "data: {{\"id\":\"x\",\"object\":\"x\",\"created\":1,\"model\":\"tiny\",\"choices\":[],{usage}{stamp}}}\n\n"
+        ));
+    }
+    pieces.push("data: [DONE]\n\n".to_owned());
+    stream(&pieces)
+}
+
+#[test]
+fn a_client_gets_what_it_gets_without_forebay_whatever_it_asks_and_however_the_server_was_started() {
+    const OPTIONS: [&str; 6] = [
+        "",
+        r#","stream_options":null"#,
+        r#","stream_options":{"include_usage":false}"#,
+        r#","stream_options":{"continuous_usage_stats":true}"#,
+        r#","stream_options":{"include_usage":true}"#,
+        r#","stream_options":{"include_usage":true,"continuous_usage_stats":true}"#,
+    ];
+    const PLAYS: [&str; 4] = ["", r#","play":"tools""#, r#","play":"reasoning""#, r#","n":3"#];
+    for (forced, fingerprint) in [(false, Some("vllm-1")), (false, None), (true, Some("vllm-1"))] {
+        let mock = Mock::replying(move |seen: &Seen| streaming(seen, forced, fingerprint, false));
+        let forebay = Harness::new().pool("tiny", &[&mock]).start();
+        let direct = mock.authority().parse().unwrap();
+        for path in ["/v1/chat/completions", "/v1/completions"] {
+            for (options, play) in OPTIONS.iter().flat_map(|options| PLAYS.map(|play| (options, play))) {
+                let body = format!(r#"{{"model":"tiny","stream":true,"prompt":"x","messages":[]{options}{play}}}"#);
+                let without = Conn::open(direct).ask(&post(path, &[], body.as_bytes()));
+                let with = forebay.post(path, &body);
+                let what = format!("{path} {body}, forced: {forced}, {fingerprint:?}");
+                assert_eq!(with.end, End::Whole, "{what}");
+                assert_eq!(with.text(), without.text(), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_that_ends_early_has_its_fingerprint_once_the_backend_is_known() {
+    let mock = Mock::replying(|seen: &Seen| streaming(seen, false, Some("vllm-1"), true));
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let direct = mock.authority().parse().unwrap();
+    let body = r#"{"model":"tiny","stream":true,"n":2,"messages":[]}"#;
+    assert_eq!(forebay.post("/v1/chat/completions", body).status, 200);
+    let without = Conn::open(direct).ask(&post("/v1/chat/completions", &[], body.as_bytes()));
+    assert_eq!(forebay.post("/v1/chat/completions", body).text(), without.text());
+}
+
+// ---- the ends of a stream ------------------------------------------------------------------------------------------
+
+#[test]
+fn comments_before_the_first_event_arrive_with_it_and_are_bounded() {
+    let play = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let plays = std::sync::Arc::clone(&play);
+    let mock = Mock::replying(move |_: &Seen| stream(&plays.lock().unwrap()));
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let body = r#"{"model":"tiny","stream":true,"messages":[]}"#;
+    let keep_alive = || ": keep-alive\n\n".to_owned();
+    for first in [vec![keep_alive()], vec![keep_alive(), ": two\n: lines\n\n".to_owned(), "\n".to_owned()], vec![]] {
+        let pieces = [first, vec![token("a"), keep_alive(), "data: [DONE]\n\n".to_owned()]].concat();
+        play.lock().unwrap().clone_from(&pieces);
+        assert_eq!(forebay.post("/v1/chat/completions", body).text(), pieces.concat());
+    }
+    let many = vec![keep_alive(); 5000];
+    *play.lock().unwrap() = [many, vec![token("a"), "data: [DONE]\n\n".to_owned()]].concat();
+    let got = forebay.post("/v1/chat/completions", body);
+    assert!(got.text().starts_with(": keep-alive") && got.text().ends_with("data: [DONE]\n\n"));
+    assert!(got.body.len() < 20 << 10, "{} bytes", got.body.len());
+}
+
+#[test]
+fn the_last_bytes_of_a_stream_arrive_without_a_line_end() {
+    let usage = "data: {\"id\":\"x\",\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}";
+    let last = token("b");
+    let cases: [(Vec<String>, Option<String>); 7] = [
+        (vec![token("a"), "data: [DONE]".to_owned()], None),
+        (vec![token("a"), "data: [DONE]\n".to_owned()], None),
+        (vec![token("a"), "data: [DONE]\r\n".to_owned()], None),
+        (vec!["data: [DONE]".to_owned()], None),
+        (vec![format!("{}data: [DONE]", token("a"))], None),
+        // The usage that Forebay asked for is taken out there, too.
+        (
+            vec![token("a"), "data: [DONE]\n\n".to_owned(), usage.to_owned()],
+            Some(format!("{}data: [DONE]\n\n", token("a"))),
+        ),
+        (vec![token("a"), "data: [DONE]\n\n".to_owned(), ": bye".to_owned()], None),
+    ];
+    for (pieces, expected) in cases {
+        let mock = Mock::playing(stream(&pieces));
+        let forebay = Harness::new().pool("tiny", &[&mock]).start();
+        let got = forebay.post("/v1/chat/completions", r#"{"model":"tiny","stream":true,"messages":[]}"#);
+        let expected = expected.unwrap_or_else(|| pieces.concat());
+        assert_eq!((got.status, got.text(), got.end), (200, expected, End::Whole), "{pieces:?}");
+        assert_eq!(forebay.record(got.header("x-request-id").unwrap())["outcome"], "success", "{pieces:?}");
+    }
+    // Without its end mark the stream was cut: its last event arrives, and then an event of its own says so.
+    let mock = Mock::playing(stream(&[token("a"), last.trim_end().to_owned()]));
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let got = forebay.post("/v1/chat/completions", r#"{"model":"tiny","stream":true,"messages":[]}"#);
+    assert!(got.text().starts_with(&format!("{}{last}data: {{\"error\"", token("a"))), "{}", got.text());
+    assert_eq!(got.end, End::Cut);
+    // A first event without its line end is one.
+    let mock = Mock::playing(stream(&[last.trim_end()]));
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let got = forebay.post("/v1/chat/completions", r#"{"model":"tiny","stream":true,"messages":[]}"#);
+    assert!(got.text().starts_with(&last), "{}", got.text());
+}
+
 #[test]
 fn what_forebay_refuses_itself_reaches_no_backend() {
     let replay = Replay::new();
@@ -324,8 +488,14 @@ fn what_forebay_refuses_itself_reaches_no_backend() {
     for recording in allowed().iter().filter(|recording| refused.contains(&recording.name.as_str())) {
         let answer = replay.forebay.open().ask(&recording.request);
         assert_eq!(answer.status, recording.status(), "{}: {}", recording.name, answer.text());
-        let kind = answer.json()["error"]["type"].as_str().unwrap().to_owned();
+        let kind = answer.header("x-forebay-error").unwrap();
         assert!(kind.starts_with("forebay_"), "{}: {kind}", recording.name);
+        if kind == "forebay_unknown_model" {
+            let recorded: Value = serde_json::from_slice(&recording.chunks.concat()).unwrap();
+            for member in ["type", "param", "code"] {
+                assert_eq!(answer.json()["error"][member], recorded["error"][member], "{}", recording.name);
+            }
+        }
     }
     assert!(replay.mock.seen().is_empty());
 }

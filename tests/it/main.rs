@@ -10,9 +10,11 @@ mod harness;
 mod mock;
 
 mod aborts;
+mod accepted;
 mod affinity;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;
+mod blame;
 mod bodies;
 mod bounds;
 mod chaos;
@@ -24,16 +26,19 @@ mod explain;
 mod failover;
 mod faults;
 mod fidelity;
+mod figures;
 mod h2;
 mod health;
 mod hints;
 mod lifecycle;
 mod logs;
 mod lying;
+mod manners;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
 mod progress;
 mod prometheus;
+mod refusals;
 mod reload;
 mod requests;
 mod shortage;

@@ -432,6 +432,8 @@ fn probe(shared: &Shared, seen: &Seen) -> Option<Script> {
             );
             Some(answer(200, &[("content-type", "text/plain; version=0.0.4")], &text))
         }
+        // Of vLLM's development mode.
+        "/is_sleeping" | "/is_paused" => Some(answer(404, &[], "{\"detail\":\"Not Found\"}")),
         _ => None,
     }
 }

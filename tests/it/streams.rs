@@ -68,7 +68,7 @@ fn the_head_is_held_until_the_first_token() {
     go.open();
     let answer = client.answer();
     assert_clean(&answer);
-    assert_eq!(answer.text(), format!("{}: passed on\n\n{DONE}", token("Hi")));
+    assert_eq!(answer.text(), format!("{}{}: passed on\n\n{DONE}", ": keep-alive\n\n".repeat(2), token("Hi")));
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn a_refused_connection_goes_to_the_next_backend() {
 }
 
 #[test]
-fn a_pool_of_refused_connections_is_502() {
+fn a_pool_whose_backends_were_never_there_is_503() {
     let pools = format!(
         "[[pools]]\nmodel = \"tiny\"\nbackends = [{{ url = \"http://127.0.0.1:{}\" }}, {{ url = \"http://127.0.0.1:{}\" }}]\n",
         free_port(),
@@ -436,8 +436,8 @@ fn a_pool_of_refused_connections_is_502() {
     );
     let forebay = Harness::new().pools(&pools).start();
     let answer = forebay.post(PATH, UNARY);
-    assert_eq!(answer.status, 502, "{}", answer.text());
-    assert_eq!(answer.json()["error"]["type"], "forebay_upstream_failed");
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{}", answer.text());
+    assert_eq!(answer.json()["error"]["type"], "forebay_no_backend");
     assert!(answer.header("x-request-id").is_some());
 }
 

@@ -23,7 +23,32 @@ function ask(api, stream, headers) {
   }
 }
 
-for (const [api, play, stream] of JSON.parse(process.env.PLAYS)) {
+// One call, with the retries that a client makes by default.
+async function call(api, what) {
+  const options = { apiKey: "none", timeout: 20_000 };
+  const chat = new OpenAI({ baseURL: process.env.BASE + "/v1", ...options });
+  const claude = new Anthropic({ baseURL: process.env.BASE, ...options });
+  if (what === "model-with-slash") return (await (api === "messages" ? claude : chat).models.retrieve("org/tiny")).id;
+  if (what === "wrong-method") return api === "messages" ? claude.post("/v1/models", { body: {} }) : chat.post("/models", { body: {} });
+  const request = { model: what === "unknown-model" ? "nope" : "org/tiny", messages: user, stream: what === "deadly-stream" };
+  const headers = what.startsWith("deadly") ? { "x-play": "kill" } : {};
+  if (api === "messages") return claude.messages.create({ ...request, max_tokens: 8 }, { headers });
+  return chat.chat.completions.create(request, { headers });
+}
+
+if (process.env.CALL) {
+  const [api, what] = JSON.parse(process.env.CALL);
+  const result = {};
+  try {
+    result.came = String(await call(api, what));
+  } catch (error) {
+    result.came = error.constructor.name;
+    result.said = String(error.message).slice(0, 60);
+  }
+  console.log(JSON.stringify(result));
+}
+
+for (const [api, play, stream] of JSON.parse(process.env.PLAYS ?? "[]")) {
   const result = { sdk: api === "messages" ? "anthropic" : "openai", language: "node", api, play };
   try {
     const answer = await ask(api, stream, { "x-play": play });

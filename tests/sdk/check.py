@@ -1,4 +1,5 @@
-"""What the official clients make of a stream that was cut: an exception, never a short answer taken for a whole one.
+"""What the official clients make of a stream that was cut: an exception, never a short answer taken for a whole one. And of what is
+refused: the class of its exception, and how often they repeat a call that engines die of.
 
     check.py FOREBAY FIXTURES [NODE_MODULES]
 
@@ -39,6 +40,16 @@ PLAYS = {
     "unary-cut": (False, True),
     "unary-large-cut": (False, True),
 }
+# What is called (`calls`), and what must come of it: the class of the exception, or what was returned.
+CALLS = {
+    "model-with-slash": ("org/tiny",),
+    "unknown-model": ("NotFoundError",),
+    "wrong-method": ("APIStatusError", "APIError"),
+    "deadly-prompt": ("InternalServerError",),
+    "deadly-stream": ("InternalServerError",),
+}
+# Engines that one call may meet which kills them.
+MOST_DEATHS = 2
 ERROR = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": None, "code": 500}
 
 
@@ -59,7 +70,7 @@ class Backend:
     """A vLLM that plays what the header `x-play` says."""
 
     def __init__(self, fixtures):
-        self.streams, self.documents = {}, {}
+        self.streams, self.documents, self.kills = {}, {}, 0
         for api in APIS:
             _, body = recorded(fixtures, f"{api}-stream")
             self.streams[api] = [event + b"\n\n" for event in body.split(b"\n\n") if event.strip()]
@@ -96,8 +107,11 @@ class Backend:
         """Answers one request; false where that ends the connection."""
         api = next((api for api in APIS if api in path), None)
         if api is None:
-            listed = {"object": "list", "data": [{"id": "tiny", "object": "model"}]} if path == "/v1/models" else {}
+            listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in ("tiny", "org/tiny")]} if path == "/v1/models" else {}
             return document(connection, 200, json.dumps(listed).encode())
+        if play == "kill":
+            self.kills += 1
+            return False
         events = self.streams[api]
         half = events[: max(len(events) // 2, 3)]
         if play.startswith("unary"):
@@ -160,12 +174,13 @@ def free_port():
 class Forebay:
     """A `forebay serve` before the backend."""
 
-    def __init__(self, binary, backend, folder):
+    def __init__(self, binary, backends, folder, model="tiny", more=""):
         self.port, admin = free_port(), free_port()
         config = pathlib.Path(folder) / "forebay.toml"
         config.write_text(
-            '[stream]\nidle_timeout = "400ms"\nhead_after = "150ms"\n'
-            f'[[pools]]\nmodel = "tiny"\nbackends = [{{ url = "{backend.url}" }}]\n'
+            f'{more}\n[[pools]]\nmodel = "{model}"\npolicy = "round_robin"\nbackends = ['
+            + ", ".join(f'{{ url = "{backend.url}" }}' for backend in backends)
+            + "]\n"
         )
         listen = ["--listen", f"127.0.0.1:{self.port}", "--admin", f"127.0.0.1:{admin}"]
         self.process = subprocess.Popen([binary, "serve", "--config", config, *listen], stderr=subprocess.DEVNULL)
@@ -214,18 +229,71 @@ def with_python(port):
 
 def with_node(port, modules):
     plays = [[api, play, stream] for api in APIS for play, (stream, _) in PLAYS.items()]
-    environment = os.environ | {"BASE": f"http://127.0.0.1:{port}", "PLAYS": json.dumps(plays), "MODULES": modules}
+    return run_node(f"http://127.0.0.1:{port}", modules, {"PLAYS": json.dumps(plays)})
+
+
+def run_node(base, modules, what):
+    environment = os.environ | {"BASE": base, "MODULES": modules} | what
     out = subprocess.run(
         ["node", HERE / "check.mjs"], env=environment, stdout=subprocess.PIPE, check=True, timeout=120
     ).stdout
     return [json.loads(line) for line in out.splitlines()]
 
 
+def call_with_python(clients, api, call):
+    """One call, with the retries that a client makes by default."""
+    chat, claude = clients
+    user = [{"role": "user", "content": "hello"}]
+    if call == "model-with-slash":
+        return (claude if api == "messages" else chat).models.retrieve("org/tiny").id
+    if call == "wrong-method":
+        return (claude if api == "messages" else chat).post(
+            "/v1/models" if api == "messages" else "/models", cast_to=object, body={}
+        )
+    model = "nope" if call == "unknown-model" else "org/tiny"
+    deadly = {"x-play": "kill"} if call.startswith("deadly") else {}
+    options = {"model": model, "messages": user, "stream": call == "deadly-stream", "extra_headers": deadly}
+    if api == "messages":
+        return claude.messages.create(max_tokens=8, **options)
+    return chat.chat.completions.create(**options)
+
+
+def calls(binary, fixtures, modules):
+    """What the clients make of refusals, each before engines of its own."""
+    for language in ("python", "node") if modules else ("python",):
+        for api in ("chat", "messages"):
+            for call in CALLS:
+                backends = [Backend(fixtures) for _ in range(6)]
+                with tempfile.TemporaryDirectory() as folder:
+                    forebay = Forebay(binary, backends, folder, "org/tiny", "[health]\nfailures = 100")
+                    base = f"http://127.0.0.1:{forebay.port}"
+                    try:
+                        if language == "python":
+                            options = {"api_key": "none", "timeout": 20.0}
+                            clients = (
+                                openai.OpenAI(base_url=f"{base}/v1", **options),
+                                anthropic.Anthropic(base_url=base, **options),
+                            )
+                            try:
+                                got = {"came": str(call_with_python(clients, api, call))}
+                            except Exception as error:  # noqa: BLE001: whatever the caller would see
+                                got = {"came": type(error).__name__, "said": str(error)[:60]}
+                        else:
+                            got = run_node(base, modules[0], {"CALL": json.dumps([api, call])})[0]
+                    finally:
+                        forebay.stop()
+                kills = sum(backend.kills for backend in backends)
+                right = got["came"] in CALLS[call] and kills <= MOST_DEATHS
+                seen = f"{got['came']} {got.get('said', '')}" + (f", {kills} engines died" if kills else "")
+                sdk = "anthropic" if api == "messages" else "openai"
+                yield {"sdk": sdk, "language": language, "api": api, "play": call, "right": right, "seen": seen}
+
+
 def main():
     binary, fixtures, *modules = sys.argv[1:]
     backend = Backend(pathlib.Path(fixtures))
     with tempfile.TemporaryDirectory() as folder:
-        forebay = Forebay(binary, backend, folder)
+        forebay = Forebay(binary, [backend], folder, more='[stream]\nidle_timeout = "400ms"\nhead_after = "150ms"')
         try:
             results = list(with_python(forebay.port))
             if modules:
@@ -235,11 +303,13 @@ def main():
     wrong = 0
     for result in results:
         must_fail = PLAYS[result["play"]][1]
-        right = ("raised" in result) == must_fail
-        wrong += not right
-        seen = result.get("raised") or f"ended, {result['ended']} pieces"
+        result["right"] = ("raised" in result) == must_fail
+        result["seen"] = result.get("raised") or f"ended, {result['ended']} pieces"
+    results += calls(binary, pathlib.Path(fixtures), modules)
+    for result in results:
+        wrong += not result["right"]
         print("%-5s %-10s %-7s %-11s %-16s %s" % (
-            "ok" if right else "WRONG", result["sdk"], result["language"], result["api"], result["play"], seen))
+            "ok" if result["right"] else "WRONG", result["sdk"], result["language"], result["api"], result["play"], result["seen"]))
     print(f"{len(results) - wrong} passed, {wrong} failed")
     sys.exit(1 if wrong or not results else 0)
 

@@ -113,6 +113,16 @@ impl Failure {
         )
     }
 
+    /// The code of an answer by which a backend says that it failed, which may be the request's own doing: then other backends fail
+    /// in the same way.
+    #[must_use]
+    pub fn may_be_the_requests(self) -> Option<u16> {
+        match self {
+            Failure::ServerError(code) | Failure::ErrorEvent { code, engine_dead: false } => Some(code),
+            _ => None,
+        }
+    }
+
     /// The value of the `reason` and `outcome` labels.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -160,6 +170,12 @@ pub enum Refusal {
     /// The body is no JSON object, or a member that we read has the wrong type.
     #[error("the request body is not valid: {0}")]
     BadRequest(String),
+    /// HTTP/1.1 without `host`, two of them, or one that is none.
+    #[error("the request needs one `host` header with a host in it (RFC 9112 section 3.2)")]
+    BadHost,
+    /// The request came through this process before.
+    #[error("the request has been here before: a backend leads back to this proxy (see the header `via`)")]
+    Loop,
     /// No model named where several are served.
     #[error("the request names no `model` and several are served: {0}")]
     NoModel(String),
@@ -174,8 +190,18 @@ pub enum Refusal {
         /// The request's path.
         path: String,
     },
+    /// A path of the allow-list with a method that it does not take.
+    #[error("{path} does not take {method}, but {allowed}")]
+    MethodNotAllowed {
+        /// The request's method.
+        method: String,
+        /// The request's path.
+        path: String,
+        /// The methods that it takes, as in the header `allow`.
+        allowed: &'static str,
+    },
     /// A model that no pool serves.
-    #[error("the model `{model}` does not exist here; served: {served}")]
+    #[error("The model `{model}` does not exist here; served: {served}")]
     UnknownModel {
         /// What the client asked for.
         model: String,
@@ -234,9 +260,10 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {
-            Refusal::BadRequest(_) | Refusal::NoModel(_) => 400,
+            Refusal::BadRequest(_) | Refusal::BadHost | Refusal::NoModel(_) => 400,
             Refusal::Unauthorized => 401,
             Refusal::PathNotAllowed { .. } | Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) => 404,
+            Refusal::MethodNotAllowed { .. } => 405,
             Refusal::BodyTimeout(_) => 408,
             Refusal::TooLarge(_) => 413,
             Refusal::Encoded(_) => 415,
@@ -244,17 +271,21 @@ impl Refusal {
             Refusal::Shortage | Refusal::ShuttingDown => 503,
             Refusal::Exhausted { failure, .. } => failure.status(),
             Refusal::Internal => 500,
+            Refusal::Loop => 508,
         }
     }
 
-    /// `error.type` of the answer and the `outcome` label.
+    /// The `outcome` label, the header `x-forebay-error` and, but for [`Refusal::error_type`], the `error.type` of the answer.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Refusal::BadRequest(_) => "forebay_bad_request",
+            Refusal::BadHost => "forebay_bad_host",
+            Refusal::Loop => "forebay_loop",
             Refusal::NoModel(_) => "forebay_no_model",
             Refusal::Unauthorized => "forebay_unauthorized",
             Refusal::PathNotAllowed { .. } => "forebay_path_not_allowed",
+            Refusal::MethodNotAllowed { .. } => "forebay_method_not_allowed",
             Refusal::UnknownModel { .. } => "forebay_unknown_model",
             Refusal::UnknownResponse(_) => "forebay_unknown_response",
             Refusal::BodyTimeout(_) => "forebay_body_timeout",
@@ -272,6 +303,31 @@ impl Refusal {
             Refusal::ShuttingDown => "forebay_shutting_down",
             Refusal::Internal => "forebay_internal",
         }
+    }
+
+    /// `error.type` of the answer: vLLM's word where clients know the error by it, else [`Refusal::kind`].
+    #[must_use]
+    pub fn error_type(&self) -> &'static str {
+        match self {
+            Refusal::UnknownModel { .. } => "NotFoundError",
+            _ => self.kind(),
+        }
+    }
+
+    /// `error.param` of the answer: the member of the request that is at fault, as vLLM names it.
+    #[must_use]
+    pub fn param(&self) -> Option<&'static str> {
+        match self {
+            Refusal::UnknownModel { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// Whether a client that sent the request again at once would do harm: a backend may have died of it, or it has already used up
+    /// the time for an answer.
+    #[must_use]
+    pub fn forbids_retry(&self) -> bool {
+        matches!(self, Refusal::Exhausted { failure, .. } if failure.is_death() || failure.status() == 504)
     }
 
     /// Whether every backend that may have the request is at its limit.
@@ -302,10 +358,20 @@ pub enum ErrorShape {
 /// The JSON text of an error, in the API's own form.
 #[must_use]
 pub fn error_json(shape: ErrorShape, status: u16, kind: &str, message: &str) -> String {
+    json_of(shape, status, (kind, None), message)
+}
+
+/// The JSON text of a refusal, in the API's own form.
+#[must_use]
+pub fn refusal_json(shape: ErrorShape, refusal: &Refusal) -> String {
+    json_of(shape, refusal.status(), (refusal.error_type(), refusal.param()), &refusal.to_string())
+}
+
+fn json_of(shape: ErrorShape, status: u16, (kind, param): (&str, Option<&str>), message: &str) -> String {
     let message = cut(message, MESSAGE);
     let value = match shape {
         ErrorShape::OpenAi => {
-            serde_json::json!({"error": {"message": message, "type": kind, "param": null, "code": status}})
+            serde_json::json!({"error": {"message": message, "type": kind, "param": param, "code": status}})
         }
         ErrorShape::Anthropic => serde_json::json!({"type": "error", "error": {"type": kind, "message": message}}),
     };

@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
 
 use nix::errno::Errno;
 
@@ -69,29 +68,6 @@ fn of_system(error: &io::Error) -> Option<Failure> {
     }
 }
 
-/// Tries the addresses of a backend in turn. The error is the most telling one: of an address that could be reached, if any could.
-///
-/// # Errors
-/// No address takes a connection.
-pub async fn first_of<T, F>(
-    addresses: impl IntoIterator<Item = SocketAddr>,
-    mut connect: impl FnMut(SocketAddr) -> F,
-) -> io::Result<T>
-where
-    F: Future<Output = io::Result<T>>,
-{
-    let mut failed: Option<io::Error> = None;
-    for address in addresses {
-        match connect(address).await {
-            Ok(connected) => return Ok(connected),
-            Err(error) if of_system(&error) == Some(Failure::Shortage) => return Err(error),
-            Err(error) if failed.as_ref().is_none_or(|failed| of_system(failed).is_some()) => failed = Some(error),
-            Err(_) => {}
-        }
-    }
-    Err(failed.unwrap_or_else(|| Unresolved::new(None).into()))
-}
-
 /// Warns of a shortage or of a backend out of reach, now and then and not for every connection that it prevents.
 pub fn warn_of(failure: Failure, backend: &dyn std::fmt::Display, error: &dyn Error, now: Time) {
     static SHORTAGE: Throttle = Throttle::new();
@@ -145,21 +121,5 @@ mod tests {
         assert_eq!(obstacle(&Wrapped(Unresolved::new(None).into())), Some(Failure::Unreachable));
         let no_file: io::Error = Unresolved::new(Some(os(Errno::EMFILE))).into();
         assert_eq!(obstacle(&no_file), Some(Failure::Shortage), "the resolver's own shortage");
-    }
-
-    #[tokio::test]
-    async fn the_error_of_an_address_in_reach_counts_more() {
-        let addresses: Vec<SocketAddr> = ["[::1]:1", "127.0.0.1:1"].map(|a| a.parse().unwrap()).to_vec();
-        for reversed in [false, true] {
-            let mut addresses = addresses.clone();
-            if reversed {
-                addresses.reverse();
-            }
-            let connect = |address: SocketAddr| async move {
-                Err::<(), _>(os(if address.is_ipv6() { Errno::EADDRNOTAVAIL } else { Errno::ECONNREFUSED }))
-            };
-            let error = first_of(addresses, connect).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        }
     }
 }

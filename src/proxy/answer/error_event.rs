@@ -33,6 +33,11 @@ pub(crate) fn of_answer(api: Api, status: StatusCode, body: &[u8], event_itself:
     }
 }
 
+/// An event behind one that lacks its blank line.
+pub(crate) fn after_open_event(event: &Bytes) -> Bytes {
+    [b"\n\n", &event[..]].concat().into()
+}
+
 /// The last word of a stream whose task panics: told on the way out, before its channel closes uncleanly.
 pub(crate) struct AtPanic {
     pub(crate) api: Api,

@@ -3,5 +3,7 @@
 pub(crate) mod body;
 pub(crate) mod error_event;
 pub(crate) mod front;
+pub(crate) mod injected;
+mod pace;
 pub(crate) mod relay;
 pub(crate) mod wire;

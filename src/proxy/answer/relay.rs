@@ -7,8 +7,11 @@
 use bytes::Bytes;
 
 use super::error_event;
+use super::injected::Injected;
+use super::pace::Pace;
 use super::wire::Wire;
 use crate::proxy::record::Record;
+use crate::proxy::request::work::Work;
 use crate::proxy::responses;
 use forebay_core::clock::Time;
 use forebay_core::error::Failure;
@@ -20,19 +23,44 @@ const USAGE_BODY_MAX: usize = 4 << 20;
 
 /// A stream of events: the parser, and what was read of it before the commit.
 pub(crate) struct Events {
-    pub(crate) parser: Box<Parser>,
-    pub(crate) api: Api,
-    pub(crate) first: Vec<Segment>,
+    parser: Box<Parser>,
+    api: Api,
+    first: Vec<Segment>,
     /// When the first of them came.
-    pub(crate) first_at: Time,
-    /// Usage was asked for by us, so its event is not for the client.
-    pub(crate) strip_usage: bool,
+    first_at: Time,
+    /// Usage was asked for by us, so what that changed is taken out again.
+    injected: Option<Injected>,
+    /// Sequences of the request.
+    sequences: u32,
+    /// The gaps between its token events, once it is relayed.
+    pace: Option<Pace>,
+    /// The last event that was sent lacks the blank line that ends it.
+    open: bool,
 }
 
 impl Events {
+    /// A stream at its commit; `ended`: its body is over, and its last event lacks the blank line.
+    pub(crate) fn new(
+        (parser, first): (Box<Parser>, Vec<Segment>),
+        first_at: Time,
+        work: &Work,
+        injected: Option<Injected>,
+        ended: bool,
+    ) -> Events {
+        let sequences = work.facts.engine_sequences();
+        Events { parser, api: work.api, first, first_at, injected, sequences, pace: None, open: ended }
+    }
+
     /// Relays to the end of the stream and gives the ticket back.
     pub(crate) async fn run(mut self, mut wire: Wire, mut ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
-        let relayed = match self.relay(&mut wire, &mut ticket, record).await {
+        let relayed = self.relay(&mut wire, &mut ticket, record).await;
+        if relayed != Err(Failure::ClientLeft) {
+            self.send_rest(&mut wire).await;
+        }
+        if let Some(fingerprint) = self.injected.as_ref().and_then(Injected::learned) {
+            record.remember_fingerprint(ticket.backend().id, fingerprint);
+        }
+        let relayed = match relayed {
             // After the end mark nothing is missing.
             Err(Failure::Truncated | Failure::Idle) if self.api != Api::Other && self.is_over() => Ok(()),
             relayed => relayed,
@@ -48,20 +76,37 @@ impl Events {
             }
             None => Ok(()),
         });
+        record.decoded = self.pace.as_ref().and_then(Pace::decoded);
         record.usage = self.parser.usage();
         record.token_events = self.parser.token_events();
         settle(ticket, record, outcome, now());
-        wire.close(relayed, relayed.err().and_then(|failure| error_event::of_cut(self.api, failure))).await;
+        let event = relayed.err().and_then(|failure| error_event::of_cut(self.api, failure));
+        let event = event.map(|event| if self.open { error_event::after_open_event(&event) } else { event });
+        wire.close(relayed, event).await;
+    }
+
+    /// Sends what is held and what the backend sent last, if that is a whole event without its blank line.
+    async fn send_rest(&mut self, wire: &mut Wire) {
+        let mut rest = Vec::new();
+        if let Some(injected) = &mut self.injected {
+            injected.release(&mut rest);
+        }
+        if let Some(tail) = self.parser.finish().filter(|tail| tail.kind != EventKind::Other) {
+            self.open = true;
+            rest.push(tail.raw);
+        }
+        for bytes in rest {
+            // A client that is not there any more is no news: its answer is over.
+            if wire.send(bytes).await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn relay(&mut self, wire: &mut Wire, ticket: &mut Ticket, record: &mut Record) -> Result<(), Failure> {
         let first = std::mem::take(&mut self.first);
-        for segment in &first {
-            if self.is_for_client(segment) {
-                wire.send(segment.raw.clone()).await?;
-            }
-        }
-        let mut pace = Pace { last: self.first_at, counted: self.parser.token_events() };
+        self.forward_each(wire, &first).await?;
+        self.pace = Some(Pace::new(&first, self.first_at, &self.parser, self.sequences));
         let mut segments = first;
         segments.clear();
         while let Some((chunk, now)) = wire.next().await? {
@@ -73,13 +118,22 @@ impl Events {
                 ticket.first_token(now);
                 record.first_token(now);
             }
-            pace.observe(&self.parser, now, blocked, ticket, record);
+            self.observe(&segments, now, blocked, ticket, record);
             segments.clear();
         }
         if let Some(tail) = self.parser.finish() {
-            wire.send(tail).await?;
+            self.open = true;
+            let now = wire.now();
+            self.forward_each(wire, std::slice::from_ref(&tail)).await?;
+            self.observe(std::slice::from_ref(&tail), now, false, ticket, record);
         }
         if self.is_over() { Ok(()) } else { Err(Failure::Truncated) }
+    }
+
+    fn observe(&mut self, segments: &[Segment], now: Time, blocked: bool, ticket: &mut Ticket, record: &mut Record) {
+        if let Some(pace) = &mut self.pace {
+            pace.observe((&self.parser, segments), now, blocked, ticket, record);
+        }
     }
 
     /// Whether the answer is complete, however its connection ends: its end mark came, or the error event that took its place.
@@ -87,47 +141,37 @@ impl Events {
         self.api == Api::Other || self.parser.ended() || self.parser.failed().is_some()
     }
 
-    fn is_for_client(&self, segment: &Segment) -> bool {
-        !(self.strip_usage && matches!(segment.kind, EventKind::Usage))
+    /// What takes out of the stream what our wish for usage changed; none where usage comes in each event, so unasked.
+    fn injected(&mut self) -> Option<&mut Injected> {
+        let forced = self.parser.usage_in_each_event();
+        self.injected.as_mut().filter(|_| !forced)
     }
 
     /// Sends whole events: the chunk as it came where it is just that, else event by event.
-    async fn forward(&self, wire: &mut Wire, chunk: &Bytes, segments: &[Segment]) -> Result<(), Failure> {
+    async fn forward(&mut self, wire: &mut Wire, chunk: &Bytes, segments: &[Segment]) -> Result<(), Failure> {
         let whole: usize = segments.iter().map(|segment| segment.raw.len()).sum();
         let as_it_came = whole == chunk.len()
             && segments.first().is_some_and(|first| first.raw.as_ptr() == chunk.as_ptr())
-            && segments.iter().all(|segment| self.is_for_client(segment));
+            && self.injected().is_none_or(|injected| injected.passes(segments));
         if as_it_came {
             return wire.send(chunk.clone()).await;
         }
+        self.forward_each(wire, segments).await
+    }
+
+    async fn forward_each(&mut self, wire: &mut Wire, segments: &[Segment]) -> Result<(), Failure> {
         for segment in segments {
-            if self.is_for_client(segment) {
+            let Some(injected) = self.injected() else {
                 wire.send(segment.raw.clone()).await?;
+                continue;
+            };
+            let mut out = Vec::new();
+            injected.take(segment, &mut out);
+            for bytes in out {
+                wire.send(bytes).await?;
             }
         }
         Ok(())
-    }
-}
-
-/// The gaps between token events.
-struct Pace {
-    last: Time,
-    counted: u64,
-}
-
-impl Pace {
-    fn observe(&mut self, parser: &Parser, now: Time, blocked: bool, ticket: &mut Ticket, record: &mut Record) {
-        for _ in self.counted..parser.token_events() {
-            // The first token's event ends TTFT, not a gap; chat announces it by a role event of its own.
-            if self.counted > 0 {
-                ticket.event(now, blocked);
-                if !blocked {
-                    record.gap(now.since(self.last));
-                }
-            }
-            self.counted += 1;
-            self.last = now;
-        }
     }
 }
 

@@ -90,6 +90,11 @@ impl Wire {
         wire
     }
 
+    /// The time.
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
     fn due(&self) -> Option<(Time, Failure)> {
         let idle = self.deadlines.idle.map(|idle| ((self.waiting_since + idle).max(self.spared_until), Failure::Idle));
         let total = self.deadlines.total.map(|at| (at, Failure::Deadline));

@@ -6,6 +6,7 @@ use http_body_util::BodyExt;
 
 use super::Means;
 use super::outcome::Uncommitted;
+use crate::proxy::answer::injected::Injected;
 use crate::proxy::answer::relay::Events;
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
@@ -16,6 +17,8 @@ use forebay_core::stream::{Api, EventKind, Parser, Segment};
 use forebay_fleet::Ticket;
 use forebay_fleet::health::alarm::Heard;
 
+/// Of the comments before the first event so many bytes are kept, for the client to get at the commit.
+const COMMENTS_MAX: usize = 16 << 10;
 /// More than this is not held, preambles (which echo the request) apart: whatever it is, the engine sent it.
 const HELD_MAX: usize = 1 << 20;
 
@@ -34,11 +37,20 @@ pub(crate) async fn hold(
     let mut parser = Box::new(Parser::new(api));
     let mut segments = Vec::new();
     let mut held = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut comments) = (0, 0);
+    let mut ended = false;
     loop {
         let chunk = match body.frame().await {
-            None => return Err(Failure::Died.into()),
             Some(Err(error)) => return Err(shortage_or(Failure::Died, &error).into()),
+            // The last event may lack the blank line.
+            None => match parser.finish() {
+                Some(tail) => {
+                    segments.push(tail);
+                    ended = true;
+                    Bytes::new()
+                }
+                None => return Err(Failure::Died.into()),
+            },
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(chunk) => chunk,
                 Err(_) => continue,
@@ -46,11 +58,19 @@ pub(crate) async fn hold(
         };
         let now = means.clock.now();
         heard.note(now);
-        parser.push(chunk, &mut segments);
+        if !ended {
+            parser.push(chunk, &mut segments);
+        }
         let mut committed = false;
         for segment in segments.drain(..) {
             match segment.kind {
-                EventKind::Comment if !committed => continue,
+                EventKind::Comment if !committed => {
+                    comments += segment.raw.len();
+                    if comments <= COMMENTS_MAX {
+                        held.push(segment);
+                    }
+                    continue;
+                }
                 EventKind::Error { code, engine_dead } if !committed && code >= 500 => {
                     let failure = Failure::ErrorEvent { code, engine_dead };
                     return Err(Uncommitted::event(ticket.backend(), failure, data_of(&segment.raw), segment.raw));
@@ -70,8 +90,11 @@ pub(crate) async fn hold(
         }
         committed |= bytes > HELD_MAX;
         if committed {
-            let strip_usage = work.usage_injected;
-            return Ok((Events { parser, api, first: held, first_at: now, strip_usage }, body));
+            let injected = work.usage_injected.then(|| Injected::new(record.fingerprint(ticket.backend().id)));
+            return Ok((Events::new((parser, held), now, work, injected, ended), body));
+        }
+        if ended {
+            return Err(Failure::Died.into());
         }
     }
 }

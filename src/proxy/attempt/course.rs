@@ -65,10 +65,6 @@ impl<'a> Course<'a> {
         if self.last_answer.is_none() && refusal.is_for_want_of_room() {
             return Some(Attempted::Refused(refusal));
         }
-        // Nobody else could be asked whose doing it is. To lose the last backend that is in would help no one.
-        if self.seen.failed() == 1 {
-            self.suspicion.take().into_iter().for_each(Suspicion::withdraw);
-        }
         Some(self.over(work))
     }
 
@@ -122,6 +118,7 @@ impl<'a> Course<'a> {
             self.last_answer = answer;
         }
         self.seen.note(failure);
+        record.saw_deaths(self.seen.deaths());
         if verdict != Verdict::Next {
             return Some(self.over(work));
         }
@@ -132,7 +129,7 @@ impl<'a> Course<'a> {
     fn blame(&mut self, ticket: Ticket, failure: Failure, model: Option<&str>) {
         let now = self.means.clock.now();
         let backend = Arc::clone(ticket.backend());
-        if matches!(failure, Failure::ServerError(_)) {
+        if failure.may_be_the_requests().is_some() {
             self.suspicion = Some(ticket.suspect(failure, now));
             return;
         }
@@ -171,11 +168,19 @@ impl<'a> Course<'a> {
 
     /// Whose answer ends a request whose attempts are over.
     pub(super) fn over(&mut self, work: &Work) -> Attempted {
+        // Nobody else could be asked whose doing it is. To lose the last backend that is in would help no one.
+        if self.seen.failed() == 1 {
+            self.suspicion.take().into_iter().for_each(Suspicion::withdraw);
+        }
         let early = self.early.load(Ordering::Relaxed);
         let stage = if early { Stage::HeadSentEarly } else { Stage::NothingSent };
         match (self.seen.ending(stage), self.last_answer.take()) {
             (Ending::Theirs, Some(answer)) => Attempted::LastAnswer(answer),
             (Ending::Theirs, None) => Attempted::Refused(work.exhausted(self.seen.failed(), Failure::Died)),
+            // Nobody is there yet, as while all engines load.
+            (Ending::Ours(Failure::Connect), _) if self.seen.deaths() == 0 && work.pool.is_up_nowhere() => {
+                Attempted::Refused(Refusal::NoBackend(work.pool.model.clone()))
+            }
             (Ending::Ours(failure), _) => Attempted::Refused(work.exhausted(self.seen.failed(), failure)),
         }
     }

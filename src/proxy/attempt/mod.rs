@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use http::response::Parts;
 
@@ -28,6 +29,7 @@ use course::Course;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::routing::retry::{Attempts, Verdict, costs_nothing, verdict};
+use forebay_core::stream::says_engine_dead;
 use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
 use forebay_fleet::{AttemptOutcome, Dispatched, Fleet, Ticket};
@@ -196,11 +198,16 @@ async fn try_once(
     let now = clock.now();
     heard.note(now);
     backend.alarm.heard(now);
+    backend.load.note_heard();
     let (head, body) = response.into_parts();
     tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
     if head.status.is_success() && is_event_stream(&head.headers) {
         let (events, body) = hold(work, record, means, (ticket, heard), body).await?;
         return Ok((head, body, Form::Events(events)));
+    }
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for another protocol: `upgrade` ends here.
+        return Err(Failure::ServerError(StatusCode::BAD_GATEWAY.as_u16()).into());
     }
     let failure = error_of(&head, backend.key.is_some());
     // A server that does not have a response, or nothing to serve this request for it by: another may.
@@ -209,6 +216,13 @@ async fn try_once(
         return Ok((head, body, Form::Unary));
     }
     let answer = RealAnswer::read(&backend, head, body).await;
+    let failure = match (failure, &answer) {
+        // What a stream is told by an event.
+        (Some(Failure::ServerError(code)), Some(answer)) if says_engine_dead(&answer.body) => {
+            Some(Failure::ErrorEvent { code, engine_dead: true })
+        }
+        (failure, _) => failure,
+    };
     Err(match (failure, answer) {
         (Some(Failure::Misconfigured(404)), Some(answer)) => match work.denied_model(&backend, &answer.body) {
             Some(failure) => Uncommitted::Failed(failure, Some(answer)),

@@ -39,6 +39,7 @@ pub(crate) async fn place(
             let ask = Ask {
                 facts: &work.facts,
                 tried,
+                first: record.attempts == 0 && patience.until.is_none(),
                 session: work.session.as_ref(),
                 lane: work.lane,
                 explain,

@@ -23,7 +23,7 @@ impl Record {
         if outcome != Outcome::Success || self.backend.is_none() {
             return ended;
         }
-        let tpot = self.tokens().and_then(|(_, tokens)| timings.tpot(tokens));
+        let tpot = self.tpot(timings);
         let slo = &self.settings.slo;
         Ended {
             tpot,

@@ -7,25 +7,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HeaderMap, HeaderValue};
-use http::{Method, Response, StatusCode};
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::{Method, StatusCode};
 
-use crate::proxy::answer::body::AnswerBody;
 use crate::proxy::headers;
-use crate::proxy::route::error_shape;
 use crate::proxy::shared::Shared;
 use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
-use forebay_core::error::{Failure, Refusal, error_json, repeated};
+use forebay_core::error::{Failure, Refusal, repeated};
 use forebay_core::routing::facts::ArmIndex;
-use forebay_core::stream::Usage;
-use forebay_core::stream::timings::Timings;
+use forebay_core::stream::timings::{Timings, tpot_of_sequences};
+use forebay_core::stream::{Api, Usage};
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::log::AccessRecord;
 use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
 use forebay_fleet::{Backend, Dispatched, Pool};
 
+mod answers;
 mod ended;
 mod explanation;
 
@@ -39,6 +39,8 @@ pub(crate) struct Record {
     pub(crate) client_key: Option<String>,
     method: Method,
     path: String,
+    /// The API of its path, as it is counted.
+    pub(crate) api: Api,
     pub(crate) model: Option<String>,
     /// The pool and the assigned arm, once known.
     assigned: Option<(Arc<Pool>, ArmIndex)>,
@@ -58,10 +60,15 @@ pub(crate) struct Record {
     first_token: Option<Time>,
     pub(crate) end: Option<Time>,
     pub(crate) attempts: u32,
+    /// Backends that died with the request on them, before the commit.
+    deaths: u32,
     status: u16,
     outcome: Option<Outcome>,
     pub(crate) usage: Option<Usage>,
     pub(crate) token_events: u64,
+    /// How long the sequences of a request with several decoded, all together, and how many they were; zeros where that cannot be
+    /// told.
+    pub(crate) decoded: Option<(Duration, u64)>,
     why: Explanations,
 }
 
@@ -77,6 +84,7 @@ impl Record {
             client_key: None,
             method: head.method.clone(),
             path: repeated(head.uri.path()),
+            api: Api::Other,
             model: None,
             assigned: None,
             backend: None,
@@ -92,10 +100,12 @@ impl Record {
             first_token: None,
             end: None,
             attempts: 0,
+            deaths: 0,
             status: 499,
             outcome: None,
             usage: None,
             token_events: 0,
+            decoded: None,
             why: Explanations::new(settings.clients.explain, client, &head.headers),
             settings,
         }
@@ -234,46 +244,19 @@ impl Record {
         self.shared.responses.remember(id, backend);
     }
 
-    /// An answer of our own, with what goes with every answer.
-    pub(crate) fn refuse(&mut self, refusal: &Refusal) -> Response<AnswerBody> {
-        self.outcome = Some(Outcome::from(refusal));
-        let text = error_json(error_shape(&self.path), refusal.status(), refusal.kind(), &refusal.to_string());
-        let mut response = self.local(StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_GATEWAY), text);
-        if let Some(seconds) = refusal.retry_after() {
-            response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if *refusal == Refusal::Shortage {
-            // Its own connection is one of those that are too many.
-            response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
+    /// What this backend's latest stream said is its fingerprint.
+    pub(crate) fn fingerprint(&self, backend: BackendId) -> Option<Bytes> {
+        self.shared.fingerprints.of(backend)
     }
 
-    /// A JSON answer made here.
-    pub(crate) fn local(&mut self, status: StatusCode, json: String) -> Response<AnswerBody> {
-        self.status = status.as_u16();
-        self.outcome.get_or_insert(Outcome::Success);
-        let mut response = Response::new(AnswerBody::whole(json));
-        *response.status_mut() = status;
-        response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        self.mark(response.headers_mut());
-        response
+    /// Remembers that.
+    pub(crate) fn remember_fingerprint(&self, backend: BackendId, fingerprint: &Bytes) {
+        self.shared.fingerprints.remember(backend, fingerprint);
     }
 
-    /// Puts our headers on an answer.
-    pub(crate) fn mark(&self, answer: &mut HeaderMap) {
-        answer.insert(headers::REQUEST_ID, self.request_id.clone());
-        if let Some(backend) = &self.backend {
-            let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
-            answer.insert(headers::BACKEND, backend.url.host_header().clone());
-            answer.insert(headers::ARM, value(&backend.arm));
-            let assigned = self.assigned.as_ref().and_then(|(pool, arm)| pool.arm(*arm));
-            if let Some(arm) = assigned.filter(|arm| arm.name != backend.arm) {
-                answer.insert(headers::ASSIGNED_ARM, value(&arm.name));
-            }
-            answer.insert(headers::ATTEMPTS, HeaderValue::from(self.attempts));
-            self.why.mark(answer);
-        }
+    /// So many backends died of this request, as far as can be told.
+    pub(crate) fn saw_deaths(&mut self, deaths: u32) {
+        self.deaths = deaths;
     }
 
     fn metrics(&self) -> &Arc<BackendMetrics> {
@@ -311,6 +294,14 @@ impl Record {
         }
     }
 
+    fn tpot(&self, timings: &Timings) -> Option<Duration> {
+        let (_, tokens) = self.tokens()?;
+        match self.decoded {
+            None => timings.tpot(tokens),
+            Some((decoding, sequences)) => tpot_of_sequences(decoding, tokens, sequences),
+        }
+    }
+
     fn access_record(&self, outcome: Outcome, timings: &Timings) -> AccessRecord {
         let tokens = self.tokens();
         let backend = self.backend.as_ref();
@@ -331,7 +322,7 @@ impl Record {
             stream: self.streamed,
             wait: (!self.wait.is_zero()).then_some(self.wait),
             ttft: timings.ttft(),
-            tpot: tokens.and_then(|(_, tokens)| timings.tpot(tokens)),
+            tpot: self.tpot(timings),
             e2e: timings.e2e().unwrap_or_default(),
             prompt_tokens: self.usage.map(|usage| usage.prompt_tokens),
             output_tokens: tokens.map(|(source, tokens)| (tokens, source)),
@@ -340,7 +331,7 @@ impl Record {
 
     fn count(&self, outcome: Outcome, phase: AbortPhase, timings: &Timings) {
         let metrics = self.metrics();
-        metrics.request(outcome);
+        metrics.request(self.api, outcome);
         if outcome == Outcome::Failed(Failure::ClientLeft) {
             metrics.abort(phase);
         }

@@ -27,9 +27,12 @@ const SLOWEST: u64 = 4 << 10;
 const HEADER: usize = 64;
 /// The longest time between two pieces of a body.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of a body that is refused unread, so much is read and thrown away, so that the client sees the answer and no reset.
-const DRAIN_BYTES: u64 = 1 << 20;
-const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// Of a body that is refused, so much is read and thrown away, so that a client which sends all of it before it reads sees the
+/// answer and no reset. nginx lingers as long (`lingering_time`, `lingering_timeout`).
+const DRAIN_BYTES: u64 = 1 << 30;
+const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// The longest time between two pieces of it.
+const DRAIN_PIECE: Duration = Duration::from_secs(5);
 
 /// The memory that all request bodies share.
 pub(crate) struct BodyMemory {
@@ -124,11 +127,14 @@ pub(crate) fn check_head(headers: &HeaderMap, json: bool, limit: u64) -> Result<
     if declared.is_some_and(|bytes| bytes > limit) {
         return Err(Refusal::TooLarge(limit));
     }
-    match headers.get(CONTENT_ENCODING) {
-        Some(encoding) if json && encoding != "identity" => {
-            Err(Refusal::Encoded(repeated(&String::from_utf8_lossy(encoding.as_bytes()))))
-        }
-        _ => Ok(()),
+    let is_plain = |encoding: &[u8]| {
+        let mut codings = encoding.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity"))
+    };
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter().map(http::HeaderValue::as_bytes);
+    match encodings.find(|encoding| json && !is_plain(encoding)) {
+        Some(encoding) => Err(Refusal::Encoded(repeated(&String::from_utf8_lossy(encoding)))),
+        None => Ok(()),
     }
 }
 
@@ -210,19 +216,20 @@ where
     Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
-/// Reads a bounded part of a refused body in the background, so that the client, still sending, sees our answer.
-pub(crate) fn drain<B>(body: B)
+/// Reads a bounded part of a refused body in the background, so that the client, still sending, sees our answer. Over HTTP/2 the
+/// answer and the end of the body are told apart, so that nothing need be read.
+pub(crate) fn drain<B>(body: B, version: http::Version)
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
-    if body.is_end_stream() {
+    if body.is_end_stream() || version == http::Version::HTTP_2 {
         return;
     }
     tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
         let mut body = body;
         let mut read = 0;
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout(DRAIN_PIECE, body.frame()).await {
             read += frame.data_ref().map_or(0, |data| data.len() as u64);
             if read > DRAIN_BYTES {
                 break;
@@ -303,6 +310,12 @@ mod tests {
     #[test]
     fn an_encoded_json_body_is_refused_unread() {
         let mut headers = HeaderMap::new();
+        for plain in ["identity", "Identity", "", " identity , IDENTITY"] {
+            headers.insert(CONTENT_ENCODING, http::HeaderValue::from_static(plain));
+            assert_eq!(check_head(&headers, true, 10), Ok(()), "{plain:?}");
+        }
+        headers.append(CONTENT_ENCODING, http::HeaderValue::from_static("br"));
+        assert_eq!(check_head(&headers, true, 10), Err(Refusal::Encoded("br".into())));
         headers.insert(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"));
         assert_eq!(check_head(&headers, true, 10), Err(Refusal::Encoded("gzip".into())));
         assert_eq!(check_head(&headers, false, 10), Ok(()));

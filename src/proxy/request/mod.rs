@@ -2,7 +2,9 @@
 
 pub(crate) mod auth;
 pub mod counting;
+mod form;
 pub(crate) mod intake;
+mod lenient;
 mod multipart;
 pub mod peek;
 mod prefix;

@@ -9,12 +9,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::counting::Claims;
+use super::lenient;
 use super::prefix::Prefix;
 use super::weight::Weight;
 use forebay_core::routing::affinity::Marks;
@@ -22,7 +24,7 @@ use forebay_core::routing::affinity::Marks;
 /// What a request's body says, as far as it is read. Ranges are byte positions in that body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peek {
-    /// The model asked for; `None` where there is none, or null: vLLM takes that for its own.
+    /// The model asked for; `None` where there is none, or null, or an empty name: vLLM takes that for its own.
     pub model: Option<String>,
     /// Where the model's value stands, quotes included; also of a null.
     pub model_at: Option<Range<usize>>,
@@ -184,10 +186,27 @@ pub fn peek<'s>(
     seed: Option<u64>,
 ) -> Result<Peek, PeekError> {
     let sessions: Vec<&str> = sessions.into_iter().collect();
+    read(body, &sessions, seed).or_else(|error| match lenient::shadow(body) {
+        // What vLLM's parser takes beyond the standard.
+        Some(shadow) if matches!(error, PeekError::NotUtf8(_) | PeekError::NotJson(_)) => {
+            read(&shadow, &sessions, seed)
+        }
+        _ => Err(error),
+    })
+}
+
+/// Returns a body that is not in UTF-8, which vLLM's parser takes, in UTF-8; nothing where it is in no encoding of JSON. Only for a
+/// body that [`peek`] refuses.
+#[must_use]
+pub fn in_utf8(body: &[u8]) -> Option<Bytes> {
+    lenient::as_utf8(body)
+}
+
+fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekError> {
     let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
     let mut members = Members::default();
-    each_member(text, |key, value| members.take(&key, value, &sessions)).map_err(|error| {
+    each_member(text, |key, value| members.take(&key, value, sessions)).map_err(|error| {
         let other = body[open] != b'{' && serde_json::from_str::<&RawValue>(text).is_ok();
         if other { PeekError::NotObject } else { PeekError::NotJson(error.to_string()) }
     })?;
@@ -217,7 +236,8 @@ pub fn peek<'s>(
     let count = |value: Option<&RawValue>| value.and_then(number);
     claims.n = count(members.n).unwrap_or(1);
     Ok(Peek {
-        model: read_string(text, "model", members.model)?,
+        // An empty name is none to vLLM.
+        model: read_string(text, "model", members.model)?.filter(|model| !model.is_empty()),
         model_at: members.model.map(|value| range(text, value)),
         stream: match members.stream {
             None => false,
@@ -231,7 +251,7 @@ pub fn peek<'s>(
         text_bytes: weight.text,
         media_parts: weight.media,
         token_ids: weight.ids,
-        sessions: members.sessions_by_name(&sessions),
+        sessions: members.sessions_by_name(sessions),
         previous_response_id: read_string(text, "previous_response_id", members.previous_response_id)?,
         marks: prefix.into_marks(),
         inside: open + 1,
@@ -345,6 +365,11 @@ fn truth(value: &RawValue) -> Option<bool> {
     match value.get() {
         "true" | "1" | "1.0" => Some(true),
         "false" | "0" | "0.0" | "null" => Some(false),
+        text if !text.starts_with('"') => match text.parse::<f64>() {
+            Ok(number) if number == 1.0 => Some(true),
+            Ok(number) if number == 0.0 => Some(false),
+            _ => None,
+        },
         text => {
             let text: String = serde_json::from_str(text).ok()?;
             let is_one_of = |words: [&str; 6]| words.iter().any(|word| text.eq_ignore_ascii_case(word));

@@ -64,6 +64,11 @@ impl Splice {
         }
     }
 
+    /// Puts these bytes in place of a part of the body.
+    pub(super) fn replace(&mut self, at: Range<usize>, with: Bytes) {
+        self.edits.push((at, with));
+    }
+
     /// The body with the changes. `body` is the one that was peeked at.
     #[must_use]
     pub fn apply(mut self, body: &Bytes) -> Pieces {
@@ -228,7 +233,7 @@ mod tests {
                 body["stream_options"] = options;
             }
         }
-        if body.get("model").is_some_and(Value::is_string) {
+        if body["model"].as_str().is_some_and(|model| !model.is_empty()) {
             body["model"] = model.into();
         }
         (body, injected)

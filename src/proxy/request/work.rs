@@ -10,9 +10,10 @@ use http::{HeaderMap, Method, Request};
 use twox_hash::XxHash3_64;
 
 use super::counting::Counting;
+use super::form;
 use super::intake::Held;
 use super::multipart;
-use super::peek::{Peek, peek};
+use super::peek::{Peek, in_utf8, peek};
 use super::splice::Splice;
 use super::stored::{self, Home, Search};
 use crate::proxy::headers;
@@ -168,6 +169,8 @@ pub(crate) fn not_serving(pool: &Pool, asked: Option<&str>, now: Time) -> Vec<Ba
 pub(crate) struct Intake<'a> {
     pub(crate) head: &'a Parts,
     pub(crate) route: Route<'a>,
+    /// The path and query to send on.
+    pub(crate) target: PathAndQuery,
     pub(crate) bytes: Bytes,
     pub(crate) held: Held,
 }
@@ -183,14 +186,22 @@ pub(crate) async fn prepare(
     record: &mut Record,
     intake: Intake<'_>,
 ) -> Result<Work, Refusal> {
-    let Intake { head, route, bytes, held } = intake;
+    let Intake { head, route, target, bytes, held } = intake;
     let endpoint = match route {
         Route::Model(endpoint) => endpoint,
         _ => Endpoint { api: Api::Other, body: BodyForm::Json, effort: Effort::None },
     };
+    let mut bytes = bytes;
     let parsed = match route {
         Route::Model(Endpoint { body: BodyForm::Json, .. }) => {
-            parse_json(&bytes, body_sessions(snapshot), seed(shared, snapshot)).await?
+            let (sessions, seed) = (body_sessions(snapshot), seed(shared, snapshot));
+            match parse_json(&bytes, sessions.clone(), seed).await {
+                Ok(parsed) => parsed,
+                Err(refusal) => {
+                    bytes = in_utf8(&bytes).ok_or(refusal)?;
+                    parse_json(&bytes, sessions, seed).await?
+                }
+            }
         }
         // On the heap: few requests are forms, and all would carry the room for reading one.
         Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, &bytes)).await },
@@ -211,9 +222,10 @@ pub(crate) async fn prepare(
     let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
     let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
-    let (body, usage_injected) = outgoing(&pool, settings, endpoint, &parsed, &bytes);
+    let (body, usage_injected) = outgoing(&pool, (settings, head), endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();
-    headers::for_backend(&mut headers, &record.request_id, streamed, settings.clients.keys.is_none());
+    let ours = (&record.request_id, shared.via.entry(head.version));
+    headers::for_backend(&mut headers, ours, streamed, settings.clients.keys.is_none());
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, head.uri.path(), parsed.peek.as_ref()) },
         lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
@@ -224,7 +236,7 @@ pub(crate) async fn prepare(
         streamed,
         usage_injected,
         method: head.method.clone(),
-        path: head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
+        path: target,
         headers,
         body,
         held: Some(held),
@@ -375,9 +387,28 @@ pub(crate) fn weigh(endpoint: Endpoint, path: &str, peek: Option<&Peek>) -> Requ
     RequestFacts { est_tokens, sequences, kind, arm: ArmIndex::default(), pinned: None, marks: Marks::NONE }
 }
 
-fn outgoing(pool: &Pool, settings: &Config, endpoint: Endpoint, parsed: &Parsed, bytes: &Bytes) -> (Body, bool) {
+/// A form with the pool's model in place of an alias.
+fn renamed_form(head: &Parts, bytes: &Bytes, alias: &str, model: &str) -> Pieces {
+    let mut splice = Splice::default();
+    for at in form::values(&head.headers, bytes, "model") {
+        if bytes[at.clone()] == *alias.as_bytes() {
+            splice.replace(at, Bytes::copy_from_slice(model.as_bytes()));
+        }
+    }
+    splice.apply(bytes)
+}
+
+fn outgoing(
+    pool: &Pool,
+    (settings, head): (&Config, &Parts),
+    endpoint: Endpoint,
+    parsed: &Parsed,
+    bytes: &Bytes,
+) -> (Body, bool) {
     let Some(peek) = &parsed.peek else {
-        return (Body { asked: parsed.model.clone(), as_asked: Pieces::new([bytes.clone()]), renamed: None }, false);
+        let alias = parsed.model.as_ref().filter(|asked| pool.aliases.contains(asked));
+        let renamed = alias.map(|alias| renamed_form(head, bytes, alias, &pool.model));
+        return (Body { asked: parsed.model.clone(), as_asked: Pieces::new([bytes.clone()]), renamed }, false);
     };
     let mut splice = Splice::default();
     let injected = settings.stream.usage == UsageMode::Inject && splice.inject_usage(endpoint.api, peek);

@@ -100,8 +100,8 @@ impl Attempts {
         if is_answer(failure) {
             self.answered = true;
         }
-        if let Failure::ServerError(status) = failure {
-            self.server_error = Some(status);
+        if failure.may_be_the_requests().is_some() {
+            self.server_error = failure.may_be_the_requests();
         }
         if failure != Failure::NotServed || self.not_served {
             self.last = Some(failure);
@@ -116,13 +116,11 @@ impl Attempts {
     }
 
     /// Whether this failure is to be held against the backend that caused it, beyond what `Failure::blame` says: not if
-    /// another backend gave the same status for this request, since then it is the request's doing. Ask before `note`.
+    /// another backend gave the same status, or the same code in an error event, for this request, since then it is the request's
+    /// doing. Ask before `note`.
     #[must_use]
     pub fn blames(&self, failure: Failure) -> bool {
-        match failure {
-            Failure::ServerError(status) => self.server_error != Some(status),
-            _ => true,
-        }
+        failure.may_be_the_requests().is_none_or(|code| self.server_error != Some(code))
     }
 
     /// Whose answer ends the request, attempts being over: the last real one wins over ours, but for our own fault
@@ -404,7 +402,8 @@ mod tests {
     fn the_same_server_error_from_two_backends_is_the_request_s_doing() {
         let seen = after(&[Failure::ServerError(500)]);
         assert!(after(&[]).blames(Failure::ServerError(500)));
-        assert!(!seen.blames(Failure::ServerError(500)));
+        assert!(!seen.blames(Failure::ServerError(500)) && !seen.blames(EVENT) && seen.blames(DEAD));
+        assert!(!after(&[EVENT]).blames(EVENT) && !after(&[EVENT]).blames(Failure::ServerError(500)));
         assert!(seen.blames(Failure::ServerError(502)));
         assert!(seen.blames(Failure::Connect));
     }

@@ -1,6 +1,6 @@
-//! The order in which requests wait for a backend with room: lanes (a session, else a client) in turn, first come first
-//! served within a lane. Bounded: a full room gives up the last of its longest lane to one that has less, so that a noisy
-//! session can neither starve the others nor keep them out. Knows nothing of backends: whether a waiter can be served is its
+//! The order in which requests wait for a backend with room: clients (by key) in turn, the sessions of a client in turn, first
+//! come first served within a session. So a client gains nothing by naming new sessions. Bounded: a full room gives up the last of
+//! the longest line to one that has less, so that a noisy client or session can neither starve the others nor keep them out. Knows nothing of backends: whether a waiter can be served is its
 //! caller's to say.
 //!
 //! Hot path: none. Nothing here runs while no request waits.
@@ -18,18 +18,21 @@ pub fn fits(in_flight: u32, sequences: u32, limit: u32) -> bool {
 
 /// Whose requests take turns with the others'. Two that collide share their turns, no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LaneKey(u64);
+pub struct LaneKey {
+    client: u64,
+    session: u64,
+}
 
 impl LaneKey {
-    /// The lane of a session, else of a client's key; requests with neither share one.
+    /// The lane of a session of a client. Without keys all are one client; requests without a session share a lane of their client.
     #[must_use]
     pub fn of(session: Option<&str>, client: Option<&str>) -> LaneKey {
-        let mut hasher = DefaultHasher::new();
-        match session {
-            Some(session) => (0_u8, session).hash(&mut hasher),
-            None => (1_u8, client).hash(&mut hasher),
-        }
-        LaneKey(hasher.finish())
+        let hash = |name: Option<&str>| {
+            let mut hasher = DefaultHasher::new();
+            name.hash(&mut hasher);
+            hasher.finish()
+        };
+        LaneKey { client: hash(client), session: hash(session) }
     }
 }
 
@@ -54,22 +57,33 @@ pub enum Step<R> {
 /// Where a newcomer stands.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Entered<T> {
-    /// It waits; one of a longer lane may have had to leave for it.
+    /// It waits; one of a longer line may have had to leave for it.
     At(Place, Option<T>),
-    /// The room is full, and no lane is longer than its own.
+    /// The room is full, and no line is longer than its own.
     Full(T),
 }
 
 /// The waiters.
 #[derive(Debug)]
 pub struct WaitRoom<T> {
-    lanes: HashMap<LaneKey, Lane<T>>,
-    /// The lanes by turn: the first is served next.
-    turns: BTreeMap<u64, LaneKey>,
+    clients: HashMap<u64, Client<T>>,
+    /// The clients by turn: the first is served next.
+    turns: BTreeMap<u64, u64>,
     next_turn: u64,
     /// Numbers rise within a lane: those that wait again get falling ones, and so stand in front.
     next_back: i64,
     next_front: i64,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Client<T> {
+    turn: u64,
+    lanes: HashMap<u64, Lane<T>>,
+    /// The lanes by turn.
+    turns: BTreeMap<u64, u64>,
+    /// Lanes with an earlier turn were passed on this round.
+    from: u64,
     len: usize,
 }
 
@@ -81,7 +95,7 @@ struct Lane<T> {
 
 impl<T> Default for WaitRoom<T> {
     fn default() -> WaitRoom<T> {
-        WaitRoom { lanes: HashMap::new(), turns: BTreeMap::new(), next_turn: 0, next_back: 0, next_front: -1, len: 0 }
+        WaitRoom { clients: HashMap::new(), turns: BTreeMap::new(), next_turn: 0, next_back: 0, next_front: -1, len: 0 }
     }
 }
 
@@ -102,17 +116,19 @@ impl<T> WaitRoom<T> {
     /// Lanes with a waiter in them.
     #[must_use]
     pub fn lanes(&self) -> usize {
-        self.lanes.len()
+        self.clients.values().map(|client| client.lanes.len()).sum()
     }
 
     /// The waiters, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.lanes.values().flat_map(|lane| lane.line.iter().map(|(_, waiter)| waiter))
+        let lanes = self.clients.values().flat_map(|client| client.lanes.values());
+        lanes.flat_map(|lane| lane.line.iter().map(|(_, waiter)| waiter))
     }
 
     /// The same, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.lanes.values_mut().flat_map(|lane| lane.line.iter_mut().map(|(_, waiter)| waiter))
+        let lanes = self.clients.values_mut().flat_map(|client| client.lanes.values_mut());
+        lanes.flat_map(|lane| lane.line.iter_mut().map(|(_, waiter)| waiter))
     }
 
     /// A newcomer joins the end of its lane in a room of `size`; one that waited before (`again`) its front.
@@ -122,16 +138,19 @@ impl<T> WaitRoom<T> {
             return Entered::Full(waiter);
         }
         if self.len >= size {
-            let own = self.lanes.get(&lane).map_or(0, |lane| lane.line.len());
-            match self.last_of_a_longer_lane(own) {
+            match self.last_of_a_longer_line(lane) {
                 Some(place) => displaced = self.leave(place),
                 None => return Entered::Full(waiter),
             }
         }
-        let entry = self.lanes.entry(lane).or_insert_with(|| {
-            let turn = self.next_turn;
-            self.next_turn += 1;
-            self.turns.insert(turn, lane);
+        let client = self.clients.entry(lane.client).or_insert_with(|| {
+            let turn = next(&mut self.next_turn);
+            self.turns.insert(turn, lane.client);
+            Client { turn, lanes: HashMap::new(), turns: BTreeMap::new(), from: 0, len: 0 }
+        });
+        let entry = client.lanes.entry(lane.session).or_insert_with(|| {
+            let turn = next(&mut self.next_turn);
+            client.turns.insert(turn, lane.session);
             Lane { turn, line: VecDeque::new() }
         });
         let number = if again {
@@ -143,38 +162,86 @@ impl<T> WaitRoom<T> {
             entry.line.push_back((self.next_back, waiter));
             self.next_back
         };
+        client.len += 1;
         self.len += 1;
         Entered::At(Place { lane, number }, displaced)
     }
 
-    /// The last place of the longest lane, if that has over one waiter more than `own`: what the newcomer's lane gains, no
-    /// other must then have less than.
-    fn last_of_a_longer_lane(&self, own: usize) -> Option<Place> {
-        let (key, longest) = self.lanes.iter().max_by_key(|(_, lane)| (lane.line.len(), lane.turn))?;
-        let (number, _) = longest.line.back().filter(|_| longest.line.len() > own + 1)?;
-        Some(Place { lane: *key, number: *number })
+    /// The last place of the longest lane of the client with most waiters, if that has over one waiter more than the newcomer's; else
+    /// the last place of the longest lane of the newcomer's own client, on the same terms: what the newcomer's line gains, no other
+    /// must then have less than.
+    fn last_of_a_longer_line(&self, newcomer: LaneKey) -> Option<Place> {
+        let own = self.clients.get(&newcomer.client);
+        let (key, most) = self.clients.iter().max_by_key(|(_, client)| (client.len, client.turn))?;
+        if most.len > own.map_or(0, |client| client.len) + 1 {
+            return most.last_place(*key, 0);
+        }
+        let own = own?;
+        let lane = own.lanes.get(&newcomer.session).map_or(0, |lane| lane.line.len());
+        own.last_place(newcomer.client, lane + 1)
     }
 
     /// A waiter leaves unserved; `None` if it is not there any more.
     pub fn leave(&mut self, place: Place) -> Option<T> {
-        let lane = self.lanes.get_mut(&place.lane)?;
+        let client = self.clients.get_mut(&place.lane.client)?;
+        let lane = client.lanes.get_mut(&place.lane.session)?;
         let at = lane.line.binary_search_by_key(&place.number, |(number, _)| *number).ok()?;
         let (_, waiter) = lane.line.remove(at)?;
         self.len -= 1;
+        client.len -= 1;
         if lane.line.is_empty() {
-            self.turns.remove(&lane.turn);
-            self.lanes.remove(&place.lane);
+            client.turns.remove(&lane.turn);
+            client.lanes.remove(&place.lane.session);
+        }
+        if client.len == 0 {
+            self.turns.remove(&client.turn);
+            self.clients.remove(&place.lane.client);
         }
         Some(waiter)
     }
 
-    /// Goes through the waiters in the order in which they are to be served, until `look` says stop or all were passed. A lane
-    /// that was served goes behind all others. Those served come back with what they were served with.
+    /// Goes through the waiters in the order in which they are to be served, until `look` says stop or all were passed. A client
+    /// that was served goes behind all others, and its lane behind its other lanes. Those served come back with what they were
+    /// served with.
     pub fn serve<R>(&mut self, mut look: impl FnMut(&mut T) -> Step<R>) -> Vec<(T, R)> {
         let mut served = Vec::new();
         let mut from = 0;
+        for client in self.clients.values_mut() {
+            client.from = 0;
+        }
         while let Some((&turn, &key)) = self.turns.range(from..).next() {
             from = turn + 1;
+            let client = self.clients.get_mut(&key).expect("a turn is removed with its client");
+            match client.serve_one(&mut look, &mut self.next_turn) {
+                Step::Serve(one) => served.push(one),
+                Step::Pass => continue,
+                Step::Stop => return served,
+            }
+            self.len -= 1;
+            self.turns.remove(&turn);
+            if client.len == 0 {
+                self.clients.remove(&key);
+            } else {
+                client.turn = next(&mut self.next_turn);
+                self.turns.insert(client.turn, key);
+            }
+        }
+        served
+    }
+}
+
+impl<T> Client<T> {
+    /// The last place of the longest lane, if that is longer than `over`.
+    fn last_place(&self, client: u64, over: usize) -> Option<Place> {
+        let (session, longest) = self.lanes.iter().max_by_key(|(_, lane)| (lane.line.len(), lane.turn))?;
+        let (number, _) = longest.line.back().filter(|_| longest.line.len() > over)?;
+        Some(Place { lane: LaneKey { client, session: *session }, number: *number })
+    }
+
+    /// Serves the first that `look` serves, lane by lane.
+    fn serve_one<R>(&mut self, look: &mut impl FnMut(&mut T) -> Step<R>, next_turn: &mut u64) -> Step<(T, R)> {
+        while let Some((&turn, &key)) = self.turns.range(self.from..).next() {
+            self.from = turn + 1;
             let lane = self.lanes.get_mut(&key).expect("a turn is removed with its lane");
             let mut found = None;
             for (at, (_, waiter)) in lane.line.iter_mut().enumerate() {
@@ -184,24 +251,29 @@ impl<T> WaitRoom<T> {
                         break;
                     }
                     Step::Pass => {}
-                    Step::Stop => return served,
+                    Step::Stop => return Step::Stop,
                 }
             }
             let Some((at, with)) = found else { continue };
             let (_, waiter) = lane.line.remove(at).expect("it was just looked at");
-            served.push((waiter, with));
             self.len -= 1;
             self.turns.remove(&turn);
             if lane.line.is_empty() {
                 self.lanes.remove(&key);
             } else {
-                lane.turn = self.next_turn;
-                self.turns.insert(self.next_turn, key);
-                self.next_turn += 1;
+                lane.turn = next(next_turn);
+                self.turns.insert(lane.turn, key);
             }
+            return Step::Serve((waiter, with));
         }
-        served
+        Step::Pass
     }
+}
+
+/// Counts up.
+fn next(turn: &mut u64) -> u64 {
+    *turn += 1;
+    *turn - 1
 }
 
 #[cfg(test)]
@@ -283,7 +355,7 @@ mod tests {
         let mut room = WaitRoom::default();
         let Entered::At(place, _) = room.enter(lane("a"), 1, false, 9) else { panic!("no place") };
         assert_eq!((room.leave(place), room.leave(place)), (Some(1), None));
-        assert!(room.lanes.is_empty() && room.turns.is_empty());
+        assert!(room.clients.is_empty() && room.turns.is_empty());
     }
 
     #[test]
@@ -296,7 +368,25 @@ mod tests {
     #[test]
     fn a_session_and_a_key_of_one_name_are_two_lanes() {
         assert_ne!(LaneKey::of(Some("x"), None), LaneKey::of(None, Some("x")));
-        assert_eq!(LaneKey::of(Some("x"), Some("a")), LaneKey::of(Some("x"), Some("b")));
+        assert_ne!(LaneKey::of(Some("x"), Some("a")), LaneKey::of(Some("x"), Some("b")));
+    }
+
+    #[test]
+    fn a_client_with_many_sessions_has_no_more_turns_than_another() {
+        let of = |session: &str, client: &str| LaneKey::of(Some(session), Some(client));
+        let mut room = WaitRoom::default();
+        for id in 0..6 {
+            _ = room.enter(of(&id.to_string(), "many"), id, false, 99);
+        }
+        _ = room.enter(of("x", "one"), 10, false, 99);
+        _ = room.enter(of("x", "one"), 11, false, 99);
+        _ = room.enter(LaneKey::of(None, Some("two")), 20, false, 99);
+        assert_eq!(serve(&mut room, 9), [0, 10, 20, 1, 11, 2, 3, 4, 5]);
+        for id in 0..4 {
+            _ = room.enter(of(&id.to_string(), "many"), id, false, 4);
+        }
+        let Entered::At(_, displaced) = room.enter(of("x", "one"), 10, false, 4) else { panic!("no place") };
+        assert_eq!(displaced, Some(3), "the last lane of the client with most waiters");
     }
 
     proptest! {
@@ -308,7 +398,7 @@ mod tests {
             let mut there: Vec<(u32, Place)> = Vec::new();
             for (id, (step, session, which)) in (0_u32..).zip(steps) {
                 match step {
-                    0 | 1 => match room.enter(lane(&session.to_string()), id, step == 1, 12) {
+                    0 | 1 => match room.enter(LaneKey::of(Some(&session.to_string()), (session > 2).then_some("k")), id, step == 1, 12) {
                         Entered::At(place, displaced) => {
                             there.retain(|(id, _)| Some(*id) != displaced);
                             there.push((id, place));
@@ -331,7 +421,11 @@ mod tests {
                 }
                 prop_assert_eq!(room.len(), there.len());
                 prop_assert_eq!(room.iter().count(), there.len());
-                prop_assert_eq!(room.turns.len(), room.lanes());
+                prop_assert_eq!(room.turns.len(), room.clients.len());
+                for client in room.clients.values() {
+                    prop_assert_eq!(client.turns.len(), client.lanes.len());
+                    prop_assert_eq!(client.lanes.values().map(|lane| lane.line.len()).sum::<usize>(), client.len);
+                }
             }
         }
 

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::sse::Event;
@@ -47,6 +48,8 @@ pub(super) struct Dialect {
     pub(super) error: Option<StreamError>,
     pub(super) ended: bool,
     pub(super) token_events: u64,
+    /// An event with choices reported usage.
+    pub(super) usage_in_each_event: bool,
 }
 
 /// A chat or completion chunk, as far as it is read.
@@ -65,7 +68,15 @@ struct Chunk<'a> {
 impl Dialect {
     pub(super) fn new(api: Api) -> Dialect {
         // For an opaque body its own end is the only one.
-        Dialect { api, warm: false, usage: None, error: None, ended: api == Api::Other, token_events: 0 }
+        Dialect {
+            api,
+            warm: false,
+            usage: None,
+            error: None,
+            ended: api == Api::Other,
+            token_events: 0,
+            usage_in_each_event: false,
+        }
     }
 
     /// What `event` is, with its usage, error or end noted.
@@ -137,6 +148,7 @@ impl Dialect {
         }
         match chunk.choices {
             Some(choices) if !is_blank(choices) => {
+                self.usage_in_each_event |= written.is_some();
                 Class { kind: EventKind::Token, counts: self.warm || !is_role(choices) }
             }
             Some(_) if written.is_some() => Class::quiet(EventKind::Usage),
@@ -234,6 +246,17 @@ impl Dialect {
         self.error.get_or_insert(error);
         Class::quiet(kind)
     }
+}
+
+/// Whether the body of an error answer says, as vLLM does, that the engine behind the server is gone.
+#[must_use]
+pub fn says_engine_dead(body: &[u8]) -> bool {
+    read_error(body).engine_dead
+}
+
+/// Whether the data of an event is not the mere beginning of some.
+pub(super) fn is_whole(data: &[u8]) -> bool {
+    data.trim_ascii() == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(data).is_ok()
 }
 
 /// The event's name, or its JSON's `type` where it has none.

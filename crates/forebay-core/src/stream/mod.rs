@@ -16,6 +16,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
+pub use dialect::says_engine_dead;
 use dialect::{Class, Dialect};
 use sse::{Frame, Framer};
 pub use usage::{Usage, usage_of_body};
@@ -35,10 +36,27 @@ pub enum Api {
     Other,
 }
 
+impl Api {
+    /// All of them.
+    pub const ALL: [Api; 5] = [Api::Chat, Api::Completions, Api::Responses, Api::Messages, Api::Other];
+
+    /// The value of the `api` label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Api::Chat => "chat",
+            Api::Completions => "completions",
+            Api::Responses => "responses",
+            Api::Messages => "messages",
+            Api::Other => "other",
+        }
+    }
+}
+
 /// What a segment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// Comments or blank lines, of which a client sees nothing: `: keep-alive`. To be dropped while the head is held.
+    /// Comments or blank lines, of which a client sees nothing: `: keep-alive`. No proof.
     Comment,
     /// An event that comes before the request is scheduled (`response.created`, `.in_progress`, `.queued`): no proof.
     Preamble,
@@ -176,10 +194,25 @@ impl Parser {
         }
     }
 
-    /// The end of the body: the bytes of an event that was not finished. They are part of the answer and pass like the rest.
+    /// The end of the body: the event that no blank line ended, if there is one. Its bytes are part of the answer and pass like
+    /// the rest. It is read as an event if it is whole; the beginning of one is [`EventKind::Other`].
     #[must_use]
-    pub fn finish(&mut self) -> Option<Bytes> {
-        self.framer.take_tail()
+    pub fn finish(&mut self) -> Option<Segment> {
+        let raw = self.framer.take_tail()?;
+        let event = sse::parse(&raw, self.first);
+        let class = if event.data.as_deref().is_none_or(dialect::is_whole) {
+            self.dialect.classify(&event)
+        } else {
+            Class { kind: EventKind::Other, counts: false }
+        };
+        Some(segment(raw, class))
+    }
+
+    /// Whether events with choices report usage: the client asked for that, or the server was started with
+    /// `--enable-force-include-usage`.
+    #[must_use]
+    pub fn usage_in_each_event(&self) -> bool {
+        self.dialect.usage_in_each_event
     }
 
     /// The usage reported so far; the last report wins.

@@ -205,8 +205,23 @@ fn opaque_bytes_are_proof_and_need_no_end() {
 fn what_ends_without_a_blank_line_is_the_tail() {
     let (out, mut parser) = read(Api::Chat, &[TOKEN.as_bytes(), b"data: [DONE]\n"]);
     assert_eq!((out.len(), parser.ended()), (1, false));
-    assert_eq!(parser.finish().as_deref(), Some(&b"data: [DONE]\n"[..]));
+    let tail = parser.finish().unwrap();
+    assert_eq!((&tail.raw[..], tail.kind, parser.ended()), (&b"data: [DONE]\n"[..], EventKind::End, true));
     assert_eq!(parser.finish(), None);
+}
+
+#[test]
+fn the_tail_is_read_as_an_event_if_it_is_whole() {
+    for (tail, kind, tokens) in [
+        (TOKEN.trim_end(), EventKind::Token, 2),
+        ("data: {\"choices\":[{\"ind", EventKind::Other, 1),
+        (": keep-alive", EventKind::Comment, 1),
+        ("data: {\"error\":{\"message\":\"x\",\"code\":500}}", EventKind::Error { code: 500, engine_dead: false }, 1),
+    ] {
+        let (_, mut parser) = read(Api::Chat, &[TOKEN.as_bytes(), tail.as_bytes()]);
+        let read = parser.finish().unwrap();
+        assert_eq!((&read.raw[..], read.kind, parser.token_events()), (tail.as_bytes(), kind, tokens), "{tail}");
+    }
 }
 
 #[test]
@@ -261,7 +276,7 @@ fn split(bytes: &[u8], cuts: &[usize]) -> Vec<Vec<u8>> {
     cuts.windows(2).map(|pair| bytes[pair[0]..pair[1]].to_vec()).collect()
 }
 
-type Reading = (Vec<Segment>, Option<Bytes>, Option<Usage>, bool, u64, Option<StreamError>);
+type Reading = (Vec<Segment>, Option<Segment>, Option<Usage>, bool, u64, Option<StreamError>);
 
 fn reading(api: Api, chunks: &[Vec<u8>]) -> Reading {
     let chunks: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
@@ -278,7 +293,7 @@ proptest! {
         cuts in proptest::collection::vec(any::<usize>(), 0..20),
     ) {
         let whole = reading(api, std::slice::from_ref(&stream));
-        let raw: Vec<u8> = whole.0.iter().map(|segment| &segment.raw).chain(&whole.1).flat_map(|raw| raw.to_vec()).collect();
+        let raw: Vec<u8> = whole.0.iter().chain(&whole.1).flat_map(|segment| segment.raw.to_vec()).collect();
         prop_assert_eq!(&raw, &stream);
         prop_assert_eq!(&reading(api, &split(&stream, &cuts)), &whole);
         let bytes: Vec<Vec<u8>> = stream.iter().map(|byte| vec![*byte]).collect();
@@ -304,7 +319,7 @@ proptest! {
             }
             prop_assert!(taken - given <= max, "no more is held than the limit");
         }
-        let tail = parser.finish().unwrap_or_default();
+        let tail = parser.finish().map_or_else(Bytes::new, |segment| segment.raw);
         prop_assert_eq!(&tail, &bytes[given..]);
     }
 }

@@ -53,6 +53,14 @@ impl Timings {
     }
 }
 
+/// TPOT of a request with several sequences: the mean over the tokens of all of them but the first of each. `decoding` is the time
+/// from the first token of a sequence to its last, summed up. `None` where no sequence has two tokens.
+#[must_use]
+pub fn tpot_of_sequences(decoding: Duration, output_tokens: u64, sequences: u64) -> Option<Duration> {
+    let gaps = output_tokens.checked_sub(sequences).filter(|gaps| *gaps > 0 && sequences > 0)?;
+    Some(Duration::from_secs_f64(decoding.as_secs_f64() / gaps as f64))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +79,14 @@ mod tests {
         assert_eq!(timings.ttft(), Some(Duration::from_millis(100)));
         assert_eq!(timings.e2e(), Some(Duration::from_millis(400)));
         assert_eq!(timings.tpot(4), Some(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn several_sequences_have_the_tpot_of_one() {
+        let decoding = Duration::from_millis(4 * 350);
+        assert_eq!(tpot_of_sequences(decoding, 4 * 8, 4), Some(Duration::from_millis(50)));
+        assert_eq!(tpot_of_sequences(Duration::ZERO, 4, 4), None);
+        assert_eq!(tpot_of_sequences(Duration::ZERO, 9, 0), None);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //! unique among them. A pool may list backends without arms: it has one then, `default`.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use toml::de::DeValue;
 
+use super::between::both;
 use super::files::Outside;
 use super::keys::SESSION;
 use super::kinds::HeaderName;
@@ -19,14 +21,21 @@ const BACKENDS_FORM: &str = "backends = [{ url = \"http://127.0.0.1:8001\" }]";
 /// Where a name or a URL was first used.
 type Places<K> = HashMap<K, Range<usize>>;
 
+/// What the pools are read beside.
+pub(super) struct Around<'a> {
+    pub(super) outside: &'a Outside<'a>,
+    /// Where this proxy itself listens.
+    pub(super) listener: &'a Got<SocketAddr>,
+}
+
 /// Every pool of the file.
-pub(super) fn pools(root: &Table<'_>, outside: &Outside<'_>) -> Vec<PoolConfig> {
+pub(super) fn pools(root: &Table<'_>, around: &Around<'_>) -> Vec<PoolConfig> {
     let tables = root.tables("pools", PoolConfig::SECTION);
     if tables.is_empty() && root.value("pools").is_none_or(|value| value.kind() == "a list") {
         root.note("there is no pool, so that nothing could be served", format!("add [[pools]] with {POOL_FORM}"));
     }
     let mut names = Places::new();
-    let mut pools: Vec<PoolConfig> = tables.iter().map(|table| pool(table, &mut names, outside)).collect();
+    let mut pools: Vec<PoolConfig> = tables.iter().map(|table| pool(table, &mut names, around)).collect();
     unknown_models(&tables, &mut pools);
     pools
 }
@@ -49,7 +58,7 @@ fn unknown_models(tables: &[Table<'_>], pools: &mut [PoolConfig]) {
 
 const POOL_FORM: &str = "model = \"…\" and backends = [{ url = \"http://127.0.0.1:8001\" }]";
 
-fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) -> PoolConfig {
+fn pool(table: &Table<'_>, names: &mut Places<String>, around: &Around<'_>) -> PoolConfig {
     let mut pool = PoolConfig::default();
     pool.read(table);
     let model = table.got("model", pool.model.clone());
@@ -65,7 +74,7 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, outside: &Outside<'_>) ->
     if let Some(session) = session(table) {
         pool.session = session;
     }
-    pool.arms = arms(table, outside);
+    pool.arms = arms(table, around);
     pool
 }
 
@@ -105,14 +114,14 @@ fn session(table: &Table<'_>) -> Option<SessionKey> {
     }
 }
 
-fn arms(table: &Table<'_>, outside: &Outside<'_>) -> Vec<ArmConfig> {
+fn arms(table: &Table<'_>, around: &Around<'_>) -> Vec<ArmConfig> {
     let mut urls = Places::new();
     if let (Some(_), Some(span)) = (table.value("arms"), table.key_span("backends")) {
         let message = "pools.backends: the pool has arms, so its backends belong to them";
         let hint = "move the backends into an arm, or leave the arms out";
         table.notes().add(Diagnostic::at(span, message).hint(hint));
     } else if table.value("backends").is_some() {
-        return vec![ArmConfig::of("default", backends(table, "pool", &mut urls, outside))];
+        return vec![ArmConfig::of("default", backends(table, "pool", &mut urls, around))];
     }
     let tables = table.tables("arms", ArmConfig::SECTION);
     if tables.is_empty() && table.value("arms").is_none_or(|value| value.kind() == "a list") {
@@ -120,7 +129,7 @@ fn arms(table: &Table<'_>, outside: &Outside<'_>) -> Vec<ArmConfig> {
     }
     let mut names = Places::new();
     let (arms, shares): (Vec<ArmConfig>, Vec<Got<f64>>) =
-        tables.iter().map(|arm_table| arm(arm_table, &mut names, &mut urls, outside)).unzip();
+        tables.iter().map(|arm_table| arm(arm_table, &mut names, &mut urls, around)).unzip();
     check_shares(table, &tables, &shares);
     arms
 }
@@ -129,12 +138,12 @@ fn arm(
     table: &Table<'_>,
     names: &mut Places<String>,
     urls: &mut Places<BackendUrl>,
-    outside: &Outside<'_>,
+    around: &Around<'_>,
 ) -> (ArmConfig, Got<f64>) {
     if table.value("name").is_none() {
         table.note("pools.arms.name: the arm has no name", "add name = \"…\", such as \"tp2\"");
     }
-    let mut arm = ArmConfig::of("", backends(table, "arm", urls, outside));
+    let mut arm = ArmConfig::of("", backends(table, "arm", urls, around));
     arm.read(table);
     let name = table.got("name", &arm.name);
     if let (Some(span), false) = (name.span, name.wrong) {
@@ -169,7 +178,7 @@ fn check_shares(pool: &Table<'_>, arms: &[Table<'_>], shares: &[Got<f64>]) {
 }
 
 /// The backends of a pool or an arm, which is `what`.
-fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> Vec<BackendConfig> {
+fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, around: &Around<'_>) -> Vec<BackendConfig> {
     let empty = table.value("backends").is_none_or(|value| match value.value {
         DeValue::Array(items) => items.is_empty(),
         _ => false,
@@ -179,13 +188,13 @@ fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, outsid
         table.note(message, format!("write {BACKENDS_FORM}"));
     }
     let tables = table.tables("backends", BackendConfig::SECTION);
-    tables.iter().map(|table| backend(table, urls, outside)).collect()
+    tables.iter().map(|table| backend(table, urls, around)).collect()
 }
 
-fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, outside: &Outside<'_>) -> BackendConfig {
+fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &Around<'_>) -> BackendConfig {
     let mut backend = BackendConfig::of(unread());
     backend.read(table);
-    backend.key = table.or("key_env", None, |value| outside.backend_key(values::text(value)?).map(Some));
+    backend.key = table.or("key_env", None, |value| around.outside.backend_key(values::text(value)?).map(Some));
     let url = table.got("url", &backend.url);
     match url.span {
         None => table.note("backends.url: the backend has no URL", "add url = \"http://127.0.0.1:8001\""),
@@ -200,12 +209,28 @@ fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, outside: &Outside<'
                     "a backend belongs to one arm; one that is faster has a speed",
                 );
             } else {
+                own_address(table, url.value, &span, around.listener);
                 urls.insert(url.value.clone(), span);
             }
         }
         Some(_) => {}
     }
     backend
+}
+
+/// Notes a backend that is this proxy itself, to which each request would come back.
+fn own_address(table: &Table<'_>, url: &BackendUrl, span: &Range<usize>, listener: &Got<SocketAddr>) {
+    if !listener.wrong && url.leads_to(listener.value) {
+        let message = format!("backends.url: {url} is where Forebay itself listens ({})", listener.value);
+        let spans = (&Some(span.clone()), &listener.span);
+        both(
+            table.notes(),
+            message,
+            "name the server behind it, or give listen.address another port",
+            spans,
+            "listens here",
+        );
+    }
 }
 
 /// Returns what stands in for a URL until it is read; a file without one does not get through.

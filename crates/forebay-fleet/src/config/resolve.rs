@@ -18,7 +18,7 @@ pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
     config.admin.token = token(&tables.admin, outside);
     check_admin(&config.admin, &tables.admin, &data);
     config.clients.keys = client_keys(&tables.clients, outside);
-    config.pools = pools::pools(root, outside);
+    config.pools = pools::pools(root, &pools::Around { outside, listener: &data });
     config
 }
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use http::uri::Scheme;
@@ -73,6 +74,22 @@ impl BackendUrl {
     #[must_use]
     pub fn host(&self) -> &str {
         self.uri.host().unwrap_or_default()
+    }
+
+    /// Whether a connection to this URL would reach what listens at `listener` on the same machine, as far as the texts tell.
+    #[must_use]
+    pub fn leads_to(&self, listener: SocketAddr) -> bool {
+        let host = self.host().trim_matches(['[', ']']);
+        let address = if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse::<IpAddr>().ok() };
+        let listens = listener.ip().to_canonical();
+        let is_here = |address: IpAddr| {
+            let address = address.to_canonical();
+            let is_local = address.is_loopback() || address.is_unspecified();
+            address == listens
+                || (is_local && listens.is_unspecified())
+                || (host == "localhost" && listens.is_loopback())
+        };
+        self.port() == listener.port() && address.is_some_and(is_here)
     }
 
     /// The port; 80 where none was written.
@@ -192,6 +209,26 @@ mod tests {
         assert_eq!(parse("HTTP://GPU-1.example:80"), Ok("http://gpu-1.example".into()));
         assert_eq!(parse("http://[::1]:8001"), Ok("http://[::1]:8001".into()));
         assert_eq!(parse("http://vllm_a:8000"), Ok("http://vllm_a:8000".into()));
+    }
+
+    #[test]
+    fn a_url_leads_to_a_listener_of_the_same_machine() {
+        for (url, listener, leads) in [
+            ("http://127.0.0.1:8080", "127.0.0.1:8080", true),
+            ("http://localhost:8080", "127.0.0.1:8080", true),
+            ("http://localhost:8080", "[::1]:8080", true),
+            ("http://127.0.0.1:8080", "0.0.0.0:8080", true),
+            ("http://[::1]:8080", "[::]:8080", true),
+            ("http://0.0.0.0:8080", "0.0.0.0:8080", true),
+            ("http://10.0.0.1", "10.0.0.1:80", true),
+            ("http://127.0.0.1:8081", "127.0.0.1:8080", false),
+            ("http://127.0.0.2:8080", "127.0.0.1:8080", false),
+            ("http://10.0.0.1:8080", "0.0.0.0:8080", false),
+            ("http://gpu-1:8080", "127.0.0.1:8080", false),
+        ] {
+            let parsed: BackendUrl = url.parse().unwrap();
+            assert_eq!(parsed.leads_to(listener.parse().unwrap()), leads, "{url} {listener}");
+        }
     }
 
     #[test]

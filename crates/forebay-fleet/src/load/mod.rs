@@ -15,6 +15,7 @@ mod vitals;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use forebay_core::clock::Time;
@@ -46,6 +47,8 @@ pub(crate) trait LoadTable: fmt::Debug + Send + Sync {
 pub struct Load {
     table: Arc<dyn LoadTable>,
     slot: usize,
+    /// The server has answered something.
+    heard: AtomicBool,
 }
 
 /// Calls `act` through a table, which calls back once, and hands its value on.
@@ -58,7 +61,7 @@ fn once<A, B, T>(act: impl FnOnce(&mut A, B) -> T, call: impl FnOnce(&mut dyn Fn
 impl Load {
     /// The load in this slot, which is its own.
     pub(crate) fn new(table: Arc<dyn LoadTable>, slot: usize) -> Load {
-        Load { table, slot }
+        Load { table, slot, heard: AtomicBool::new(false) }
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut LoadState) -> T) -> T {
@@ -72,6 +75,19 @@ impl Load {
     /// An attempt's success needs none of this, since its end follows.
     fn change<T>(&self, act: impl FnOnce(&mut LoadState, Pace) -> T) -> T {
         once(act, |act| self.table.change(self.slot, act))
+    }
+
+    /// The server answered, so that it is not one that has yet to start.
+    pub fn note_heard(&self) {
+        if !self.was_heard() {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the server has answered anything.
+    #[must_use]
+    pub fn was_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// The slot behind the pool's gate.

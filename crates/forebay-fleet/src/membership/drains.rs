@@ -22,6 +22,18 @@ impl Controller {
         self.set_drained(name, None, now)
     }
 
+    /// The backend's engine sleeps or is paused, and why (`None`: it works). It is drained for as long: what it was given would wait.
+    pub fn rests(&self, id: BackendId, why: Option<&'static str>, now: Time) {
+        let core = self.core();
+        let mut inner = locked(&core.inner);
+        let entry = inner.entries.values_mut().find(|entry| entry.backend.id == id);
+        let Some(entry) = entry.filter(|entry| entry.rests != why) else { return };
+        entry.rests = why;
+        if entry.settle(now) {
+            core.publish(&mut inner, now);
+        }
+    }
+
     fn set_drained(&self, name: &str, who: Option<String>, now: Time) -> Vec<BackendId> {
         let core = self.core();
         let mut inner = locked(&core.inner);

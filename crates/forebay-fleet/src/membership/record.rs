@@ -25,6 +25,8 @@ pub(crate) struct MemberRecord {
     pub(crate) health: Health,
     /// Who drained it through the admin API, and why; ends with the process, or by the same way.
     pub(crate) drained: Option<String>,
+    /// Its engine sleeps or is paused: why.
+    pub(crate) rests: Option<&'static str>,
     pub(crate) state: HealthState,
     pub(crate) since: Time,
 }
@@ -32,8 +34,15 @@ pub(crate) struct MemberRecord {
 impl MemberRecord {
     pub(crate) fn new(config: model::BackendConfig, backend: Arc<Backend>, now: Time) -> MemberRecord {
         let health = Health::new(now);
-        let mut entry =
-            MemberRecord { config, backend, health, drained: None, state: HealthState::Healthy, since: now };
+        let mut entry = MemberRecord {
+            config,
+            backend,
+            health,
+            drained: None,
+            rests: None,
+            state: HealthState::Healthy,
+            since: now,
+        };
         entry.state = entry.health.state(entry.drain());
         entry
     }
@@ -41,7 +50,7 @@ impl MemberRecord {
     /// Who lets it finish what it has and take no more, if anybody does.
     pub(crate) fn drain(&self) -> Option<String> {
         let by_config = self.config.drain.then(|| "drain = true in the configuration".to_owned());
-        self.drained.clone().or(by_config)
+        self.drained.clone().or(by_config).or_else(|| self.rests.map(str::to_owned))
     }
 
     /// Changes its health, with all that follows for its load and its metrics; whether the fleet looks different now.

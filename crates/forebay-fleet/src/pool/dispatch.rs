@@ -126,7 +126,7 @@ impl Pool {
         aside: Aside<'_>,
     ) -> Result<Dispatched, Refusal> {
         let mut gate = locked(&self.gate);
-        self.arrive(&mut gate, query.tried);
+        self.arrive(&mut gate, query.tried.is_empty());
         match self.seek(&mut gate, query, rng, aside) {
             Sought::Placed(dispatched) => Ok(dispatched),
             Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
@@ -190,9 +190,9 @@ impl Pool {
         LoadsNow { members: &self.members, slots, mean_prompt, now, lived }
     }
 
-    /// A request comes to the gate; its first attempt pays into the retry budget.
-    pub(crate) fn arrive(&self, gate: &mut Gate<Pool>, tried: &[BackendId]) {
-        if tried.is_empty() {
+    /// A request comes to the gate; its first attempt (`first`) pays into the retry budget.
+    pub(crate) fn arrive(&self, gate: &mut Gate<Pool>, first: bool) {
+        if first {
             gate.budget.deposit();
         }
     }

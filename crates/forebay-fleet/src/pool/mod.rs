@@ -142,6 +142,12 @@ impl Pool {
         self.split.session(session)
     }
 
+    /// Whether nobody is there: each backend is out, or has not answered yet, as while all of them load.
+    #[must_use]
+    pub fn is_up_nowhere(&self) -> bool {
+        self.members.iter().all(|member| !member.state.is_usable() || !member.backend.load.was_heard())
+    }
+
     /// Pays for one retry out of the pool's budget; false if it is spent.
     #[must_use]
     pub fn retry(&self, now: Time) -> bool {

@@ -30,8 +30,10 @@ use forebay_core::units::BackendId;
 pub struct Ask<'a> {
     /// What routing weighs it by.
     pub facts: &'a RequestFacts,
-    /// The backends that it has tried.
+    /// The backends that it has tried, and those that do not serve what it asks for.
     pub tried: &'a [BackendId],
+    /// It has tried none.
+    pub first: bool,
     /// Its session, for its arm if the one it was assigned to leaves the configuration.
     pub session: Option<&'a Session>,
     /// With whom it takes turns.
@@ -165,7 +167,7 @@ impl Pool {
             served.deliver();
             gate = locked(&self.gate);
         }
-        self.arrive(&mut gate, ask.tried);
+        self.arrive(&mut gate, ask.first);
         match self.seek_traced(
             &mut gate,
             Query { facts: ask.facts, tried: ask.tried, now },

@@ -208,6 +208,9 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
         Refusal::NoModel(none()),
         Refusal::Unauthorized,
         Refusal::PathNotAllowed { method: none(), path: none() },
+        Refusal::MethodNotAllowed { method: none(), path: none(), allowed: "" },
+        Refusal::BadHost,
+        Refusal::Loop,
         Refusal::UnknownModel { model: none(), served: none() },
         Refusal::UnknownResponse(none()),
         Refusal::BodyTimeout(""),
@@ -252,7 +255,8 @@ mod tests {
             Failure::Silent | Failure::Shortage | Failure::Unreachable => {}
         }
         match refusal {
-            Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized | Refusal::PathNotAllowed { .. } => {}
+            Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized => {}
+            Refusal::PathNotAllowed { .. } | Refusal::MethodNotAllowed { .. } | Refusal::BadHost | Refusal::Loop => {}
             Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) | Refusal::BodyTimeout(_) => {}
             Refusal::TooLarge(_) | Refusal::Encoded(_) | Refusal::BodiesFull | Refusal::NoBackend(_) => {}
             Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } => {}

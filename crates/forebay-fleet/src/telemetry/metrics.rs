@@ -13,6 +13,7 @@ pub use super::labels::{AbortPhase, BackendState, Ejection, Outcome, Panicked, P
 use super::labels::{failure_labels, labels_of, later_refusal_labels, refusal_labels};
 use super::recorder::{Def, Kind, Registry};
 use forebay_core::error::Failure;
+use forebay_core::stream::Api;
 
 /// The label value where no pool, arm or backend was chosen.
 pub const NONE: &str = "none";
@@ -48,7 +49,7 @@ macro_rules! defs {
 }
 
 defs! {
-    REQUESTS = "forebay_requests_total", Kind::Counter, "Requests ended, by outcome.";
+    REQUESTS = "forebay_requests_total", Kind::Counter, "Requests ended, by API and outcome.";
     TTFT = "forebay_ttft_seconds", Kind::Histogram(TTFT_EDGES), "Request arrival to first token, the client's view; streams only.";
     BACKEND_TTFT = "forebay_backend_ttft_seconds", Kind::Histogram(TTFT_EDGES), "Attempt sent to the backend to first token; streams only.";
     TPOT = "forebay_tpot_seconds", Kind::Histogram(TOKEN_EDGES), "Time per output token after the first: (E2E - TTFT) / (output tokens - 1).";
@@ -57,7 +58,7 @@ defs! {
     PROMPT_TOKENS = "forebay_prompt_tokens_total", Kind::Counter, "Prompt tokens, as the backends' usage counts them.";
     EXPECTED_CACHED = "forebay_expected_cached_tokens_total", Kind::Counter, "Prompt tokens that routing expected in the prefix cache of the backend that it chose.";
     OUTPUT_TOKENS = "forebay_output_tokens_total", Kind::Counter, "Output tokens, from the backends' usage or, where there is none, counted as token events.";
-    IN_FLIGHT = "forebay_in_flight", Kind::Gauge, "Attempts under way, counted here, by phase.";
+    IN_FLIGHT = "forebay_in_flight", Kind::Gauge, "Sequences under way, counted here, by phase.";
     RETRIES = "forebay_retries_total", Kind::Counter, "Attempts that failed on this backend and were followed by another, by reason.";
     ABORTS = "forebay_aborts_total", Kind::Counter, "Requests whose client left, by phase.";
     SLO = "forebay_slo_total", Kind::Counter, "Streams that ended well, by whether they met every latency objective.";
@@ -128,7 +129,8 @@ pub struct BackendMetrics {
     /// Prompt tokens expected in its prefix cache.
     pub expected_cached_tokens: Counter,
     output_tokens: ByLabel,
-    requests: ByLabel,
+    /// By API, in the order of `Api::ALL`.
+    requests: [ByLabel; Api::ALL.len()],
     retries: ByLabel,
     aborts: ByLabel,
     slo: ByLabel,
@@ -167,7 +169,13 @@ impl BackendMetrics {
             prompt_tokens: if real { registry.counter(&PROMPT_TOKENS, &labels) } else { Counter::noop() },
             expected_cached_tokens: if real { registry.counter(&EXPECTED_CACHED, &labels) } else { Counter::noop() },
             output_tokens: of_backend(&OUTPUT_TOKENS, "source", labels_of(TokenSource::ALL, TokenSource::label)),
-            requests: counters(&REQUESTS, "outcome", outcomes),
+            requests: Api::ALL.map(|api| {
+                let one = |outcome: &&'static str| {
+                    let of_api = [labels[0], labels[1], labels[2], ("api", api.label()), ("outcome", *outcome)];
+                    (*outcome, registry.counter(&REQUESTS, &of_api))
+                };
+                ByLabel(outcomes.iter().map(one).collect())
+            }),
             retries: of_backend(&RETRIES, "reason", failure_labels()),
             aborts: counters(&ABORTS, "phase", labels_of(AbortPhase::ALL, AbortPhase::label)),
             slo: of_backend(&SLO, "met", vec!["true", "false"]),
@@ -177,8 +185,8 @@ impl BackendMetrics {
     }
 
     /// A request ended here.
-    pub fn request(&self, outcome: Outcome) {
-        self.requests.add(outcome.label(), 1);
+    pub fn request(&self, api: Api, outcome: Outcome) {
+        self.requests[api as usize].add(outcome.label(), 1);
     }
 
     /// An attempt here failed and is followed by another.

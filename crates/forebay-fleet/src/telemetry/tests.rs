@@ -14,6 +14,7 @@ use crate::view::FleetView;
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::sample::Sample;
+use forebay_core::stream::Api;
 
 fn backend_row(backend: &str) -> BackendRow {
     let readings = vec![Reading::of(&metrics::QUEUE_DEPTH, 3.0)];
@@ -39,7 +40,7 @@ fn gauges(sample: Sample) -> (Vec<BackendRow>, Vec<ArmRow>) {
 fn full_text() -> String {
     let telemetry = Telemetry::new();
     let a = telemetry.backend("m", "tp2", "10.0.0.1:8000");
-    a.request(Outcome::Success);
+    a.request(Api::Chat, Outcome::Success);
     a.ttft.record(0.04);
     a.output_tokens(TokenSource::Usage, 20);
     a.slo(true);
@@ -48,7 +49,7 @@ fn full_text() -> String {
     a.scrape_error(ProbeFailure::Timeout);
     a.ejected(Ejection::Failures);
     a.predicted(Duration::from_millis(30), Duration::from_millis(40));
-    telemetry.unrouted.request(Outcome::from(&Refusal::Unauthorized));
+    telemetry.unrouted.request(Api::Chat, Outcome::from(&Refusal::Unauthorized));
     telemetry.process.reload(Reload::Applied);
     let sample = Sample { running: Some(4.0), waiting: Some(3.0), kv_usage: Some(0.25), ..Sample::default() };
     let (backends, arms) = gauges(sample);
@@ -77,20 +78,18 @@ fn families_are_sorted_and_written_once() {
 fn removed_backends_leave_the_text_and_the_others_stay() {
     let telemetry = Telemetry::new();
     let (a, b) = (telemetry.backend("m", "tp2", "a"), telemetry.backend("m", "tp2", "b"));
-    a.request(Outcome::Success);
-    b.request(Outcome::Success);
-    telemetry.unrouted.request(Outcome::from(&Refusal::Unauthorized));
+    a.request(Api::Chat, Outcome::Success);
+    b.request(Api::Chat, Outcome::Success);
+    telemetry.unrouted.request(Api::Chat, Outcome::from(&Refusal::Unauthorized));
     let none = telemetry.backend("m", NONE, NONE);
-    none.request(Outcome::from(&Refusal::NoBackend("m".into())));
+    none.request(Api::Chat, Outcome::from(&Refusal::NoBackend("m".into())));
     let text = telemetry.render(&[backend_row("a")], &[arm_row()]);
-    assert!(text.contains(r#"forebay_requests_total{pool="m",arm="tp2",backend="a",outcome="success"} 1"#));
+    assert!(text.contains(r#"forebay_requests_total{pool="m",arm="tp2",backend="a",api="chat",outcome="success"} 1"#));
     assert!(!text.contains(r#"backend="b""#));
-    assert!(
-        text.contains(
-            r#"forebay_requests_total{pool="none",arm="none",backend="none",outcome="forebay_unauthorized"} 1"#
-        )
-    );
-    assert!(text.contains(r#"{pool="m",arm="none",backend="none",outcome="forebay_no_backend"} 1"#));
+    assert!(text.contains(
+        r#"forebay_requests_total{pool="none",arm="none",backend="none",api="chat",outcome="forebay_unauthorized"} 1"#
+    ));
+    assert!(text.contains(r#"{pool="m",arm="none",backend="none",api="chat",outcome="forebay_no_backend"} 1"#));
     let after = telemetry.render(&[], &[]);
     assert!(!after.contains(r#"pool="m""#));
 }
@@ -109,13 +108,13 @@ fn outcomes_of_every_failure_and_refusal_are_declared() {
     // `ByLabel::add` asserts in debug builds that the value is known.
     let telemetry = Telemetry::new();
     for refusal in [Refusal::Internal, Refusal::BodiesFull, Refusal::TooLarge(1), Refusal::BodyTimeout("x")] {
-        telemetry.unrouted.request(Outcome::from(&refusal));
+        telemetry.unrouted.request(Api::Chat, Outcome::from(&refusal));
     }
     let backend = BackendMetrics::unregistered();
-    backend.request(Outcome::from(&Refusal::Internal));
+    backend.request(Api::Chat, Outcome::from(&Refusal::Internal));
     let exhausted = Refusal::Exhausted { model: "m".into(), attempts: 3, failure: Failure::Died };
     assert_eq!(Outcome::from(&exhausted), Outcome::Failed(Failure::Died));
-    backend.request(Outcome::from(&exhausted));
+    backend.request(Api::Chat, Outcome::from(&exhausted));
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn sequences(count: u32) -> RequestFacts {
 /// A request of no session that has tried nothing.
 fn sessionless<'a>(facts: &'a RequestFacts, clock: &'a Clock) -> Ask<'a> {
     let lane = LaneKey::of(None, None);
-    Ask { facts, tried: &[], session: None, lane, explain: false, again: false, trial: None, clock }
+    Ask { facts, tried: &[], first: true, session: None, lane, explain: false, again: false, trial: None, clock }
 }
 
 fn ask_as(controller: &Controller, session: &str, facts: &RequestFacts, clock: &Clock) -> Result<Admission, Refusal> {

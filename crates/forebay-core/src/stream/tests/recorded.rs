@@ -88,8 +88,8 @@ fn read(api: Api, body: &[u8], size: usize) -> (String, Parser) {
     for chunk in body.chunks(size) {
         parser.push(Bytes::copy_from_slice(chunk), &mut out);
     }
-    let tail = parser.finish().unwrap_or_default();
-    let raw: Vec<u8> = out.iter().flat_map(|segment| segment.raw.to_vec()).chain(tail).collect();
+    let tail = parser.finish();
+    let raw: Vec<u8> = out.iter().chain(&tail).flat_map(|segment| segment.raw.to_vec()).collect();
     assert_eq!(raw, body);
     let mut runs: Vec<(char, u32)> = Vec::new();
     for segment in &out {

@@ -126,7 +126,8 @@ pub(in super::super) const SESSION: &Section = &Section {
 
 section! {
     name: "pools.wait_room", head: "pools.wait_room", form: "wait_room = { size = 512, timeout = \"30s\" }";
-    /// Where requests wait while every backend of the pool is at `backend_max_in_flight`. Sessions take turns.
+    /// Where requests wait while every backend of the pool is at `backend_max_in_flight`. Client keys take turns, and so do the
+    /// sessions of a key.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct WaitRoom {
         /// Requests that may wait at once. Further ones get a 503 with `Retry-After`. With `0` none waits.
