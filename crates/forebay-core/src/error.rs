@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-/// How one attempt on one backend failed: a row of the table in docs/failures.md.
+/// The way in which one attempt on one backend failed: a row of the table in docs/failures.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Connection refused, not made in time, or not resolved. The backend has seen nothing of the request.
@@ -52,7 +52,7 @@ pub enum Failure {
     ClientLeft,
 }
 
-/// Whom a failure is counted against.
+/// The party that a failure is counted against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// The backend: feeds back-off and ejection.
@@ -66,7 +66,7 @@ pub enum Blame {
 }
 
 impl Failure {
-    /// Whom the failure is counted against.
+    /// Returns whom the failure is counted against.
     #[must_use]
     pub fn blame(self) -> Blame {
         match self {
@@ -86,7 +86,7 @@ impl Failure {
         }
     }
 
-    /// Whether the request may itself have killed the backend ("query of death"). A request may see two such deaths.
+    /// Returns whether the request may itself have killed the backend ("query of death"). A request may see two such deaths.
     #[must_use]
     pub fn is_death(self) -> bool {
         matches!(
@@ -154,7 +154,7 @@ pub enum Refusal {
     /// A model that no pool serves.
     #[error("the model `{model}` does not exist here; served: {served}")]
     UnknownModel {
-        /// What the client asked for.
+        /// The model that the client asked for.
         model: String,
         /// The names that are served, comma separated.
         served: String,
@@ -192,7 +192,7 @@ pub enum Refusal {
         model: String,
         /// Attempts made.
         attempts: u32,
-        /// How the last one failed.
+        /// The last one's failure.
         failure: Failure,
     },
     /// The process ends.
@@ -247,7 +247,7 @@ impl Refusal {
         }
     }
 
-    /// Whether every backend that may have the request is at its limit.
+    /// Returns whether every backend that may have the request is at its limit.
     #[must_use]
     pub fn is_for_want_of_room(&self) -> bool {
         matches!(self, Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_))

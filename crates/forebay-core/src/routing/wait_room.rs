@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Whether a backend with `in_flight` sequences may have `sequences` more. What never reaches the engine always may; what is
+/// Returns whether a backend with `in_flight` sequences may have `sequences` more. What never reaches the engine always may; what is
 /// larger than the limit may if it has the backend for itself, or it would wait for ever.
 #[must_use]
 #[inline]
@@ -16,7 +16,7 @@ pub fn fits(in_flight: u32, sequences: u32, limit: u32) -> bool {
     sequences == 0 || in_flight == 0 || in_flight.saturating_add(sequences) <= limit
 }
 
-/// Whose requests take turns with the others'. Two that collide share their turns, no more.
+/// The key of a lane, whose requests take turns with those of other lanes. Two that collide share their turns, no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneKey(u64);
 
@@ -33,14 +33,14 @@ impl LaneKey {
     }
 }
 
-/// Where a waiter stands, for when it leaves.
+/// The place of a waiter, for when it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     lane: LaneKey,
     number: i64,
 }
 
-/// What is done with one waiter on a round through the room.
+/// The verdict on one waiter on a round through the room.
 #[derive(Debug)]
 pub enum Step<R> {
     /// It is served, and leaves with this.
@@ -51,7 +51,7 @@ pub enum Step<R> {
     Stop,
 }
 
-/// Where a newcomer stands.
+/// The standing of a newcomer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Entered<T> {
     /// It waits; one of a longer lane may have had to leave for it.
@@ -93,7 +93,7 @@ impl<T> WaitRoom<T> {
         self.len == 0
     }
 
-    /// How many wait.
+    /// Returns how many wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -110,24 +110,29 @@ impl<T> WaitRoom<T> {
         self.lanes.values().flat_map(|lane| lane.line.iter().map(|(_, waiter)| waiter))
     }
 
-    /// The same, to be changed.
+    /// Returns all that wait, in order, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.lanes.values_mut().flat_map(|lane| lane.line.iter_mut().map(|(_, waiter)| waiter))
     }
 
     /// A newcomer joins the end of its lane in a room of `size`; one that waited before (`again`) its front.
     pub fn enter(&mut self, lane: LaneKey, waiter: T, again: bool, size: usize) -> Entered<T> {
+        // A room of no size is the way to say that nobody shall wait.
         let mut displaced = None;
         if size == 0 {
             return Entered::Full(waiter);
         }
         if self.len >= size {
+            // A full room is shared: whoever has more in it than the newcomer's lane gives up its last. So one client
+            // that sends thousands cannot lock the others out.
             let own = self.lanes.get(&lane).map_or(0, |lane| lane.line.len());
             match self.last_of_a_longer_lane(own) {
                 Some(place) => displaced = self.leave(place),
                 None => return Entered::Full(waiter),
             }
         }
+        // A lane that is new, or was empty, queues behind all others. Otherwise a client with one request at a time
+        // would always be first.
         let entry = self.lanes.entry(lane).or_insert_with(|| {
             let turn = self.next_turn;
             self.next_turn += 1;
@@ -135,6 +140,8 @@ impl<T> WaitRoom<T> {
             Lane { turn, line: VecDeque::new() }
         });
         let number = if again {
+            // Numbers in a line only grow towards its back, so that a waiter is found by bisection. The front goes
+            // below zero.
             self.next_front -= 1;
             entry.line.push_front((self.next_front, waiter));
             self.next_front
@@ -158,6 +165,7 @@ impl<T> WaitRoom<T> {
     /// A waiter leaves unserved; `None` if it is not there any more.
     pub fn leave(&mut self, place: Place) -> Option<T> {
         let lane = self.lanes.get_mut(&place.lane)?;
+        // It may have been served at this very moment, and its lane may be another one by now: the number tells.
         let at = lane.line.binary_search_by_key(&place.number, |(number, _)| *number).ok()?;
         let (_, waiter) = lane.line.remove(at)?;
         self.len -= 1;
@@ -174,6 +182,8 @@ impl<T> WaitRoom<T> {
         let mut served = Vec::new();
         let mut from = 0;
         while let Some((&turn, &key)) = self.turns.range(from..).next() {
+            // A served lane gets a turn behind all others, which is past this point too: it is looked at again in the
+            // same round.
             from = turn + 1;
             let lane = self.lanes.get_mut(&key).expect("a turn is removed with its lane");
             let mut found = None;
@@ -183,6 +193,7 @@ impl<T> WaitRoom<T> {
                         found = Some((at, with));
                         break;
                     }
+                    // Passed, not stopped: what the first cannot have, a smaller request behind it may.
                     Step::Pass => {}
                     Step::Stop => return served,
                 }

@@ -14,14 +14,14 @@ const BLIND: u32 = 3;
 /// The longest time that one look can add: the watchdog, or the whole process, may have stood still meanwhile.
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
-/// What is seen of a backend at one moment.
+/// The facts seen of a backend at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sight {
     /// Attempts on the engine whose answers we wait to read: their clients read, too.
     pub waiting: u32,
     /// Counts token events and whole answers.
     pub progress: u64,
-    /// What it showed last and when, if that is not too old.
+    /// The last sample and its time, if it is not too old.
     pub sample: Option<(Sample, Time)>,
 }
 
@@ -29,7 +29,7 @@ pub struct Sight {
 #[derive(Clone, Debug, Default)]
 pub struct Watchdog {
     last: Option<(Sight, Time)>,
-    /// What it showed last and when, however old.
+    /// The last sample and its time, however old.
     sample: Option<(Sample, Time)>,
     silent: Duration,
     /// For how long its figures were *seen* to stand still: one that could not be read meanwhile may have moved.
@@ -48,21 +48,26 @@ impl Watchdog {
             (self.silent, self.stood) = (Duration::ZERO, Duration::ZERO);
             return None;
         }
+        // The first look has nothing to compare with.
         let (before, at) = last?;
+        // Work at both ends of the span: an engine that was idle in between owes nobody a token.
         if before.waiting > 0 && sight.waiting > 0 {
+            // A look that came late, on a busy machine, must not count as long silence of the engine.
             self.silent += now.since(at).min(LONGEST_STEP);
             self.stood += stood;
         }
         let seen = sight.sample.is_some_and(|(sample, _)| shows_work(sample)) && self.stood >= limit;
+        // Without figures a long prefill looks like a hang. Only figures that stand still tell the two apart.
         let limit = if seen { limit } else { limit.saturating_mul(BLIND) };
         if sight.waiting == 0 || self.silent < limit {
             return None;
         }
+        // It begins anew, so that an engine that stays stuck is reported again and not at every look.
         self.stood = Duration::ZERO;
         Some(std::mem::take(&mut self.silent))
     }
 
-    /// Whether anything shows progress since the last look, and for how long a new sample shows that nothing moved.
+    /// Returns whether anything shows progress since the last look, and for how long a new sample shows that nothing moved.
     fn compare(&mut self, sight: &Sight) -> (bool, Duration) {
         let (mut moved, mut stood) = (false, Duration::ZERO);
         if let (Some((old, before)), Some((new, at))) = (self.sample, sight.sample) {
@@ -74,13 +79,13 @@ impl Watchdog {
     }
 }
 
-/// Whether the figures say that there is work, and are such as would move.
+/// Returns whether the figures say that there is work, and are such as would move.
 fn shows_work(sample: Sample) -> bool {
     let busy = sample.running.zip(sample.waiting).is_some_and(|(running, waiting)| running + waiting > 0.0);
     busy && (sample.kv_usage.is_some() || sample.steps.is_some())
 }
 
-/// Whether a figure that both have is another one. An absent one shows nothing.
+/// Returns whether a figure that both have is another one. An absent one shows nothing.
 fn differs(old: &Sample, new: &Sample) -> bool {
     let pairs =
         [(old.steps, new.steps), (old.kv_usage, new.kv_usage), (old.running, new.running), (old.waiting, new.waiting)];
@@ -107,7 +112,7 @@ mod tests {
         }
     }
 
-    /// As of now; `found_after` and the others fill in the time.
+    /// Returns a sight as of now; `found_after` and the others fill in the time.
     fn waits(sample: Option<Sample>) -> Sight {
         Sight { waiting: 1, progress: 0, sample: sample.map(|sample| (sample, Time::ZERO)) }
     }

@@ -22,7 +22,7 @@ const LINGER: Duration = Duration::from_millis(20);
 /// Characters of a string that a client chose.
 const CLIENT_TEXT: usize = 256;
 
-/// How lines are written, here and in the trace.
+/// The format of lines, here and in the trace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// For people: `key=value`.
@@ -44,7 +44,7 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// What one request was. Absent figures are left out of the line.
+/// The facts about one request. Absent figures are left out of the line.
 #[derive(Clone, Debug)]
 pub struct AccessRecord {
     /// `x-request-id`, taken or made.
@@ -69,7 +69,7 @@ pub struct AccessRecord {
     pub backend: Option<Arc<str>>,
     /// The status sent to the client; 499 if it left before one was.
     pub status: u16,
-    /// How it ended.
+    /// The way in which it ended.
     pub outcome: Outcome,
     /// Attempts made on backends.
     pub attempts: u32,
@@ -205,7 +205,7 @@ fn push_quoted(line: &mut String, word: &str) {
     line.push('"');
 }
 
-/// Where access records go. Clones share one writer, which ends with the last of them.
+/// A sink for access records. Clones share one writer, which ends with the last of them.
 #[derive(Clone, Debug)]
 pub struct AccessLog(Option<Arc<Open>>);
 
@@ -259,7 +259,7 @@ impl AccessLog {
         Ok(AccessLog(Some(Arc::new(Open { shared, dropped }))))
     }
 
-    /// Whether records are written at all, so that none need be made.
+    /// Returns whether records are written at all, so that none need be made.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.0.is_some()
@@ -268,14 +268,17 @@ impl AccessLog {
     /// Takes a record. Never waits for the sink.
     pub fn write(&self, record: AccessRecord) {
         let Some(open) = &self.0 else { return };
+        // The time of the end, not of the writing, which may be later. Boxed: the queue moves a pointer under the lock.
         let record = (SystemTime::now(), Box::new(record));
         let mut queue = open.shared.lock();
+        // A reader that does not keep up costs lines and never a request.
         if queue.records.len() >= CAPACITY {
             drop(queue);
             open.dropped.increment(1);
             return;
         }
         queue.records.push(record);
+        // The writer is woken once for a batch, not for each line.
         let first = queue.records.len() == 1;
         drop(queue);
         if first {
@@ -289,6 +292,7 @@ impl AccessLog {
     pub fn flush(&self, limit: Duration) -> bool {
         let Some(open) = &self.0 else { return true };
         let mut queue = open.shared.lock();
+        // The writer waits a moment for more. Nobody who flushes should wait with it.
         queue.hurry = true;
         open.shared.work.notify_one();
         let busy = |queue: &mut Queue| queue.writing || !queue.records.is_empty();
@@ -313,10 +317,12 @@ fn write_all(shared: &Shared, format: Format, mut sink: Box<dyn Write + Send>, l
         let queue = shared.lock();
         let idle = |queue: &mut Queue| queue.records.is_empty() && !queue.closed;
         let queue = shared.work.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
+        // One write for many lines, since a system call costs more than a line.
         let early = |queue: &mut Queue| !queue.hurry && !queue.closed && queue.records.len() < CAPACITY / 2;
         let waited = shared.work.wait_timeout_while(queue, LINGER, early);
         let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let records = std::mem::take(&mut queue.records);
+        // The records are out of the queue and not written yet: a flush must wait for them as well.
         queue.writing = true;
         let closed = queue.closed;
         drop(queue);

@@ -10,10 +10,10 @@ use super::log::Format;
 /// The environment variable with the filter, used where the command line gives none.
 pub const FILTER_VARIABLE: &str = "FOREBAY_LOG";
 
-/// What is logged where nobody says: state changes of ours, warnings of the libraries.
+/// The filter where nobody names one: state changes of ours, warnings of the libraries.
 const DEFAULT_FILTER: &str = "warn,forebay=info";
 
-/// Why the log could not be set up.
+/// Reason why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// The filter cannot be read.
@@ -23,7 +23,7 @@ pub enum TraceError {
     Filter {
         /// The filter as given.
         filter: String,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: String,
     },
     /// Something in this process has set up a log before.
@@ -40,6 +40,7 @@ pub fn init(format: Format, filter: Option<&str>) -> Result<(), TraceError> {
     let filter = read_filter(filter.or(from_environment.as_deref()).unwrap_or(DEFAULT_FILTER))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Standard output is the access log's.
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     let done = match format {
