@@ -64,6 +64,8 @@ impl Proxy {
         let seed = seed(&self.0, &snapshot);
         let peek = peek(question.request.get().as_bytes(), body_session(&snapshot).as_deref(), seed)
             .map_err(|error| Refusal::BadRequest(format!("the request's body: {error}")))?;
+        // The same steps as for a request that is served, by the same functions: an explanation that went another way
+        // would lie.
         let parsed = Parsed { model: peek.model.clone(), peek: Some(peek) };
         let peek = parsed.peek.as_ref();
         let pinned = pinned(&self.0, &snapshot, Route::Model(endpoint), peek)?;
@@ -71,6 +73,7 @@ impl Proxy {
         // As for a request that is served: where a header has the session, the body's member of that name is none.
         let in_body = peek.filter(|_| matches!(pool.session, SessionKey::Body(_)));
         let session = question.session.clone().or_else(|| in_body?.session.clone());
+        // Its own chance: a question must not change where the next request goes.
         let mut rng = fastrand::Rng::new();
         let arm = match &question.arm {
             Some(name) => arm_named(pool, name)?,

@@ -72,6 +72,7 @@ fn endpoint(path: &str) -> Option<Endpoint> {
 /// Finds the route of a request; `None` is a path or method that is not served.
 pub(crate) fn find<'a>(method: &str, path: &'a str) -> Option<Route<'a>> {
     if let Some(found) = endpoint(path) {
+        // A known path with another method is not served either, and is told so by the caller.
         return (method == "POST").then_some(Route::Model(found));
     }
     if let Some(rest) = path.strip_prefix("/v1/responses/") {

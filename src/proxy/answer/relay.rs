@@ -61,6 +61,7 @@ impl Events {
                 wire.send(segment.raw.clone()).await?;
             }
         }
+        // The gap before the first token is no gap: it is TTFT.
         let mut pace = Pace { last: self.first_at, counted: self.parser.token_events() };
         let mut segments = first;
         segments.clear();
@@ -76,9 +77,11 @@ impl Events {
             pace.observe(&self.parser, now, blocked, ticket, record);
             segments.clear();
         }
+        // Bytes after the last blank line are passed on, though no event is complete in them.
         if let Some(tail) = self.parser.finish() {
             wire.send(tail).await?;
         }
+        // An end without the API's end marker is a cut, even where the connection closed well.
         if self.is_over() { Ok(()) } else { Err(Failure::Truncated) }
     }
 
@@ -94,6 +97,8 @@ impl Events {
     /// Sends whole events: the chunk as it came where it is just that, else event by event.
     async fn forward(&self, wire: &mut Wire, chunk: &Bytes, segments: &[Segment]) -> Result<(), Failure> {
         let whole: usize = segments.iter().map(|segment| segment.raw.len()).sum();
+        // The usual chunk is whole events, all of them the client's. It goes on as one piece, in the memory that it
+        // came in.
         let as_it_came = whole == chunk.len()
             && segments.first().is_some_and(|first| first.raw.as_ptr() == chunk.as_ptr())
             && segments.iter().all(|segment| self.is_for_client(segment));

@@ -44,11 +44,14 @@ pub(crate) async fn hold(
             },
         };
         let now = means.clock.now();
+        // Also a comment is a sign of life, which the alarm asks for.
         heard.note(now);
+        // Parsed before anything is sent: until the first token the answer is nobody's, and may be thrown away.
         parser.push(chunk, &mut segments);
         let mut committed = false;
         for segment in segments.drain(..) {
             match segment.kind {
+                // A keep-alive comment proves nothing and would commit the head if it were sent.
                 EventKind::Comment if !committed => continue,
                 EventKind::Error { code, engine_dead } if !committed && code >= 500 => {
                     let failure = Failure::ErrorEvent { code, engine_dead };
@@ -67,6 +70,7 @@ pub(crate) async fn hold(
             }
             held.push(segment);
         }
+        // A backend that sends only what proves nothing must not fill the memory.
         committed |= bytes > HELD_MAX;
         if committed {
             let strip_usage = work.usage_injected;

@@ -80,6 +80,7 @@ pub(crate) async fn run(
                 return over(work, &seen, stage(early), last_answer);
             }
         };
+        // A retry is paid for once there is a backend for it, so that none is paid for in vain.
         if let Some(failure) = last_failure {
             if !work.pool.retry(clock.now()) {
                 return over(work, &seen, stage(early), last_answer);
@@ -89,6 +90,7 @@ pub(crate) async fn run(
         record.dispatched(&dispatched);
         let mut ticket = dispatched.ticket;
         let backend = ticket.backend().id;
+        // From before the request goes out: an alarm in between must end this attempt as well.
         let mut watch = ticket.watch(clock.now());
         let (failure, answer) =
             match attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), &mut seen).await {
@@ -99,6 +101,7 @@ pub(crate) async fn run(
                 }
                 Err(Uncommitted::Failed(failure, answer)) => (failure, answer),
             };
+        // Asked before the failure is taken down: both count what came before it.
         let verdict = verdict(failure, &seen);
         if seen.blames(failure) {
             suspicion = failed(work, means.controller, ticket, failure, clock).or(suspicion);
@@ -107,6 +110,7 @@ pub(crate) async fn run(
             suspicion.take().into_iter().for_each(Suspicion::withdraw);
         }
         seen.note(failure);
+        // Also if it was not to blame: the request would meet the same there.
         tried.push(backend);
         // What is our own fault (misconfigured) is never the client's to read.
         if is_answer(failure) && answer.is_some() {
@@ -167,6 +171,7 @@ async fn attempt(
             }
         };
         let result = tokio::select! {
+            // An answer that is there counts, even if the alarm went off at the same moment.
             biased;
             result = trying => result,
             failure = watch.ended(clock) => Err(failure.into()),
@@ -198,6 +203,7 @@ async fn try_once(
     heard.note(clock.now());
     let (head, body) = response.into_parts();
     tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
+    // By what came, not by what was asked for: a backend may answer a stream with a document.
     if head.status.is_success() && is_event_stream(&head.headers) {
         let (events, body) = hold(work, record, means, (ticket, heard), body).await?;
         return Ok((head, body, Form::Events(events)));

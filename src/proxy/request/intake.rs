@@ -143,6 +143,7 @@ where
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     loop {
+        // A limit on the whole alone would let a client hold memory for minutes with a byte each.
         let frame = match tokio::time::timeout(PIECE_TIMEOUT, body.frame()).await {
             Err(_) => return Err(Refusal::BodyTimeout("10 s between two pieces")),
             Ok(None) => break,
@@ -151,10 +152,12 @@ where
         };
         let Ok(data) = frame.into_data() else { continue };
         let total = (first.len() + rest.len() + data.len()) as u64;
+        // Before the memory is taken: a body that is too large must not push others out.
         if total > limits.one {
             return Err(Refusal::TooLarge(limits.one));
         }
         held.grow(total, limits.all)?;
+        // Most bodies come in one piece, which is kept without a copy.
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
@@ -173,6 +176,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
+    // Nothing is left to be read.
     if body.is_end_stream() {
         return;
     }

@@ -161,8 +161,10 @@ struct Members<'a> {
 pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Peek, PeekError> {
     let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
+    // One pass finds the members, a second one looks into the few that count: most bytes are seen once.
     let mut members = Members::default();
     each_member(text, |key, value| members.take(&key, value, session)).map_err(|error| {
+        // Another pass, in the case of an error alone, for a message that says which of the two mistakes it was.
         let other = body[open] != b'{' && serde_json::from_str::<&RawValue>(text).is_ok();
         if other { PeekError::NotObject } else { PeekError::NotJson(error.to_string()) }
     })?;
@@ -174,17 +176,20 @@ pub fn peek(body: &[u8], session: Option<&str>, seed: Option<u64>) -> Result<Pee
     let mut prompts = 1;
     for (name, value) in PROMPT.iter().zip(members.prompt) {
         let Some(value) = value else { continue };
+        // Tools are put into the prompt as JSON, keys included, so that all of their bytes are text.
         if *name == "tools" {
             weight.text += value.get().len() as u64;
             prefix.text(value.get().as_bytes(), 0);
             continue;
         }
         let elements = weight.add(value.get().as_bytes(), &mut prefix);
+        // Each element is a prompt of its own, and a sequence in the engine.
         if matches!(*name, "prompt" | "input") {
             prompts = elements.max(prompts);
         }
     }
     let count = |value: Option<&RawValue>| value.and_then(number);
+    // `best_of` runs all of its sequences, however few are returned.
     let n = count(members.n).unwrap_or(1).max(count(members.best_of).unwrap_or(1)).max(1);
     Ok(Peek {
         model: read_string(text, "model", members.model)?,

@@ -165,6 +165,8 @@ pub(crate) async fn prepare(
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     record.streamed = streamed;
     let session = session(&pool, head, parsed.peek.as_ref());
+    // By session, before anybody looks at loads: the arm must not depend on how busy it is, or a comparison would
+    // compare moments.
     let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
     let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
@@ -226,6 +228,7 @@ pub(crate) fn pinned(
         _ => peek.and_then(|peek| peek.previous_response_id.as_deref()),
     };
     let Some(id) = id else { return Ok(None) };
+    // A stored response is in one backend's memory. Any other would answer that it does not exist.
     let home = shared.responses.find(id).filter(|backend| snapshot.backend(*backend).is_some());
     home.map(Some).ok_or_else(|| Refusal::UnknownResponse(id.to_owned()))
 }
@@ -272,6 +275,7 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     let Some(model) = model else {
         return match snapshot.pools.as_slice() {
             [] => Ok(None),
+            // vLLM takes its own model where a request names none. With several pools there is no such one.
             [only] => Ok(Some(only)),
             _ => Err(Refusal::NoModel(models::names(snapshot))),
         };
@@ -279,6 +283,7 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     if snapshot.pools.is_empty() {
         return Ok(None);
     }
+    // An adapter that was loaded at run time is in no configuration, but in a backend's list.
     let listed = || snapshot.pools.iter().find(|pool| pool.members().iter().any(|m| m.backend.lists(model)));
     let found = snapshot.pool(model).or_else(listed);
     let unknown = || Refusal::UnknownModel { model: model.to_owned(), served: models::names(snapshot) };
@@ -336,6 +341,7 @@ fn outgoing(pool: &Pool, settings: &Config, endpoint: Endpoint, parsed: &Parsed,
     };
     let mut splice = Splice::default();
     let injected = settings.stream.usage == UsageMode::Inject && splice.inject_usage(endpoint.api, peek);
+    // Both forms are made now: which one is sent depends on the backend, and attempts must not read the body again.
     let renamed = parsed.model.as_ref().filter(|asked| pool.aliases.contains(asked)).map(|_| {
         let mut splice = splice.clone();
         splice.replace_model(peek, &pool.model);
