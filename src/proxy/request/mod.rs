@@ -2,7 +2,7 @@
 
 pub(crate) mod auth;
 pub(crate) mod intake;
-mod multipart;
+pub mod multipart;
 pub mod peek;
 mod prefix;
 pub mod splice;
