@@ -531,6 +531,33 @@ fn nothing_is_left_over() {
     report(&rust.flat_map(|path| leftovers(&path, &read(&path))).collect::<Vec<_>>());
 }
 
+/// Where a test may let real time pass: the harness, which looks again, and the two peers whose pace is a part of a script.
+const MAY_SLEEP: &[&str] = &["tests/it/harness.rs", "tests/it/mock.rs", "tests/it/client.rs"];
+
+/// A test that sleeps proves nothing on a slow machine and wastes its time on a fast one.
+fn bare_waits(path: &str, source: &str) -> Vec<String> {
+    let code = code_only(source);
+    let waits = ["thread::sleep", "time::sleep", "sleep_until", "park_timeout"].into_iter();
+    let found = waits.filter(|_| !within(path, MAY_SLEEP)).flat_map(|word| uses(&code, word));
+    found
+        .map(|line| format!("{path}:{line}: a bare wait; wait for a condition with `eventually` or `awaited`"))
+        .collect()
+}
+
+#[test]
+fn tests_wait_for_conditions() {
+    let tests = files("tests").into_iter().filter(|path| is_rust(path));
+    report(&tests.flat_map(|path| bare_waits(&path, &read(&path))).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_bare_wait_is_seen() {
+    assert_eq!(bare_waits("tests/it/x.rs", "fn f() {\n std::thread::sleep(ms(5));\n}\n").len(), 1);
+    assert_eq!(bare_waits("tests/it/x.rs", "async fn f() { tokio::time::sleep(ms(5)).await }").len(), 1);
+    assert!(bare_waits("tests/it/x.rs", "// thread::sleep\nlet sleeps = is_sleeping();").is_empty());
+    assert!(bare_waits("tests/it/mock.rs", "std::thread::sleep(time);").is_empty());
+}
+
 #[test]
 fn nothing_outside_the_project_is_named() {
     let folders = ["src", "crates", "tests", "benches", "config", "docker", "docs", "fuzz"];

@@ -75,6 +75,7 @@ pub(super) async fn no_page(State(named): State<bool>, request: Request, next: N
 fn refusal(headers: &HeaderMap, uri: &Uri, named: bool) -> Option<(StatusCode, &'static str)> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let kind = text(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next()).map(str::trim);
+    // A page in a browser can post forms and plain text anywhere without being asked. JSON it cannot.
     if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
         return Some((
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -83,9 +84,11 @@ fn refusal(headers: &HeaderMap, uri: &Uri, named: bool) -> Option<(StatusCode, &
     }
     let host = host_of(headers, uri);
     let own = |origin: &str| origin.split_once("://").is_some_and(|(_, at)| at.eq_ignore_ascii_case(host));
+    // Browsers say where a request comes from; other clients send no such header.
     if headers.contains_key(header::ORIGIN) && !text(header::ORIGIN).is_some_and(own) {
         return Some((StatusCode::FORBIDDEN, "a page of another origin may change nothing here"));
     }
+    // A name may be made to point at this machine by whoever owns it. An address cannot.
     if !named && !is_address(host) {
         let words = "without a token a change is taken only under an address such as 127.0.0.1, or localhost";
         return Some((StatusCode::FORBIDDEN, words));

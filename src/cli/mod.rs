@@ -6,11 +6,13 @@ pub mod bench;
 pub mod check;
 #[cfg(feature = "bench")]
 pub mod compare;
+pub mod completions;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
 #[cfg(feature = "bench")]
 pub mod experiment;
 pub mod explain;
+pub mod man;
 #[cfg(feature = "plan")]
 pub mod plan;
 pub mod serve;
@@ -19,12 +21,12 @@ pub mod sim;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// A load-balancing reverse proxy for several vLLM servers. Routes streaming requests by queue depth and measured time to
 /// first token, and exports latency by backend and by arm.
 #[derive(Parser)]
-#[command(name = "forebay", version, arg_required_else_help = true)]
+#[command(name = "forebay", version = env!("FOREBAY_VERSION"), arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,6 +55,10 @@ enum Command {
     /// Compare two arrangements of two GPUs on simulated backends, through the real proxy.
     #[cfg(all(feature = "sim", feature = "bench"))]
     Demo(demo::Args),
+    /// Print a script that completes the command line in a shell.
+    Completions(completions::Args),
+    /// Print the manual page.
+    Man(man::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -72,5 +78,7 @@ pub fn run() -> ExitCode {
         Command::Sim(args) => sim::run(args),
         #[cfg(all(feature = "sim", feature = "bench"))]
         Command::Demo(args) => demo::run(args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }

@@ -66,6 +66,8 @@ impl Proxy {
         let seed = seed(&self.0, &snapshot);
         let peek = peek(question.request.get().as_bytes(), body_sessions(&snapshot).iter().map(String::as_str), seed)
             .map_err(|error| Refusal::BadRequest(format!("the request's body: {error}")))?;
+        // The same steps as for a request that is served, by the same functions: an explanation that went another way
+        // would lie.
         let parsed = Parsed { model: peek.model.clone(), peek: Some(peek) };
         let peek = parsed.peek.as_ref();
         let (route, model) = (Route::Model(endpoint), parsed.model.as_deref());

@@ -42,6 +42,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 const REQUEST_ID_MAX: usize = 128;
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // What `connection` names is for this hop alone. Taken down first, since that header goes as well.
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -73,6 +74,7 @@ pub(crate) fn for_backend(
     if streamed {
         headers.remove(ACCEPT_ENCODING);
     }
+    // A client key of Forebay's is none of the backend's business.
     if !keep_authorization {
         headers.remove(AUTHORIZATION);
         headers.remove(API_KEY);

@@ -102,6 +102,7 @@ where
         if let Some(answer) = probed {
             return Box::pin(std::future::ready(Ok(answer)));
         }
+        // From here on everything is counted: the record's drop writes the log, whatever happens.
         let record = Record::new(&shared, self.client, &head);
         let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
         let telemetry = Arc::clone(&shared.telemetry);
@@ -126,6 +127,8 @@ where
         Ok(Admitted::Answer(json)) => return record.local(StatusCode::OK, json),
         Err(refusal) => return record.refuse(&refusal),
     };
+    // Whoever waits for the head may be dropped by hyper at any moment. The task below goes on and sees it by the
+    // channel.
     let (reply, answer) = oneshot::channel();
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     let telemetry = Arc::clone(&shared.telemetry);
@@ -164,6 +167,7 @@ where
             return Err(refusal);
         }
     };
+    // Once for a request: all that follows is about one configuration, also if another one is taken over meanwhile.
     let snapshot = shared.fleet.snapshot();
     match route {
         // As any request without a body that goes to a backend.
@@ -188,6 +192,7 @@ where
             return Err(refusal);
         }
     };
+    // The time until here is the client's own, and no overhead.
     record.body_read = Some(shared.clock.now());
     let target = route::target(&head.uri, &path);
     let intake = work::Intake { head, route, target, bytes, held };

@@ -9,6 +9,7 @@ fn entries(pool: &Pool) -> Vec<Value> {
     let mut found: Vec<Value> = Vec::new();
     let known = |found: &[Value], id: &str| found.iter().any(|entry| entry["id"] == id);
     for member in pool.members() {
+        // What backends say of their models is passed on as it is, adapters included: clients read fields of it.
         for card in member.backend.models.load().iter() {
             if card["id"].as_str().is_some_and(|id| !known(&found, id)) {
                 found.push(card.clone());

@@ -142,6 +142,7 @@ impl Upstream {
         let sent = self.clock.now();
         match client.request(request).await {
             Ok(mut response) => {
+                // From now on this connection is a reused one, whose break may just be the server's idle timeout.
                 if let Some(mark) = response.extensions_mut().remove::<UseMark>() {
                     mark.set();
                 }
@@ -173,6 +174,8 @@ fn classify(error: &ClientError, after: Duration) -> Failure {
     }
     match extensions.get::<UseMark>() {
         Some(mark) if mark.is_used() => {
+            // A server may close an idle connection at the very moment at which it is used. Only then is a second try
+            // free.
             if after < REUSE_WINDOW && (was_never_sent(error) || !mark.has_answered()) {
                 Failure::Reused
             } else {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 
 use crate::client::{Conn, H2, on_h2, post};
-use crate::harness::{Forebay, Harness, eventually, ms};
+use crate::harness::{Forebay, Harness, awaited, eventually};
 use crate::mock::{Mock, Script, Step, chunk, stream_head, token};
 
 const STREAM: &str = r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
@@ -304,16 +304,6 @@ async fn leave_h2(phase: Phase, reached: impl Fn() -> bool, h2: &mut H2) -> Inst
     drop(body.frame().await.unwrap().unwrap());
     drop(body);
     Instant::now()
-}
-
-/// `eventually` for a test that must not block its own connection; the caller has the deadline.
-async fn awaited<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        tokio::time::sleep(ms(1)).await;
-    }
 }
 
 /// The last step that matters: a client that leaves while its body is still under way was never given to a backend.

@@ -9,9 +9,7 @@ use serde_json::Value;
 
 use crate::client::{Answer, Conn, End, post};
 use crate::harness::{Forebay, Harness, eventually, ms};
-use crate::mock::{
-    DONE, Gate, Mock, Script, Seen, Step, answer, chunk, last_chunk, like_vllm, stream, stream_head, token,
-};
+use crate::mock::{DONE, Mock, Script, Seen, Step, answer, chunk, last_chunk, like_vllm, stream, stream_head, token};
 
 const SEED: u64 = 7;
 /// How much more memory may be resident at the end than after a fifth of the requests.
@@ -98,17 +96,9 @@ fn error(message: &str) -> String {
     format!(r#"{{"error":{{"message":"{message}","type":"InternalServerError","param":null,"code":500}}}}"#)
 }
 
-/// The same script with a pause before each step.
+/// Returns a script with a pause before each step.
 fn slowly(script: Script) -> Script {
-    let gates: Vec<Gate> = script.iter().map(|_| Gate::new()).collect();
-    let opened = gates.clone();
-    std::thread::spawn(move || {
-        for gate in opened {
-            std::thread::sleep(ms(5));
-            gate.open();
-        }
-    });
-    gates.into_iter().zip(script).flat_map(|(gate, step)| [Step::Wait(gate), step]).collect()
+    script.into_iter().flat_map(|step| [Step::Pause(ms(5)), step]).collect()
 }
 
 /// What a client does.
@@ -286,25 +276,20 @@ fn held(load: &Value) -> BTreeMap<&'static str, f64> {
 /// What a Forebay holds when nothing is under way.
 #[derive(Debug)]
 struct AtRest {
-    descriptors: usize,
     threads: usize,
     rss_kib: u64,
 }
 
-/// Waits until nothing is held, and says what is left.
-fn at_rest(forebay: &Forebay) -> AtRest {
+/// Waits until nothing is held and no more descriptors are open than these, and says what is left.
+fn at_rest(forebay: &Forebay, most: usize) -> AtRest {
     eventually("nothing is in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
     for load in loads(forebay) {
         assert!(held(&load).values().all(|value| *value == 0.0), "held at the end: {load}");
     }
-    // Those that are kept alive are let go after 4 s; probes and scrapes come and go all the time, so that the least is what stays.
-    let descriptors = (0..120).map(|_| {
-        std::thread::sleep(ms(50));
-        descriptors(forebay)
-    });
-    let descriptors = descriptors.min().unwrap();
+    // Connections that are kept alive are let go after 4 s.
+    eventually(&format!("at most {most} descriptors are open"), || (descriptors(forebay) <= most).then_some(()));
     let threads = std::fs::read_dir(format!("/proc/{}/task", forebay.pid())).unwrap().count();
-    AtRest { descriptors, threads, rss_kib: forebay.rss_kib() }
+    AtRest { threads, rss_kib: forebay.rss_kib() }
 }
 
 /// So many requests of all clients.
@@ -331,13 +316,15 @@ fn after_a_storm_of_failures_and_leaving_clients_nothing_is_held_and_all_is_coun
     eventually("probes of every backend", || {
         loads(&forebay).iter().all(|load| load["scrape"].is_object()).then_some(())
     });
+    // Probes and scrapes come and go all the time.
+    let most = descriptors(&forebay) + 4;
     let started = Instant::now();
     // The first fifth fills pools, buffers and caches; memory is compared from there on.
     let mut tallies = storm(&forebay, 0, requests() / 5);
-    let warm = at_rest(&forebay);
+    let warm = at_rest(&forebay, most);
     tallies.extend(storm(&forebay, 1, requests() - requests() / 5));
     let took = started.elapsed();
-    let end = at_rest(&forebay);
+    let end = at_rest(&forebay, most);
 
     counted_once(&forebay, &tallies);
     let log = forebay.log();
@@ -350,7 +337,7 @@ fn after_a_storm_of_failures_and_leaving_clients_nothing_is_held_and_all_is_coun
         sum(|tally| tally.cut),
         sum(|tally| tally.left),
     );
-    assert!(end.descriptors <= warm.descriptors + 4 && end.threads <= warm.threads, "{warm:?}, then {end:?}");
+    assert!(end.threads <= warm.threads, "{warm:?}, then {end:?}");
     assert!(end.rss_kib as f64 <= warm.rss_kib as f64 * RSS_GROWTH, "{warm:?}, then {end:?}");
 }
 

@@ -279,6 +279,18 @@ impl Conn {
         Some(chunk)
     }
 
+    /// Reads a chunked body as a slow reader does: after every `bytes` it reads nothing for this long. Returns how much it read.
+    pub(crate) fn read_slowly(&mut self, bytes: usize, pause: Duration) -> usize {
+        let mut read = 0;
+        while let Some(chunk) = self.chunk().filter(|chunk| !chunk.is_empty()) {
+            read += chunk.len();
+            if read % bytes < chunk.len() {
+                std::thread::sleep(pause);
+            }
+        }
+        read
+    }
+
     fn chunks(&mut self) -> (Vec<u8>, End) {
         let mut body = Vec::new();
         loop {

@@ -1,5 +1,5 @@
 //! A `forebay serve` of its own for each test: own ports, own files, killed by its pid when the test ends. Waiting is always
-//! [`eventually`], with a deadline; no test sleeps and hopes.
+//! [`eventually`], with a deadline; no test sleeps and hopes (`tests/tidy.rs` sees to it).
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -30,7 +30,7 @@ pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     eventually_within(DEADLINE, what, look)
 }
 
-/// The same with a deadline of its own.
+/// [`eventually`] with a deadline of its own.
 pub(crate) fn eventually_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -40,6 +40,29 @@ pub(crate) fn eventually_within<T>(limit: Duration, what: &str, mut look: impl F
         assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
         std::thread::sleep(ms(2));
     }
+}
+
+/// [`eventually`] for a test that must not block its own h2 connection, which has the deadline (`client::on_h2`).
+pub(crate) async fn awaited<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        tokio::time::sleep(ms(1)).await;
+    }
+}
+
+/// Waits until a figure has stopped growing, which is so when it has not risen in 20 looks, 20 ms apart. Returns the highest.
+pub(crate) fn settled(limit: Duration, what: &str, mut figure: impl FnMut() -> u64) -> u64 {
+    let (started, mut highest, mut same) = (Instant::now(), figure(), 0);
+    while same < 20 {
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(ms(20));
+        let now = figure();
+        same = if now > highest { 0 } else { same + 1 };
+        highest = highest.max(now);
+    }
+    highest
 }
 
 /// A port that nothing uses, below those that the system hands out by itself.

@@ -624,13 +624,17 @@ fn a_connection_serves_one_client_after_another_kind_of_answer() {
 fn a_clients_pause_is_no_token_gap() {
     // More than the sockets between can hold.
     let tokens = token("Hi").repeat(30_000);
-    let mock = Mock::playing(stream(&[token("Hi").as_str(), tokens.as_str(), DONE]));
+    let mock = Mock::replying(move |seen| match seen.json()["stream"] == true {
+        true => stream(&[token("Hi").as_str(), tokens.as_str(), DONE]),
+        // Longer than the edge that is looked at.
+        false => [vec![Step::Pause(ms(700))], answer(200, &[], CHAT)].concat(),
+    });
     let forebay = one(&mock);
     let mut client = Conn::open_narrow(forebay.address);
     client.send(&post(PATH, &[], STREAM.as_bytes()));
     let head = client.head();
-    // The pause itself: longer than the edge that is looked at.
-    std::thread::sleep(ms(700));
+    // The client reads nothing for as long as another answer takes.
+    assert_eq!(forebay.post(PATH, UNARY).status, 200);
     assert_eq!(client.body(&head).1, End::Whole);
     let observed = |edge: &str| forebay.metric("forebay_itl_seconds_bucket", &[edge]);
     eventually("gaps are observed", || (observed("le=\"+Inf\"") > 0.0).then_some(()));

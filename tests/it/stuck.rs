@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use crate::client::{Conn, End, post};
-use crate::harness::{Forebay, Harness, eventually, eventually_within, ms};
+use crate::harness::{Forebay, Harness, eventually, eventually_within, ms, settled};
 use crate::mock::{CHAT, Mock, Step, answer, chunk, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
@@ -20,14 +20,7 @@ fn framed(text: &str) -> Vec<u8> {
 
 /// Memory once it no longer grows: everything between two stuck peers is full.
 fn settled_kib(forebay: &Forebay) -> u64 {
-    let (mut highest, mut same) = (0, 0);
-    eventually_within(ms(60_000), "its memory stays", || {
-        let now = forebay.rss_kib();
-        same = if now > highest { 0 } else { same + 1 };
-        highest = highest.max(now);
-        std::thread::sleep(ms(20));
-        (same > 20).then_some(highest)
-    })
+    settled(ms(60_000), "its memory stays", || forebay.rss_kib())
 }
 
 #[test]

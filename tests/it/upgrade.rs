@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::client::{Conn, End, post};
 use crate::harness::{Forebay, Harness, eventually, eventually_within, ms};
@@ -15,9 +15,9 @@ const HELD: &str = r#"{"model":"tiny","stream":true,"messages":[],"user":"held"}
 /// Who waits for the sockets says so.
 const WAITS: &str = "waiting for the listening sockets";
 
-/// How long the load goes on before and after.
-fn around() -> Duration {
-    if std::env::var("FOREBAY_SIZE").is_ok_and(|size| size == "full") { ms(7000) } else { ms(300) }
+/// How many answers the load has before and after, at least.
+fn around() -> usize {
+    if std::env::var("FOREBAY_SIZE").is_ok_and(|size| size == "full") { 5000 } else { 50 }
 }
 
 /// A backend whose held streams end when the test says so.
@@ -58,6 +58,13 @@ impl Load {
         !self.stop.load(Ordering::Relaxed)
     }
 
+    /// Waits until so many more requests are answered.
+    fn await_answers(&self, count: usize) {
+        let enough = self.answered.load(Ordering::Relaxed) + count;
+        let answered = || self.answered.load(Ordering::Relaxed);
+        eventually_within(ms(60_000), "the load is answered", || (answered() >= enough).then_some(()));
+    }
+
     fn check(&self, answer: &crate::client::Answer) {
         assert_eq!((answer.status, answer.end), (200, End::Whole), "{}", answer.text());
         self.answered.fetch_add(1, Ordering::Relaxed);
@@ -88,7 +95,11 @@ impl Load {
             let answer = Conn::open(admin).ask(b"GET /metrics HTTP/1.1\r\nhost: admin\r\n\r\n");
             assert_eq!((answer.status, answer.end), (200, End::Whole));
             self.scraped.fetch_add(1, Ordering::Relaxed);
-            std::thread::sleep(ms(200));
+            // A scrape is some requests' time, and no more: the load is what is upgraded under.
+            let next = self.answered.load(Ordering::Relaxed) + 10;
+            eventually("ten more are answered", || {
+                (self.answered.load(Ordering::Relaxed) >= next || !self.goes_on()).then_some(())
+            });
         }
     }
 }
@@ -118,7 +129,7 @@ fn an_upgrade_under_load_fails_no_request_no_scrape_and_no_stream() {
             .flat_map(|_| [scope.spawn(|| load.ask_anew(address)), scope.spawn(|| load.ask_again(address))])
             .chain([scope.spawn(|| load.scrape(admin))])
             .collect();
-        std::thread::sleep(around());
+        load.await_answers(around());
         let mut new = old.another(&["--upgrade"]);
         eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
         old.signal("QUIT");
@@ -126,7 +137,7 @@ fn an_upgrade_under_load_fails_no_request_no_scrape_and_no_stream() {
         gate.open();
         all_end_well(&mut held);
         assert_eq!(old.exit(ms(15_000)).code(), Some(0));
-        std::thread::sleep(around());
+        load.await_answers(around());
         load.stop.store(true, Ordering::Relaxed);
         clients.into_iter().for_each(|client| client.join().expect("no request failed"));
         new

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::client::{Conn, End, on_h2, post};
-use crate::harness::{Forebay, Harness, eventually, ms};
+use crate::harness::{Forebay, Harness, awaited, eventually, ms};
 use crate::mock::{DONE, Gate, Mock, Script, Step, answer, chunk, last_chunk, like_vllm, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
@@ -62,7 +62,8 @@ fn a_request_waits_for_room_and_its_wait_is_told() {
     let shown = &fleet(&forebay)["pools"][0];
     assert_eq!((shown["backend_max_in_flight"].as_u64(), shown["wait_room"]["size"].as_u64()), (Some(1), Some(512)));
     assert!(shown["wait_room"]["longest_wait_seconds"].as_f64().unwrap() > 0.0);
-    std::thread::sleep(ms(100));
+    let longest = || fleet(&forebay)["pools"][0]["wait_room"]["longest_wait_seconds"].as_f64().unwrap();
+    eventually("it has waited for 100 ms", || (longest() >= 0.1).then_some(()));
     assert_eq!(mock.seen().len(), 1, "it is bound late");
     gate.open();
     assert_eq!(first.answer().end, End::Whole);
@@ -233,18 +234,11 @@ fn an_h2_stream_that_is_reset_is_gone_from_the_room_and_leaves_its_connection_al
     let (forebay, mock, gate, mut first) = full("");
     on_h2(forebay.address, 1 << 20, async |mut h2| {
         for _ in 0..leavers() {
-            let waits = async {
-                while waiting(&forebay) == 0 {
-                    tokio::time::sleep(ms(1)).await;
-                }
-            };
             tokio::select! {
                 answer = h2.post(PATH, STREAM) => panic!("it was answered: {answer:?}"),
-                () = waits => {}
+                () = awaited(|| (waiting(&forebay) > 0).then_some(())) => {}
             }
-            while waiting(&forebay) > 0 {
-                tokio::time::sleep(ms(1)).await;
-            }
+            awaited(|| (waiting(&forebay) == 0).then_some(())).await;
         }
         check_left(&forebay, &mock, leavers());
         gate.open();

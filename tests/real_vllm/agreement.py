@@ -1,6 +1,6 @@
 """`forebay bench` beside `vllm bench serve`: the same server, the same load, one after the other, in turns.
 
-    VENV/bin/python tests/real_vllm/agreement.py REAL_VLLM_DIR VENV FOREBAY [--pairs 5] [--burstiness inf]
+    VENV/bin/python tests/real_vllm/agreement.py VENV FOREBAY [--pairs 5] [--burstiness inf]
                                                [--only simulated|real | --at-once]
 
 Starts the servers itself, on loopback: `forebay sim` with prompts that take 200 ms, then a real vLLM with the tiny model at 20
@@ -128,7 +128,7 @@ class Simulated:
 class Real:
     def __init__(self, args, tmp):
         self.port, self.tokenizer = free_port(), args.venv / "tiny-model"
-        self.url, self.script = f"http://127.0.0.1:{self.port}", args.real / "serve.sh"
+        self.url, self.script = f"http://127.0.0.1:{self.port}", pathlib.Path(__file__).with_name("serve.sh")
         self.env = os.environ | {"RUN_DIR": str(tmp)}
         command = ["bash", self.script, args.venv, str(self.port), "tiny", "--no-enable-prefix-caching"]
         subprocess.run(command, check=True, env=self.env, preexec_fn=on(SERVER))
@@ -327,7 +327,6 @@ def report(args, runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("real", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("venv", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("forebay", type=lambda text: pathlib.Path(text).resolve())
     parser.add_argument("--pairs", type=int, choices=range(2, 11))

@@ -1,6 +1,6 @@
 """Forebay before real vLLM servers: what a client sees, and what the metrics and the engines say meanwhile.
 
-    tests/real_vllm/run.sh REAL_VLLM_DIR VENV [FOREBAY]    starts everything, runs all parts, stops everything
+    tests/real_vllm/run.sh VENV [FOREBAY]    starts everything, runs all parts, stops everything
     check.py main      two vLLM servers behind Forebay
     check.py queue     one vLLM server with --max-num-seqs 1 behind Forebay
     check.py affinity  two vLLM servers with --max-num-seqs 1 behind Forebay

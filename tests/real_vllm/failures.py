@@ -1,6 +1,6 @@
 """Forebay before real vLLM servers that hang, die, drain and shed load: what clients see of it, and what Forebay says.
 
-    tests/real_vllm/run.sh REAL_VLLM_DIR VENV [FOREBAY]    starts everything and runs every part
+    tests/real_vllm/run.sh VENV [FOREBAY]    starts everything and runs every part
     failures.py full      two servers with a short queue and small prefill chunks, the second one with --shutdown-timeout:
                           shedding, one long prompt, a hang, a drain (which ends the second server)
     failures.py deaths    two servers: 200 clients leave at once, an engine is killed, the other server gets SIGTERM (which end both)

@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # Forebay before real vLLM servers, on loopback: starts them, runs the checks, stops everything by its pid.
 #
-#   run.sh REAL_VLLM_DIR VENV [FOREBAY]
+#   run.sh VENV [FOREBAY]
 #
-# REAL_VLLM_DIR  has setup.sh (made VENV) and serve.sh.   FOREBAY  the binary (default target/release/forebay).
+# VENV  what setup.sh made.   FOREBAY  the binary (default target/release/forebay).
 # FOREBAY_SIZE   ci (default) or full.   FOREBAY_DIRECT=1  no Forebay at all: tries the checks themselves.
 # Exit 1 if a check failed or something did not start. The last line sums the parts up: `N passed, N failed`.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-real=$(cd "${1:?usage: run.sh REAL_VLLM_DIR VENV [FOREBAY]}" && pwd)
-venv=$(cd "${2:?usage: run.sh REAL_VLLM_DIR VENV [FOREBAY]}" && pwd)
-forebay=${3:-$here/../../target/release/forebay}
+venv=$(cd "${1:?usage: run.sh VENV [FOREBAY]}" && pwd)
+forebay=${2:-$here/../../target/release/forebay}
 direct=${FOREBAY_DIRECT:-0}
 
 tmp=$(mktemp -d)
@@ -30,7 +29,7 @@ stop_forebay() {
 }
 
 stop_engines() {
-    for port in "${engines[@]}"; do bash "$real/serve.sh" --stop "$port" >/dev/null & done
+    for port in "${engines[@]}"; do bash "$here/serve.sh" --stop "$port" >/dev/null & done
     wait
     engines=()
 }
@@ -61,7 +60,7 @@ start_engine() { # PORT [ARGUMENTS...]
     local port=$1
     shift
     engines+=("$port")
-    bash "$real/serve.sh" "$venv" "$port" tiny "$@" &
+    bash "$here/serve.sh" "$venv" "$port" tiny "$@" &
     starting+=($!)
 }
 
@@ -117,7 +116,7 @@ run_experiment() { # PORT PORT
 
 # The two tools before the same servers, which it starts itself.
 run_agreement() {
-    "$venv/bin/python" "$here/agreement.py" "$real" "$venv" "$forebay" | tee "$tmp/agreement.out" || failed=1
+    "$venv/bin/python" "$here/agreement.py" "$venv" "$forebay" | tee "$tmp/agreement.out" || failed=1
 }
 
 failed=0

@@ -54,7 +54,7 @@ impl std::ops::Add<Duration> for Time {
     }
 }
 
-/// Where `now` comes from: the system's monotonic clock, or a test's hand.
+/// A source of `now`: the system's monotonic clock, or a test's hand.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::time::Duration;
 
-/// How one attempt on one backend failed: a row of the table in docs/failures.md.
+/// The way in which one attempt on one backend failed: a row of the table in docs/failures.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Connection refused, or not made in time. The backend has seen nothing of the request.
@@ -79,7 +79,7 @@ pub enum Blame {
 }
 
 impl Failure {
-    /// Whom the failure is counted against.
+    /// Returns whom the failure is counted against.
     #[must_use]
     pub fn blame(self) -> Blame {
         match self {
@@ -104,7 +104,7 @@ impl Failure {
         }
     }
 
-    /// Whether the request may itself have killed the backend ("query of death"). A request may see two such deaths.
+    /// Returns whether the request may itself have killed the backend ("query of death"). A request may see two such deaths.
     #[must_use]
     pub fn is_death(self) -> bool {
         matches!(
@@ -203,7 +203,7 @@ pub enum Refusal {
     /// A model that no pool serves.
     #[error("The model `{model}` does not exist here; served: {served}")]
     UnknownModel {
-        /// What the client asked for.
+        /// The model that the client asked for.
         model: String,
         /// The names that are served, comma separated.
         served: String,
@@ -241,7 +241,7 @@ pub enum Refusal {
         model: String,
         /// Attempts made.
         attempts: u32,
-        /// How the last one failed.
+        /// The last one's failure.
         failure: Failure,
     },
     /// This host has no file descriptors or no memory for a connection to a backend.

@@ -12,7 +12,7 @@ const ABSURD: f64 = 1e15;
 /// No engine has larger blocks in its KV cache.
 const MAX_BLOCK: f64 = 65_536.0;
 
-/// Why a text gives no sample.
+/// Reason why a text gives no sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Not one figure that we know.
@@ -27,6 +27,7 @@ pub enum ParseError {
 pub fn parse(text: &str) -> Result<Sample, ParseError> {
     let mut sums = Sums::default();
     for line in text.lines() {
+        // Most of the text is histograms and Python's own figures, which this passes by at the first bytes.
         if let Some((name, labels, value)) = line.strip_prefix("vllm:").and_then(split) {
             sums.take(name, labels, value);
         }
@@ -107,6 +108,7 @@ impl Sums {
             "cache_config_info" => {
                 let number = |label| label_value(labels, label).and_then(|value| value.parse::<f64>().ok());
                 let block_size = number("block_size");
+                // Two labels of one sample: the capacity is their product, and unknown if either is missing.
                 let tokens = block_size.zip(number("num_gpu_blocks")).map(|(size, blocks)| size * blocks);
                 self.block_size.add(block_size);
                 return self.kv_capacity.add(tokens);
@@ -150,7 +152,7 @@ fn split(line: &str) -> Option<(&str, &str, &str)> {
     Some((name, labels, value))
 }
 
-/// Where the closing brace is: one inside quotes is part of a value.
+/// Returns where the closing brace is: one inside quotes is part of a value.
 fn labels_end(inside: &str) -> Option<usize> {
     let (mut quoted, mut escaped) = (false, false);
     for (i, byte) in inside.bytes().enumerate() {

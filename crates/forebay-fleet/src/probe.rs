@@ -21,10 +21,10 @@ use crate::obstacle::{Unresolved, obstacle};
 use crate::telemetry::labels::ProbeFailure;
 use forebay_core::error::{Failure, with_causes};
 
-/// How long a connection is kept without a request. vLLM closes it after 5 s, and no request should meet that.
+/// Time for which a connection is kept without a request. vLLM closes it after 5 s, and no request should meet that.
 pub const POOL_IDLE: Duration = Duration::from_secs(4);
 
-/// How an exchange failed.
+/// The reason for the failure of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct ProbeError {
@@ -50,6 +50,7 @@ impl ProbeError {
 /// The key has characters that no header may have. The error does not show them.
 pub fn bearer(key: &str) -> Result<HeaderValue, InvalidHeaderValue> {
     let mut value = HeaderValue::from_str(&format!("Bearer {key}"))?;
+    // Also keeps it out of HTTP/2's tables of headers.
     value.set_sensitive(true);
     Ok(value)
 }
@@ -69,7 +70,7 @@ impl ProbeClient {
         ProbeClient::keeping(connect_timeout, 2)
     }
 
-    /// The same with a connection of its own for each exchange, which so shows whether anybody listens.
+    /// Returns a client that opens a connection for each exchange, which so shows whether anybody listens.
     #[must_use]
     pub fn knocking(connect_timeout: Duration) -> ProbeClient {
         ProbeClient::keeping(connect_timeout, 0)
@@ -80,6 +81,7 @@ impl ProbeClient {
     pub fn keeping(connect_timeout: Duration, idle: usize) -> ProbeClient {
         let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
         connector.set_connect_timeout(Some(connect_timeout));
+        // A request is one small write: waiting for more would add to what is timed.
         connector.set_nodelay(true);
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -132,7 +134,7 @@ impl ProbeClient {
         within(deadline, self.exchange(request, max_bytes)).await
     }
 
-    /// As [`ProbeClient::get`], but only a 2xx is an answer.
+    /// Asks like [`ProbeClient::get`], but takes only a 2xx for an answer.
     ///
     /// # Errors
     /// As [`ProbeClient::get`], and any other status.
@@ -213,6 +215,7 @@ fn request(uri: Uri, key: Option<&str>) -> Result<Request<Full<Bytes>>, ProbeErr
 async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeError> {
     let too_large = || ProbeError::new(ProbeFailure::TooLarge, format!("the answer is larger than {max} bytes"));
     let mut body = response.into_body();
+    // Refused before a byte is read, where the answer tells its length.
     if http_body::Body::size_hint(&body).lower() > max as u64 {
         return Err(too_large());
     }
@@ -220,6 +223,7 @@ async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeEr
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ProbeError::new(ProbeFailure::Broken, with_causes(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
+        // A chunked answer tells no length, and a backend may be anything.
         if whole.len() + data.len() > max {
             return Err(too_large());
         }
@@ -228,7 +232,7 @@ async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeEr
     Ok(whole.freeze())
 }
 
-/// Whether a refused connection is among the causes.
+/// Returns whether a refused connection is among the causes.
 fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {

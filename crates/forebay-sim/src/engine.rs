@@ -104,6 +104,7 @@ impl Engine {
             return Err(SubmitError::Empty);
         }
         let tokens = request.prompt_tokens.saturating_add(request.output_tokens);
+        // It would be preempted for its own growth, again and again.
         if tokens.div_ceil(self.config.block_size) > self.config.num_blocks {
             let capacity = self.config.num_blocks.saturating_mul(self.config.block_size);
             return Err(SubmitError::TooLong { tokens, capacity });
@@ -124,6 +125,7 @@ impl Engine {
             cached_tokens: 0,
             preemptions: 0,
         }));
+        // A step under way is not lengthened by what comes in. The newcomer waits for the next one, as in vLLM.
         if matches!(self.phase, Phase::Idle) {
             self.phase = Phase::Wake(now);
         }
@@ -144,13 +146,14 @@ impl Engine {
         self.waiting.retain(|sequence| sequence.id != id);
         let gone = (before - self.running.len() - self.waiting.len()) as u32;
         self.counters.aborted += u64::from(gone);
+        // Woken for nothing: a step without sequences would still take its base time.
         if matches!(self.phase, Phase::Wake(_)) && self.waiting.is_empty() {
             self.phase = Phase::Idle;
         }
         gone
     }
 
-    /// When [`Engine::step`] has something to do next; none while idle.
+    /// Returns when [`Engine::step`] has something to do next; none while idle.
     #[must_use]
     pub fn next_step_at(&self) -> Option<Time> {
         match self.phase {
@@ -163,6 +166,8 @@ impl Engine {
     pub fn step(&mut self, now: Time, events: &mut Vec<Event>) {
         loop {
             match self.phase {
+                // Each step begins at the moment at which it could, not at `now`: late calls must not make the engine
+                // slower.
                 Phase::Wake(at) if at <= now => self.begin(at),
                 Phase::Step(began, ends) if ends <= now => {
                     self.complete(began, ends, events);
@@ -219,7 +224,7 @@ impl Engine {
         &self.counters
     }
 
-    /// What it was made of.
+    /// Returns what it was made of.
     #[must_use]
     pub fn config(&self) -> &EngineConfig {
         &self.config
@@ -236,6 +241,7 @@ impl Engine {
 
     fn begin(&mut self, now: Time) {
         let mut budget = self.config.max_num_batched_tokens;
+        // Running sequences first: a decode is one token, and must not wait for somebody's prompt.
         let room = self.schedule_running(&mut budget);
         if room {
             self.schedule_waiting(now, &mut budget);
@@ -244,14 +250,18 @@ impl Engine {
         let (mut decoding, mut prefill, mut context) = (0_u32, 0_u32, 0_u64);
         for sequence in self.running.iter().filter(|sequence| sequence.scheduled > 0) {
             context += u64::from(sequence.computed + sequence.scheduled);
+            // A sequence that was preempted computes its own answer again like a prompt, so it is no decode until it
+            // has caught up.
             if sequence.decoding() { decoding += 1 } else { prefill += sequence.scheduled }
         }
         self.step_tokens = decoding + prefill;
         self.counters.prefill_tokens += u64::from(prefill);
         let mut micros = cost.step_us(decoding, prefill, context) * self.slowdown;
+        // No random number without jitter, so that a profile without it gives the same events whatever its seed.
         if cost.jitter > 0.0 {
             micros *= 1.0 + cost.jitter * (2.0 * self.rng.f64() - 1.0);
         }
+        // A step of no length would let `step` go on for ever at one moment.
         let length = Duration::from_micros(micros.max(1.0).round() as u64);
         self.phase = Phase::Step(now, now + length);
     }
@@ -263,14 +273,18 @@ impl Engine {
         'sequences: while index < self.running.len() {
             let sequence = &self.running[index];
             let want = (sequence.known() - sequence.computed).min(*budget);
+            // The budget is used up, or the sequence waits for nothing. It keeps its place, and may get tokens in the
+            // next step.
             if want == 0 {
                 index += 1;
                 continue;
             }
             let blocks = self.blocks_for(self.running[index].computed + want);
+            // The last admitted gives way, until there is room or it is this one itself: those in front lose nothing.
             while !self.kv.grow(&mut self.running[index].hold, blocks) {
                 whole = false;
                 self.preempt_last();
+                // It was itself the last, and is gone. Nothing stands behind it.
                 if self.running.len() == index {
                     break 'sequences;
                 }
@@ -285,11 +299,14 @@ impl Engine {
     fn preempt_last(&mut self) {
         let Some(mut last) = self.running.pop() else { return };
         self.kv.release(std::mem::take(&mut last.hold));
+        // vLLM keeps nothing of a preempted sequence but its tokens. What of it is still in the prefix cache is found
+        // again when it is admitted.
         last.computed = 0;
         last.scheduled = 0;
         last.published = 0;
         last.preemptions += 1;
         self.counters.preemptions += 1;
+        // To the front, before new ones: it was admitted once, and its client has waited since.
         self.waiting.push_front(last);
     }
 
@@ -305,10 +322,12 @@ impl Engine {
             if !self.kv.fits(&next.hashes[..hits as usize], self.blocks_for(next.known())) {
                 return;
             }
+            // Only the first chunk's blocks are taken. The rest is there now, and is taken when it is computed.
             let Some(hold) = self.kv.admit(&next.hashes[..hits as usize], self.blocks_for(found + want)) else {
                 return;
             };
             let Some(mut sequence) = self.waiting.pop_front() else { return };
+            // A second admission finds the sequence's own blocks. vLLM does not count those as hits either.
             if sequence.preemptions == 0 && self.config.prefix_caching {
                 self.counters.prefix_queries += u64::from(sequence.prompt);
                 self.counters.prefix_hits += u64::from(found);
@@ -318,6 +337,7 @@ impl Engine {
             sequence.published = hits;
             sequence.scheduled = want;
             sequence.cached_tokens = found.min(sequence.prompt);
+            // Time in the queue ends with the first admission; a preemption does not begin it anew.
             sequence.started.get_or_insert(now);
             *budget -= want;
             self.running.push(sequence);
@@ -329,16 +349,20 @@ impl Engine {
         let (kv, counters) = (&mut self.kv, &mut self.counters);
         self.running.retain_mut(|sequence| {
             sequence.computed += std::mem::take(&mut sequence.scheduled);
+            // Only whole blocks can be shared, and only once they are computed: a second request of the same prompt
+            // in this step found nothing.
             while (sequence.published + 1) * block_size <= sequence.computed {
                 let Some(hash) = sequence.hashes.get(sequence.published as usize) else { break };
                 kv.publish(&mut sequence.hold, *hash);
                 sequence.published += 1;
             }
+            // A chunk in the middle of a prompt gives no token.
             if sequence.computed < sequence.known() {
                 return true;
             }
             sequence.generated += 1;
             counters.generation_tokens += 1;
+            // Counted with the first token, and once: a preempted prompt is computed twice, but was asked for once.
             if sequence.generated == 1 {
                 counters.prompt_tokens += u64::from(sequence.prompt);
             }

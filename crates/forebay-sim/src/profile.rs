@@ -23,26 +23,26 @@ pub const BUILT_IN: [(&str, &str); 8] = [
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
-    /// Where the figures come from.
+    /// Source of the figures.
     pub source: String,
     /// The model that it serves unless another name is given.
     pub model: String,
     /// GPUs that it stands for.
     pub gpus: u32,
-    /// How long a step takes.
+    /// Time that a step takes.
     pub step: Step,
-    /// How long its GPUs talk in a step; absent for one GPU.
+    /// Time that its GPUs talk in a step; absent for one GPU.
     #[serde(default)]
     pub all_reduce: AllReduce,
-    /// What a step may hold.
+    /// Limits of a step.
     pub scheduler: Scheduler,
     /// The memory.
     pub kv: Kv,
-    /// How long answers are that end by themselves.
+    /// Length of answers that end by themselves.
     pub answers: Answers,
 }
 
-/// How long a step takes: the sum of these terms.
+/// Time that a step takes: the sum of these terms.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
@@ -50,7 +50,7 @@ pub struct Step {
     pub base_ms: f64,
     /// Each decoding sequence, in milliseconds.
     pub per_decode_ms: f64,
-    /// What many sequences cost on top of that.
+    /// Cost of many sequences on top of that.
     #[serde(default)]
     pub crowd: Crowd,
     /// Each prompt token computed, in microseconds.
@@ -66,13 +66,13 @@ pub struct Step {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Crowd {
-    /// So many decoding sequences are hidden behind the GPU's work.
+    /// Number of decoding sequences that are hidden behind the GPU's work.
     pub sequences: u32,
     /// Each above them, in milliseconds.
     pub per_decode_ms: f64,
 }
 
-/// What the GPUs of a tensor-parallel instance say to each other in a step: after attention and after the MLP of each layer
+/// The talk among the GPUs of a tensor-parallel instance in a step: after attention and after the MLP of each layer
 /// the partial results of all tokens in the step are added up. Absent or `per_step = 0`: one GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,7 +102,7 @@ impl AllReduce {
     }
 }
 
-/// What a step may hold, by the names of vLLM's options.
+/// Limits of a step, by the names of vLLM's options.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scheduler {
@@ -122,7 +122,7 @@ pub struct Kv {
     pub tokens: u32,
     /// Tokens in a block.
     pub block_size: u32,
-    /// Whether prompts that begin alike share their beginning.
+    /// True if prompts that begin alike share their beginning.
     pub prefix_caching: bool,
 }
 
@@ -136,7 +136,7 @@ pub struct Answers {
     pub longest: u32,
 }
 
-/// Why there is no profile.
+/// Reason why there is no profile.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// Neither a name nor a file.
@@ -147,7 +147,7 @@ pub enum ProfileError {
     Unreadable {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
     /// The text is not a profile.
@@ -155,7 +155,7 @@ pub enum ProfileError {
     Malformed {
         /// The name or file.
         path: String,
-        /// What is wrong, and where.
+        /// The mistake, and its place.
         error: Box<toml::de::Error>,
     },
     /// A value is out of range.
@@ -165,7 +165,7 @@ pub enum ProfileError {
         path: String,
         /// The key.
         key: &'static str,
-        /// What it must be.
+        /// The values that it may have.
         reason: &'static str,
     },
 }
@@ -180,6 +180,7 @@ impl Profile {
     /// # Errors
     /// There is none, or it is not right.
     pub fn load(name_or_path: &str) -> Result<Profile, ProfileError> {
+        // Built-in names win over files, so that an experiment means the same in every folder.
         if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {
             return Profile::parse(text, name);
         }

@@ -12,7 +12,7 @@ const LETTERS: usize = 6;
 /// Token numbers are below this.
 const VOCABULARY: u64 = 150_000;
 
-/// What the simulated model says: each one token of the simulated tokenizer, and safe inside a JSON string.
+/// Words of the simulated model: each one token of the simulated tokenizer, and safe inside a JSON string.
 const WORDS: [&str; 64] = [
     " the", " of", " and", " to", " in", " is", " you", " that", " it", " he", " was", " for", " on", " are", " as",
     " with", " his", " they", " I", " at", " be", " this", " have", " from", " or", " one", " had", " by", " word",
@@ -39,6 +39,7 @@ pub fn tokenize(text: &str) -> Vec<u32> {
     let mut open = false;
     for character in text.chars() {
         let wordy = character.is_ascii_alphanumeric();
+        // Long words are several tokens, as in a real tokenizer: a text of one long word must not be one token.
         let joins = open && wordy && letters < LETTERS;
         if open && !joins {
             tokens.push((hash % VOCABULARY) as u32);
@@ -65,6 +66,8 @@ pub fn tokenize_chat<'a>(messages: impl IntoIterator<Item = (&'a str, &'a str)>)
     let mut tokens = Vec::new();
     for (role, content) in messages {
         let begin = role.bytes().fold(1, |hash, byte| mix(hash, u64::from(byte)));
+        // The frame of a message depends on its role: two prompts that differ in a role alone share no block from
+        // there on.
         tokens.extend((0..PER_MESSAGE as u64 - 2).map(|index| (mix(begin, index) % VOCABULARY) as u32));
         tokens.extend(tokenize(content));
         tokens.extend([2, 3]);

@@ -77,6 +77,8 @@ impl Body for AnswerBody {
                 }
                 Poll::Ready(Some(Message::End)) => None,
                 Poll::Ready(None) if *flush == Flush::Dirty => {
+                    // hyper flushes when the body is pending. Without this, what was written last would be lost with
+                    // the cut that follows.
                     *flush = Flush::Yielded;
                     cx.waker().wake_by_ref();
                     return Poll::Pending;

@@ -121,12 +121,14 @@ impl Events {
             self.observe(&segments, now, blocked, ticket, record);
             segments.clear();
         }
+        // Bytes after the last blank line are passed on, though no event is complete in them.
         if let Some(tail) = self.parser.finish() {
             self.open = true;
             let now = wire.now();
             self.forward_each(wire, std::slice::from_ref(&tail)).await?;
             self.observe(std::slice::from_ref(&tail), now, false, ticket, record);
         }
+        // An end without the API's end marker is a cut, even where the connection closed well.
         if self.is_over() { Ok(()) } else { Err(Failure::Truncated) }
     }
 
@@ -150,6 +152,8 @@ impl Events {
     /// Sends whole events: the chunk as it came where it is just that, else event by event.
     async fn forward(&mut self, wire: &mut Wire, chunk: &Bytes, segments: &[Segment]) -> Result<(), Failure> {
         let whole: usize = segments.iter().map(|segment| segment.raw.len()).sum();
+        // The usual chunk is whole events, all of them the client's. It goes on as one piece, in the memory that it
+        // came in.
         let as_it_came = whole == chunk.len()
             && segments.first().is_some_and(|first| first.raw.as_ptr() == chunk.as_ptr())
             && self.injected().is_none_or(|injected| injected.passes(segments));

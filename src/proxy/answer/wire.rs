@@ -64,6 +64,7 @@ impl Wire {
         deadlines: Deadlines,
     ) -> Wire {
         let (client, heard, watch_clock) = (tx.clone(), watch.heard(), clock.clone());
+        // One future for all that ends a relay from outside: it is polled only when no bytes are there.
         let over = async move {
             tokio::select! {
                 biased;
@@ -180,6 +181,7 @@ impl Wire {
         let left = self.deadlines.total.map_or(FAR * 24 * 365, |at| at.since(now));
         match tokio::time::timeout(stall.min(left), self.tx.send(message)).await {
             Ok(Ok(())) => {
+                // The backend's time begins when its next piece can be taken.
                 self.waiting_since = self.clock.now();
                 Ok(())
             }

@@ -57,6 +57,7 @@ pub(crate) async fn hold(
             },
         };
         let now = means.clock.now();
+        // Also a comment is a sign of life, which the alarm asks for.
         heard.note(now);
         if !ended {
             parser.push(chunk, &mut segments);
@@ -88,6 +89,7 @@ pub(crate) async fn hold(
             }
             held.push(segment);
         }
+        // A backend that sends only what proves nothing must not fill the memory.
         committed |= bytes > HELD_MAX;
         if committed {
             let injected = work.usage_injected.then(|| Injected::new(record.fingerprint(ticket.backend().id)));

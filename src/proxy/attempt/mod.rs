@@ -201,6 +201,7 @@ async fn try_once(
     backend.load.note_heard();
     let (head, body) = response.into_parts();
     tracing::debug!(backend = %backend.id, status = head.status.as_u16(), "the head of an answer came");
+    // By what came, not by what was asked for: a backend may answer a stream with a document.
     if head.status.is_success() && is_event_stream(&head.headers) {
         let (events, body) = hold(work, record, means, (ticket, heard), body).await?;
         return Ok((head, body, Form::Events(events)));

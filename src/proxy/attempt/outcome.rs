@@ -104,6 +104,7 @@ impl RealAnswer {
         };
         tokio::time::timeout(ERROR_ANSWER_TIME, reading).await.ok()??;
         let mut headers = head.headers;
+        // vLLM names no time, and a client should not try again at once.
         if matches!(head.status.as_u16(), 429 | 503) && !headers.contains_key(RETRY_AFTER) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }

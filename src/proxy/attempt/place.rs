@@ -54,6 +54,7 @@ pub(crate) async fn place(
             Admission::Waiting(waiting) => {
                 let now = clock.now();
                 let timeout = work.pool.wait_room.timeout;
+                // One patience for all waits of a request: a retry that waits again does not begin anew.
                 let until = *patience.until.get_or_insert(now + timeout);
                 record.waits(now);
                 let placed = wait(work, clock, waiting, until).await;

@@ -71,6 +71,7 @@ impl Exchange {
             responses: &shared.responses,
             clock: &shared.clock,
         };
+        // A unary answer has no first token to be late with.
         let first_token = settings.stream.first_token_timeout.filter(|_| work.streamed);
         let bounds = Bounds { attempts: settings.retry.attempts, first_token };
         let attempts = attempt::run(work, record, means, bounds, &early);
@@ -85,6 +86,7 @@ impl Exchange {
         loop {
             tokio::select! {
                 biased;
+                // First in the order: what a client that left would have got is no longer worth a look.
                 () = front.left() => return None,
                 attempted = &mut attempts => return Some((front, attempted)),
                 () = &mut ends => return Some((front, Some(Attempted::Refused(Refusal::ShuttingDown)))),
@@ -178,6 +180,7 @@ impl Exchange {
             head.headers.remove(CONTENT_LENGTH);
         }
         let (tx, messages) = mpsc::channel(CHANNEL);
+        // A client that left just now: the ticket's drop tells the backend.
         if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_ok() {
             self.relay_to(tx, (ticket, watch), body, form, total).await;
         }
@@ -222,6 +225,7 @@ impl Exchange {
         let left = total.map_or(Duration::MAX, |at| at.since(clock.now()));
         let collected = tokio::select! {
             biased;
+            // The client left before there was anything to send. The drops do the rest.
             () = reply.closed() => return,
             failure = watch.ended(&clock) => Err(failure),
             () = shutdown.begun() => Err(Failure::Shutdown),

@@ -20,6 +20,7 @@ impl Record {
             predicted: self.predicted.zip(self.sent.zip(self.first_token).map(|(sent, first)| first.since(sent))),
             ..Ended::of(outcome)
         };
+        // Half an answer has no E2E, and its TPOT would look good: only whole ones are measured.
         if outcome != Outcome::Success || self.backend.is_none() {
             return ended;
         }

@@ -64,6 +64,7 @@ impl Explanations {
         told: Audience<'_>,
     ) {
         self.number = None;
+        // Nobody asked when the request was dispatched, so no words were made.
         let Some(trace) = &dispatched.trace else { return };
         if std::mem::take(&mut self.watched) {
             let Audience { decisions, clock } = told;

@@ -368,6 +368,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let end = self.end.unwrap_or_else(|| self.shared.clock.now());
+        // Neither answered nor refused, and dropped: a panic, or a client that left in a phase that nobody else counts.
         let fallback = if std::thread::panicking() {
             Outcome::from(&Refusal::Internal)
         } else {
@@ -377,6 +378,7 @@ impl Drop for Record {
         if outcome == Outcome::Failed(Failure::ClientLeft) {
             self.status = Failure::ClientLeft.status();
         }
+        // Asked before the wait is closed, which would look like a later phase.
         let phase = self.abort_phase();
         self.waited(end);
         let timings = self.timings(end);

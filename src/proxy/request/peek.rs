@@ -205,6 +205,7 @@ pub fn in_utf8(body: &[u8]) -> Option<Bytes> {
 fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekError> {
     let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
+    // One pass finds the members, a second one looks into the few that count: most bytes are seen once.
     let mut members = Members::default();
     each_member(text, |key, value| members.take(&key, value, sessions)).map_err(|error| {
         let other = body[open] != b'{' && serde_json::from_str::<&RawValue>(text).is_ok();
@@ -218,6 +219,7 @@ fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekE
     let mut claims = Claims::default();
     for (name, value) in PROMPT.iter().zip(members.prompt) {
         let Some(value) = value else { continue };
+        // Tools are put into the prompt as JSON, keys included, so that all of their bytes are text.
         if *name == "tools" {
             weight.text += value.get().len() as u64;
             prefix.text(value.get().as_bytes(), 0);

@@ -43,9 +43,11 @@ impl Prefix {
         let mut rest = string;
         while let Some(next) = self.next_mark() {
             let Some(hasher) = &mut self.hasher else { return };
+            // A mark is the hash of all before it, so a string is cut where the next one stands.
             let room = next.saturating_sub(self.written);
             if rest.len() < room {
                 hasher.write(rest);
+                // Two strings are not one: "ab", "c" must not hash like "a", "bc".
                 hasher.write(b"\0");
                 self.written += rest.len();
                 break;

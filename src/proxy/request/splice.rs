@@ -30,6 +30,7 @@ impl Splice {
         match &peek.stream_options {
             // There is another member, `stream`, so the comma is right.
             None => self.edits.push(insert(peek.inside, r#""stream_options":{"include_usage":true},"#)),
+            // A null in place: a second member of that name would be read differently by different parsers.
             Some(StreamOptions { at, form: StreamOptionsForm::Null }) => {
                 self.edits.push((at.clone(), Bytes::from_static(br#"{"include_usage":true}"#)));
             }
@@ -72,6 +73,7 @@ impl Splice {
     /// The body with the changes. `body` is the one that was peeked at.
     #[must_use]
     pub fn apply(mut self, body: &Bytes) -> Pieces {
+        // Edits come in the order of their reasons, pieces in that of the body.
         self.edits.sort_by_key(|(at, _)| at.start);
         let mut slices = Vec::with_capacity(2 * self.edits.len() + 1);
         let mut done = 0;

@@ -94,6 +94,7 @@ impl Weight {
                     let (end, escaped) = string_end(json, i);
                     let string = &json[i..end];
                     i = (end + 1).min(json.len());
+                    // A string before a colon is a key, and no text of the prompt.
                     if objects > 0 && json[i..].trim_ascii_start().first() == Some(&b':') {
                         under = match string {
                             b"type" => Under::Type,
@@ -116,6 +117,7 @@ impl Weight {
                 b'}' => objects = objects.saturating_sub(1),
                 b'[' => arrays += 1,
                 b']' => arrays = arrays.saturating_sub(1),
+                // Of the outer array alone: commas of inner ones separate token ids.
                 b',' if arrays == 1 && objects == 0 => commas += 1,
                 b'0'..=b'9' | b'-' => {
                     let start = i - 1;

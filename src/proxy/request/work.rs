@@ -219,6 +219,8 @@ pub(crate) async fn prepare(
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     record.streamed = streamed;
     let session = session(&pool, head, parsed.peek.as_ref());
+    // By session, before anybody looks at loads: the arm must not depend on how busy it is, or a comparison would
+    // compare moments.
     let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
     let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
@@ -328,6 +330,7 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     let Some(model) = model else {
         return match snapshot.pools.as_slice() {
             [] => Ok(None),
+            // vLLM takes its own model where a request names none. With several pools there is no such one.
             [only] => Ok(Some(only)),
             _ => Err(Refusal::NoModel(models::names(snapshot))),
         };
@@ -335,6 +338,7 @@ fn find_pool<'a>(snapshot: &'a Snapshot, model: Option<&str>) -> Result<Option<&
     if snapshot.pools.is_empty() {
         return Ok(None);
     }
+    // An adapter that was loaded at run time is in no configuration, but in a backend's list.
     let listed = || snapshot.pools.iter().find(|pool| pool.members().iter().any(|m| m.backend.lists(model)));
     let trying = || snapshot.pools.iter().find(|pool| pool.tries_unknown);
     let found = snapshot.pool(model).or_else(listed).or_else(trying);

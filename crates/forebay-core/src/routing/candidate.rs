@@ -29,7 +29,7 @@ pub struct Foreign {
 /// The oldest request here without a first token: the one that the engine is prefilling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Head {
-    /// When the engine can have begun on it: its dispatch, or the last first token of this backend if that was later.
+    /// Time at which the engine can have begun on it: its dispatch, or the last first token of this backend if that was later.
     pub since: Time,
     /// Its uncached prompt tokens.
     pub tokens: u32,
@@ -60,11 +60,11 @@ pub struct Candidate {
     pub done_per_second: f64,
     /// Measured TTFT beside what was expected, in seconds.
     pub ttft: Evidence,
-    /// How far that stands for the backend and not for its pool, 0 to 1.
+    /// Trust in that ratio, 0 to 1: the share of it that stands for the backend and not for its pool.
     pub ttft_trust: f64,
     /// Measured gaps beside expected step times, in seconds.
     pub gap: Evidence,
-    /// The same, forgotten slowly: this backend's part of the pool's ratio.
+    /// `gap` forgotten slowly: this backend's part of the pool's ratio.
     pub gap_slow: Evidence,
     /// TTFT ratio (`k`): 1 is as expected, 2 twice as slow.
     pub k: f64,
@@ -74,7 +74,7 @@ pub struct Candidate {
     pub shape: Shape,
     /// Tokens of a block of its KV cache.
     pub block_tokens: u32,
-    /// What a claimed token is worth, 0 to 1, as learned from the hits that the engine reports.
+    /// Worth of a claimed token, 0 to 1, as learned from the hits that the engine reports.
     pub worth: f64,
     /// Tokens of this request's prompt that were sent to the backend before; 0 where nothing is known.
     pub claimed: u32,
@@ -84,7 +84,7 @@ pub struct Candidate {
     pub matched: u32,
     /// Tokens of the prompt that it would compute although another row's backend is expected to find them.
     pub redundant: u32,
-    /// How much sooner than elsewhere what the prompt evicts would have been used again: 0 where nothing is evicted, or what
+    /// Measure of how much sooner than elsewhere the evicted would have been used again: 0 where nothing is evicted, or what
     /// was unused the longest; 1 where it was used just now.
     pub evicts: f32,
     /// Blamed failures, one for each open period, since the last success.
@@ -149,7 +149,7 @@ impl Candidate {
     }
 }
 
-/// What a backend of the pool is taken for where nothing of its own says otherwise.
+/// The ratios assumed for a backend of the pool where nothing of its own says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PoolRatios {
     /// TTFT ratio of the pool.
@@ -173,7 +173,7 @@ impl PoolEvidence {
         self.gap = self.gap.plus(row.gap_slow);
     }
 
-    /// What a backend without samples is taken for.
+    /// Returns what a backend without samples is taken for.
     #[must_use]
     #[inline]
     pub fn ratios(self) -> PoolRatios {

@@ -24,10 +24,10 @@ pub const TOKEN: f64 = 0.000_1;
 /// Weight of the delay that the prompt puts on the backend's other sequences (wu). 0 costs 12 % where sessions repeat and 15 % of
 /// TPOT on mixed speeds; double costs 13 % on mixed speeds.
 pub const OTHERS_WEIGHT: f64 = 0.005;
-/// How many requests are delayed by work that another backend has done already, for each one that waits here now (Little's law:
+/// Number of requests that are delayed by work that another backend has done already, for each one that waits here now (Little's law:
 /// as many will wait behind it as wait now, and more the busier the backend is). The request itself counts as one more.
 pub const REDUNDANCY_WEIGHT: f64 = 2.0;
-/// How often a block that is evicted is computed again, for each time that it is expected to be wanted: once where it is wanted
+/// Number of times that a block that is evicted is computed again, for each time that it is expected to be wanted: once where it is wanted
 /// next, and that evicts another.
 pub const EVICTION_WEIGHT: f64 = 2.0;
 /// The least uncached prompt, in tokens: a whole prefix hit still computes its last block.
@@ -104,7 +104,7 @@ pub struct Terms {
     pub redundancy: f64,
     /// Work that later requests have to do again, since their blocks are evicted for this prompt's: part of the score.
     pub eviction: f64,
-    /// What was expected before `k`: the ticket keeps it, and the measured TTFT is compared with it.
+    /// Time expected before `k`: the ticket keeps it, and the measured TTFT is compared with it.
     pub raw: f64,
 }
 
@@ -144,9 +144,12 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
     let own = f64::from(uncached(facts, row.matched));
     let sequences = f64::from(row.decoding) + row.foreign.running;
     let per_token = k * shape.token;
+    // A prompt is computed after those that came before it. What the engine has done of them since is no longer ahead.
     let ahead = ahead(row, now);
     let step = STEPS * v * shape.step(sequences);
     let waiting = f64::from(row.prefilling) + row.foreign.waiting;
+    // Past a full KV cache vLLM starts nothing: the wait is for those in front to end, at the rate at which requests
+    // end there.
     let kv_wait = match row.kv_capacity {
         Some(room)
             if facts.est_tokens > 0 && row.kv_tokens as f64 + row.foreign.kv_tokens + own > KV_FULL * room as f64 =>
@@ -155,6 +158,7 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
         }
         _ => 0.0,
     };
+    // Most rows have neither, so that neither is worth a product.
     let (mut redundancy, mut eviction) = (0.0, 0.0);
     if row.redundant > 0 {
         redundancy = per_token * f64::from(row.redundant) * (1.0 + REDUNDANCY_WEIGHT * waiting);
@@ -172,6 +176,7 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
         others: OTHERS_WEIGHT * sequences * per_token * own,
         redundancy,
         eviction,
+        // Without `k`: the ratio is learned from measured over raw, and would otherwise correct itself twice.
         raw: step + shape.token * (ahead + own),
     }
 }

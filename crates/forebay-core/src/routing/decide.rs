@@ -14,14 +14,14 @@ use super::wait_room::fits;
 use crate::clock::Time;
 use crate::units::BackendId;
 
-/// What holds for every request of a pool.
+/// The rules for every request of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolRules<'a> {
     /// Its members and how they stand, in the pool's order.
     pub seats: &'a [Seat],
     /// Requests may leave their arm when it has nobody left.
     pub cross_arm: bool,
-    /// How one is chosen.
+    /// The policy that chooses.
     pub policy: PolicyName,
     /// The most sequences that a backend takes at once, if there is a limit.
     pub max_in_flight: Option<u32>,
@@ -34,7 +34,7 @@ pub struct PoolRules<'a> {
     pub generation: u64,
 }
 
-/// What is asked.
+/// The question that a decision answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
     /// The request.
@@ -45,32 +45,32 @@ pub struct Query<'a> {
     pub now: Time,
 }
 
-/// What one decision leaves to the next.
+/// Buffers that one decision leaves to the next.
 #[derive(Debug)]
 pub struct Buffers<'a> {
     /// The places of the admitted members.
     pub admitted: &'a mut Vec<u16>,
     /// Their rows.
     pub rows: &'a mut Rows,
-    /// Which backend was sent which prompt.
+    /// The index of prompts and the backends that they were sent to.
     pub affinity: &'a mut Index,
 }
 
-/// What may change the rows before they are compared.
+/// A function that may change the rows before they are compared.
 pub type Alter<'a> = dyn FnMut(&mut [Candidate]) + 'a;
 
-/// What is done beside deciding.
+/// The things done beside deciding.
 #[derive(Default)]
 pub struct Aside<'a> {
     /// Another policy than the pool's: for trials.
     pub policy: Option<&'a dyn Policy>,
     /// Changes the rows before anything compares them.
     pub alter: Option<&'a mut Alter<'a>>,
-    /// Where the rows are taken down.
+    /// Place where the rows are taken down.
     pub trace: Option<&'a mut Trace>,
 }
 
-/// What a decision says.
+/// The result of a decision.
 #[derive(Clone, Copy, Debug)]
 pub enum Decided {
     /// The row at this place.
@@ -94,8 +94,12 @@ pub fn decide(
     let Query { facts, tried, now } = query;
     let Buffers { admitted, rows, affinity } = buffers;
     let Aside { policy, alter, mut trace } = aside;
+    // Who may have the request is settled before who is best: a policy must not be able to leave the arm.
     let Some(scope) = admit(rules.seats, facts, tried, rules.cross_arm, admitted) else { return Decided::Nowhere };
+    // Rows are kept from the decision before: only what changed since is read from the loads.
     rows.prepare(rules.generation, admitted, now, loads);
+    // After the rows are up to date and before anybody looks: claims belong to this request alone, and are undone by
+    // `finish`.
     rows.claim(facts, affinity, now);
     if let Some(alter) = alter {
         alter(rows.changing());
@@ -103,6 +107,7 @@ pub fn decide(
     if let Some(trace) = &mut trace {
         trace.record(rows.as_slice(), facts, now);
     }
+    // Before the limit: a backend that backs off has room, and would get every request that finds the others full.
     let all_backing_off = rows.skip_backing_off();
     if let Some(limit) = rules.max_in_flight {
         let emptiest = keep_with_room(&rules, rows.changing(), facts, limit);
@@ -113,6 +118,8 @@ pub fn decide(
             return Decided::Full(emptiest);
         }
     }
+    // From here on nothing is dropped, so that an index into these rows is still good when the caller reads the
+    // chosen one.
     let rows = rows.as_slice();
     let picked = policy.unwrap_or(rules.policy.policy()).pick(rows, facts, now, rng);
     let Some(choice) = picked else { return Decided::Nowhere };

@@ -42,7 +42,7 @@ impl Scope {
     }
 }
 
-/// How the policy came to its choice.
+/// The way in which the policy came to its choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -77,7 +77,7 @@ impl Reason {
 pub struct Choice {
     /// The place of the chosen row.
     pub index: usize,
-    /// How it was chosen.
+    /// The way in which it was chosen.
     pub reason: Reason,
 }
 
@@ -94,7 +94,7 @@ pub struct Decision {
     pub scope: Scope,
     /// The pool's policy.
     pub policy: PolicyName,
-    /// How the policy chose.
+    /// The way in which the policy chose.
     pub reason: Reason,
     /// Rows that the policy compared.
     pub considered: u16,
@@ -133,7 +133,7 @@ impl Decision {
         }
     }
 
-    /// Whether another arm than the assigned one serves the request.
+    /// Returns whether another arm than the assigned one serves the request.
     #[must_use]
     pub fn crossed(&self) -> bool {
         self.arm != self.assigned
@@ -198,7 +198,7 @@ pub struct Considered {
     pub skipped: bool,
     /// Skipped because it is at its limit.
     pub full: bool,
-    /// How long it still backs off, in seconds.
+    /// Time that it still backs off, in seconds.
     pub open_for: f64,
     /// The prediction.
     pub terms: Terms,
@@ -222,6 +222,7 @@ pub struct Trace {
 impl Trace {
     /// Takes the rows down before those that back off are dropped.
     pub fn record(&mut self, rows: &[Candidate], facts: &RequestFacts, now: Time) {
+        // If all back off, nobody is skipped: see `Rows::skip_backing_off`.
         let all_off = rows.iter().all(Candidate::backing_off);
         self.rows.clear();
         self.rows.extend(rows.iter().map(|row| Considered {
@@ -248,10 +249,11 @@ impl Trace {
         }
     }
 
-    /// Why, the decision and its rows as one line of visible ASCII, at most `limit` bytes: rows that do not fit are counted.
+    /// Returns the reason, the decision and its rows as one line of visible ASCII, at most `limit` bytes: rows that do not fit are counted.
     #[must_use]
     pub fn line(&self, decision: &Decision, limit: usize) -> String {
         let mut line = format!("{} | {decision}", self.why(decision));
+        // Only the reason can be cut; of the rows there are whole ones or none.
         line.truncate(limit);
         for (at, row) in self.rows.iter().enumerate() {
             let part = format!(
@@ -271,6 +273,7 @@ impl Trace {
                     ""
                 }
             );
+            // Room for the count of what is left out is kept free at each row, or the last one that fits would take it.
             let rest = format!("; {} more", self.rows.len() - at);
             if line.len() + part.len() + rest.len() > limit {
                 if line.len() + rest.len() <= limit {

@@ -17,7 +17,7 @@ use crate::units::BackendId;
 /// a pool in panic should not put all of its requests on one backend.
 pub const PANIC_SPREAD: Duration = Duration::from_secs(5);
 
-/// Whether a backend takes requests.
+/// The standing of a backend: whether it takes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
@@ -25,12 +25,12 @@ pub enum Standing {
     In,
     /// It failed its probes.
     Out {
-        /// Since when.
+        /// Moment since which it is so.
         since: Time,
     },
     /// It is not what the config says it is.
     Misconfigured {
-        /// Since when.
+        /// Moment since which it is so.
         since: Time,
     },
     /// The operator lets it finish what it has.
@@ -44,7 +44,7 @@ pub struct Seat {
     pub id: BackendId,
     /// The arm that it belongs to.
     pub arm: ArmIndex,
-    /// Whether it takes requests.
+    /// Its standing: whether it takes requests.
     pub standing: Standing,
 }
 
@@ -67,6 +67,7 @@ pub fn admit(
         });
         return (!admitted.is_empty()).then_some(Scope::Pinned);
     }
+    // A backend that failed this request is not tried again, even if its arm has no other.
     let free = |seat: &Seat| matches!(seat.standing, Standing::In) && !tried.contains(&seat.id);
     fill(seats, admitted, |seat| seat.arm == facts.arm && free(seat));
     if !admitted.is_empty() {
@@ -96,15 +97,20 @@ fn panic_mode(
     admitted: &mut Vec<u16>,
 ) -> Option<Scope> {
     let reach = |seat: &Seat| cross_arm || seat.arm == facts.arm;
+    // Some backend is in but was tried: the fleet is well, and it is this request that fails. It ends instead of
+    // spreading.
     if seats.iter().any(|seat| reach(seat) && seat.standing == Standing::In) {
         return None;
     }
     let out_since = |seat: &Seat| match seat.standing {
         _ if !reach(seat) || tried.contains(&seat.id) => None,
+        // An operator's drain holds in a panic too: that backend may be switched off at any moment.
         Standing::In | Standing::Drained => None,
+        // Pairs compare by their first member, so that every misconfigured backend comes after every other one.
         Standing::Out { since } => Some((false, since)),
         Standing::Misconfigured { since } => Some((true, since)),
     };
+    // Those that went out at about the same time share the requests; the longest out alone would get all of them.
     let (misconfigured, longest) = seats.iter().filter_map(out_since).min()?;
     fill(seats, admitted, |seat| {
         out_since(seat).is_some_and(|(kind, since)| kind == misconfigured && since <= longest + PANIC_SPREAD)

@@ -93,7 +93,7 @@ impl Pace {
     }
 }
 
-/// What was measured beside what was expected, both in the same unit and both decayed alike.
+/// A measured sum beside the expected one, both in the same unit and both decayed alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Evidence {
     /// Sum of what was measured.
@@ -184,7 +184,7 @@ impl TtftRatio {
         self.ratio.observe(measured, expected, lived, tau);
     }
 
-    /// How far the ratio stands for the backend and not for its pool, 0 to 1.
+    /// Returns how far the ratio stands for the backend and not for its pool, 0 to 1.
     #[must_use]
     #[inline]
     pub fn trust(&self, lived: Time) -> f64 {

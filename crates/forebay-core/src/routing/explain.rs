@@ -18,7 +18,7 @@ use crate::units::{BackendId, brief_seconds, grouped};
 /// A backend measured this many times as slow as the chosen one is said to be slow.
 const SLOWER: f64 = 1.25;
 
-/// What became of one member of the pool in a decision.
+/// The fate of one member of the pool in a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
@@ -67,16 +67,20 @@ pub fn explain(
     let Query { facts, tried, now } = query;
     let Buffers { admitted, rows, affinity } = buffers;
     let mut trace = Trace::default();
+    // The decision below sees the admitted rows alone. An explanation shows every member, so the others get rows of
+    // their own.
     let mut all: Vec<Candidate> = (0_u16..).zip(rules.seats).map(|(member, _)| loads.row(member)).collect();
     // Looked up once: the caller may hold its pool's lock.
     let members: HashMap<usize, usize> =
         (0_u16..).zip(rules.seats).map(|(member, _)| (loads.slot(member), usize::from(member))).collect();
     let place_of_slot = |slot: u16| members.get(&usize::from(slot)).copied().unwrap_or(usize::MAX);
+    // Cached tokens of those that may not have the request: often the very reason for the question.
     affinity.claim(facts, &mut all, place_of_slot);
     affinity.weigh_evictions(facts, &mut all, now, place_of_slot);
     alter(&mut all);
     let aside = Aside { policy: None, alter: Some(alter), trace: Some(&mut trace) };
     let decided = decide(rules, query, loads, Buffers { admitted, rows, affinity }, rng, aside);
+    // Ratios come from the admitted rows, as they did in the decision. The others are measured with the same ones.
     rows.ratios().fill(&mut all);
     rows.finish();
     affinity::compare(&mut all);
@@ -86,6 +90,8 @@ pub fn explain(
     };
     let mut members = Trace::default();
     members.record(&all, facts, now);
+    // The first reason that applies is told. A chosen backend was also compared, and one that was tried may also be
+    // out.
     let fate = |considered: &Considered, seat: &Seat| match seat.standing {
         _ if decision.is_some_and(|decision| decision.backend == seat.id) => Fate::Chosen,
         _ if trace.rows.iter().any(|row| row.backend == seat.id && row.skipped) => Fate::BackingOff,
@@ -103,13 +109,13 @@ pub fn explain(
 }
 
 impl Trace {
-    /// Why the decision went as it did, in words: visible ASCII, backends by their number.
+    /// Returns why the decision went as it did, in words: visible ASCII, backends by their number.
     #[must_use]
     pub fn why(&self, decision: &Decision) -> String {
         self.why_named(decision, &|id| id.to_string())
     }
 
-    /// The same with names for the backends.
+    /// Returns what [`Decision::why`] says, with names for the backends.
     #[must_use]
     pub fn why_named(&self, decision: &Decision, name: &dyn Fn(BackendId) -> String) -> String {
         let Some(chosen) = self.rows.iter().find(|row| row.backend == decision.backend) else { return String::new() };
@@ -124,6 +130,7 @@ impl Trace {
             text.push_str(", though all are left alone after failures");
         }
         let policy = decision.policy.policy();
+        // The next best tells more than all of them: what would have had to be different for another choice.
         let others = self.rows.iter().filter(|row| row.backend != chosen.backend && !row.skipped && !row.full);
         if let Some(other) = others.min_by(|a, b| policy.cost(a).total_cmp(&policy.cost(b)))
             && decision.considered > 1
@@ -157,13 +164,14 @@ fn choice_in_words(decision: &Decision, chosen: &Considered) -> String {
     }
 }
 
-/// What speaks against the next best.
+/// Returns what speaks against the next best.
 fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> String {
     if let Some(words) = decision.policy.policy().other_has(other) {
         return words;
     }
     let (mine, theirs) = (&chosen.terms, &other.terms);
     let ttft = brief_seconds(theirs.ttft());
+    // Within the tie chance decided, and no term is a reason.
     if theirs.score() <= mine.score() * (1.0 + super::policy::TIE) {
         return format!("would do as well ({ttft})");
     }
@@ -172,6 +180,8 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
     let at_speed = |term: fn(&cost::Terms) -> f64| term(theirs) / slower - term(mine);
     let scaled: [fn(&cost::Terms) -> f64; 6] =
         [|t| t.step, |t| t.queue, |t| t.prompt, |t| t.others, |t| t.redundancy, |t| t.eviction];
+    // A slow backend is behind in every term. Where the difference goes away at equal speed, speed is the reason, not
+    // a queue.
     let unexplained = scaled.iter().map(|term| at_speed(*term)).sum::<f64>() + behind(|t| t.kv_wait);
     if slower >= SLOWER && unexplained < 0.5 * (theirs.score() - mine.score()) {
         return format!("({ttft}) was measured {slower:.1} times as slow");

@@ -9,7 +9,7 @@ use crate::units::BackendId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Deserialize, serde::Serialize)]
 pub struct ArmIndex(pub u16);
 
-/// How a request shows its progress, and so what can be measured of it.
+/// The way in which a request shows its progress, and so what can be measured of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -34,7 +34,7 @@ pub struct RequestFacts {
     pub est_tokens: u32,
     /// Sequences that it makes in the engine (`n`, `best_of`, a batch of prompts), as vLLM counts them; at least 1.
     pub sequences: u32,
-    /// How it shows its progress.
+    /// The way in which it shows its progress.
     pub kind: Kind,
     /// The arm that it was assigned to.
     pub arm: ArmIndex,

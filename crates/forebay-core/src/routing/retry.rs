@@ -9,7 +9,7 @@ use crate::error::Failure;
 /// Deaths of backends that one request may see: a query that has killed two is not given a third.
 pub const MAX_DEATHS: u32 = 2;
 
-/// What the client has been sent when an attempt fails.
+/// The part of an answer that the client has been sent when an attempt fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Nothing: status and backend are both open.
@@ -18,10 +18,10 @@ pub enum Stage {
     HeadSentEarly,
 }
 
-/// What to do now.
+/// The step that follows a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The same backend once more on a fresh connection, free of budget and blame.
+    /// A fresh connection to the backend that failed, free of budget and blame.
     SameFresh,
     /// Another backend, if the budget and the pool have one; if not, the caller asks [`Attempts::ending`].
     Next,
@@ -29,7 +29,7 @@ pub enum Verdict {
     Over,
 }
 
-/// Whose answer ends a request whose attempts are over.
+/// The answer that ends a request whose attempts are over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The last real answer of a backend, which the caller has kept.
@@ -38,7 +38,7 @@ pub enum Ending {
     Ours(Failure),
 }
 
-/// What one request has been through.
+/// The attempts that one request has been through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
     limit: u32,
@@ -83,6 +83,7 @@ impl Attempts {
 
     /// Takes a failure down; call it after [`verdict`], for every failed attempt.
     pub fn note(&mut self, failure: Failure) {
+        // Both look at what came before this failure, so they are asked before anything changes.
         self.deaths += u32::from(self.kills(failure));
         if costs_nothing(failure) {
             self.fresh = false;
@@ -123,7 +124,7 @@ impl Attempts {
         failure.may_be_the_requests().is_none_or(|code| self.server_error != Some(code))
     }
 
-    /// Whose answer ends the request, attempts being over: the last real one wins over ours, but for our own fault
+    /// Returns whose answer ends the request, attempts being over: the last real one wins over ours, but for our own fault
     /// (misconfigured) and after two deaths. Past an early head only an error event can still be passed on.
     #[must_use]
     pub fn ending(&self, stage: Stage) -> Ending {
@@ -147,13 +148,13 @@ impl Attempts {
         failure == Failure::Reused && !self.fresh
     }
 
-    /// Whether the failure is a death: also a refusal right after a reused connection broke, and a fresh one that breaks.
+    /// Returns whether the failure is a death: also a refusal right after a reused connection broke, and a fresh one that breaks.
     fn kills(&self, failure: Failure) -> bool {
         failure.is_death() || (self.fresh && matches!(failure, Failure::Connect | Failure::Reused))
     }
 }
 
-/// Whether the failure is a real answer of a backend, which the caller keeps: it may be what ends the request.
+/// Returns whether the failure is a real answer of a backend, which the caller keeps: it may be what ends the request.
 #[must_use]
 pub fn is_answer(failure: Failure) -> bool {
     match failure {
@@ -208,6 +209,7 @@ pub fn verdict(failure: Failure, seen: &Attempts) -> Verdict {
         | Failure::FirstToken
         | Failure::Stalled
         | Failure::ListenerGone => {
+            // A request that kills each backend that gets it would take down the fleet one by one: two are enough.
             let deaths = seen.deaths + u32::from(seen.kills(failure));
             if deaths < MAX_DEATHS && seen.failed + 1 < seen.limit { Verdict::Next } else { Verdict::Over }
         }
@@ -246,7 +248,9 @@ impl TokenBucket {
 
     /// Takes one retry out; false if there is none.
     pub fn withdraw(&mut self, now: Time) -> bool {
+        // The refill is reckoned when it is asked for, so that an idle bucket costs nothing.
         self.tokens = (self.tokens + now.secs_since(self.at) * self.per_second).min(self.burst);
+        // Threads may bring their moments out of order. The same second must not be paid in twice.
         self.at = self.at.max(now);
         // Fifths do not add up to one exactly.
         let paid = self.tokens >= 1.0 - 1e-9;

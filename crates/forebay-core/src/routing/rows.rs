@@ -13,7 +13,7 @@ use super::facts::RequestFacts;
 use crate::clock::Time;
 use crate::units::BackendId;
 
-/// How long rows are kept. The fastest of what stands still meanwhile is forgotten over 2 s.
+/// Time for which rows are kept. The fastest of what stands still meanwhile is forgotten over 2 s.
 pub const KEPT_FOR: Duration = Duration::from_millis(10);
 
 /// The rows of one arm's decisions.
@@ -40,7 +40,7 @@ struct Kept {
     change: u64,
 }
 
-/// Where rows come from: the loads of a pool's members as of one moment. Each has a slot, a small number that is its own as
+/// A source of rows: the loads of a pool's members as of one moment. Each has a slot, a small number that is its own as
 /// long as it is in the pool.
 pub trait Loads {
     /// The slot of the member at this place.
@@ -73,8 +73,11 @@ impl Rows {
         let still = self.kept.filter(|kept| {
             kept.generation == generation && now.since(kept.since) < KEPT_FOR && self.members == admitted
         });
+        // Between two decisions one load changes, or two. Only their rows are written anew, so that the cost of a
+        // decision is that of comparing.
         let changed = still.and_then(|kept| loads.changed_since(kept.change));
         match (still, changed) {
+            // More changes than rows: making all of them anew is cheaper.
             (Some(kept), Some(changed)) if changed.len() <= self.rows.len() => {
                 // A decision and its end are two changes of one slot.
                 let mut last = None;

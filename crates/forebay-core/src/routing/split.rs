@@ -39,6 +39,7 @@ impl Split {
             .into_iter()
             .map(|(name, share)| Share { name, share: if share.is_finite() { share.max(0.0) } else { 0.0 } })
             .collect();
+        // One arm with a share needs no hash, and a pool without arms has just that.
         let mut served = (0_u16..).zip(&arms).filter(|(_, arm)| arm.share > 0.0).map(|(place, _)| ArmIndex(place));
         let single = match (served.next(), served.next()) {
             (None, _) => Some(ArmIndex(0)),
@@ -82,6 +83,9 @@ impl Split {
     fn of_session(&self, keyed: &Sha256) -> ArmIndex {
         let mut earliest = (f64::INFINITY, ArmIndex(0));
         for (place, arm) in (0_u16..).zip(&self.arms).filter(|(_, arm)| arm.share > 0.0) {
+            // An exponential time for each arm, and the earliest wins: an arm wins in proportion to its share. A
+            // changed share moves only the sessions that it has to. A point on a circle of ranges would move others
+            // as well.
             let time = -unit(keyed.clone().chain_update(&arm.name)).ln() / arm.share;
             if time < earliest.0 {
                 earliest = (time, ArmIndex(place));
@@ -94,6 +98,7 @@ impl Split {
         let mut left = rng.f64() * self.total;
         let mut last = ArmIndex(0);
         for (place, arm) in (0_u16..).zip(&self.arms).filter(|(_, arm)| arm.share > 0.0) {
+            // Rounding may leave a rest after the last arm, which then has it.
             last = ArmIndex(place);
             left -= arm.share;
             if left < 0.0 {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// Whether a backend with `in_flight` sequences may have `sequences` more. What never reaches the engine always may; what is
+/// Returns whether a backend with `in_flight` sequences may have `sequences` more. What never reaches the engine always may; what is
 /// larger than the limit may if it has the backend for itself, or it would wait for ever.
 #[must_use]
 #[inline]
@@ -16,7 +16,7 @@ pub fn fits(in_flight: u32, sequences: u32, limit: u32) -> bool {
     sequences == 0 || in_flight == 0 || in_flight.saturating_add(sequences) <= limit
 }
 
-/// Whose requests take turns with the others'. Two that collide share their turns, no more.
+/// The key of a lane, whose requests take turns with those of other lanes. Two that collide share their turns, no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneKey {
     client: u64,
@@ -36,14 +36,14 @@ impl LaneKey {
     }
 }
 
-/// Where a waiter stands, for when it leaves.
+/// The place of a waiter, for when it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     lane: LaneKey,
     number: i64,
 }
 
-/// What is done with one waiter on a round through the room.
+/// The verdict on one waiter on a round through the room.
 #[derive(Debug)]
 pub enum Step<R> {
     /// It is served, and leaves with this.
@@ -54,7 +54,7 @@ pub enum Step<R> {
     Stop,
 }
 
-/// Where a newcomer stands.
+/// The standing of a newcomer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Entered<T> {
     /// It waits; one of a longer line may have had to leave for it.
@@ -107,7 +107,7 @@ impl<T> WaitRoom<T> {
         self.len == 0
     }
 
-    /// How many wait.
+    /// Returns how many wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -125,7 +125,7 @@ impl<T> WaitRoom<T> {
         lanes.flat_map(|lane| lane.line.iter().map(|(_, waiter)| waiter))
     }
 
-    /// The same, to be changed.
+    /// Returns all that wait, in order, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         let lanes = self.clients.values_mut().flat_map(|client| client.lanes.values_mut());
         lanes.flat_map(|lane| lane.line.iter_mut().map(|(_, waiter)| waiter))
@@ -133,6 +133,7 @@ impl<T> WaitRoom<T> {
 
     /// A newcomer joins the end of its lane in a room of `size`; one that waited before (`again`) its front.
     pub fn enter(&mut self, lane: LaneKey, waiter: T, again: bool, size: usize) -> Entered<T> {
+        // A room of no size is the way to say that nobody shall wait.
         let mut displaced = None;
         if size == 0 {
             return Entered::Full(waiter);
@@ -154,6 +155,8 @@ impl<T> WaitRoom<T> {
             Lane { turn, line: VecDeque::new() }
         });
         let number = if again {
+            // Numbers in a line only grow towards its back, so that a waiter is found by bisection. The front goes
+            // below zero.
             self.next_front -= 1;
             entry.line.push_front((self.next_front, waiter));
             self.next_front
@@ -210,6 +213,8 @@ impl<T> WaitRoom<T> {
             client.from = 0;
         }
         while let Some((&turn, &key)) = self.turns.range(from..).next() {
+            // A served lane gets a turn behind all others, which is past this point too: it is looked at again in the
+            // same round.
             from = turn + 1;
             let client = self.clients.get_mut(&key).expect("a turn is removed with its client");
             match client.serve_one(&mut look, &mut self.next_turn) {
@@ -250,6 +255,7 @@ impl<T> Client<T> {
                         found = Some((at, with));
                         break;
                     }
+                    // Passed, not stopped: what the first cannot have, a smaller request behind it may.
                     Step::Pass => {}
                     Step::Stop => return Step::Stop,
                 }

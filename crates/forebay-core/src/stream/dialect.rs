@@ -19,10 +19,10 @@ use super::{Api, EventKind, StreamError};
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"error\""));
 
-/// How vLLM begins the message of an error that means: the engine behind this server is gone.
+/// The begin of vLLM's message for an error that means: the engine behind this server is gone.
 const ENGINE_DEAD: &str = "EngineCore encountered an issue";
 
-/// What one event was taken for.
+/// The meaning of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
     pub(super) kind: EventKind,
@@ -79,13 +79,14 @@ impl Dialect {
         }
     }
 
-    /// What `event` is, with its usage, error or end noted.
+    /// Returns what `event` is, with its usage, error or end noted.
     pub(super) fn classify(&mut self, event: &Event<'_>) -> Class {
         let data = match event.data.as_deref() {
             None if event.silent => return Class::quiet(EventKind::Comment),
             None | Some(b"") => return Class::quiet(EventKind::Other),
             Some(data) => data,
         };
+        // No API has an event that could be taken for it, so it ends a stream of any.
         let class = if data.trim_ascii() == b"[DONE]" {
             self.ended = true;
             Class::quiet(EventKind::End)
@@ -99,7 +100,7 @@ impl Dialect {
         self.note(class)
     }
 
-    /// What the beginning of an event over the size limit is, and what its end will be.
+    /// Returns what the beginning of an event over the size limit is, and what its end will be.
     pub(super) fn classify_head(&mut self, event: &Event<'_>) -> (Class, EventKind) {
         let failed = EventKind::Error { code: 500, engine_dead: false };
         let (class, last) = match event.name {
@@ -132,13 +133,17 @@ impl Dialect {
     }
 
     fn chunk(&mut self, data: &[u8]) -> Class {
+        // Once the first token is there, an event without these two words can only be a token: no JSON is read for
+        // it. The words may stand in the text as well, which costs a parse and changes nothing.
         if self.warm && USAGE.find(data).is_none() && ERROR.find(data).is_none() {
             return Class::TOKEN;
         }
+        // Not for us to judge: a client may understand it, and an engine that writes has worked.
         let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return Class::TOKEN };
         if let Some(error) = chunk.error.filter(|error| is_error(error)) {
             return self.fail(error.get().as_bytes());
         }
+        // vLLM's older form: the error's members stand in the event itself.
         if chunk.object.is_some_and(|object| object.get() == "\"error\"") {
             return self.fail(data);
         }
@@ -207,6 +212,7 @@ impl Dialect {
                 self.take_usage(start.and_then(|start| start.message).and_then(|message| message.usage));
                 Class::quiet(EventKind::Token)
             }
+            // Its counts are of the whole answer so far, not of this event: the last one wins.
             b"message_delta" => {
                 self.take_usage(serde_json::from_slice::<Message>(data).ok().and_then(|message| message.usage));
                 Class::quiet(EventKind::Token)
@@ -276,7 +282,7 @@ fn name_or_type<'a>(name: &'a [u8], data: &'a [u8]) -> Cow<'a, [u8]> {
     }
 }
 
-/// Whether an `error` member tells of an error, as OpenAI's clients see it (`null` never comes here).
+/// Returns whether an `error` member tells of an error, as OpenAI's clients see it (`null` never comes here).
 fn is_error(error: &RawValue) -> bool {
     match error.get().as_bytes() {
         [b'{', ..] => !is_blank(error),
@@ -284,7 +290,7 @@ fn is_error(error: &RawValue) -> bool {
     }
 }
 
-/// Whether a value is `[]`, `{}` or `""`.
+/// Returns whether a value is `[]`, `{}` or `""`.
 fn is_blank(value: &RawValue) -> bool {
     match value.get().as_bytes() {
         [b'[', inner @ .., b']'] | [b'{', inner @ .., b'}'] => inner.trim_ascii().is_empty(),
@@ -292,7 +298,7 @@ fn is_blank(value: &RawValue) -> bool {
     }
 }
 
-/// Whether these choices only announce the role: chat's first event, which comes with the first token's.
+/// Returns whether these choices only announce the role: chat's first event, which comes with the first token's.
 fn is_role(choices: &RawValue) -> bool {
     #[derive(Deserialize)]
     struct ChatChoice<'a> {
@@ -351,12 +357,14 @@ fn read_error(json: &[u8]) -> StreamError {
     let body = match serde_json::from_slice::<ErrorBody<'_>>(json) {
         Ok(ErrorBody { error: Some(inner), .. }) if is_error(inner) => return read_error(inner.get().as_bytes()),
         Ok(body) => body,
+        // An error may be a bare string.
         Err(_) => ErrorBody { message: serde_json::from_slice(json).ok(), code: None, r#type: None, error: None },
     };
     let status = |text: &str| text.parse().ok().filter(|code| (400..=599).contains(code));
     let code = body.code.and_then(|code| status(code.get().trim_matches('"')));
     let mut message = text(body.message).unwrap_or_default();
     let engine_dead = message.starts_with(ENGINE_DEAD);
+    // It is kept for the log, so a backend must not choose its length.
     message.truncate(message.floor_char_boundary(StreamError::MAX_MESSAGE));
     let code = code.or_else(|| status_of_type(&text(body.r#type)?)).unwrap_or(500);
     StreamError { code, engine_dead, message }

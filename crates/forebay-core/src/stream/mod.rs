@@ -21,7 +21,7 @@ use dialect::{Class, Dialect};
 use sse::{Frame, Framer};
 pub use usage::{Usage, usage_of_body};
 
-/// Which API a request speaks, as far as its answer's form goes.
+/// The API that a request speaks, as far as its answer's form goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Api {
     /// `/v1/chat/completions`
@@ -78,7 +78,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Whether a held head is to be sent now: the engine has worked, or the answer is over.
+    /// Returns whether a held head is to be sent now: the engine has worked, or the answer is over.
     #[must_use]
     pub fn commits(self) -> bool {
         matches!(self, EventKind::Token | EventKind::Usage | EventKind::End)
@@ -90,7 +90,7 @@ impl EventKind {
 pub struct Segment {
     /// Its bytes, as they came.
     pub raw: Bytes,
-    /// What it is.
+    /// Its kind.
     pub kind: EventKind,
     /// It is a token event, which ends an ITL gap. Of [`EventKind::Token`] these are not: chat's role event, which comes with the
     /// first token's and would add a gap of zero; the events of responses and messages that are no delta; opaque bytes.
@@ -130,7 +130,7 @@ pub struct Parser {
     dialect: Dialect,
     /// Nothing has been read yet.
     first: bool,
-    /// What the end of the event over the size limit will be.
+    /// The kind that the end of the event over the size limit will have.
     last: EventKind,
 }
 
@@ -158,6 +158,7 @@ impl Parser {
             if !chunk.is_empty() {
                 out.push(Segment { raw: chunk, kind: EventKind::Token, token: false });
             }
+        // vLLM writes one event a chunk. Then nothing is framed, held or copied.
         } else if self.framer.at_boundary()
             && let Some(event) = sse::simple(&chunk)
         {
@@ -180,6 +181,7 @@ impl Parser {
                 }
                 Frame::Head(raw) => {
                     let (class, last) = self.dialect.classify_head(&sse::parse(&raw, self.first));
+                    // The middle of such an event is not kept, so what its end means is settled by its name, now.
                     self.last = last;
                     (raw, class)
                 }
@@ -221,7 +223,7 @@ impl Parser {
         self.dialect.usage
     }
 
-    /// Whether the end marker was seen, so that the end of the body is no truncation. Always so for [`Api::Other`], which has
+    /// Returns whether the end marker was seen, so that the end of the body is no truncation. Always so for [`Api::Other`], which has
     /// none.
     #[must_use]
     pub fn ended(&self) -> bool {

@@ -22,7 +22,7 @@ pub(super) enum Frame {
     Last(Bytes),
 }
 
-/// Where in a line the scan stands between two bytes.
+/// The position of the scan in a line, between two bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     /// At the beginning of a line.
@@ -56,7 +56,7 @@ impl Framer {
         Framer { at: At::Start, crlf: false, oversize: false, max_event, pending: BytesMut::new() }
     }
 
-    /// Whether the next byte begins an event.
+    /// Returns whether the next byte begins an event.
     pub(super) fn at_boundary(&self) -> bool {
         self.at == At::Start && self.pending.is_empty() && !self.oversize
     }
@@ -74,6 +74,7 @@ impl Framer {
         }
         if let Some(end) = self.scan(rest) {
             let piece = rest.split_to(end);
+            // Its beginning has gone out already, so its end does too, though it would fit.
             if std::mem::take(&mut self.oversize) {
                 return Some(Frame::Last(piece));
             }
@@ -81,13 +82,15 @@ impl Framer {
                 return Some(Frame::Event(piece));
             }
             self.pending.extend_from_slice(&piece);
-            // Taken, not split off: the rest of its capacity would keep the event's memory for as long as the stream lasts.
+            // Taken, not split off: the rest of its capacity would keep the event's memory for as long as the stream
+            // lasts.
             return Some(Frame::Event(std::mem::take(&mut self.pending).freeze()));
         }
         let piece = std::mem::take(rest);
         if self.oversize {
             return Some(Frame::Part(piece));
         }
+        // Nothing to join it with: the chunk passes without a copy.
         if self.pending.is_empty() && piece.len() > self.max_event {
             self.oversize = true;
             return Some(Frame::Head(piece));
@@ -128,6 +131,7 @@ impl Framer {
                 }
                 At::Start => match byte {
                     b'\n' => return Some(i + 1),
+                    // The line before ended in CRLF, so an LF will follow, in this chunk or in the next.
                     b'\r' if self.crlf => {
                         self.at = At::BlankCr;
                         i += 1;
@@ -144,7 +148,7 @@ impl Framer {
     }
 }
 
-/// What an event says.
+/// The content of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event<'a> {
     /// The last `event:` field; empty where there is none.
@@ -201,6 +205,7 @@ pub(super) fn parse(raw: &[u8], first: bool) -> Event<'_> {
             b"data" => match &mut event.data {
                 None => event.data = Some(Cow::Borrowed(value)),
                 Some(data) => {
+                    // Several `data:` lines are one text. This alone copies; vLLM writes one line.
                     let data = data.to_mut();
                     data.push(b'\n');
                     data.extend_from_slice(value);

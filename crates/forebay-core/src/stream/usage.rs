@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::Api;
 
-/// What a request used, as the backend counts it.
+/// The tokens that a request used, as the backend counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Tokens of the prompt, those found in the prefix cache included.
@@ -51,6 +51,7 @@ impl Written {
         if prompt.is_none() && completion.is_none() {
             return None;
         }
+        // Messages tells the prompt at the start and the answer at the end: each report fills in what it has.
         let before = earlier.unwrap_or_default();
         // Anthropic's input_tokens leave out what the cache had and what was put there.
         let apart = match api {

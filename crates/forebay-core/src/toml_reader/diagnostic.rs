@@ -17,13 +17,13 @@ use super::section::Schema;
 pub struct Diagnostic {
     /// The file, as the operator named it.
     path: String,
-    /// Where in the main file; none: the file as a whole, or `line` of another file.
+    /// Place in the main file; none: the file as a whole, or `line` of another file.
     span: Option<Range<usize>>,
     /// The line of a file that is not shown, from 1.
     line: Option<usize>,
     /// The reason, beginning with the key.
     message: String,
-    /// What would be right.
+    /// A text that says what would be right.
     hint: Option<String>,
     /// Another place in the main file that belongs to the mistake, and what it is.
     also: Option<(Range<usize>, &'static str)>,
@@ -71,7 +71,7 @@ impl Diagnostic {
     }
 }
 
-/// Where mistakes are collected while the file is read.
+/// A list in which mistakes are collected while the file is read.
 #[derive(Debug, Default)]
 pub struct Notes(RefCell<Vec<Diagnostic>>);
 

@@ -38,7 +38,7 @@ pub struct Change {
     pub new: String,
 }
 
-/// How the values of an entry are read, shown and described: a [`ValueKind`], [`Nested`] or [`ByHand`].
+/// A way to read, show and describe the values of an entry: a [`ValueKind`], [`Nested`] or [`ByHand`].
 pub trait Entry<T> {
     /// Reads `key` of `table` into `value`, which stays as it is where there is nothing to read.
     fn read_into(&self, value: &mut T, table: &Table<'_>, key: &'static str);

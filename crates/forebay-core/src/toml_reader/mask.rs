@@ -32,12 +32,14 @@ fn masked_line(schema: &Schema, line: &str) -> String {
             blank[value].fill(true);
         }
     }
+    // A URL may carry a name and a password before its `@`.
     if line.contains("url") || line.contains("://") {
         blank_users(line, &mut blank);
     }
     let mut shown = String::with_capacity(line.len());
     for (at, character) in line.char_indices() {
         if blank[at] {
+            // As many bytes as before, so that every place in the file stays where the message points.
             shown.extend(std::iter::repeat_n('*', character.len_utf8()));
         } else {
             shown.push(character);

@@ -1,7 +1,7 @@
 //! What a kind of file may hold: its sections, their keys, and, for a name that is none of these, what was probably meant.
 //! Says nothing of values.
 
-/// When a changed value takes effect.
+/// The moment at which a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
     /// With the reload.
@@ -13,7 +13,7 @@ pub enum Reload {
 /// The default of a key, for the documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DefaultText {
-    /// As an operator would write it.
+    /// A value in the form in which an operator writes it.
     Written(String),
     /// In words, where it depends on the machine or on other keys, or where there is none. Markdown.
     Words(&'static str),
@@ -22,17 +22,17 @@ pub enum DefaultText {
 /// One key of a section.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// As it is written.
+    /// The name in the file.
     pub name: &'static str,
     /// With its section in front: `listen.address`.
     pub full: &'static str,
-    /// What it takes, in words. Markdown.
+    /// The values that it takes, in words. Markdown.
     pub takes: fn() -> String,
     /// Its default.
     pub default: fn() -> DefaultText,
-    /// When a change takes effect.
+    /// The moment at which a change takes effect.
     pub reload: Reload,
-    /// What it does. The text of a doc comment, so it may begin with a space. Markdown.
+    /// The effect of the key. The text of a doc comment, so it may begin with a space. Markdown.
     pub about: &'static str,
 }
 
@@ -60,22 +60,22 @@ impl Key {
 /// The keys of one section of a file.
 #[derive(Debug)]
 pub struct Section {
-    /// As it is written: `listen`, `pools.arms`; empty for the file itself.
+    /// The name in the file: `listen`, `pools.arms`; empty for the file itself.
     pub name: &'static str,
-    /// How to write its head.
+    /// The head in the file.
     pub head: &'static str,
-    /// How to write it, by example.
+    /// An example of the form in the file.
     pub form: &'static str,
-    /// What it is for. The text of a doc comment, so it may begin with a space. Markdown.
+    /// The purpose of the section. The text of a doc comment, so it may begin with a space. Markdown.
     pub about: &'static str,
-    /// What it may hold.
+    /// The keys that it may hold.
     pub keys: &'static [Key],
-    /// What a later version will know.
+    /// The keys that a later version will know.
     pub later: &'static [&'static str],
 }
 
 impl Section {
-    /// Whether `name` is one of its keys.
+    /// Returns whether `name` is one of its keys.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.keys.iter().any(|key| key.name == name)
@@ -86,7 +86,7 @@ impl Section {
     }
 }
 
-/// What one kind of file may hold.
+/// The content that one kind of file may have.
 #[derive(Debug)]
 pub struct Schema {
     /// The file itself.
@@ -95,25 +95,26 @@ pub struct Schema {
     pub sections: &'static [&'static Section],
     /// Keys whose value is the name of an environment variable: a report shows it, where it is one.
     pub variables: &'static [&'static str],
-    /// Why a key that one may expect (section, key) is not here.
+    /// Reason why a key that one may expect (section, key) is not here.
     pub needless: fn(&str, &str) -> Option<&'static str>,
-    /// What to write in place of an unknown key (section, key), where that is better known than by its spelling.
+    /// A hint in place of an unknown key (section, key), where a better one is known than by its spelling.
     pub instead: fn(&str, &str) -> Option<&'static str>,
 }
 
 impl Schema {
-    /// Whether `key` is known, or will be, in some section.
+    /// Returns whether `key` is known, or will be, in some section.
     #[must_use]
     pub fn is_key(&self, key: &str) -> bool {
         self.sections.iter().any(|section| section.has(key) || section.later.contains(&key))
     }
 
-    /// What was probably meant by the unknown `key` in `section`, as a hint.
+    /// Returns what was probably meant by the unknown `key` in `section`, as a hint.
     #[must_use]
     pub fn meant(&self, section: &Section, key: &str) -> String {
         if let Some(instead) = (self.instead)(section.name, key) {
             return instead.to_owned();
         }
+        // A slip of the finger is likelier than a key of another section.
         if let Some(near) = nearest(key, &section.names()) {
             return format!("did you mean `{near}`?");
         }
@@ -134,10 +135,12 @@ pub fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
     if text.len() > LONGEST {
         return None;
     }
+    // Case and dashes are another tool's style, not a mistake of spelling.
     let text = text.to_ascii_lowercase().replace('-', "_");
     candidates
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(&text, candidate), *candidate))
+        // More than a third wrong is another word, and a bad hint is worse than none.
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
         .min()
         .map(|(_, candidate)| candidate)

@@ -25,18 +25,18 @@ pub struct Table<'a> {
 /// A value of the file.
 #[derive(Debug)]
 pub struct Value<'a> {
-    /// What it is.
+    /// The value itself.
     pub value: &'a DeValue<'a>,
-    /// Where it is.
+    /// Its place.
     pub span: Range<usize>,
 }
 
-/// Why a value is not accepted.
+/// Reason why a value is not accepted.
 #[derive(Debug)]
 pub struct Wrong {
     /// The reason, without the key.
     pub reason: String,
-    /// What would be right.
+    /// A text that says what would be right.
     pub hint: Option<String>,
 }
 
@@ -45,7 +45,7 @@ pub struct Wrong {
 pub struct Got<T> {
     /// The value; the default where the file has none or a wrong one.
     pub value: T,
-    /// Where it is written, if it is.
+    /// Its place, if it is.
     pub span: Option<Range<usize>>,
     /// It is written and wrong, which has been noted: nothing more should be said about it.
     pub wrong: bool,
@@ -117,7 +117,7 @@ impl<'a> Table<'a> {
         Table { table: Some(table), span, schema, section, notes, wrong: RefCell::default() }
     }
 
-    /// Whether the file has the table at all.
+    /// Returns whether the file has the table at all.
     pub fn is_written(&self) -> bool {
         self.table.is_some()
     }
@@ -134,7 +134,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Where everything is noted.
+    /// Returns where everything is noted.
     pub fn notes(&self) -> &'a Notes {
         self.notes
     }
@@ -151,7 +151,7 @@ impl<'a> Table<'a> {
         Some(Value { value: value.get_ref(), span: value.span() })
     }
 
-    /// Where `key` itself is written, if it is.
+    /// Returns where `key` itself is written, if it is.
     pub fn key_span(&self, key: &str) -> Option<Range<usize>> {
         self.table?.get_key_value(key).map(|(key, _)| key.span())
     }
@@ -162,6 +162,7 @@ impl<'a> Table<'a> {
         match read(&value) {
             Ok(read) => Some(read),
             Err(wrong) => {
+                // Rules that compare two keys say nothing of a key that is wrong by itself: one mistake, one message.
                 self.wrong.borrow_mut().push(key);
                 self.wrong(key, value.span, wrong);
                 None
@@ -202,6 +203,7 @@ impl<'a> Table<'a> {
         let Some(value) = self.value(key) else { return none };
         match value.value {
             DeValue::Table(table) => Table::open(table, Some(value.span), (self.schema, section), self.notes),
+            // `[[name]]` in place of `[name]` is the usual way to get here.
             DeValue::Array(_) if section.head.starts_with('[') => {
                 let hint = format!("write {}, once", section.head);
                 self.wrong(key, value.span.clone(), value.expected("one table").hint(hint));

@@ -59,12 +59,12 @@ pub fn name(value: &Value<'_>) -> Result<String, Wrong> {
         .hint("use letters, digits, `_`, `-` and `.`, at most 64 of them, such as \"tp1x2\""))
 }
 
-/// Whether `text` fits into a metric label and a header.
+/// Returns whether `text` fits into a metric label and a header.
 pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
 
-/// Whether `name` can name an environment variable: letters, digits and `_`, no digit first.
+/// Returns whether `name` can name an environment variable: letters, digits and `_`, no digit first.
 pub fn is_variable(name: &str) -> bool {
     let start = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
     start && name.len() <= 128 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -170,7 +170,7 @@ pub fn size(range: RangeInclusive<u64>) -> impl Fn(&Value<'_>) -> Result<u64, Wr
     }
 }
 
-/// What `read` takes, or "off".
+/// Returns what `read` takes, or "off".
 pub fn or_off<T>(read: impl Fn(&Value<'_>) -> Result<T, Wrong>) -> impl Fn(&Value<'_>) -> Result<Option<T>, Wrong> {
     move |value| match value.value {
         DeValue::String(text) if text == "off" => Ok(None),

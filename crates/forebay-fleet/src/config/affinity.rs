@@ -16,7 +16,7 @@ pub enum Affinity {
 }
 
 impl Affinity {
-    /// As written in the configuration.
+    /// All values, as written in the configuration.
     pub const ALL: [(&str, Affinity); 3] =
         [("session", Affinity::Session), ("prefix", Affinity::Prefix), ("off", Affinity::Off)];
 }

@@ -10,6 +10,7 @@ use forebay_core::toml_reader::{Diagnostic, Got, Notes, Table};
 /// Notes a timeout that is longer than the interval after which its next round begins.
 pub(super) fn in_time(table: &Table<'_>, timeout: Duration, interval: Duration) {
     let (timeout, interval) = (table.got("timeout", timeout), table.got("interval", interval));
+    // A value that is wrong by itself was noted already, and compares with nothing.
     if timeout.wrong || interval.wrong || timeout.value <= interval.value {
         return;
     }
@@ -38,6 +39,8 @@ pub(super) fn both(
     label: &'static str,
 ) {
     let diagnostic = match spans {
+        // One of the two may be a default, which stands nowhere. The mistake is shown where the operator wrote
+        // something.
         (Some(first), second) => Diagnostic::at(first.clone(), message).also(second.clone(), label),
         (None, Some(second)) => Diagnostic::at(second.clone(), message),
         (None, None) => Diagnostic::whole(message),

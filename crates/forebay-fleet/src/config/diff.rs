@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::model::{ArmConfig, Config, PoolConfig};
 use forebay_core::toml_reader::{Change, Keys, Reload};
 
-/// What differs between two configurations.
+/// The differences between two configurations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
     /// Changed keys that only a restart puts into force, by their names in the file.
@@ -16,14 +16,14 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// Whether the two say the same.
+    /// Returns whether the two say the same.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.restart_keys.is_empty() && self.changed.is_empty()
     }
 }
 
-/// What is different in `new`.
+/// Returns what is different in `new`.
 #[must_use]
 pub fn diff(old: &Config, new: &Config) -> Diff {
     let mut diff = Diff::default();
@@ -44,6 +44,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
             diff.changed.push(format!("pool {}: removed", pool.model));
         }
     }
+    // Nothing above looks at places, and still the configuration is another one.
     if diff.is_empty() && old.pools != new.pools {
         diff.changed.push("pools: another order".to_owned());
     }

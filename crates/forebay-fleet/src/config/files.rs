@@ -65,6 +65,7 @@ impl<'a> Outside<'a> {
     /// The file called `name` at `span`, unless it cannot be read, which is noted under `key`.
     fn named(&mut self, key: &str, name: &str, span: Range<usize>, notes: &Notes) -> Option<(PathBuf, String)> {
         let path = self.dir.join(name);
+        // A pipe or a device would be read for ever, also by `forebay check`.
         let regular = std::fs::metadata(&path).map(|metadata| metadata.is_file()).map_err(|error| error.to_string());
         let content = match regular {
             Ok(true) => self.file(&path),
@@ -84,6 +85,7 @@ impl<'a> Outside<'a> {
     /// The admin token in the file called `name`: its content without the space around it.
     pub(super) fn token(&mut self, name: &str, span: Range<usize>, notes: &Notes) -> Option<Secret> {
         let (path, text) = self.named("admin.token_file", name, span, notes)?;
+        // An editor ends the file with a line feed, which no header may carry.
         let token = text.trim();
         let wrong = if token.is_empty() {
             "holds no token"
@@ -110,6 +112,7 @@ impl<'a> Outside<'a> {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
+            // Counted also where it is wrong: "names no key" would be a second complaint about the same line.
             lines += 1;
             let key = client_key(line).and_then(|key| unique(key, number, &mut seen));
             match key {

@@ -29,7 +29,7 @@ use forebay_core::toml_reader::{self, Diagnostic};
 /// A configuration that was read and found right.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// What it says.
+    /// The content.
     pub config: Config,
     /// SHA-256 of the file and of every file that it names: another hash, another configuration.
     pub hash: [u8; 32],
@@ -70,6 +70,7 @@ fn resolve_text(path: &Path, text: Result<String, String>, mut outside: Outside<
     let text = match text {
         Ok(text) => text,
         Err(reason) => {
+            // A file that cannot be read has a hash, too: the watcher must not report the same trouble at each look.
             let hash = outside.finish().0;
             return Err(Box::new(Report::new(
                 &schema::SCHEMA,
@@ -81,6 +82,7 @@ fn resolve_text(path: &Path, text: Result<String, String>, mut outside: Outside<
         }
     };
     let read = toml_reader::parse(&text, &schema::SCHEMA, |root| resolve::config(root, &mut outside));
+    // After the keys: a file or a variable that one of them names is a part of the hash.
     let (hash, files) = outside.finish();
     match read {
         Ok(config) => Ok(Loaded { config, hash, files }),

@@ -81,16 +81,16 @@ sections! {
     admin: Admin,
     /// The clients that may send requests.
     clients: Clients,
-    /// What a single client or backend may cost.
+    /// Limits on the cost of a single client or backend.
     limits: Limits,
     /// Time limits of an answer, and what Forebay adds to a request.
     stream: Stream,
-    /// What happens when an attempt fails before the first token.
+    /// Rules for an attempt that fails before the first token.
     retry: Retry,
-    /// When a backend is ejected, and how it comes back.
+    /// Rules for ejecting a backend, and for its return.
     health: HealthConfig,
-    /// How the backends' own `/metrics` are read.
+    /// Rules for reading the backends' own `/metrics`.
     scrape: ScrapeConfig,
-    /// What counts as good service.
+    /// Limits that count as good service.
     slo: Slo,
 }

@@ -18,7 +18,7 @@ use forebay_core::toml_reader::{Got, Keys, Table, ValueKind};
 
 const BACKENDS_FORM: &str = "backends = [{ url = \"http://127.0.0.1:8001\" }]";
 
-/// Where a name or a URL was first used.
+/// Place where a name or a URL was first used.
 type Places<K> = HashMap<K, Range<usize>>;
 
 /// What the pools are read beside.
@@ -67,6 +67,7 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, around: &Around<'_>) -> P
         Some(span) if !model.wrong => unique(table, "model", names, &model.value, span),
         Some(_) => {}
     }
+    // Names of models and aliases share one space, since a request names either.
     for (alias, span) in table.list("aliases", values::line(256)) {
         unique(table, "aliases", names, &alias, &span);
         pool.aliases.push(alias);
@@ -100,6 +101,7 @@ fn session(table: &Table<'_>) -> Option<SessionKey> {
     match (&header.span, &body.span) {
         (Some(_), None) => Some(SessionKey::Header(header.value)),
         (None, Some(_)) => Some(SessionKey::Body(body.value)),
+        // No guess which of the two was meant: another session key is another split among the arms.
         (Some(_), Some(second)) => {
             let message = "pools.session: it is a header or a member of the body, not both";
             table.notes().add(Diagnostic::at(second.clone(), message).hint(FORM).also(header.span, "the header"));
@@ -116,6 +118,7 @@ fn session(table: &Table<'_>) -> Option<SessionKey> {
 
 fn arms(table: &Table<'_>, around: &Around<'_>) -> Vec<ArmConfig> {
     let mut urls = Places::new();
+    // Read on with the arms, so that mistakes in them are told in the same run.
     if let (Some(_), Some(span)) = (table.value("arms"), table.key_span("backends")) {
         let message = "pools.backends: the pool has arms, so its backends belong to them";
         let hint = "move the backends into an arm, or leave the arms out";

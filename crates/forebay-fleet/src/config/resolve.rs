@@ -52,7 +52,7 @@ fn check_admin(admin: &Admin, table: &Table<'_>, data: &Got<SocketAddr>) {
     }
 }
 
-/// Whether two listeners cannot be bound both.
+/// Returns whether two listeners cannot be bound both.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let same_host = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && same_host

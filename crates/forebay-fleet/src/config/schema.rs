@@ -36,7 +36,7 @@ pub(super) static SCHEMA: Schema = Schema {
     instead,
 };
 
-/// Why a key that other proxies have, or that was once designed, is not here: there is no use in it.
+/// Returns why a key that other proxies have, or that was once designed, is not here: there is no use in it.
 fn needless(section: &str, key: &str) -> Option<&'static str> {
     match (section, key) {
         ("health", "slow_start") => Some(

@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
-/// Where a backend listens. Two spellings of one address (`HTTP://Host:80/` and `http://host`) are equal.
+/// The URL of a backend. Two spellings of one address (`HTTP://Host:80/` and `http://host`) are equal.
 #[derive(Clone)]
 pub struct BackendUrl {
     uri: Uri,
@@ -19,7 +19,7 @@ pub struct BackendUrl {
     host_header: HeaderValue,
 }
 
-/// Why a text is no backend URL.
+/// Reason why a text is no backend URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum UrlError {
     /// Neither `http://` nor `https://` in front.
@@ -106,10 +106,12 @@ impl FromStr for BackendUrl {
         if !text.contains("://") {
             return Err(UrlError::NoScheme);
         }
+        // Each common mistake has an error of its own, found in the text before a parser calls all of them malformed.
         if text.contains(['?', '#']) {
             return Err(UrlError::Query);
         }
         let after_scheme = text.split_once("://").map_or("", |(_, rest)| rest);
+        // The path is the client's, so a backend's URL has none. A slash at the end is as good as nothing.
         let (authority, path) = after_scheme.split_once('/').unwrap_or((after_scheme, ""));
         if authority.contains('@') {
             return Err(UrlError::UserInfo);
@@ -127,11 +129,13 @@ impl FromStr for BackendUrl {
         if !path.is_empty() {
             return Err(UrlError::Path);
         }
+        // In one spelling, so that one backend cannot be written twice as two.
         let host = written.host().ok_or(UrlError::NoHost)?.to_ascii_lowercase();
         if host.parse::<std::net::IpAddr>().is_err() && host.starts_with('[') && !is_ipv6(&host) {
             return Err(UrlError::Malformed);
         }
         let text = match written.port_u16() {
+            // Port 80 is left out, as in the host header that a client would send.
             None | Some(80) => format!("http://{host}"),
             Some(port) => format!("http://{host}:{port}"),
         };
@@ -141,7 +145,7 @@ impl FromStr for BackendUrl {
     }
 }
 
-/// Whether `host` is an IPv6 address in brackets.
+/// Returns whether `host` is an IPv6 address in brackets.
 fn is_ipv6(host: &str) -> bool {
     host.strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))

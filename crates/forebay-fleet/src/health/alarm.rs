@@ -18,7 +18,7 @@ use forebay_core::routing::facts::Kind;
 
 /// Two refused connections this far apart mean that the listener is gone, and not that its queue was full for a moment.
 pub const REFUSALS_APART: Duration = Duration::from_millis(100);
-/// How long an attempt may go on in silence when the listener is gone. A server that ends well closes its listener first and
+/// Time for which an attempt may go on in silence when the listener is gone. A server that ends well closes its listener first and
 /// finishes its streams; one that got SIGTERM leaves them open, without a byte and without FIN.
 pub const GRACE: Duration = Duration::from_secs(2);
 
@@ -36,7 +36,7 @@ struct AlarmState {
     stalls: u64,
     /// The first refused connection since the last one that was made.
     refused: Option<Time>,
-    /// The same, once a second one has confirmed it.
+    /// The time of a second refusal, which confirms the first.
     gone: Option<Time>,
     /// Nothing at all comes of the server: attempts that began before this may move.
     silent: Option<Time>,
@@ -55,6 +55,7 @@ impl Alarm {
     pub fn refused(&self, now: Time) {
         self.states.send_if_modified(|state| {
             let first = *state.refused.get_or_insert(now);
+            // One refusal may be a queue of connections that is full. Nobody is woken before the second.
             let confirmed = state.gone.is_none() && now.since(first) >= REFUSALS_APART;
             if confirmed {
                 state.gone = Some(first);
@@ -67,6 +68,7 @@ impl Alarm {
     pub fn answered(&self) {
         self.states.send_if_modified(|state| {
             state.refused = None;
+            // Attempts are woken only if there was something to take back: this runs at each connection.
             state.gone.take().is_some()
         });
     }
@@ -115,7 +117,7 @@ impl Alarm {
     }
 }
 
-/// When something last came from the backend, shared by an attempt and its [`Watch`].
+/// Time at which something last came from the backend, shared by an attempt and its [`Watch`].
 #[derive(Clone, Debug, Default)]
 pub struct Heard(Arc<AtomicU64>);
 
@@ -164,6 +166,7 @@ impl Watch {
     /// Waits until the attempt is to end, and says how. Dropped without harm, and may be asked again.
     pub async fn ended(&mut self, clock: &Clock) -> Failure {
         loop {
+            // Marked as seen before it is judged: a change during the judgement wakes the wait below.
             let state = *self.states.borrow_and_update();
             if self.stalls.is_some_and(|stalls| stalls != state.stalls) {
                 return Failure::Stalled;
@@ -178,6 +181,7 @@ impl Watch {
             // The alarm lives as long as its backend, which the attempt's ticket holds: `changed` does not fail.
             match left {
                 Some(Duration::ZERO) => return Failure::ListenerGone,
+                // The state may change before the time is up, such as when the listener is there again.
                 Some(left) => drop(tokio::time::timeout(left, self.states.changed()).await),
                 None if self.states.changed().await.is_err() => std::future::pending().await,
                 None => {}
@@ -195,7 +199,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// How the attempt ends, if it does so within a day.
+    /// Returns how the attempt ends, if it does so within a day.
     async fn ending(watch: &mut Watch, hand: &ManualClock) -> Option<Failure> {
         let clock = hand.clock();
         let mut ended = std::pin::pin!(watch.ended(&clock));

@@ -18,7 +18,7 @@ use forebay_core::routing::eligible::Standing;
 /// Ejections are spread by so much to either side, so that backends which failed together are not probed together.
 const JITTER: f64 = 0.1;
 
-/// Where a backend stands, and why.
+/// The state of a backend, and why it is so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthState {
     /// It takes requests.
@@ -52,7 +52,7 @@ impl HealthState {
         self.kind().label()
     }
 
-    /// Why, where there is something to say.
+    /// Returns the reason, where there is something to say.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -64,14 +64,14 @@ impl HealthState {
         }
     }
 
-    /// Whether requests go there in the normal course of things.
+    /// Returns whether requests go there in the normal course of things.
     #[must_use]
     pub fn is_usable(&self) -> bool {
         *self == HealthState::Healthy
     }
 }
 
-/// When a backend is out, and for how long.
+/// Rules for putting a backend out, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rules {
     /// Failures in a row, of clients' attempts or of `/health`, that eject; at least 1.
@@ -82,7 +82,7 @@ pub struct Rules {
     pub max: Duration,
 }
 
-/// What a probe with a request showed.
+/// The result of a probe with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probed {
     /// It was served.
@@ -95,7 +95,7 @@ pub enum Probed {
     NoSuchRequest,
 }
 
-/// What a change asks of the backend's load.
+/// The effect of a change on the backend's load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Nothing.
@@ -124,9 +124,9 @@ pub(crate) struct Health {
     bad: u32,
     /// `/health` has failed too often, or the port is closed: the reason. No probe is worth its while until that ends.
     dead: Option<String>,
-    /// Why it was put out, and since when it is.
+    /// Reason why it was put out, and since when it is.
     out: (String, Time),
-    /// How often the length of an ejection was doubled.
+    /// Number of times that the length of an ejection was doubled.
     doubled: u32,
     misconfigured: Option<(String, Time)>,
 }
@@ -147,6 +147,7 @@ impl Health {
     ) -> Effect {
         match verdict {
             Ok(()) => {
+                // A server may call itself well while its engine does not serve. So a good answer only allows a probe.
                 (self.bad, self.dead) = (0, None);
                 Effect::None
             }
@@ -163,7 +164,7 @@ impl Health {
         self.eject(Ejection::Health, reason, rules, now, rng)
     }
 
-    /// So many blamed failures of clients' attempts in a row.
+    /// Notes blamed failures of clients' attempts, so many in a row.
     pub(crate) fn failed(&mut self, row: u32, last: &str, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
         let reason = || format!("{row} failed in a row; the last: {last}");
         match self.phase {
@@ -183,21 +184,26 @@ impl Health {
     /// Puts it out, if it is not.
     fn eject(&mut self, why: Ejection, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
         match self.phase {
+            // Failures of attempts that went out before it did must not make its time longer.
             HealthPhase::Out { .. } => return Effect::None,
             HealthPhase::In { since } => {
+                // A backend that was in for long has earned a short ejection. One that falls out again at once waits
+                // longer each time.
                 self.doubled = if now.since(since) >= rules.max { 0 } else { self.doubled };
                 self.out = (reason, now);
             }
             // It never came back: it is out since it was.
             HealthPhase::Probing | HealthPhase::OnTrial => self.out.0 = reason,
         }
+        // The shift is bounded: a backend that fails for weeks must not overflow it.
         let length = rules.base.saturating_mul(1 << self.doubled.min(16)).min(rules.max);
+        // Spread, so that backends that went out together are not probed together.
         self.phase = HealthPhase::Out { until: now + spread(length, rng) };
         self.doubled = self.doubled.saturating_add(1);
         Effect::Ejected(why)
     }
 
-    /// Whether a probe shall go out now: its time out is over, and somebody is there.
+    /// Returns whether a probe shall go out now: its time out is over, and somebody is there.
     pub(crate) fn probe(&mut self, now: Time) -> bool {
         match self.phase {
             HealthPhase::Out { until } if until <= now && self.dead.is_none() => {
@@ -209,20 +215,22 @@ impl Health {
         }
     }
 
-    /// What the probe showed.
+    /// Returns what the probe showed.
     pub(crate) fn probed(&mut self, probed: Probed, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+        // A drain, or a configuration, may have come between the probe and its answer.
         if self.phase != HealthPhase::Probing {
             return Effect::None;
         }
         match probed {
             Probed::Passed => self.back(now),
-            // That it is out is known: it was counted when it went out. No client paid for the probe, so that the next one need not
-            // wait for longer: what recovers is back soon.
+            // That it is out is known: it was counted when it went out. No client paid for the probe, so that the
+            // next one need not wait for longer: what recovers is back soon.
             Probed::Failed(reason) => {
                 self.out.0 = format!("its probe failed: {reason}");
                 self.phase = HealthPhase::Out { until: now + spread(rules.base, rng) };
                 Effect::None
             }
+            // It sheds load: alive, and no proof of more.
             Probed::Busy => Effect::None,
             Probed::NoSuchRequest => {
                 self.phase = HealthPhase::OnTrial;
@@ -274,7 +282,7 @@ impl Health {
         }
     }
 
-    /// What routing makes of it. On trial it is in: its back-off lets one attempt be, and no more.
+    /// Returns what routing makes of it. On trial it is in: its back-off lets one attempt be, and no more.
     pub(crate) fn standing(&self, drained: bool) -> Standing {
         match (drained, &self.misconfigured, &self.phase) {
             (true, _, _) => Standing::Drained,

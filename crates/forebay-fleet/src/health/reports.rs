@@ -8,7 +8,7 @@ use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
 
-/// Whoever keeps the health of backends.
+/// A keeper of the health of backends.
 pub(crate) trait HealthKeeper: Send + Sync {
     /// An attempt failed by the backend's doing: the `row`-th in a row.
     fn failed(&self, id: BackendId, row: u32, failure: Failure, now: Time);
@@ -25,14 +25,14 @@ impl Reports {
         Reports(keeper)
     }
 
-    /// As [`HealthKeeper::failed`].
+    /// Reports a failure: see [`HealthKeeper::failed`].
     pub(crate) fn failed(&self, id: BackendId, row: u32, failure: Failure, now: Time) {
         if let Some(keeper) = self.0.upgrade() {
             keeper.failed(id, row, failure, now);
         }
     }
 
-    /// As [`HealthKeeper::served`].
+    /// Reports an answer: see [`HealthKeeper::served`].
     pub(crate) fn served(&self, id: BackendId, now: Time) {
         if let Some(keeper) = self.0.upgrade() {
             keeper.served(id, now);

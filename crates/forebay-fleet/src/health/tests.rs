@@ -189,7 +189,7 @@ fn what_it_serves_and_the_operator_s_word_come_before_its_health() {
 }
 
 proptest! {
-    /// Whatever happens: it is out for no longer than the longest ejection at a time, and a served request brings it back.
+    /// Holds for any events: it is out for no longer than the longest ejection at a time, and a served request brings it back.
     #[test]
     fn no_run_of_events_keeps_a_backend_out_that_serves(events in prop::collection::vec((0_u8..9, 0_u64..20_000), 0..80)) {
         let mut world = World::new();

@@ -14,7 +14,7 @@ const BLIND: u32 = 3;
 /// The longest time that one look can add: the watchdog, or the whole process, may have stood still meanwhile.
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
-/// What is seen of a backend at one moment.
+/// The facts seen of a backend at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sight {
     /// Attempts on the engine whose answers we wait to read: their clients read, too.
@@ -23,7 +23,7 @@ pub struct Sight {
     pub streams: u32,
     /// Counts token events and whole answers.
     pub progress: u64,
-    /// What it showed last and when, if that is not too old.
+    /// The last sample and its time, if it is not too old.
     pub sample: Option<(Sample, Time)>,
 }
 
@@ -31,7 +31,7 @@ pub struct Sight {
 #[derive(Clone, Debug, Default)]
 pub struct Watchdog {
     last: Option<(Sight, Time)>,
-    /// What it showed last and when, however old.
+    /// The last sample and its time, however old.
     sample: Option<(Sample, Time)>,
     silent: Duration,
     /// How long of that streams waited, too.
@@ -54,8 +54,11 @@ impl Watchdog {
             self.begin_anew();
             return None;
         }
+        // The first look has nothing to compare with.
         let (before, at) = last?;
+        // Work at both ends of the span: an engine that was idle in between owes nobody a token.
         if before.waiting > 0 && sight.waiting > 0 {
+            // A look that came late, on a busy machine, must not count as long silence of the engine.
             self.silent += now.since(at).min(LONGEST_STEP);
             self.stood += stood;
         }
@@ -80,7 +83,7 @@ impl Watchdog {
         (self.silent, self.silent_streams, self.stood) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
     }
 
-    /// Whether anything shows progress since the last look, and for how long a new sample shows that nothing moved.
+    /// Returns whether anything shows progress since the last look, and for how long a new sample shows that nothing moved.
     fn compare(&mut self, sight: &Sight) -> (bool, Duration) {
         let (mut moved, mut stood) = (false, Duration::ZERO);
         if let (Some((old, before)), Some((new, at))) = (self.sample, sight.sample) {
@@ -92,7 +95,7 @@ impl Watchdog {
     }
 }
 
-/// Whether the figures say that there is work, and are such as would move.
+/// Returns whether the figures say that there is work, and are such as would move.
 fn shows_work(sample: Sample) -> bool {
     let busy = sample.running.zip(sample.waiting).is_some_and(|(running, waiting)| running + waiting > 0.0);
     busy && (sample.kv_usage.is_some() || sample.steps.is_some())
@@ -125,7 +128,7 @@ mod tests {
         }
     }
 
-    /// As of now; `found_after` and the others fill in the time.
+    /// Returns a sight as of now; `found_after` and the others fill in the time.
     fn waits(sample: Option<Sample>) -> Sight {
         Sight { waiting: 1, streams: 1, progress: 0, sample: sample.map(|sample| (sample, Time::ZERO)) }
     }

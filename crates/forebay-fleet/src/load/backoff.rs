@@ -34,8 +34,10 @@ impl Backoff {
     /// A blamed failure. While the backend is left alone for the last one it is no new one: thirty streams cut at once are
     /// one failure. `next` is the number of the next attempt. Whether it was a new one, which `withdraw` takes back.
     pub(crate) fn failure(&mut self, now: Time, next: u64) -> bool {
+        // Attempts that went out before this failure say nothing of the time after it, neither good nor bad.
         self.mark = next;
         self.probes = 0;
+        // Ten attempts that fail together are one failure: the pause must not double ten times.
         if self.pauses > 0 && now < self.failed_until {
             return false;
         }
@@ -71,9 +73,10 @@ impl Backoff {
         std::mem::take(&mut self.on_trial)
     }
 
-    /// The same at its end: the row is broken only now, as a first token is no whole answer. Whether it ends a trial.
+    /// Notes the end of a whole answer, and returns whether it ends a trial. The row is broken only now: a first token is no whole answer.
     pub(crate) fn finished(&mut self, attempt: u64) -> bool {
         if attempt >= self.mark {
+            // A whole answer proves more than a first token: engines die in the middle of answers.
             self.failures_in_a_row = 0;
         }
         self.success(attempt)
@@ -86,6 +89,7 @@ impl Backoff {
 
     /// It may be back: one attempt, from number `next` on, is let through to show it.
     pub(crate) fn try_out(&mut self, next: u64) {
+        // Open at once, and still with a failure to its name: one attempt at a time, until one has succeeded.
         (self.pauses, self.failed_until) = (self.pauses.max(1), Time::ZERO);
         (self.mark, self.probes, self.on_trial) = (next, 0, true);
     }

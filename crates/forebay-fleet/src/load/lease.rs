@@ -5,14 +5,14 @@
 use forebay_core::clock::Time;
 use forebay_core::routing::facts::Kind;
 
-/// Where an attempt is.
+/// The phase of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Prefill,
     Decode,
 }
 
-/// What one attempt holds of a load: the same numbers are given back as were taken.
+/// The amounts that one attempt holds of a load: the same numbers are given back as were taken.
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) attempt: u64,
@@ -30,11 +30,11 @@ pub(crate) struct Lease {
     pub(crate) raw: f64,
     pub(crate) dispatched: Time,
     pub(crate) last_event: Time,
-    /// What the backend had prefilled for this proxy at the last event, in tokens.
+    /// Tokens that the backend had prefilled for this proxy at the last event.
     pub(crate) prefilled: u64,
 }
 
-/// What an attempt brings.
+/// The amounts that an attempt brings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeaseRequest {
     pub(crate) kind: Kind,

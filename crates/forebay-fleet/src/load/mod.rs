@@ -30,11 +30,11 @@ pub(crate) use state::LoadState;
 use lease::{Lease, Phase};
 use view::LoadView;
 
-/// Where the loads of a pool's backends are: one mutex for all of them.
+/// A table of the loads of a pool's backends: one mutex for all of them.
 pub(crate) trait LoadTable: fmt::Debug + Send + Sync {
     /// Calls `act` once, with the load in `slot` and the pool's own time.
     fn with(&self, slot: usize, act: &mut dyn FnMut(&mut LoadState, Pace));
-    /// The same for what may make room, or change who may have it: whoever waits for that is served before the mutex opens.
+    /// Changes what may make room, or who may have it: whoever waits for that is served before the mutex opens.
     fn change(&self, slot: usize, act: &mut dyn FnMut(&mut LoadState, Pace));
     /// Calls `act` once, with the load in `slot` and what is known of the pool's prefix caches.
     fn with_cache(&self, slot: usize, act: &mut dyn FnMut(&mut LoadState, &mut Index));

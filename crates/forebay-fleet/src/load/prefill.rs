@@ -41,6 +41,7 @@ impl PrefillQueue {
         if let Some(entry) = place.and_then(|place| self.entries.get_mut(place)) {
             *entry = None;
         }
+        // Those that left out of turn are skipped when they come to the front, so that leaving costs no search.
         while let Some(None) = self.entries.front() {
             self.entries.pop_front();
             self.first += 1;

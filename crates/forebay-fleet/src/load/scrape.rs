@@ -29,8 +29,10 @@ pub(crate) struct Own {
 }
 
 impl Scrape {
-    /// What the sample says beside `own`; from `stale_after` on it counts as absent.
+    /// Returns what the sample says beside `own`; from `stale_after` on it counts as absent.
     pub(crate) fn new(sample: Sample, own: Own, now: Time, stale_after: Duration) -> Scrape {
+        // The reader of the text has done so already. A sample may come from elsewhere, and one NaN would decide
+        // every comparison.
         let sane = |value: Option<f64>| value.filter(|value| value.is_finite() && *value >= 0.0);
         let sample = Sample {
             running: sane(sample.running),
@@ -47,10 +49,13 @@ impl Scrape {
         // Both or nothing: half of the truth set against all of our own would hide others' load or invent some.
         if let (Some(all_running), Some(all_waiting)) = (sample.running, sample.waiting) {
             let foreign = (all_running + all_waiting - prefilling - decoding).max(0.0);
+            // Our own prefilling requests may be running there by now, or still wait: what cannot be ours waits for
+            // others.
             waiting = foreign.min((all_waiting - prefilling).max(0.0));
             running = foreign - waiting;
         }
         let kv_tokens = match (sample.kv_usage, sample.kv_capacity_tokens) {
+            // vLLM tells a share of its memory; beside our own tokens the rest is other clients'.
             (Some(usage), Some(room)) => (usage * room as f64 - own.kv_tokens as f64).max(0.0),
             _ => 0.0,
         };

@@ -162,6 +162,8 @@ impl LoadState {
 
     /// An attempt goes out. What it takes is given back by `end`, through the lease.
     pub(crate) fn enter(&mut self, entry: LeaseRequest, now: Time, lived: Time) -> Lease {
+        // The age of a backend counts from its first request: while it is young, what is measured of it is soon
+        // forgotten.
         self.ttft.dispatch(lived);
         let attempt = self.next;
         self.next += 1;
@@ -177,6 +179,7 @@ impl LoadState {
             self.prefilling += entry.sequences;
             self.queued_tokens += u64::from(entry.tokens);
             self.kv_tokens += u64::from(entry.tokens);
+            // Its place among our own prompts there: the one that has waited longest tells how far the engine has come.
             queued = self.waiting.enter(QueuedPrompt { since: now, tokens: entry.tokens });
         }
         Lease {
@@ -206,6 +209,7 @@ impl LoadState {
         lease.last_event = now;
         self.prefilled += u64::from(lease.tokens);
         lease.prefilled = self.prefilled;
+        // Events of several streams may be taken in another order than they came.
         self.last_first_token = self.last_first_token.max(now);
         self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, lived);
         self.worth.claimed(lease.claimed);
@@ -220,6 +224,7 @@ impl LoadState {
         self.progress += 1;
         lease.kv_tokens += 1;
         if !client_blocked && lease.sequences == 1 {
+            // Others' sequences lengthen the step as ours do.
             let foreign = self.fresh(now).map_or(0.0, |scrape| scrape.running);
             let prefill = self.shape.token * (self.prefilled - lease.prefilled) as f64;
             let step = self.shape.step(f64::from(self.decoding) + foreign) + prefill;
@@ -240,6 +245,7 @@ impl LoadState {
         if lease.kind != Kind::Stream {
             self.worth.claimed(lease.claimed);
         }
+        // Its answer is its first token: an embedding has no other.
         if lease.kind == Kind::NoDecode {
             self.ttft.observe(now.secs_since(lease.dispatched), lease.raw, lived);
         }
@@ -275,6 +281,7 @@ impl LoadState {
         let scrape = Scrape::new(sample, own, now, self.stale_after);
         let restarted = self.worth.report(scrape.sample.prefix_queries, scrape.sample.prefix_hits, now);
         if restarted {
+            // An engine is slow while it is cold, so that its first measurements must be forgotten soon.
             self.ttft.renew();
         }
         if self.scrape.is_some_and(|last| differs(&last.sample, &scrape.sample)) {

@@ -31,7 +31,7 @@ pub struct LoadView {
     pub completions_per_second: f64,
     /// Tokens that it has generated for requests from here.
     pub generated_tokens: u64,
-    /// What an expected prefix hit is worth here, 0 to 1, as learned from the hits that vLLM reports; 1 until there is evidence.
+    /// Worth of an expected prefix hit here, 0 to 1, as learned from the hits that vLLM reports; 1 until there is evidence.
     pub prefix_worth: f64,
     /// Blamed failures since the last success, one for each open period.
     pub fails: u32,

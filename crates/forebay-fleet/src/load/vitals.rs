@@ -10,6 +10,7 @@ impl Load {
     /// A scrape came in. What it shows beyond our own in-flight *at this instant* is others' load, until it is stale.
     pub fn set_sample(&self, sample: Sample, now: Time) {
         let capacity = sample.kv_capacity_tokens.filter(|tokens| *tokens > 0);
+        // Load and cache change under one lock, or a decision between the two would expect hits in an empty cache.
         self.with_cache(|state, cache| {
             if state.set_sample(sample, now) {
                 // Another engine: nothing of what was sent before is in its cache.
@@ -111,7 +112,7 @@ impl Load {
         })
     }
 
-    /// What kind of request it served last, of those that reach the engine.
+    /// Returns what kind of request it served last, of those that reach the engine.
     #[must_use]
     pub fn served(&self) -> Option<Kind> {
         self.with(|state| state.served)

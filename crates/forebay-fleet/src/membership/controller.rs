@@ -33,12 +33,12 @@ use forebay_core::routing::retry::TokenBucket;
 use forebay_core::routing::split::Split;
 use forebay_core::units::BackendId;
 
-/// What the fleet takes from the configuration beside its pools.
+/// The settings that the fleet takes from the configuration beside its pools.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// The age from which a scraped figure counts as absent.
     pub stale_after: Duration,
-    /// What takes a backend out, and for how long.
+    /// Rules for taking a backend out, and for how long.
     pub rules: Rules,
     /// The retry budget of each pool.
     pub budget: Budget,
@@ -116,7 +116,7 @@ impl Controller {
         Controller(Arc::new(Core { fleet: Fleet::default(), inner: Mutex::new(inner) }))
     }
 
-    /// The same with chance that repeats itself, for virtual time.
+    /// Returns the controller with chance that repeats itself, for virtual time.
     #[must_use]
     pub fn seeded(self, seed: u64) -> Controller {
         locked(&self.0.inner).rng = fastrand::Rng::with_seed(seed);
@@ -138,12 +138,14 @@ impl Controller {
         let mut inner = locked(&self.0.inner);
         let budget_changed = inner.settings.budget != settings.budget;
         inner.settings = settings;
+        // A reload of an unchanged budget must not fill it again: retries in a storm are what it is for.
         if budget_changed {
             for gate in inner.gates.values() {
                 locked(gate).budget = bucket(settings.budget, now);
             }
         }
         for entry in inner.entries.values() {
+            // In place: requests under way hold this load, and what was learned stays.
             entry.backend.load.retune(entry.config.speed, settings.stale_after);
         }
     }
@@ -163,6 +165,7 @@ impl Controller {
             for arm in &pool.arms {
                 for config in &arm.backends {
                     let key = MemberKey::of(pool, arm, config);
+                    // Weak, since the core owns the backends, which own their reports.
                     let keeper: Weak<Core> = Arc::downgrade(&self.0);
                     let reports = Reports::to(keeper);
                     let entry = inner.entry(&key, config, reports, now);
@@ -170,12 +173,14 @@ impl Controller {
                 }
             }
         }
+        // What is not in the new configuration is dropped here. Attempts under way hold their backend until they end.
         inner.entries = kept;
         let is_arm = |(model, name): &(String, String)| {
             pools.iter().any(|pool| pool.model == *model && pool.arms.iter().any(|arm| arm.name == *name))
         };
         inner.figures.retain(|arm, _| is_arm(arm));
         let is_kept = |model: &String| pools.iter().any(|pool| pool.model == *model);
+        // Readers must not find a pool whose waiters were sent away, so the snapshot is replaced before they are told.
         let gone: Vec<_> = inner.gates.extract_if(|model, _| !is_kept(model)).collect();
         self.0.publish(&mut inner, now);
         for (model, gate) in gone {
@@ -200,7 +205,7 @@ impl Controller {
         self.0.change(id, now, |change| change.health.hung(reason, change.rules, now, change.rng));
     }
 
-    /// Whether a probe with a request shall go to the backend now. Its result is told by [`Controller::probed`].
+    /// Returns whether a probe with a request shall go to the backend now. Its result is told by [`Controller::probed`].
     #[must_use]
     pub fn wants_probe(&self, id: BackendId, now: Time) -> bool {
         let mut due = false;
@@ -211,7 +216,7 @@ impl Controller {
         due
     }
 
-    /// What a probe with a request showed.
+    /// Takes the result of a probe with a request.
     pub fn probed(&self, id: BackendId, probed: Probed, now: Time) {
         self.0.change(id, now, |change| change.health.probed(probed, change.rules, now, change.rng));
     }
@@ -264,6 +269,8 @@ impl Inner {
     /// The entry of this backend: the one there is, brought up to date, or a new one.
     fn entry(&mut self, key: &MemberKey, config: &model::BackendConfig, reports: Reports, now: Time) -> MemberRecord {
         if let Some(mut entry) = self.entries.remove(key) {
+            // A changed entry is a new backend over the same load, alarm and figures: readers hold the old one, which
+            // nobody may change.
             if entry.config != *config {
                 entry.backend = Arc::new(Backend {
                     id: entry.backend.id,
@@ -282,6 +289,7 @@ impl Inner {
                 });
                 entry.backend.load.retune(config.speed, self.settings.stale_after);
                 if entry.config.key != config.key {
+                    // A backend that refused our key may take the new one.
                     entry.health.configured();
                 }
                 entry.config = config.clone();
@@ -292,6 +300,7 @@ impl Inner {
         let id = BackendId(self.next_id);
         self.next_id += 1;
         let gate = self.gate(&key.pool, now);
+        // The slot is in the pool's gate, where a decision reads all loads under one lock.
         let slot = locked(&gate).slots.take(LoadState::new(config.speed, self.settings.stale_after));
         let backend = Backend {
             id,
@@ -332,7 +341,9 @@ impl Inner {
             .iter()
             .map(|member| Seat { id: member.backend.id, arm: member.arm, standing: member.standing })
             .collect();
+        // By model: waiters and loads outlive the pool that a reload replaces.
         let gate = self.gate(&config.model, now);
+        // Now, so that no dispatch allocates under the lock.
         locked(&gate).reserve(members.len(), arms.len(), config.affinity);
         Pool {
             model: config.model.clone(),

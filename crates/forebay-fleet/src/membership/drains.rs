@@ -40,6 +40,7 @@ impl Controller {
         let mut found = Vec::new();
         for entry in inner.entries.values_mut() {
             let backend = &entry.backend;
+            // One address may be in several pools: the machine is drained, so all of them are.
             if backend.id.to_string() == name || backend.url.authority() == name {
                 found.push(backend.id);
                 entry.drained.clone_from(&who);

@@ -9,7 +9,7 @@ use crate::load::Load;
 use crate::pool::backend::Backend;
 use forebay_core::clock::Time;
 
-/// What a change of health is made with.
+/// The tools of a change of health.
 pub(crate) struct Change<'a> {
     pub(crate) health: &'a mut Health,
     pub(crate) load: &'a Load,
@@ -23,7 +23,7 @@ pub(crate) struct MemberRecord {
     pub(crate) config: model::BackendConfig,
     pub(crate) backend: Arc<Backend>,
     pub(crate) health: Health,
-    /// Who drained it through the admin API, and why; ends with the process, or by the same way.
+    /// The person who drained it through the admin API, and the reason; ends with the process, or by the same way.
     pub(crate) drained: Option<String>,
     /// Its engine sleeps or is paused: why.
     pub(crate) rests: Option<&'static str>,
@@ -47,7 +47,7 @@ impl MemberRecord {
         entry
     }
 
-    /// Who lets it finish what it has and take no more, if anybody does.
+    /// Returns who lets it finish what it has and take no more, if anybody does.
     pub(crate) fn drain(&self) -> Option<String> {
         let by_config = self.config.drain.then(|| "drain = true in the configuration".to_owned());
         self.drained.clone().or(by_config).or_else(|| self.rests.map(str::to_owned))
@@ -61,10 +61,12 @@ impl MemberRecord {
         now: Time,
         act: impl FnOnce(Change<'_>) -> Effect,
     ) -> bool {
+        // Health as it would be without a drain: a drained backend that fails is still news for routing after it.
         let standing = self.health.standing(false);
         match act(Change { health: &mut self.health, load: &self.backend.load, rules, rng }) {
             Effect::None => {}
             Effect::Ejected(why) => self.backend.metrics.ejected(why),
+            // It has proved itself by a request, so its back-off has no reason left.
             Effect::Returned => self.backend.load.forgive(),
             Effect::OnTrial => self.backend.load.try_out(),
         }
@@ -77,6 +79,7 @@ impl MemberRecord {
         if state == self.state {
             return false;
         }
+        // A new reason for an old state is shown, and is no line of the log.
         if state.label() != self.state.label() {
             self.since = now;
             let (id, url) = (self.backend.id, &self.backend.url);

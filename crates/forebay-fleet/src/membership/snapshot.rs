@@ -45,6 +45,7 @@ impl Snapshot {
         let mut names = HashMap::new();
         for (at, pool) in pools.iter().enumerate() {
             for name in std::iter::once(&pool.model).chain(&pool.aliases) {
+                // The configuration refuses a name of two pools. Should one come by another way, the first has it.
                 names.entry(name.clone()).or_insert(at);
             }
         }

@@ -19,25 +19,25 @@ use forebay_core::units::BackendId;
 pub struct Backend {
     /// Its identity for the life of the process.
     pub id: BackendId,
-    /// Where it listens.
+    /// The URL that it listens at.
     pub url: BackendUrl,
     /// The model of its pool.
     pub pool: Arc<str>,
     /// The name of its arm.
     pub arm: Arc<str>,
-    /// How fast it is until that is measured, relative to the others.
+    /// The backend's speed until it is measured, relative to the others.
     pub speed: f64,
     /// The key to send it.
     pub key: Option<Secret>,
-    /// What it has to do. Kept for as long as the backend is configured.
+    /// The work that it has. Kept for as long as the backend is configured.
     pub load: Arc<Load>,
-    /// What ends the attempts on it from outside. Kept as the load is.
+    /// The alarm that ends the attempts on it from outside. Kept as the load is.
     pub alarm: Arc<Alarm>,
     /// What is to be found out about what it serves. Kept as the load is.
     pub doubt: Arc<Doubt>,
     /// What its `/v1/models` lists, as it said it; empty until it was asked.
     pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
-    /// Whom its attempts tell how it does.
+    /// The reports of its attempts on how it does.
     pub(crate) reports: Reports,
     /// Its metric handles.
     pub metrics: Arc<BackendMetrics>,
@@ -46,7 +46,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Whether its `/v1/models` lists a model of this name.
+    /// Returns whether its `/v1/models` lists a model of this name.
     #[must_use]
     pub fn lists(&self, name: &str) -> bool {
         self.models.load().iter().any(|card| card["id"] == name)

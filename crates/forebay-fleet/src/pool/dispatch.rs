@@ -29,7 +29,7 @@ use forebay_core::routing::rows::Loads;
 use forebay_core::routing::wait_room::fits;
 use forebay_core::units::BackendId;
 
-/// What came of a look for a backend.
+/// The result of a look for a backend.
 #[derive(Debug)]
 pub(crate) enum Sought {
     /// A place on one.
@@ -86,7 +86,7 @@ impl Pool {
         self.dispatch_with(Query { facts, tried, now }, rng, Aside::default())
     }
 
-    /// The same, and takes the rows that were considered down in `trace`.
+    /// Dispatches, and takes the rows that were considered down in `trace`.
     ///
     /// # Errors
     /// As `dispatch`.
@@ -101,7 +101,7 @@ impl Pool {
         self.dispatch_with(Query { facts, tried, now }, rng, Aside { trace: Some(trace), ..Aside::default() })
     }
 
-    /// The same under another policy, and with rows that `alter` changed before it saw them: the way to ask what a policy or
+    /// Dispatches under another policy, and with rows that `alter` changed before it saw them: the way to ask what a policy or
     /// a term of the prediction is worth. What is decided and remembered rests on the altered rows throughout.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ impl Pool {
         }
     }
 
-    /// Where a request would go now, and how every member stands, without taking a place. `matched` supposes so many tokens of
+    /// Returns where a request would go now, and how every member stands, without taking a place. `matched` supposes so many tokens of
     /// its prompt in a backend's cache, in place of what is expected there.
     #[must_use]
     pub fn explain(
@@ -154,6 +154,8 @@ impl Pool {
                     row.matched = (*tokens).min(facts.est_tokens);
                 }
             }
+            // What the others would compute in vain depends on who has the most, so a supposed figure changes every
+            // row.
             if !matched.is_empty() {
                 affinity::compare(rows);
             }
@@ -213,6 +215,7 @@ impl Pool {
             decide(self.rules(gate.room.held(), &gate.slots, facts), query, &loads, buffers, rng, aside)
         };
         let sought = match decided {
+            // Decision and place are one step under the lock: two requests cannot both take the last place.
             Decided::Row(index, decision) => Sought::Placed(self.place(gate, &rows.as_slice()[index], decision, query)),
             Decided::Full(emptiest) => Sought::Full(Full { emptiest, look_at: self.next_look(gate, facts, now) }),
             Decided::Nowhere => Sought::Nowhere,
@@ -226,12 +229,15 @@ impl Pool {
     fn place(&self, gate: &mut Gate<Pool>, row: &Candidate, decision: Decision, query: Query<'_>) -> Dispatched {
         let Query { facts, tried, now } = query;
         gate.turn += 1;
+        // A request counts once, however many attempts it needs. What the engine never sees is no prompt.
         if facts.kind != Kind::Light && tried.is_empty() {
             gate.observe_prompt(facts.est_tokens, now);
         }
         let backend = &self.members[usize::from(row.member)].backend;
         let turn = gate.turn;
         let slot = backend.load.slot();
+        // The pool's own time hardly goes on while it is idle, so that what was measured is not forgotten over a
+        // quiet night.
         gate.pace.dispatch(now);
         let lived = gate.pace.lived(now);
         let numbers = gate.slots.get_mut(slot);
@@ -251,17 +257,20 @@ impl Pool {
             lived,
         );
         let generated = numbers.generated();
+        // Past 65,536 slots a backend does without affinity; requests are still placed there.
         if let Ok(slot) = u16::try_from(slot) {
             gate.affinity.note(facts, Sent { backend: row.id, slot, generated, matched: row.matched, now });
         }
+        // Beside vLLM's own count of hits this shows whether the index knows what is in the caches.
         backend.metrics.expected_cached_tokens.increment(u64::from(row.matched));
         self.count_crossing(&decision, tried);
+        // Only a stream has a first token of its own to compare with.
         let predicted = (facts.kind == Kind::Stream)
             .then(|| Duration::try_from_secs_f64(decision.terms.ttft()).unwrap_or(Duration::MAX));
         Dispatched { ticket: Ticket::new(Arc::clone(backend), lease, predicted), decision, trace: None }
     }
 
-    /// The same, with the rows that were considered where they are wanted.
+    /// Seeks, with the rows that were considered where they are wanted.
     pub(crate) fn seek_traced(
         &self,
         gate: &mut Gate<Pool>,
@@ -277,13 +286,13 @@ impl Pool {
         }
     }
 
-    /// Whether this member may have so many sequences more.
+    /// Returns whether this member may have so many sequences more.
     pub(crate) fn fits(&self, gate: &Gate<Pool>, member: &Member, sequences: u32) -> bool {
         let in_flight = || gate.slots.get(member.backend.load.slot()).in_flight();
         self.max_in_flight.is_none_or(|limit| fits(in_flight(), sequences, limit))
     }
 
-    /// When the first back-off ends of an admitted backend that has room.
+    /// Returns when the first back-off ends of an admitted backend that has room.
     fn next_look(&self, gate: &Gate<Pool>, facts: &RequestFacts, now: Time) -> Option<Time> {
         let members = gate.admitted.iter().map(|&place| &self.members[usize::from(place)]);
         let with_room = members.filter(|member| self.fits(gate, member, facts.engine_sequences()));

@@ -27,7 +27,7 @@ pub(crate) struct Gate<P> {
     pub(crate) admitted: Vec<u16>,
     /// The rows of the last decision for each arm.
     rows: Vec<Rows>,
-    /// Which backend was sent what.
+    /// The index of prompts and the backends that they were sent to.
     pub(crate) affinity: Index,
     /// Dispatches so far.
     pub(crate) turn: u64,
@@ -71,6 +71,8 @@ impl<P> Gate<P> {
 
     /// Lends the rows of this arm's decisions; they are to come back by `put_back`.
     pub(crate) fn take_rows(&mut self, arm: ArmIndex) -> Rows {
+        // Taken out, since a decision borrows the rest of the gate as well. A panic in it loses the rows, which are
+        // made anew.
         self.rows.get_mut(usize::from(arm.0)).map(std::mem::take).unwrap_or_default()
     }
 
@@ -92,9 +94,9 @@ impl<P> Gate<P> {
     }
 }
 
-/// Whoever decides for the requests that wait: the pool, as last configured.
+/// A decider for the requests that wait: the pool, as last configured.
 pub(crate) trait Decides: Sized {
-    /// Whether some backend has room for one sequence that is not kept for another.
+    /// Returns whether some backend has room for one sequence that is not kept for another.
     fn has_room(&self, gate: &Gate<Self>) -> bool;
 
     /// Decides for one of them, if there may be room for it.
@@ -123,10 +125,14 @@ impl<P: Decides> Gate<P> {
     /// `all`: look at each one, also where no backend has room: some may have nothing left to wait for.
     pub(crate) fn serve(&mut self, all: bool) -> Served<P> {
         let Some(pool) = self.room.pool.upgrade() else { return Served::none() };
+        // Whom a backend is kept for is found anew in each round, in the order of the queue: the first to ask has it.
         self.room.held.clear();
         self.room.look_at = None;
+        // Each look changes the gate's loads, so the queue cannot be a part of the gate meanwhile.
         let mut queue = std::mem::take(&mut self.room.queue);
         let mut round = Round { has_room: pool.has_room(self), full_for: Vec::new() };
+        // Without room the round ends at once: a full wait room must not cost a look at each waiter whenever a
+        // token comes.
         let answers =
             queue.serve(|waiter| if round.has_room || all { pool.look(self, &mut round, waiter) } else { Step::Stop });
         self.room.queue = queue;
@@ -158,6 +164,7 @@ impl<P: Decides + fmt::Debug + Send + Sync> LoadTable for Mutex<Gate<P>> {
     fn give_back(&self, slot: usize) {
         let mut gate = locked(self);
         gate.slots.give_back(slot);
+        // The next backend in this slot has another cache.
         gate.affinity.released(slot);
     }
 }
@@ -178,6 +185,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn take(&mut self, numbers: LoadState) -> usize {
+        // A slot is used again only when its last lease has ended, so that no late end is counted for another backend.
         match self.free.pop() {
             Some(slot) => {
                 *self.get_mut(slot) = numbers;
@@ -200,6 +208,7 @@ impl Slots {
 
     /// For a change.
     pub(crate) fn get_mut(&mut self, slot: usize) -> &mut LoadState {
+        // The list is bounded. Rows older than it are made anew, which is rare: a thousand changes within their 10 ms.
         if self.changed.len() == CHANGES {
             self.forgotten += CHANGES as u64;
             self.changed.clear();

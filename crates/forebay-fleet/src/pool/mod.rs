@@ -58,11 +58,11 @@ pub struct Member {
     pub backend: Arc<Backend>,
     /// Its arm.
     pub arm: ArmIndex,
-    /// Where it stands.
+    /// Its state.
     pub state: HealthState,
-    /// Since when.
+    /// Moment since which it is so.
     pub since: Time,
-    /// What routing makes of that.
+    /// The standing that routing makes of that.
     pub(crate) standing: Standing,
 }
 
@@ -79,17 +79,17 @@ pub struct Pool {
     pub by_list: bool,
     /// The policy's name.
     pub policy: PolicyName,
-    /// What makes requests a session.
+    /// The fact that makes requests a session.
     pub session: SessionKey,
     /// Another salt, another split of the same sessions.
     pub split_salt: String,
-    /// What requests are recognised by, to send them where their prompt's beginning is cached.
+    /// The facts that requests are recognised by, to send them where their prompt's beginning is cached.
     pub affinity: Affinity,
-    /// Whether a request may leave its arm.
+    /// True if a request may leave its arm.
     pub cross_arm: bool,
     /// Sequences that one backend may have in flight; none: no limit.
     pub max_in_flight: Option<u32>,
-    /// Where requests wait while every backend is at its limit.
+    /// A place where requests wait while every backend is at its limit.
     pub wait_room: WaitRoom,
     /// The metric handles of requests that got no backend.
     pub unrouted: Arc<BackendMetrics>,

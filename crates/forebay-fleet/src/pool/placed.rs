@@ -11,7 +11,7 @@ use forebay_core::routing::decision::{Decision, Trace};
 pub struct Dispatched {
     /// The place on the backend.
     pub ticket: Ticket,
-    /// Why.
+    /// The decision that led here.
     pub decision: Decision,
     /// The rows that were considered, where somebody asked for them.
     pub trace: Option<Box<Trace>>,

@@ -14,10 +14,10 @@ use forebay_core::routing::split::Session;
 use forebay_core::routing::wait_room::WaitRoom;
 use forebay_core::units::BackendId;
 
-/// What a waiter is told.
+/// The answer to a waiter.
 pub(crate) type Answer<P> = Result<Placed<P>, Refusal>;
 
-/// What the room knows of a request.
+/// The facts that the room keeps of a request.
 #[derive(Debug)]
 pub(crate) struct Waiter<P> {
     pub(crate) facts: RequestFacts,
@@ -41,7 +41,7 @@ pub(crate) struct Waiters<P> {
     pub(crate) held: Vec<BackendId>,
     /// The pool as last configured: decides for everyone here. Weak, since a pool owns its gate.
     pub(crate) pool: Weak<P>,
-    /// When a back-off ends that someone waits for.
+    /// Time at which a back-off ends that someone waits for.
     pub(crate) look_at: Option<Time>,
 }
 
@@ -74,7 +74,7 @@ impl<P> Default for Waiters<P> {
 }
 
 impl<P> Waiters<P> {
-    /// Whether a backend is kept free for another.
+    /// Returns whether a backend is kept free for another.
     pub(crate) fn holds(&self, id: BackendId) -> bool {
         self.held.contains(&id)
     }
@@ -84,8 +84,9 @@ impl<P> Waiters<P> {
         &self.held
     }
 
-    /// Whether the pool was replaced by a later one since `pool` was read.
+    /// Returns whether the pool was replaced by a later one since `pool` was read.
     pub(crate) fn is_past(&self, pool: &P) -> bool {
+        // By address: two pools of one model differ in nothing else that is sure.
         !std::ptr::eq(self.pool.as_ptr(), pool)
     }
 
@@ -96,6 +97,7 @@ impl<P> Waiters<P> {
     pub(crate) fn view(&self, now: Time) -> WaiterCounts {
         let mut view = WaiterCounts { lanes: self.queue.lanes(), held: self.held.clone(), ..WaiterCounts::default() };
         for waiter in self.queue.iter() {
+            // The head of a lane is not always who came first, so all are looked at. No request waits for this.
             let waits = now.since(waiter.since);
             view.longest = Some(view.longest.map_or(waits, |longest| longest.max(waits)));
             match view.by_arm.iter_mut().find(|(arm, _)| *arm == waiter.facts.arm) {
@@ -107,20 +109,22 @@ impl<P> Waiters<P> {
     }
 }
 
-/// What a request found full.
+/// The state in which a request found the backends full.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Full {
     /// The emptiest of its backends, where it needs more room than one sequence does.
     pub(crate) emptiest: Option<BackendId>,
-    /// When the first back-off of one with room ends.
+    /// Time at which the first back-off of one with room ends.
     pub(crate) look_at: Option<Time>,
 }
 
 impl<P> Waiters<P> {
     /// Takes down what one that stays found.
     pub(crate) fn note(&mut self, full: Full) {
+        // Only a request of several sequences names one: it is kept free until the request fits.
         self.held.extend(full.emptiest);
         self.look_at = match (self.look_at, full.look_at) {
+            // The first back-off that ends may make room.
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };

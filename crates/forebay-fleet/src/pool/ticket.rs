@@ -14,7 +14,7 @@ use forebay_core::clock::Time;
 use forebay_core::error::{Blame, Failure};
 use forebay_core::routing::facts::Kind;
 
-/// How an attempt ended.
+/// The way in which an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptOutcome {
     /// It ended well.
@@ -67,6 +67,7 @@ impl Ticket {
     /// The engine has proved that it works on the request: prefill is over. A second call, and one for an attempt that is no
     /// stream, does nothing.
     pub fn first_token(&mut self, now: Time) {
+        // On a trial a first token is proof enough: the whole answer may take minutes.
         if self.backend.load.first_token(&mut self.lease, now) {
             self.backend.reports.served(self.backend.id, now);
         }
@@ -87,10 +88,12 @@ impl Ticket {
     pub fn finish(self, outcome: AttemptOutcome, now: Time) {
         match outcome {
             AttemptOutcome::Success => {
+                // Only the end of a trial is news to the writer: nearly all answers end here, without its lock.
                 if self.backend.load.succeed(&self.lease, now) {
                     self.backend.reports.served(self.backend.id, now);
                 }
             }
+            // A client that left or asked for nonsense says nothing of the backend.
             AttemptOutcome::Neutral => {}
             AttemptOutcome::Failed(failure) => drop(self.suspect(failure, now)),
         }
@@ -99,6 +102,8 @@ impl Ticket {
     /// The end by a failure that may turn out to be the request's own doing: the backend pauses at once, or it would look idle
     /// to all who come while the request is tried elsewhere; [`Suspicion::withdraw`] takes that back.
     pub fn suspect(self, failure: Failure, now: Time) -> Suspicion {
+        // The back-off begins at once, before anybody decides whom the failure is held against: the next request must
+        // go elsewhere.
         let pauses = self.backend.load.fail(failure, now);
         Suspicion {
             backend: Arc::clone(&self.backend),
@@ -162,6 +167,7 @@ impl Suspicion {
     /// Another backend failed in the same way: it is the request.
     pub fn withdraw(mut self) {
         self.stands = false;
+        // Only a pause that this failure began is taken back.
         if self.pauses {
             self.backend.load.withdraw();
         }

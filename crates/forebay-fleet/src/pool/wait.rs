@@ -28,7 +28,7 @@ use forebay_core::units::BackendId;
 /// A request that wants a backend, and would wait for one.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
-    /// What routing weighs it by.
+    /// The facts that routing weighs it by.
     pub facts: &'a RequestFacts,
     /// The backends that it has tried, and those that do not serve what it asks for.
     pub tried: &'a [BackendId],
@@ -44,11 +44,11 @@ pub struct Ask<'a> {
     pub again: bool,
     /// Another policy than the pool's, to try it out.
     pub trial: Option<&'static dyn Policy>,
-    /// Where its time comes from: whoever makes room may have none.
+    /// The source of its time: whoever makes room may have none.
     pub clock: &'a Clock,
 }
 
-/// What comes of it.
+/// The result of asking for admission.
 #[derive(Debug)]
 pub enum Admission {
     /// It has a backend.
@@ -85,7 +85,7 @@ impl Waiting {
 }
 
 impl Drop for Waiting {
-    /// Who was served at this very moment has its place in `answer`, which gives it back.
+    /// Leaves the room. A request that was served at this very moment has its place in `answer`, which gives it back.
     fn drop(&mut self) {
         let mut gate = locked(&self.gate);
         let left = gate.room.queue.leave(self.place);
@@ -125,6 +125,8 @@ impl Decides for Pool {
             Ok(Sought::Full(full)) => {
                 gate.room.note(full);
                 if alike {
+                    // Those behind it that need as much would find the same. In a long queue this turns a decision
+                    // each into a comparison.
                     round.full_for.push((waiter.facts.arm, sequences));
                 }
                 round.has_room = self.has_room(gate);
@@ -151,6 +153,8 @@ impl Pool {
             && let Some(later) = gate.room.pool.upgrade()
         {
             drop(gate);
+            // The request was read under the old configuration. Its arm is found again by name, since places may have
+            // moved.
             let arm = later.arm_of(&self.arm_name(ask.facts.arm), ask.session, rng);
             let facts = RequestFacts { arm, ..ask.facts.clone() };
             let mut admission = later.dispatch_or_wait(Ask { facts: &facts, ..ask }, rng)?;
@@ -193,6 +197,7 @@ impl Pool {
             // The pool has left the configuration: nobody would call.
             return Err(Refusal::NoBackend(self.model.clone()));
         }
+        // A displaced waiter is told what a newcomer is told that finds no room.
         let refused = || Refusal::WaitRoomFull(self.model.clone());
         let (sender, answer) = oneshot::channel();
         let waiter = Waiter {
@@ -211,7 +216,9 @@ impl Pool {
         let Entered::At(place, displaced) = entered else { return Err(refused()) };
         gate.room.note(full);
         drop(gate);
+        // The room had to give up one of a longer lane, which is told at once.
         if let Some(waiter) = displaced {
+            // A receiver that is gone is a client that left at this very moment.
             drop(waiter.answer.send(Err(refused())));
         }
         Ok(Waiting { gate: Arc::clone(&self.gate), place, answer })
@@ -230,11 +237,14 @@ impl Pool {
     /// This pool decides from now on for everyone in the wait room.
     pub(crate) fn take_over(self: &Arc<Self>) {
         let mut gate = locked(&self.gate);
+        // Weak, since the gate outlives the pools of one model: the snapshot alone decides how long a pool lives.
         gate.room.pool = Arc::downgrade(self);
         for waiter in gate.room.queue.iter_mut() {
+            // An arm that was renamed or removed must not keep its waiters for ever.
             waiter.facts.arm = self.arm_of(&waiter.arm, waiter.session.as_ref(), &mut waiter.rng);
             waiter.arm = self.arm_name(waiter.facts.arm);
         }
+        // All are looked at, also without room: some may have no backend left to wait for, and must be told.
         let served = gate.serve(true);
         drop(gate);
         served.deliver();

@@ -20,13 +20,13 @@ pub const PER_SECOND: u64 = 10;
 pub struct Told {
     /// Counts those that were told.
     pub number: u64,
-    /// When.
+    /// The moment of the decision.
     pub at: Time,
     /// The pool.
     pub pool: Arc<str>,
-    /// What was chosen and why, as `x-forebay-explain` has it.
+    /// The choice and its reason, as `x-forebay-explain` has them.
     pub line: String,
-    /// Which attempt of its request it was for, from 1.
+    /// Number of the attempt of its request that it was for, from 1.
     pub attempt: u32,
     /// The predicted time from here to the first token.
     pub predicted: Option<Duration>,
@@ -55,13 +55,13 @@ impl Decisions {
         Watching(Arc::clone(&self.watchers))
     }
 
-    /// Whether anybody watches.
+    /// Returns whether anybody watches.
     #[must_use]
     pub fn watched(&self) -> bool {
         self.watchers.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether a decision of now shall be told. One that was promised and is not told is nothing lost but its turn.
+    /// Returns whether a decision of now shall be told. One that was promised and is not told is nothing lost but its turn.
     #[must_use]
     pub fn wants(&self, now: Time) -> bool {
         let (now, next) = (now.as_micros(), self.next.load(Ordering::Relaxed));

@@ -31,7 +31,7 @@ const POINTS: u64 = 90;
 /// One request, as it is counted at its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
-    /// How it ended.
+    /// The way in which it ended.
     pub outcome: Outcome,
     /// Another arm served it than the one that it was assigned to.
     pub crossed: bool,
@@ -45,7 +45,7 @@ pub struct Ended {
     pub prompt_tokens: u64,
     /// From usage, else token events.
     pub output_tokens: u64,
-    /// Whether a stream that ended well met every latency objective.
+    /// True if a stream that ended well met every latency objective.
     pub slo_met: Option<bool>,
     /// The TTFT that was predicted at dispatch and the one that came, both from the attempt.
     pub predicted: Option<(Duration, Duration)>,
@@ -73,7 +73,7 @@ impl Ended {
     }
 }
 
-/// How far back a summary looks.
+/// The time that a summary looks back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
     /// The last minute.
@@ -101,7 +101,7 @@ impl Window {
         }
     }
 
-    /// How many whole slots of which length, beside the one that is under way; none for all.
+    /// Returns how many whole slots of which length, beside the one that is under way; none for all.
     fn slots(self) -> Option<(u64, u64)> {
         match self {
             Window::Minute => Some((FINE, 6)),
@@ -112,7 +112,7 @@ impl Window {
     }
 }
 
-/// What is recorded of one arm (by assignment) or one backend (that served).
+/// The record of one arm (by assignment) or one backend (that served).
 #[derive(Debug)]
 pub struct Figures {
     since: Time,
@@ -124,7 +124,7 @@ struct Kept {
     fine: Ring,
     coarse: Ring,
     all: Mutex<Slot>,
-    /// What became of fine slots that were begun anew.
+    /// The remains of fine slots that were begun anew.
     past: Mutex<Vec<Point>>,
 }
 
@@ -153,7 +153,7 @@ pub struct Point {
 /// A window in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// How long the window is, in seconds: what rates are made by.
+    /// Length of the window, in seconds: what rates are made by.
     pub covers_seconds: f64,
     /// Requests that ended.
     pub requests: u64,
@@ -195,7 +195,7 @@ pub struct Summary {
     pub prediction_bias: Option<f64>,
 }
 
-/// How a time is distributed.
+/// The distribution of a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
     /// Values.
@@ -232,6 +232,8 @@ impl Figures {
         let whole = window
             .slots()
             .map(|(seconds, slots)| (seconds * slots) as f64 + now.secs_since(Time::ZERO) % seconds as f64);
+        // A merged slot has two histograms of some kilobytes, once a second for each arm and window: their memory is
+        // used again.
         scratch.0.clear(0);
         if let Some(kept) = self.kept.get() {
             match window.slots() {
@@ -253,6 +255,8 @@ impl Figures {
     #[must_use]
     pub fn timeline(&self, now: Time) -> Vec<Point> {
         let Some(kept) = self.kept.get() else { return Vec::new() };
+        // A slot is used again after its time. The number that it carries tells whether it is still the one that is
+        // asked for.
         let current = number(now, FINE);
         let past = locked(&kept.past).clone();
         let of = |at: u64| {
@@ -266,7 +270,7 @@ impl Figures {
     }
 }
 
-/// What a merge needs, to be used again from one to the next.
+/// The memory of a merge, to be used again from one to the next.
 #[derive(Debug, Default)]
 pub struct Scratch(Slot);
 

@@ -25,7 +25,7 @@ macro_rules! label_enum {
 }
 
 label_enum! {
-    /// Where a request was when its client left.
+    /// The place of a request when its client left.
     AbortPhase {
         /// Its body was being read.
         Body = "body",
@@ -43,7 +43,7 @@ label_enum! {
 }
 
 label_enum! {
-    /// What routing thinks of a backend.
+    /// The opinion of routing on a backend.
     BackendState {
         /// Takes its share.
         Healthy = "healthy",
@@ -59,7 +59,7 @@ label_enum! {
 }
 
 label_enum! {
-    /// Why a scrape or a probe failed.
+    /// Reason why a scrape or a probe failed.
     ProbeFailure {
         /// No connection.
         Connect = "connect",
@@ -81,7 +81,7 @@ label_enum! {
 }
 
 label_enum! {
-    /// Why a backend was put out of routing.
+    /// Reason why a backend was put out of routing.
     Ejection {
         /// Blamed failures in a row.
         Failures = "failures",
@@ -95,7 +95,7 @@ label_enum! {
 }
 
 label_enum! {
-    /// What came of reading the configuration again.
+    /// The result of reading the configuration again.
     Reload {
         /// It is in force.
         Applied = "applied",
@@ -107,7 +107,7 @@ label_enum! {
 }
 
 label_enum! {
-    /// What a panic ended.
+    /// The work that a panic ended.
     Panicked {
         /// One request.
         Request = "request",
@@ -119,7 +119,7 @@ label_enum! {
 }
 
 label_enum! {
-    /// Where a count of output tokens comes from.
+    /// The source of a count of output tokens.
     TokenSource {
         /// The backend's `usage`: exact.
         Usage = "usage",
@@ -128,7 +128,7 @@ label_enum! {
     }
 }
 
-/// How a request ended: the `outcome` label of metrics and access log.
+/// The end of a request: the `outcome` label of metrics and access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The whole answer was delivered.

@@ -22,7 +22,7 @@ impl Reading {
     }
 }
 
-/// What one backend looks like now.
+/// The state of one backend now.
 #[derive(Clone, Debug)]
 pub struct BackendRow {
     /// Label: the pool's model.
@@ -35,7 +35,7 @@ pub struct BackendRow {
     pub readings: Vec<Reading>,
 }
 
-/// What one arm looks like now.
+/// The state of one arm now.
 #[derive(Clone, Debug)]
 pub struct ArmRow {
     /// Label: the pool's model.

@@ -20,7 +20,7 @@ const LINGER: Duration = Duration::from_millis(20);
 /// Characters of a string that a client chose.
 const CLIENT_TEXT: usize = 256;
 
-/// How lines are written, here and in the trace.
+/// The format of lines, here and in the trace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// For people: `key=value`.
@@ -42,7 +42,7 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// What one request was. Absent figures are left out of the line.
+/// The facts about one request. Absent figures are left out of the line.
 #[derive(Clone, Debug)]
 pub struct AccessRecord {
     /// `x-request-id`, taken or made.
@@ -67,7 +67,7 @@ pub struct AccessRecord {
     pub backend: Option<Arc<str>>,
     /// The status sent to the client; 499 if it left before one was.
     pub status: u16,
-    /// How it ended.
+    /// The way in which it ended.
     pub outcome: Outcome,
     /// Attempts made on backends.
     pub attempts: u32,
@@ -249,7 +249,7 @@ impl AccessLog {
         Ok(AccessLog(Some((LineWriter::start(sink, manner)?, format))))
     }
 
-    /// Whether records are written at all, so that none need be made.
+    /// Returns whether records are written at all, so that none need be made.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.0.is_some()

@@ -18,8 +18,8 @@ use forebay_core::stream::Api;
 /// The label value where no pool, arm or backend was chosen.
 pub const NONE: &str = "none";
 
-// vLLM 0.32's own edges (its `le` labels), so that quantiles can be set beside the engine's, with finer ones below 10 ms
-// (E2E: below 300 ms, where embeddings, errors and small models are).
+// vLLM 0.32's own edges (its `le` labels), so that quantiles can be set beside the engine's, with finer ones below 10
+// ms (E2E: below 300 ms, where embeddings, errors and small models are).
 const TTFT_EDGES: &[f64] = &[
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
@@ -151,6 +151,7 @@ impl BackendMetrics {
         // Where no backend was chosen there is no token, so no such series either.
         let histogram = |def| if real { registry.histogram(def, &labels) } else { Histogram::noop() };
         let counters = |def, label: &'static str, values: Vec<&'static str>| {
+            // Every value of a label is there from the start, at zero, so that a rate over the first error is right.
             let one = |value| (value, registry.counter(def, &[labels[0], labels[1], labels[2], (label, value)]));
             ByLabel(values.into_iter().map(one).collect())
         };

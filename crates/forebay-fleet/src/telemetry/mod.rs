@@ -29,7 +29,7 @@ pub struct Telemetry {
     registry: Registry,
     /// The handles that are there once.
     pub process: ProcessMetrics,
-    /// Where no pool was chosen: refusals before routing.
+    /// The metrics of requests without a pool: refusals before routing.
     pub unrouted: Arc<BackendMetrics>,
     /// The last decisions, while somebody watches.
     pub decisions: Decisions,
@@ -67,6 +67,8 @@ impl Telemetry {
             backends.iter().map(|row| (row.pool.as_str(), row.arm.as_str(), row.backend.as_str())).collect();
         let known_arms: HashSet<(&str, &str)> = arms.iter().map(|row| (row.pool.as_str(), row.arm.as_str())).collect();
         let known_pools: HashSet<&str> = arms.iter().map(|row| row.pool.as_str()).collect();
+        // Handles of a removed backend live as long as its streams. Its series go at once, or a dashboard would show
+        // it as idle.
         let keep = |labels: &Labels| {
             let (Some(pool), Some(arm)) = (labels.get("pool"), labels.get("arm")) else { return true };
             match labels.get("backend") {

@@ -13,6 +13,7 @@ pub async fn caught<T>(telemetry: &Telemetry, place: Panicked, future: impl Futu
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Some),
+        // A future that panicked must not be polled again: ready, it never is.
         Err(_) => {
             telemetry.process.panicked(place);
             Poll::Ready(None)

@@ -25,7 +25,7 @@ pub struct Def {
     pub kind: Kind,
 }
 
-/// What a metric is.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// Only grows.
@@ -103,6 +103,7 @@ impl Registry {
     /// Writes every series for whose labels `keep` is true; forgets the others once their handles are gone.
     pub(crate) fn render(&self, text: &mut Text, keep: impl Fn(&Labels) -> bool) {
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody counts there any more, and nobody is shown it: this is what bounds memory while backends come and go.
         all.retain(|(_, labels), series| series.is_held() || keep(labels));
         for ((name, labels), series) in all.iter().filter(|((_, labels), _)| keep(labels)) {
             let Some(def) = self.defs.iter().find(|def| def.name == *name) else { continue };
@@ -127,6 +128,7 @@ impl Registry {
         let labels = Labels(key.labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect());
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         let id = (def.name, labels);
+        // A backend that comes back goes on where it was: a counter that began anew would look like a restart.
         if let Some(series) = all.get(&id) {
             return take(series);
         }

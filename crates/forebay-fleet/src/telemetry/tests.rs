@@ -123,7 +123,7 @@ fn the_build_says_its_version() {
     assert!(text.contains(&format!("forebay_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"))));
 }
 
-/// Where promtool (Debian's package `prometheus`) is installed, it must find nothing to say.
+/// Asks promtool (Debian's package `prometheus`), where it is installed, which must find nothing to say.
 #[test]
 fn promtool_finds_no_fault() {
     let Ok(mut promtool) = Command::new("promtool")

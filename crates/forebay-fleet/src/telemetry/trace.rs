@@ -17,10 +17,10 @@ use super::writer::{Line, LineWriter, Manner};
 /// The environment variable with the filter, used where the command line gives none.
 pub const FILTER_VARIABLE: &str = "FOREBAY_LOG";
 
-/// What is logged where nobody says: state changes of ours, warnings of the libraries.
+/// The filter where nobody names one: state changes of ours, warnings of the libraries.
 const DEFAULT_FILTER: &str = "warn,forebay=info";
 
-/// Why the log could not be set up.
+/// Reason why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// The filter cannot be read.
@@ -30,7 +30,7 @@ pub enum TraceError {
     Filter {
         /// The filter as given.
         filter: String,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: String,
     },
     /// Something in this process has set up a log before.

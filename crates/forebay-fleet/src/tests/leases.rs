@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// What may happen to a ticket.
+/// Leads a ticket through one of the lives that it may have.
 fn live(mut ticket: Ticket, life: u8, now: Time) {
     if life & 1 != 0 {
         ticket.first_token(now);

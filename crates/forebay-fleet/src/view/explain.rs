@@ -18,26 +18,26 @@ pub struct Explanation {
     pub pool: String,
     /// Its policy.
     pub policy: PolicyName,
-    /// What routing weighs the request by.
+    /// The facts that routing weighs the request by.
     pub request: WeighedRequest,
     /// The decision; none if no backend may have it, or none has room.
     pub decision: Option<Decision>,
-    /// Why, in a sentence.
+    /// The reason, in a sentence.
     pub why: String,
     /// Every backend of the pool, in its order.
     pub backends: Vec<ExplainedBackend>,
-    /// What should be known of how the answer was found.
+    /// Notes on how the answer was found.
     pub notes: Vec<String>,
 }
 
-/// What routing weighs a request by.
+/// The facts that routing weighs a request by.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct WeighedRequest {
     /// Estimated tokens of its prompt.
     pub prompt_tokens_estimated: u32,
     /// Sequences that it makes in the engine.
     pub sequences: u32,
-    /// How it shows its progress.
+    /// The way in which it shows its progress.
     pub kind: Kind,
     /// The arm that it is assigned to.
     pub arm: String,
@@ -54,26 +54,26 @@ pub struct ExplainedBackend {
     pub arm: String,
     /// Its state.
     pub state: String,
-    /// Why it is in that state.
+    /// Reason why it is in that state.
     pub state_reason: Option<String>,
-    /// What became of it in the decision.
+    /// Its fate in the decision.
     pub verdict: Fate,
     /// Requests that wait there, as its last scrape said.
     pub queue_depth: Option<f64>,
-    /// How old that is, in seconds; none if it was never scraped.
+    /// Age of that, in seconds; none if it was never scraped.
     pub scrape_age_seconds: Option<f64>,
-    /// Whether that is too old to be used.
+    /// True if that is too old to be used.
     pub scrape_stale: Option<bool>,
     /// The predicted TTFT, in seconds.
     pub predicted_ttft_seconds: f64,
-    /// What `predicted_ttft` compares, in seconds.
+    /// The figure that `predicted_ttft` compares, in seconds.
     pub score: f64,
     /// Its numbers, and the prediction by its terms.
     pub row: Considered,
 }
 
 impl Pool {
-    /// Where a request would go now, and why; it takes no place. `not_serving` do not list its model; `matched` supposes so many
+    /// Returns where a request would go now, and why; it takes no place. `not_serving` do not list its model; `matched` supposes so many
     /// tokens of its prompt in a backend's prefix cache, in place of what is expected there.
     #[must_use]
     pub fn explanation(
@@ -84,6 +84,7 @@ impl Pool {
         now: Time,
         rng: &mut fastrand::Rng,
     ) -> Explanation {
+        // Those that do not list the model count as tried: dispatch treats them so.
         let explained = self.explain(facts, not_serving, matched, now, rng);
         let arm = |index: ArmIndex| self.arm(index).map_or("?".to_owned(), |arm| arm.name.to_string());
         let backends = self.members().iter().zip(&explained.members);
@@ -123,6 +124,7 @@ impl Pool {
 impl ExplainedBackend {
     fn new(member: &Member, arm: String, fate: Fate, row: Considered, now: Time) -> ExplainedBackend {
         let backend = &member.backend;
+        // A moment after the decision. The row has what was decided by; this is only shown beside it.
         let scrape = backend.load.view(now).scrape;
         ExplainedBackend {
             id: backend.id.to_string(),

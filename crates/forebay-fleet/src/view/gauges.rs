@@ -37,7 +37,7 @@ const OF_ARM: &[ArmGauge] = &[
     (&ARM_CROSSED, |_, arm| arm.crossed as f64),
 ];
 
-/// What the last scrape said, if it is not too old.
+/// Returns what the last scrape said, if it is not too old.
 fn fresh(backend: &BackendView) -> Option<Sample> {
     backend.load.scrape.as_ref().filter(|scrape| !scrape.stale).map(|scrape| scrape.sample)
 }

@@ -46,19 +46,19 @@ pub struct PoolView {
     pub aliases: Vec<String>,
     /// The policy's name.
     pub policy: PolicyName,
-    /// What requests are recognised by, to send them where their prompt's beginning is cached.
+    /// The facts that requests are recognised by, to send them where their prompt's beginning is cached.
     pub affinity: Affinity,
-    /// What makes requests a session.
+    /// The fact that makes requests a session.
     pub session: SessionKey,
     /// Another salt, another split of the same sessions.
     pub split_salt: String,
-    /// Whether a request may leave its arm.
+    /// True if a request may leave its arm.
     pub cross_arm: bool,
     /// TTFT ratio of the pool: what a backend without samples is taken for.
     pub k: f64,
     /// Step time ratio of the pool.
     pub v: f64,
-    /// What a foreign waiting request is taken for, in prompt tokens.
+    /// Prompt tokens assumed for a foreign waiting request.
     pub mean_prompt_tokens: f64,
     /// Retries that the budget would pay for now.
     pub retry_budget: f64,
@@ -72,18 +72,18 @@ pub struct PoolView {
     pub arms: Vec<ArmView>,
 }
 
-/// Where requests wait while every backend is at its limit.
+/// A place where requests wait while every backend is at its limit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WaitRoomView {
     /// Requests that wait.
     pub waiting: u32,
     /// Requests that may.
     pub size: usize,
-    /// How long one may wait, in seconds.
+    /// Time that one may wait, in seconds.
     pub timeout_seconds: f64,
     /// Sessions, or clients without one, that take turns.
     pub lanes: usize,
-    /// How long the one that came first has waited.
+    /// Time that the one that came first has waited.
     pub longest_wait_seconds: Option<f64>,
 }
 
@@ -112,7 +112,7 @@ pub struct BackendView {
     /// Host and port: its label in metrics.
     #[serde(skip)]
     pub authority: String,
-    /// Where it listens.
+    /// The URL that it listens at.
     pub url: String,
     /// The operator's prior.
     pub speed: f64,
@@ -120,7 +120,7 @@ pub struct BackendView {
     pub models: Vec<String>,
     /// `healthy`, `ejected`, `probing`, `misconfigured` or `drained`.
     pub state: &'static str,
-    /// Why, where there is something to say.
+    /// The reason, where there is something to say.
     pub reason: Option<String>,
     /// For how long it has been in this state.
     pub state_for_seconds: f64,
@@ -138,9 +138,9 @@ pub struct BackendView {
     pub terms: Terms,
     /// Its load.
     pub load: LoadView,
-    /// What eligibility makes of its state.
+    /// The standing that eligibility makes of its state.
     pub standing: Standing,
-    /// What a policy sees of it, as `forebay explain` decides by it; times in microseconds, as `now`.
+    /// The row that a policy sees of it, as `forebay explain` decides by it; times in microseconds, as `now`.
     pub row: Candidate,
 }
 

@@ -9,7 +9,7 @@ use forebay_core::clock::Time;
 pub const ITERATION_EDGES: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
-/// How long a step takes: the computing (the first five terms), then what the GPUs of a tensor-parallel instance need to add
+/// Time that a step takes: the computing (the first five terms), then what the GPUs of a tensor-parallel instance need to add
 /// up their partial results (the all-reduce; 0 with one GPU). The computing figures are those of one GPU's share of the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepCost {
@@ -48,10 +48,10 @@ impl StepCost {
     }
 }
 
-/// What an engine is, by the names of vLLM's options.
+/// The settings of an engine, by the names of vLLM's options.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EngineConfig {
-    /// How long steps take.
+    /// Time that steps take.
     pub cost: StepCost,
     /// Sequences in one step, at most.
     pub max_num_seqs: u32,
@@ -61,7 +61,7 @@ pub struct EngineConfig {
     pub block_size: u32,
     /// Blocks of memory.
     pub num_blocks: u32,
-    /// Whether blocks that nobody holds are kept for prompts that begin alike.
+    /// True if blocks that nobody holds are kept for prompts that begin alike.
     pub prefix_caching: bool,
     /// For the jitter of steps.
     pub seed: u64,
@@ -71,7 +71,7 @@ pub struct EngineConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// What is asked of the engine.
+/// A request to the engine.
 #[derive(Clone, Debug)]
 pub struct Submission {
     /// The request's number.
@@ -89,21 +89,21 @@ pub struct Submission {
 /// A sequence got a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Whose.
+    /// The request.
     pub id: RequestId,
-    /// Which of the request's sequences, from 0.
+    /// Number of the sequence in its request, from 0.
     pub choice: u32,
-    /// When the step that made it ended.
+    /// Time at which the step that made it ended.
     pub at: Time,
     /// Tokens of this sequence so far, this one included: 1 is the first token.
     pub tokens: u32,
-    /// Whether it was the last.
+    /// True if it was the last.
     pub finished: bool,
     /// From the submission to the first step that worked on it.
     pub queued: Duration,
     /// Tokens of the prompt that were in the cache when it was last admitted.
     pub cached_tokens: u32,
-    /// How often it lost its memory and was computed again.
+    /// Number of times that it lost its memory and was computed again.
     pub preemptions: u32,
 }
 
@@ -136,7 +136,7 @@ pub struct Counters {
     pub iteration_tokens_sum: u64,
 }
 
-/// Why a request cannot be taken.
+/// Reason why a request cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// It would not fit even alone.
@@ -144,7 +144,7 @@ pub enum SubmitError {
     TooLong {
         /// Prompt and output together.
         tokens: u32,
-        /// What the memory holds.
+        /// The tokens that the memory holds.
         capacity: u32,
     },
     /// No prompt, no output, or no sequence.

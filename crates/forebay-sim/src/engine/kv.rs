@@ -82,7 +82,7 @@ impl KvPool {
         self.in_use
     }
 
-    /// How many of the first `limit` blocks of a sequence are in the cache.
+    /// Returns how many of the first `limit` blocks of a sequence are in the cache.
     #[must_use]
     pub fn matched(&self, hashes: &[u64], limit: u32) -> u32 {
         if !self.caching {
@@ -91,9 +91,10 @@ impl KvPool {
         hashes.iter().take(limit as usize).take_while(|hash| self.find(**hash).is_some()).count() as u32
     }
 
-    /// Whether there is room for a new sequence of `blocks` that begins with these cached ones.
+    /// Returns whether there is room for a new sequence of `blocks` that begins with these cached ones.
     #[must_use]
     pub fn fits(&self, hits: &[u64], blocks: u32) -> bool {
+        // A cached block that nobody holds counts as free memory until somebody holds it again.
         let woken = hits.iter().filter(|hash| self.is_idle(**hash)).count();
         let fresh = blocks.saturating_sub(hits.len() as u32);
         self.in_use + woken as u32 + fresh <= self.capacity
@@ -128,6 +129,8 @@ impl KvPool {
         }
         self.in_use += fresh;
         hold.private += fresh;
+        // The cache is what memory is left over: it gives way block by block, the longest unused first, and only when
+        // it must.
         while self.in_use + self.idle.len() as u32 > self.capacity {
             let Some((_, key)) = self.idle.pop_first() else { break };
             self.evict(key);

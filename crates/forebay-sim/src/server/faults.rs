@@ -15,10 +15,10 @@ use super::pacer::Pacer;
 
 pub(super) mod answers;
 
-/// How long a dead engine's server still says that it is well, and how long it listens at all.
+/// Time for which a dead engine's server still says that it is well, and how long it listens at all.
 const HEALTHY_AFTER_DEATH: Duration = Duration::from_millis(60);
 const OPEN_AFTER_DEATH: Duration = Duration::from_millis(120);
-/// How long a server listens after SIGTERM.
+/// Time for which a server listens after SIGTERM.
 const OPEN_AFTER_SIGTERM: Duration = Duration::from_millis(47);
 
 /// Something to do wrong.
@@ -81,7 +81,7 @@ impl Fault {
         TABLE.iter().find(|(_, fault, _)| *fault == self).map_or("none", |(name, ..)| name)
     }
 
-    /// Whether it strikes requests or connections one by one, so that a count or a share can be given.
+    /// Returns whether it strikes requests or connections one by one, so that a count or a share can be given.
     fn strikes(self) -> bool {
         matches!(
             self,
@@ -144,6 +144,7 @@ impl Order {
             return Err(format!("there is no fault `{}`; there are {names}", written.fault));
         };
         let fault = *fault;
+        // A key that a fault does not know is a mistake in a test, which would otherwise show as a test that passes.
         let for_others = [
             ("count", written.count.is_some() && !fault.strikes()),
             ("share", written.share.is_some() && !fault.strikes()),
@@ -178,7 +179,7 @@ impl Order {
     }
 }
 
-/// What connections are told.
+/// A signal to connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
     /// Look at the port again.
@@ -189,7 +190,7 @@ pub(super) enum Signal {
     EndAll,
 }
 
-/// Whether the server listens.
+/// The state of the listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Port {
     Open,
@@ -201,7 +202,7 @@ pub(super) enum Port {
 struct Active {
     order: Order,
     since: Time,
-    /// How often it struck, since it was ordered.
+    /// Number of times that it struck, since it was ordered.
     struck: u64,
     /// Counts orders, so that a timer knows whether its own is still in force.
     number: u64,
@@ -234,15 +235,19 @@ impl Faults {
         let before = std::mem::replace(&mut active.order, order).fault;
         active.since = self.clock.now();
         active.struck = 0;
+        // The timer below must end this fault and not one that was ordered after it.
         active.number += 1;
         let number = active.number;
-        // Connections are told before the engine changes: the end of a process is an end before what it would yet write.
+        // Connections are told before the engine changes: the end of a process is an end before what it would yet
+        // write.
         self.signals.send_replace(match (before, order.fault) {
             (Fault::Sigterm, _) => Signal::EndAll,
             (_, Fault::Refuse | Fault::Draining | Fault::Sigterm) => Signal::EndIdle,
             _ => Signal::Changed,
         });
         match before {
+            // The old fault is undone before the new one begins, also where both are of one kind: each begins from a
+            // well server.
             Fault::Hang => self.pacer.thaw(),
             Fault::Slow => self.pacer.slow_down(1.0),
             Fault::Sigterm | Fault::EngineDeath => self.pacer.restart(),
@@ -254,6 +259,7 @@ impl Faults {
             Fault::EngineDeath => self.pacer.kill(),
             _ => {}
         }
+        // The timer's task takes this lock, and the engine's work above needed it to be one step with the order.
         drop(active);
         if let Some(lasts) = order.lasts {
             let faults = Arc::clone(self);
@@ -299,7 +305,7 @@ impl Faults {
         self.signals.send_replace(Signal::EndIdle);
     }
 
-    /// Whether the server listens now.
+    /// Returns whether the server listens now.
     pub(super) fn port(&self) -> Port {
         let active = self.lock();
         let open_for = match active.order.fault {
@@ -314,22 +320,23 @@ impl Faults {
         }
     }
 
-    /// Whether the port, once closed, takes the connections with it, as the end of a process does.
+    /// Returns whether the port, once closed, takes the connections with it, as the end of a process does.
     pub(super) fn process_ends(&self) -> bool {
         self.lock().order.fault == Fault::EngineDeath
     }
 
-    /// Whether a new connection is to be closed at once.
+    /// Returns whether a new connection is to be closed at once.
     pub(super) fn closes_connection(&self) -> bool {
         let mut active = self.lock();
         active.order.fault == Fault::AcceptAndClose && active.strike()
     }
 
-    /// What a request for tokens meets, with the delay of its head.
+    /// Returns what a request for tokens meets, with the delay of its head.
     fn on_request(&self) -> (Fault, Duration) {
         let mut active = self.lock();
         let Order { fault, delay, .. } = active.order;
         let met = match fault {
+            // It struck when the connection came, and this one was let through.
             Fault::AcceptAndClose => Fault::None,
             fault if fault.strikes() && !active.strike() => Fault::None,
             fault => fault,
@@ -353,13 +360,15 @@ impl Faults {
 }
 
 impl Active {
-    /// Whether it strikes this time; the last of a count ends it.
+    /// Returns whether it strikes this time; the last of a count ends it.
     fn strike(&mut self) -> bool {
         if self.order.share < 1.0 && self.rng.f64() >= self.order.share {
             return false;
         }
         self.struck += 1;
         if self.order.count.is_some_and(|count| self.struck >= u64::from(count)) {
+            // The last of a count is over at once: a test that asks for three failures gets a well server for the
+            // fourth request.
             self.order = Order::NONE;
         }
         true

@@ -50,11 +50,11 @@ pub struct Framing {
 /// A piece of an answer's text.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece<'a> {
-    /// Which of the answers.
+    /// Number of the answer, from 0.
     pub choice: usize,
     /// The text; must need no escaping in JSON.
     pub text: &'a str,
-    /// Why it ends with this piece.
+    /// Reason why it ends with this piece.
     pub finish: Option<&'static str>,
     /// Counts so far, where every event carries them.
     pub usage: Option<Usage>,

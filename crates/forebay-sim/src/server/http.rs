@@ -34,17 +34,17 @@ use super::wire::{Verdict, Wire};
 use crate::profile::Profile;
 use crate::text;
 
-/// What uvicorn keeps an idle connection for.
+/// Time that uvicorn keeps an idle connection for.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Before trying again to accept or to listen.
 const PAUSE: Duration = Duration::from_millis(10);
-/// What uvicorn listens with.
+/// Length of the queue of connections that uvicorn listens with.
 const BACKLOG: u32 = 2048;
 
 /// A server to simulate.
 #[derive(Clone, Debug)]
 pub struct SimOptions {
-    /// What it imitates, changes included.
+    /// The profile that it imitates, changes included.
     pub profile: Profile,
     /// The names that it serves, the first of which labels its metrics; none: the profile's model.
     pub served_model_names: Vec<String>,
@@ -52,9 +52,9 @@ pub struct SimOptions {
     pub seed: u64,
     /// 5 runs five times as fast as the profile says; above 0.
     pub time_scale: f64,
-    /// Whether token counts tell the tokens found in the prefix cache.
+    /// True if token counts tell the tokens found in the prefix cache.
     pub prompt_tokens_details: bool,
-    /// Whether `/load` counts; else it is always 0, as in vLLM.
+    /// True if `/load` counts; else it is always 0, as in vLLM.
     pub load_tracking: bool,
 }
 
@@ -106,7 +106,7 @@ impl Sim {
         &self.pacer
     }
 
-    /// What it does wrong.
+    /// Returns what it does wrong.
     #[must_use]
     pub fn faults(&self) -> &Arc<Faults> {
         &self.faults
@@ -126,7 +126,9 @@ impl Sim {
         };
         let mut work = Vec::with_capacity(ask.prompts.len());
         for tokens in &ask.prompts {
+            // The same prompt gives the same answer, in every run and on every server with that seed.
             let answer = text::mix(text::mix(self.options.seed, ask.seed), text::hash_tokens(tokens));
+            // Drawn from the answer's own hash: its length does not depend on what else was asked.
             let natural = profile.answer_tokens(text::mix(answer, u64::MAX) as f64 / u64::MAX as f64);
             let limited = ask.ignore_eos || natural >= ask.max_tokens;
             let prompt_tokens = tokens.len() as u32;
@@ -161,6 +163,7 @@ impl Sim {
             kind: "BadRequestError",
             param: None,
         })?;
+        // vLLM takes the client's id for its own.
         let id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).map_or_else(
             || format!("{:016x}", text::mix(self.started, self.ids.fetch_add(1, Ordering::Relaxed))),
             str::to_owned,
@@ -279,6 +282,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves on `listener` until `shutdown` is ready; then all connections are cut. To be called once for each [`Sim`]. A fault
 /// may close the listener; it is bound again to the same address when the fault is over.
 pub async fn serve_sim(listener: TcpListener, sim: Arc<Sim>, shutdown: impl Future<Output = ()>) {
+    // The engine runs whether the port is open or not: a server that only refuses connections goes on with what it has.
     let pacing = Aborting(tokio::spawn(Arc::clone(sim.pacer()).run()));
     let faults = Arc::clone(&sim.faults);
     let router = router(sim);
@@ -291,6 +295,8 @@ pub async fn serve_sim(listener: TcpListener, sim: Arc<Sim>, shutdown: impl Futu
         let port = faults.port();
         match (&listener, port, &address) {
             (Some(_), Port::Closed, _) => {
+                // Dropped, not kept: new connections must be refused, and a listener that nobody asks would take them
+                // into its queue.
                 listener = None;
                 if faults.process_ends() {
                     faults.end_connections();
@@ -309,6 +315,7 @@ pub async fn serve_sim(listener: TcpListener, sim: Arc<Sim>, shutdown: impl Futu
         let accepted = tokio::select! {
             () = &mut shutdown => break,
             accepted = accept(listener.as_ref()) => accepted,
+            // Ended connections are taken out as they end; the set would otherwise grow for as long as the server runs.
             Some(_) = connections.join_next() => continue,
             _ = signals.changed() => continue,
             () = look_again => continue,
@@ -318,6 +325,7 @@ pub async fn serve_sim(listener: TcpListener, sim: Arc<Sim>, shutdown: impl Futu
             tokio::time::sleep(PAUSE).await;
             continue;
         };
+        // A socket that is not spawned is dropped, which closes it.
         if !faults.closes_connection() {
             connections.spawn(connection(socket, router.clone(), faults.signals()));
         }

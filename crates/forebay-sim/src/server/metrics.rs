@@ -40,7 +40,7 @@ impl Histogram {
     }
 }
 
-/// What the engine does not count itself: one entry for each request that ended, or for each token.
+/// Counts that the engine does not keep itself: one entry for each request that ended, or for each token.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     /// Arrival to first token, in seconds.
@@ -61,7 +61,7 @@ pub struct Recorder {
     pub prompt_tokens: Histogram,
     /// Tokens of answers.
     pub generation_tokens: Histogram,
-    /// How often a request was preempted.
+    /// Number of times that a request was preempted.
     pub preemptions: Histogram,
     /// Answers that ended by themselves.
     pub stopped: u64,

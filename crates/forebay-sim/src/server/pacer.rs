@@ -34,7 +34,7 @@ struct Inner {
     recorder: Recorder,
     events: Vec<Event>,
     lateness: Histogram<u64>,
-    /// While the engine hangs: since when, in virtual time, and its metrics of then.
+    /// The time in virtual time since which the engine hangs, and its metrics of then; none while it works.
     frozen: Option<(Time, String)>,
     /// Virtual time that passed while it hung.
     lost: Duration,
@@ -42,7 +42,7 @@ struct Inner {
     dead: bool,
 }
 
-/// How late the machine let the simulation be, in wall-clock time.
+/// The wall-clock time by which the machine let the simulation be late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lag {
     /// The 99th percentile over all steps.
@@ -60,7 +60,7 @@ pub struct Pacer {
     model: String,
 }
 
-/// What one prompt of a request asks for.
+/// The work that one prompt of a request asks for.
 #[derive(Clone, Debug)]
 pub struct Work {
     /// Tokens of the prompt.
@@ -69,7 +69,7 @@ pub struct Work {
     pub block_hashes: Arc<[u64]>,
     /// Tokens that each answer will have.
     pub output_tokens: u32,
-    /// Whether that is the client's limit, and not the answer's own end.
+    /// True if that is the client's limit, and not the answer's own end.
     pub limited: bool,
 }
 
@@ -124,12 +124,14 @@ impl Pacer {
     pub fn submit(self: &Arc<Pacer>, work: &[Work], n: u32, each_token: bool) -> Result<Ticket, SubmitError> {
         let mut ticket = Ticket::new(Arc::<Pacer>::clone(self), work.len() * n as usize, each_token);
         let mut inner = self.lock();
+        // The API server of a dead engine still takes requests, and answers each with the engine's death.
         if inner.dead {
             ticket.progress().die();
             return Ok(ticket);
         }
         let now = self.virtual_now(&inner);
         self.catch_up(&mut inner, now);
+        // Only an idle engine's task sleeps without a time. Any other wakes by itself.
         let idle = inner.engine.next_step_at().is_none();
         for (index, part) in work.iter().enumerate() {
             inner.next += 1;
@@ -172,6 +174,8 @@ impl Pacer {
                 let now = self.virtual_now(&inner);
                 let due = inner.engine.next_step_at().filter(|due| *due <= now && inner.frozen.is_none());
                 if let Some(due) = due {
+                    // How late the machine lets a step be is a property of the run, not of the profile: it is told,
+                    // so that a figure from a busy machine is known as such.
                     let late = self.wall(now.since(due));
                     inner.lateness.saturating_record(u64::try_from(late.as_micros()).unwrap_or(u64::MAX));
                 }
@@ -181,6 +185,7 @@ impl Pacer {
             };
             match next {
                 Some(wait) => tokio::time::sleep(wait).await,
+                // Nothing is due: the next request wakes it.
                 None => self.wake.notified().await,
             }
         }
@@ -190,6 +195,7 @@ impl Pacer {
         if inner.frozen.is_some() {
             return;
         }
+        // The list is kept for its memory: a step of hundreds of sequences would allocate it each time.
         let mut events = std::mem::take(&mut inner.events);
         inner.engine.step(now, &mut events);
         for event in events.drain(..) {
@@ -200,6 +206,7 @@ impl Pacer {
 
     fn deliver(&self, inner: &mut Inner, event: &Event) {
         let Inner { sinks, recorder, .. } = inner;
+        // Its client left in this step. The engine had computed the token already.
         let Some(sink) = sinks.get_mut(&event.id) else { return };
         let Some((first, last)) = sink.last.get_mut(event.choice as usize) else { return };
         let seconds = |span: Duration| self.wall(span).as_secs_f64();
@@ -241,6 +248,8 @@ impl Pacer {
         }
         let now = self.virtual_now(&inner);
         self.catch_up(&mut inner, now);
+        // A hanging engine's metrics stand still, while its server goes on to serve them: that is how a watchdog sees
+        // it.
         let text = metrics::render(&inner.engine, &inner.recorder, &self.model);
         inner.frozen = Some((now, text));
     }
@@ -313,7 +322,7 @@ impl Pacer {
         (inner.engine.running(), inner.engine.waiting(), inner.engine.kv_blocks_in_use())
     }
 
-    /// How late steps were for want of processor time.
+    /// Returns how late steps were for want of processor time.
     #[must_use]
     pub fn lag(&self) -> Lag {
         let inner = self.lock();
@@ -327,6 +336,7 @@ impl Pacer {
 impl Aborts for Pacer {
     fn abort(&self, ids: &[RequestId]) {
         let mut inner = self.lock();
+        // The usual end of a ticket: all is over, and the engine need not be asked.
         if !ids.iter().any(|id| inner.sinks.contains_key(id)) {
             return;
         }

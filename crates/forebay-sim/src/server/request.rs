@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::text;
 
-/// Which of the two generating routes.
+/// One of the two generating routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// `/v1/chat/completions`.
@@ -25,7 +25,7 @@ pub struct Ask {
     pub max_tokens: u32,
     /// Answers for each prompt; at least 1.
     pub n: u32,
-    /// As events, not as one body.
+    /// True if the answer comes as events, not as one body.
     pub stream: bool,
     /// A last event with token counts.
     pub include_usage: bool,
@@ -215,6 +215,7 @@ pub fn parse(api: Api, body: &[u8], served: &[String], max_len: u32) -> Result<A
     let prompts = prompts(api, &members)?;
     let stream = flag(&members, "stream");
     let options = members.get("stream_options").and_then(Value::as_object);
+    // In vLLM's order: of several mistakes the client is told the one that vLLM would tell.
     if options.is_some() && !stream {
         let message = "Stream options can only be defined when `stream=True`.";
         return Err(ApiError::bad("stream_options", None, message));
@@ -234,6 +235,7 @@ pub fn parse(api: Api, body: &[u8], served: &[String], max_len: u32) -> Result<A
     }
     let max_tokens = match asked {
         None if api == Api::Chat => room,
+        // The default of the completions API; chat has none.
         None => room.min(16),
         Some(number) if number < 1 => {
             let message = format!("max_tokens must be at least 1, got {number}.");

@@ -15,14 +15,14 @@ use super::request::Api;
 use super::ticket::Ticket;
 use crate::text;
 
-/// What an answer says and how it ends, beside its ticket.
+/// The content of an answer and its end, beside its ticket.
 #[derive(Clone, Debug)]
 pub struct Script {
     /// The route.
     pub api: Api,
     /// A hash for the text of each choice.
     pub answers: Vec<u64>,
-    /// Why each choice ends.
+    /// Reason why each choice ends.
     pub finish: Vec<&'static str>,
     /// Tokens of each choice's prompt.
     pub prompt_tokens: Vec<u32>,
@@ -32,7 +32,7 @@ pub struct Script {
     pub include_usage: bool,
     /// Token counts in every event.
     pub continuous_usage: bool,
-    /// Whether the counts tell the tokens found in the prefix cache.
+    /// True if the counts tell the tokens found in the prefix cache.
     pub tell_cached: bool,
 }
 
@@ -77,6 +77,7 @@ impl EventStream {
         let EventStream { ticket, framing, script, sent, queue, ended } = self;
         for (choice, (tokens, over)) in sent.iter_mut().enumerate() {
             let standing = ticket.standing(choice);
+            // Tokens that came since the last look go into one event, as vLLM does for a client that reads slowly.
             if *over || standing.tokens == *tokens {
                 continue;
             }
@@ -110,6 +111,7 @@ impl Body for EventStream {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         if this.queue.is_empty() && !this.ended {
+            // Registered before looking: a token that comes between the two wakes this task again.
             this.ticket.register(context);
             this.collect();
             if this.ticket.dead() && !this.ended {

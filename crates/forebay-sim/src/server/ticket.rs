@@ -11,7 +11,7 @@ use crate::engine::{Event, RequestId};
 
 const FINISHED: u32 = 1 << 31;
 
-/// How far a request has come, shared between the engine's task and the one that answers.
+/// The progress of a request, shared between the engine's task and the one that answers.
 #[derive(Debug)]
 pub(super) struct Progress {
     waker: AtomicWaker,
@@ -41,16 +41,16 @@ impl Progress {
     }
 }
 
-/// How a choice stands.
+/// The state of a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Tokens made.
     pub tokens: u32,
-    /// Whether there will be no more.
+    /// True if there will be no more.
     pub finished: bool,
 }
 
-/// Who runs the engine and takes requests out of it again.
+/// A runner of the engine, which takes requests out of it again.
 pub(super) trait Aborts: Send + Sync {
     /// Takes these out; what has ended already stays so.
     fn abort(&self, ids: &[RequestId]);
@@ -96,7 +96,7 @@ impl Ticket {
         self.progress.waker.register(context.waker());
     }
 
-    /// How a choice stands.
+    /// Returns how a choice stands.
     #[must_use]
     pub fn standing(&self, choice: usize) -> Standing {
         let mark = self.progress.choices[choice].load(Ordering::Acquire);
@@ -109,7 +109,7 @@ impl Ticket {
         self.progress.cached.load(Ordering::Relaxed)
     }
 
-    /// Whether the engine died before the end.
+    /// Returns whether the engine died before the end.
     #[must_use]
     pub fn dead(&self) -> bool {
         self.progress.dead.load(Ordering::Acquire)

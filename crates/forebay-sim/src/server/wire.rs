@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// How a connection ends instead of with the answer that it would write next.
+/// The end of a connection instead of the answer that it would write next.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ending {
     /// A TCP reset.

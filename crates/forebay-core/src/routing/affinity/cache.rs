@@ -17,7 +17,7 @@ pub const UNKNOWN_CAPACITY: u64 = 100_000;
 const WHOLE: f64 = 0.8;
 /// See `WHOLE`.
 const GONE: f64 = 1.3;
-/// How far one answer moves the estimate of a capacity that the engine does not tell.
+/// Share by which one answer moves the estimate of a capacity that the engine does not tell.
 const LEARN: f64 = 0.5;
 /// Buckets of one cache. Where there would be more, the two neighbours with the fewest tokens become one, so that a bucket has
 /// a twentieth of the cache at most, or one request's tokens, and so much is the error.
@@ -30,7 +30,7 @@ struct AgeBucket {
     /// Its last epoch.
     last: u32,
     tokens: f64,
-    /// When that began.
+    /// Time at which that began.
     at: Time,
     /// Tokens used since its blocks were, on average.
     depth: f64,
@@ -38,16 +38,16 @@ struct AgeBucket {
     kept: f32,
 }
 
-/// What sending a block again means for the cache that gets it.
+/// The effect of sending a block again on the cache that gets it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Touch {
-    /// So many tokens move up from this epoch.
+    /// Tokens that move up, with the epoch that they come from.
     pub(super) moved: Option<(u32, f64)>,
-    /// So many tokens are taken in.
+    /// Tokens that are taken in.
     pub(super) taken: f64,
 }
 
-/// What a request's blocks mean together. Blocks in a row mostly are of one epoch, and so move up at once.
+/// The effect of a request's blocks together. Blocks in a row mostly are of one epoch, and so move up at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Touched {
     epoch: u32,
@@ -55,7 +55,7 @@ pub(super) struct Touched {
     taken: f64,
 }
 
-/// What one backend's prefix cache should hold.
+/// The expected content of one backend's prefix cache.
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     /// The backend; that of nobody while the slot is free.
@@ -125,7 +125,7 @@ impl Cache {
         self.tokens = 0.0;
     }
 
-    /// Whether a block stamped with this epoch should still be there.
+    /// Returns whether a block stamped with this epoch should still be there.
     #[inline]
     pub(super) fn keeps(&self, epoch: u32) -> bool {
         epoch >= self.alive_from
@@ -133,15 +133,19 @@ impl Cache {
 
     /// A request goes to the backend, which has generated so many tokens in all.
     pub(super) fn begin(&mut self, generated: u64, now: Time) {
+        // An epoch is a share of the cache, not a time: eviction follows what was used since, not the clock.
         let full = self.len > 0 && self.buckets[self.len - 1].tokens >= EPOCH * self.capacity;
         if self.len == 0 || full {
             self.now += 1;
+            // The two neighbours with the fewest tokens become one, so that the fewest blocks have a vaguer age.
             if self.len == BUCKETS {
                 self.merge();
             }
             self.buckets[self.len] = AgeBucket { last: self.now, tokens: 0.0, at: now, depth: 0.0, kept: 1.0 };
             self.len += 1;
         }
+        // Answers fill the cache as prompts do. Their tokens are counted at the next request, which is early enough
+        // to evict.
         let new = generated.saturating_sub(std::mem::replace(&mut self.generated, generated));
         self.take_in(new as f64);
     }
@@ -218,6 +222,8 @@ impl Cache {
     /// For how many seconds that was not used which so many new tokens would evict; infinite where they evict nothing.
     pub(super) fn age(&self, tokens: u32, now: Time) -> f64 {
         let mut left = self.capacity - f64::from(tokens);
+        // From the newest: what fits into the capacity beside the new tokens stays, and the first bucket that does
+        // not is the age.
         for bucket in self.buckets[..self.len].iter().rev() {
             left -= bucket.tokens;
             if left <= 0.0 {
@@ -232,6 +238,7 @@ impl Cache {
         let mut gone = 0;
         while self.tokens > GONE * self.capacity && gone + 1 < self.len {
             self.tokens -= self.buckets[gone].tokens;
+            // Blocks are not looked for: one stamped with an earlier epoch counts as gone wherever it is met.
             self.alive_from = self.buckets[gone].last + 1;
             gone += 1;
         }
@@ -247,6 +254,7 @@ impl Cache {
         let mut newer = 0.0;
         let (whole, gone_at) = (WHOLE * self.capacity, GONE * self.capacity);
         for bucket in self.buckets[..self.len].iter_mut().rev() {
+            // A block lies somewhere in its bucket: half of it was used after the block, on average.
             bucket.depth = newer + 0.5 * bucket.tokens;
             bucket.kept = ((gone_at - bucket.depth) / (gone_at - whole).max(1.0)).clamp(0.0, 1.0) as f32;
             newer += bucket.tokens;

@@ -20,7 +20,7 @@ const KEPT: f64 = 0.99;
 /// Blocks in a row that are not known, after which no more of a prompt is.
 const GAPS: usize = 3;
 
-/// Where a request went.
+/// A record of where a request went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
     /// The backend.
@@ -61,10 +61,12 @@ impl Index {
         if self.caches.len() < slots {
             self.caches.resize(slots, Cache::empty());
         }
+        // Memory is bounded by what the backends can hold: an index of more would remember what is gone.
         let capacities = self.caches.iter().map(|cache| cache.capacity().max(UNKNOWN_CAPACITY));
         let tokens = capacities.fold(0_u64, u64::saturating_add).saturating_mul(SPARE);
         let wanted = usize::try_from(tokens / (TOKENS_FOR_EACH * WAYS as u64)).unwrap_or(SETS_MAX);
         let sets = wanted.clamp(SETS_MIN, SETS_MAX);
+        // Never smaller, since that would have to throw away what is known.
         if sets <= self.sets.len() {
             return;
         }
@@ -73,6 +75,8 @@ impl Index {
             for way in (0..WAYS).filter(|&way| set.used[way] > 0) {
                 let place = self.place(set.keys[way]);
                 let new = &mut self.sets[place];
+                // A larger table puts each key elsewhere, so all are put in again. Where too many meet, the longest
+                // unused give way.
                 let into = new.longest_unused(self.dispatches);
                 new.keys[into] = set.keys[way];
                 new.used[into] = set.used[way];
@@ -101,7 +105,7 @@ impl Index {
         self.sets.iter().flat_map(|set| set.used).filter(|&used| used > 0).count()
     }
 
-    /// Whether it holds nothing.
+    /// Returns whether it holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -140,8 +144,8 @@ impl Index {
         // Blocks in a row mostly have the same holders: only the last of such a run says how far these have come.
         let mut run: Option<(Holders, u32, usize)> = None;
         for mark in facts.marks.prefix() {
-            // Who holds more of a prompt holds less of it as well: past a few unknown blocks there is nothing. One may have had to
-            // make room for another.
+            // Who holds more of a prompt holds less of it as well: past a few unknown blocks there is nothing. One
+            // may have had to make room for another.
             let (holders, tokens) = match self.holders(in_arm(mark.key, facts.arm)) {
                 Some((holders, tokens)) => (holders, tokens.min(mark.tokens).min(facts.est_tokens)),
                 None => (Holders::NOBODY, 0),
@@ -180,6 +184,8 @@ impl Index {
                 .is_some_and(|(holders, tokens)| self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0);
         }
         if found {
+            // The blocks noted in `reached` how far each backend has come: a row is written once, not once for each
+            // block.
             for (slot, cache) in (0..).zip(&mut self.caches) {
                 let (tokens, epoch) = std::mem::take(&mut cache.reached);
                 let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
@@ -193,7 +199,7 @@ impl Index {
         found
     }
 
-    /// Who was sent this block, and the tokens that it had.
+    /// Returns who was sent this block, and the tokens that it had.
     #[inline]
     fn holders(&self, key: u64) -> Option<(Holders, u32)> {
         let set = &self.sets[self.place(key)];
@@ -238,6 +244,7 @@ impl Index {
         if facts.marks.is_empty() || self.sets.is_empty() {
             return false;
         }
+        // The share of prompt tokens that is found at all: where nothing is ever sent again, eviction costs nothing.
         let reuse = self.found / self.sent.max(1.0);
         let (mut best, mut least, mut known) = (0.0_f64, 1.0_f64, 0);
         let ages = || (0_u16..).zip(&self.caches).filter(|(_, cache)| cache.backend.0 != u32::MAX);
@@ -254,6 +261,7 @@ impl Index {
         for (slot, cache) in ages() {
             let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
             let age = cache.age(facts.est_tokens - row.claimed.min(facts.est_tokens), now);
+            // Compared among the rows: what every backend would lose is no reason to prefer one.
             let younger = if age < best { 1.0 - age / best } else { 0.0 };
             row.evicts = (reuse * younger.max(cache.fill() - least)) as f32;
         }
@@ -271,6 +279,7 @@ impl Index {
         let mut until = 0;
         let mut touched = Touched::default();
         for mark in facts.marks.prefix() {
+            // Marks say where a block ends. What a block weighs is the way from the one before it.
             let weight = mark.tokens.saturating_sub(until);
             let touch = self.put(in_arm(mark.key, facts.arm), sent.slot, mark.tokens, weight);
             self.caches[usize::from(sent.slot)].touch(&mut touched, touch);
@@ -289,7 +298,8 @@ impl Index {
 
     #[inline]
     fn place(&self, key: u64) -> usize {
-        // The key as a fraction of all keys, times the number of sets. Multiplied first, since an arm's salt has few bits.
+        // The key as a fraction of all keys, times the number of sets. Multiplied first, since an arm's salt has few
+        // bits.
         let spread = key.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         ((u128::from(spread) * self.sets.len() as u128) >> 64) as usize
     }
@@ -318,7 +328,10 @@ impl Index {
             epochs[*place] == 0
                 || !self.caches.get(usize::from(slots[*place])).is_some_and(|cache| cache.keeps(epochs[*place]))
         };
+        // A place of its own first, then one whose holder has lost the block. A live holder is forgotten only if
+        // there is no other.
         let place = known.or_else(|| (0..HOLDERS).find(gone));
+        // In turn by the count of dispatches: chance without a random number.
         let at = place.unwrap_or(self.dispatches as usize % HOLDERS);
         let cache = &self.caches[usize::from(slot)];
         let now = cache.epoch();
@@ -342,7 +355,7 @@ pub fn compare(rows: &mut [Candidate]) {
     }
 }
 
-/// What an arm's backends hold is of no use to another's, and must not crowd it out.
+/// Returns a block's key within an arm. What an arm's backends hold is of no use to another's, and must not crowd it out.
 #[inline]
 fn in_arm(key: u64, arm: ArmIndex) -> u64 {
     key ^ u64::from(arm.0).wrapping_mul(0xD6E8_FEB8_6659_FD93)

@@ -8,7 +8,7 @@ const BLOCK: u32 = 64;
 const SHARE: u32 = 32;
 /// Blocks of a prompt that are told apart, at most: the last ends at 717,184 tokens.
 const BLOCKS: usize = 240;
-/// Where the blocks of a prompt end, in estimated tokens.
+/// Positions where the blocks of a prompt end, in estimated tokens.
 pub const BLOCK_ENDS: [u32; BLOCKS] = {
     let mut ends = [0; BLOCKS];
     let (mut i, mut end) = (0, 0);
@@ -61,7 +61,7 @@ impl Marks {
         self.prefix.as_deref().unwrap_or_default()
     }
 
-    /// The same blocks and session in another namespace. An adapter's cache is not its base model's.
+    /// Returns the blocks and the session in another namespace. An adapter's cache is not its base model's.
     #[must_use]
     pub fn within(self, salt: u64) -> Marks {
         let salted = |mark: &Mark| Mark { key: mark.key ^ salt, ..*mark };
@@ -69,7 +69,7 @@ impl Marks {
         Marks { session: self.session.map(|key| key ^ salt), prefix }
     }
 
-    /// Whether there is nothing to look up.
+    /// Returns whether there is nothing to look up.
     #[must_use]
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -12,7 +12,7 @@ pub(super) const WAYS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Set {
     pub(super) keys: [u64; WAYS],
-    /// When each was last sent, in dispatches; 0: never.
+    /// Time at which each was last sent, in dispatches; 0: never.
     pub(super) used: [u32; WAYS],
     /// Tokens that a session's last prompt had.
     pub(super) tokens: [u32; WAYS],
@@ -31,7 +31,7 @@ pub(super) const EMPTY: Set = Set {
     epochs: [[0; HOLDERS]; WAYS],
 };
 
-/// Who was sent a block, and in which epochs of their caches.
+/// The backends that were sent a block, and the epochs of their caches in which they were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Holders {
     pub(super) slots: [u16; HOLDERS],

@@ -38,7 +38,7 @@ fn prompt(hashes: &[u64]) -> Marks {
     Marks::of(&ends.zip(hashes).map(|(tokens, &key)| Mark { key, tokens }).collect::<Vec<_>>())
 }
 
-/// The same blocks, of a session.
+/// Returns the blocks as those of a session.
 fn with_session(key: u64, mut marks: Marks) -> Marks {
     marks.session = Some(key);
     marks
@@ -321,8 +321,8 @@ fn a_hot_prefix_spreads_when_its_home_queues_and_then_has_two() {
         note(&mut index, &request, id as u16);
         places.push(choice.index);
     }
-    // Each hit brings 200 tokens instead of 2,200. Computing the 2,000 elsewhere counts for the request and for those behind it:
-    // its home is the better one until 4,000 tokens wait there.
+    // Each hit brings 200 tokens instead of 2,200. Computing the 2,000 elsewhere counts for the request and for those
+    // behind it: its home is the better one until 4,000 tokens wait there.
     let stayed = places.iter().take_while(|&&place| place == 1).count();
     assert!((20..=21).contains(&stayed), "{places:?}");
     let second = places[stayed];

@@ -8,7 +8,7 @@ pub const WORTH_TAU: f64 = 120.0;
 /// Claimed tokens by which the worth leans on 1. Too few, and one eviction would undo a backend's affinity.
 pub const WORTH_PRIOR: f64 = 4_000.0;
 
-/// How much of what was claimed of a backend its engine found: 1 until there is evidence, 0 where it caches nothing. Never
+/// The share of what was claimed of a backend that its engine found: 1 until there is evidence, 0 where it caches nothing. Never
 /// below 0, above 1 or NaN. Forgets, so that a backend whose cache is turned on again recovers.
 ///
 /// Hits of requests that claimed nothing (other clients' too) count as well: they can only bring it nearer to 1, which is
@@ -44,6 +44,7 @@ impl Worth {
         let (last, Some(totals)) = (self.last, totals) else { return false };
         self.last = Some(totals);
         let Some(last) = last else { return false };
+        // A counter that went back is a server that was started anew, with an empty cache.
         if totals.queries < last.queries || totals.hits < last.hits {
             return true;
         }

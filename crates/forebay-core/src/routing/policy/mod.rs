@@ -32,17 +32,17 @@ pub trait Policy: fmt::Debug + Send + Sync {
         row.terms.score()
     }
 
-    /// What it looked for the least of, with the chosen row's amount.
+    /// Returns what it looked for the least of, with the chosen row's amount.
     fn least_of(&self, chosen: &Considered) -> String {
         format!("predicted TTFT {}", brief_seconds(chosen.terms.ttft()))
     }
 
-    /// What another row has in place of that; `None` if it is the prediction's terms that differ.
+    /// Returns what another row has in place of that; `None` if it is the prediction's terms that differ.
     fn other_has(&self, _other: &Considered) -> Option<String> {
         None
     }
 
-    /// Whether it compares predictions, so that it matters whether anything was measured.
+    /// Returns whether it compares predictions, so that it matters whether anything was measured.
     fn predicts(&self) -> bool {
         false
     }
@@ -58,7 +58,7 @@ macro_rules! policies {
             pub use $file::$name;
         )*
 
-        /// How a backend is chosen, as the configuration names it.
+        /// A policy by its name in the configuration.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
         #[serde(rename_all = "snake_case")]
         pub enum PolicyName {
@@ -134,6 +134,8 @@ impl FromStr for PolicyName {
 
 /// A row drawn evenly from those that `qualifies` accepts by their place, of which there are `count`.
 fn draw(count: usize, rows: usize, rng: &mut fastrand::Rng, qualifies: impl Fn(usize) -> bool) -> Option<Choice> {
+    // No random number where there is no choice: a run in virtual time stays the same when rows are added that never
+    // win.
     let nth = if count > 1 { rng.usize(..count) } else { 0 };
     let index = (0..rows).filter(|&index| qualifies(index)).nth(nth)?;
     let reason = match count {

@@ -16,7 +16,7 @@ pub const TIE: f64 = 0.02;
 
 /// Scores kept on the stack for a pool of few backends: clearing room for many costs more than such a pick.
 const FEW: usize = 64;
-/// The same for a pool of more.
+/// Scores kept on the stack for a pool of more.
 const MANY: usize = 1024;
 
 /// Least predicted TTFT.
@@ -53,8 +53,10 @@ fn pick_keeping<const KEPT: usize>(
         // Without a branch: which row has the least is not to be foreseen.
         least = least.min(score);
     }
+    // Predictions are no better than this. Without a tie, equal backends would be filled in the order of their places.
     let limit = least * (1.0 + TIE);
     let ties = |index: usize| match kept.get(index) {
+        // Scores that were not kept are computed again: rare, and cheaper than memory for every pool's largest case.
         Some(score) => *score <= limit,
         None => cost::terms(&rows[index], facts, now).score() <= limit,
     };
@@ -67,6 +69,7 @@ fn pick_keeping<const KEPT: usize>(
     for index in (KEPT..rows.len()).filter(|&index| ties(index)) {
         (count, last) = (count + 1, index);
     }
+    // The usual end, without a second look for the row.
     if count == 1 && rows.len() > 1 {
         return Some(Choice { index: last, reason: Reason::Lowest });
     }

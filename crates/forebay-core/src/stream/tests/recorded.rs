@@ -82,7 +82,7 @@ fn api(name: &str) -> Api {
     }
 }
 
-/// What the stream is read as, checked to be the input byte for byte.
+/// Returns what the stream is read as, checked to be the input byte for byte.
 fn read(api: Api, body: &[u8], size: usize) -> (String, Parser) {
     let (mut parser, mut out) = (Parser::new(api), Vec::new());
     for chunk in body.chunks(size) {

@@ -32,7 +32,7 @@ section! {
         total_timeout: Option<Duration> {
             takes: or_off(limit()), default: Some(Duration::from_secs(30 * 60)), reload: AtOnce
         },
-        /// How Forebay counts the tokens of streamed chats and completions. With `"inject"` it asks the backend for usage, and
+        /// The way to count the tokens of streamed chats and completions. With `"inject"` Forebay asks the backend for usage, and
         /// hides the answer from a client that did not ask. With `"as_sent"` requests stay as they are.
         usage: UsageMode { takes: choice(UsageMode::ALL), default: UsageMode::Inject, reload: AtOnce },
     }
@@ -40,7 +40,7 @@ section! {
 
 section! {
     name: "retry", head: "[retry]", form: "[retry] and its keys below";
-    /// What happens when an attempt fails before the first token. After it nothing is retried.
+    /// Rules for an attempt that fails before the first token. After it nothing is retried.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Retry {
         /// Attempts for one request, with the first. `1` means no retry.
@@ -66,7 +66,7 @@ section! {
 
 section! {
     name: "slo", head: "[slo]", form: "[slo] and its keys below";
-    /// What counts as good service. `forebay_slo_total` counts the streams that met both limits. Routing does not use them.
+    /// Limits that count as good service. `forebay_slo_total` counts the streams that met both limits. Routing does not use them.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Slo {
         /// Limit for the time to the first token.
@@ -76,7 +76,7 @@ section! {
     }
 }
 
-/// Whether backends are asked for token counts that the client did not ask for.
+/// The choice whether backends are asked for token counts that the client did not ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageMode {
@@ -88,6 +88,6 @@ pub enum UsageMode {
 }
 
 impl UsageMode {
-    /// As written in the configuration.
+    /// All values, as written in the configuration.
     pub const ALL: [(&str, UsageMode); 2] = [("inject", UsageMode::Inject), ("as_sent", UsageMode::AsSent)];
 }

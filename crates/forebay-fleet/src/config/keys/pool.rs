@@ -39,11 +39,11 @@ section! {
             default: PolicyName::default(),
             reload: AtOnce,
         },
-        /// What a request is recognised by, to send it where the beginning of its prompt is cached. `"session"`: its session, and
+        /// The facts that a request is recognised by, to send it where the beginning of its prompt is cached. `"session"`: its session, and
         /// a prompt that begins like an earlier one. `"prefix"`: the prompt alone, for session keys that say nothing of the
         /// prompt. `"off"`: nothing. [routing.md](routing.md) explains it.
         affinity: Affinity { takes: choice(Affinity::ALL), default: Affinity::default(), reload: AtOnce },
-        /// What makes requests a session. A session stays in its arm. A request without one is assigned by itself.
+        /// The fact that makes requests a session. A session stays in its arm. A request without one is assigned by itself.
         session: SessionKey {
             takes: ByHand("one key of `pools.session`"),
             default: SessionKey::Header("x-session-id".to_owned()),
@@ -53,11 +53,11 @@ section! {
         /// Salt of the split of sessions among arms, and of prompt hashes. Another salt gives another split. Several Forebays
         /// with one salt split alike.
         split_salt: String { takes: LineOrEmpty(256), default: String::new(), reload: AtOnce },
-        /// Whether a request may go to another arm when no backend of its own can take it.
+        /// True if a request may go to another arm when no backend of its own can take it.
         cross_arm: bool { takes: boolean(), default: true, reload: AtOnce },
         /// Sequences that one backend may have in flight, as vLLM counts them. Beyond that requests wait in the wait room.
         backend_max_in_flight: Option<u32> { takes: or_off(whole(1..=1_000_000)), default: None, reload: AtOnce },
-        /// Where requests wait while every backend is at `backend_max_in_flight`.
+        /// A place where requests wait while every backend is at `backend_max_in_flight`.
         wait_room: WaitRoom { takes: Nested, default: WaitRoom::default(), reload: AtOnce },
         /// The arms: parts of the pool that are compared. A pool without `[[pools.arms]]` has one arm, `default`.
         arms: Vec<ArmConfig> {
@@ -87,7 +87,7 @@ impl PoolConfig {
     }
 }
 
-/// What makes requests a session.
+/// The fact that makes requests a session.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionKey {
@@ -171,9 +171,9 @@ section! {
     /// A backend: one vLLM server, as an item of `backends`.
     #[derive(Clone, Debug, PartialEq)]
     pub struct BackendConfig {
-        /// Where the server listens.
+        /// The URL that the server listens at.
         url: BackendUrl { takes: Url, default: url, said: "required", reload: AtOnce },
-        /// How fast the server is, relative to the other backends, until Forebay has measured it.
+        /// The server's speed relative to the other backends, until Forebay has measured it.
         speed: f64 {
             takes: hinted(number(0.01..=100.0), "a speed is relative to the other backends: 1.0, or 1.4 for a faster one"),
             default: 1.0,
@@ -188,7 +188,7 @@ section! {
             said: "no key",
             reload: AtOnce,
         },
-        /// Whether the server finishes its requests and gets no new ones.
+        /// True if the server finishes its requests and gets no new ones.
         drain: bool { takes: boolean(), default: false, reload: AtOnce },
     }
 

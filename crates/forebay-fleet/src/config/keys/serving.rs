@@ -31,7 +31,7 @@ section! {
         body_timeout: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(30)), reload: Restart },
         /// Time that an idle client connection stays open.
         keep_alive: Option<Duration> { takes: or_off(limit()), default: Some(Duration::from_secs(75)), reload: Restart },
-        /// What happens between SIGTERM and the end of the process.
+        /// The steps between SIGTERM and the end of the process.
         drain: Drain { takes: Nested, default: Drain::default(), reload: Restart },
         /// Threads that serve clients.
         threads: usize { takes: Threads, default: Threads::auto(), said: "`\"auto\"`: one for each CPU", reload: Restart },
@@ -48,7 +48,7 @@ section! {
 
 section! {
     name: "listen.drain", head: "listen.drain", form: "drain = { ready_delay = \"0s\", limit = \"10m\" }";
-    /// What happens between SIGTERM and the end of the process.
+    /// The steps between SIGTERM and the end of the process.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Drain {
         /// Time for which `/ready` answers 503 while new connections are still accepted, so that load balancers can react.
@@ -100,7 +100,7 @@ section! {
 
 section! {
     name: "limits", head: "[limits]", form: "[limits] and its keys below", check: one_body_fits;
-    /// What a single client or backend may cost.
+    /// Limits on the cost of a single client or backend.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Limits {
         /// Largest body of a request. A larger one gets a 413. At most `limits.bodies_in_memory`.
@@ -144,11 +144,11 @@ pub enum Explain {
 }
 
 impl Explain {
-    /// As written in the configuration.
+    /// All values, as written in the configuration.
     pub const ALL: [(&str, Explain); 3] =
         [("off", Explain::Off), ("loopback", Explain::Loopback), ("all", Explain::All)];
 
-    /// Whether a client at this address may ask.
+    /// Returns whether a client at this address may ask.
     #[must_use]
     pub fn allows(self, client: Option<SocketAddr>) -> bool {
         match self {
@@ -162,7 +162,7 @@ impl Explain {
 /// A client's key, kept as its hash.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 pub struct ClientKey {
-    /// What the client is called in logs.
+    /// The client's name in logs.
     pub name: String,
     /// SHA-256 of the key.
     #[serde(skip)]

@@ -10,7 +10,7 @@ use forebay_core::toml_reader::{Nested, Table};
 
 section! {
     name: "health", head: "[health]", form: "[health] and its keys below", check: probes_are_in_time;
-    /// When a backend is ejected, and how it comes back.
+    /// Rules for ejecting a backend, and for its return.
     #[derive(Clone, Debug, PartialEq)]
     pub struct HealthConfig {
         /// Time between two probes of a backend's `/health`.
@@ -19,7 +19,7 @@ section! {
         timeout: Duration { takes: limit(), default: Duration::from_secs(1), reload: AtOnce },
         /// Failures in a row, of requests or of probes, that eject a backend.
         failures: u32 { takes: whole(1..=1000), default: 3, reload: AtOnce },
-        /// How long an ejected backend gets no requests. Then a request of Forebay's own decides whether it returns.
+        /// Time for which an ejected backend gets no requests. Then a request of Forebay's own decides whether it returns.
         ejection: Ejection { takes: Nested, default: Ejection::default(), reload: AtOnce },
         /// Time without progress after which a backend that has work counts as hung. It is ejected, and its requests move or get
         /// an error event. The time is three times as long where its metrics do not say that it has work, or cannot be read. Without
@@ -30,7 +30,7 @@ section! {
 
 section! {
     name: "health.ejection", head: "health.ejection", form: "ejection = { base = \"5s\", max = \"60s\" }", check: base_is_shortest;
-    /// How long an ejected backend gets no requests.
+    /// Time for which an ejected backend gets no requests.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Ejection {
         /// Length of the first ejection. Each one that follows soon after a return is twice as long. At most
@@ -43,7 +43,7 @@ section! {
 
 section! {
     name: "scrape", head: "[scrape]", form: "[scrape] and its keys below", check: scrapes_are_in_time;
-    /// How the backends' own `/metrics` are read.
+    /// Rules for reading the backends' own `/metrics`.
     #[derive(Clone, Debug, PartialEq)]
     pub struct ScrapeConfig {
         /// Time between two scrapes of a backend.

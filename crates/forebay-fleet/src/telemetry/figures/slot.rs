@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use super::{Ended, Point, Spread, Summary};
 use crate::telemetry::metrics::Outcome;
 
-/// What the histograms count in.
+/// Unit that the histograms count in.
 const UNIT: Duration = Duration::from_micros(10);
 /// TTFTs up to an hour and TPOTs up to a minute are told apart; longer ones count as that long.
 const MAX_TTFT: u64 = 360_000_000;
@@ -18,7 +18,7 @@ const DIGITS: u8 = 2;
 
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// Which stretch it is.
+    /// Number of the stretch.
     pub(super) number: u64,
     counts: Counts,
     ttft: Histogram<u32>,
@@ -116,6 +116,7 @@ impl Slot {
         if let Some(e2e) = ended.e2e {
             counts.e2e.add(e2e.as_secs_f64());
         }
+        // The error is relative: a first token in no time would make it infinite.
         if let Some((predicted, measured)) = ended.predicted.filter(|(_, measured)| !measured.is_zero()) {
             counts.error.add(predicted.abs_diff(measured).as_secs_f64() / measured.as_secs_f64());
             counts.predicted.add(predicted.as_secs_f64());

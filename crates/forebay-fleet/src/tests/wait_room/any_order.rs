@@ -7,7 +7,7 @@ use super::*;
 use forebay_core::routing::eligible;
 use forebay_core::routing::wait_room::fits;
 
-/// What a step of the property does.
+/// A step of the property.
 #[derive(Clone, Debug)]
 enum Act {
     Ask { arm: u16, session: u8, sequences: u32 },

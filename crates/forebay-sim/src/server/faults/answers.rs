@@ -40,7 +40,7 @@ const NO_HTTP: &[u8] = b"HTTP/1.1 two hundred\r\nthis is no header\r\n\r\n";
 const PADDING: &[u8] = b"vllm:padding_total{engine=\"0\",model_name=\"padding\"} 1.0\n";
 const PADDING_LENGTH: usize = 50_000_000;
 
-/// What stands before every route: the fault in force, or the route.
+/// Returns what stands before every route: the fault in force, or the route.
 pub(crate) async fn gate(State(faults): State<Arc<Faults>>, request: Request, next: Next) -> Response {
     match request.uri().path() {
         "/health" if !faults.on_health() => StatusCode::SERVICE_UNAVAILABLE.into_response(),

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Seeds the corpora from the tests' fixtures and runs every fuzz target, one after the other, at low priority.
+#
+#   fuzz/run.sh SECONDS [TARGET...]
+#   fuzz/run.sh --why-not               says what is missing here, if anything
+#
+# It needs cargo-fuzz, and a nightly compiler, for the fuzzer's instrumentation. The code under test has no `unsafe`, so no
+# sanitizer is built in. FUZZ_CORPUS is the folder of the corpora (default target/fuzz/corpus); a corpus grows from run to run. A
+# crash ends the run with 1. Its input is in target/fuzz/artifacts, and belongs into a test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+targets=(sse vllm_metrics config json_body multipart bench_answer)
+built=target/fuzz
+corpus=${FUZZ_CORPUS:-$built/corpus}
+fixtures=tests/fixtures/vllm-0.32.0
+longest=8192
+
+why_not() {
+    if ! cargo fuzz --version >/dev/null 2>&1; then
+        echo "cargo-fuzz is not installed (cargo install cargo-fuzz --locked)"
+    elif ! cargo +nightly --version >/dev/null 2>&1; then
+        echo "no nightly compiler is installed"
+    fi
+}
+
+# What the peer of a recording sent, without the head and without the sizes of chunks.
+body() { sed '1,/^\r\{0,1\}$/d' "$1" | sed '/^[0-9a-f]\{1,4\}\r$/d'; }
+
+plant() { # TARGET NAME: standard input, cut to what the fuzzer takes
+    mkdir -p "$corpus/$1"
+    # Reads all of it, so that nobody writes into a closed pipe.
+    dd of="$corpus/$1/$2" bs="$longest" count=1 iflag=fullblock status=none
+    cat >/dev/null
+}
+
+seed() {
+    local file name
+    for file in "$fixtures"/http/*stream*.response; do
+        name=$(basename "$file" .response)
+        body "$file" | plant sse "$name"
+        case $name in chat-* | completion-* | engine-killed-*) body "$file" | plant bench_answer "$name" ;; esac
+    done
+    for file in "$fixtures"/metrics/*.txt; do
+        # Only the lines that are read: the fuzzer's inputs are short.
+        grep -E '^vllm:(num_requests_|num_preempt|kv_cache|gpu_cache|cache_config|prefix_cache|generation_tokens|iteration_tokens_total_count)' "$file" | plant vllm_metrics "$(basename "$file")"
+    done
+    for file in config/*.toml tests/bad_config/*.toml; do
+        plant config "$(basename "$file")" <"$file"
+    done
+    for file in "$fixtures"/http/{chat,completion,messages,responses,embeddings}*.request; do
+        case $file in *20mb*) continue ;; esac
+        body "$file" | plant json_body "$(basename "$file" .request)"
+    done
+    printf '%s\n%s\r\n' 'multipart/form-data; boundary=X' "$(printf -- '--X\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--X\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--X--')" |
+        plant multipart form
+    printf '%s\n%s\r\n' 'multipart/form-data; boundary="a b"' "$(printf -- '--a b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain; charset=utf-16\r\n\r\nw\r\n--a b--')" |
+        plant multipart charset
+}
+
+if [ "${1:-}" = --why-not ]; then
+    why_not
+    exit
+fi
+seconds=${1:?usage: fuzz/run.sh SECONDS [TARGET...]}
+shift
+if [ $# -gt 0 ]; then targets=("$@"); fi
+why=$(why_not)
+if [ -n "$why" ]; then
+    echo "fuzz/run.sh: $why" >&2
+    exit 2
+fi
+
+seed
+failed=0
+for target in "${targets[@]}"; do
+    echo "== $target, $seconds s"
+    mkdir -p "$built/artifacts/$target"
+    nice -n 10 cargo +nightly fuzz run --sanitizer none --fuzz-dir fuzz --target-dir "$built" "$target" "$corpus/$target" -- \
+        -artifact_prefix="$built/artifacts/$target/" -max_total_time="$seconds" -max_len="$longest" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 || failed=1
+done
+exit "$failed"
