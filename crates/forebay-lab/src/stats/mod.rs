@@ -5,3 +5,5 @@ pub mod check;
 pub mod estimate;
 pub mod little;
 pub mod multiple;
+pub mod rank;
+pub mod trend;
