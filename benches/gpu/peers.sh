@@ -15,9 +15,10 @@
 #             each server is sent what is its own. One that is not installed is skipped.
 # OUT         where rows and machine.txt go (BASE/out), and what an earlier call measured
 # BASE        /tmp/forebay-peers: logs, caches of the compiler, notes on the servers
-# FOREBAY     target/release/forebay; NGINX: nginx; VLLM_ROUTER: a folder of the unpacked wheel, unless Python finds it
+# FOREBAY     target/release/forebay; NGINX: nginx; ROUTER: a folder of the unpacked wheel, unless Python finds it
 # PYTHON      runs vLLM; MODELS: a folder with the model MODEL (qwen7b), config and tokenizer; SERVER_ARGS: more for `vllm serve`
-# RATE        requests/s in place of the scenario's; 70%: of what a probe of perfect placement carried. SPAN: seconds of arrivals
+# RATE        requests/s in place of the scenario's, of all or of one (prefix=30); 70%: of what a probe of perfect placement carried
+# SPAN        seconds of arrivals
 # LIMIT       seconds for this call. No turn begins in the last 60
 # RESTART=1   ends the servers first; KEEP=0 ends them at last; ALL_SERVERS=1 starts those of all scenarios; GPUS=2: one server a GPU
 # DECISIONS=1 Forebay logs each decision, to BASE/logs

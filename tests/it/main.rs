@@ -26,6 +26,8 @@ mod lifecycle;
 mod lying;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
+#[cfg(all(feature = "sim", feature = "bench"))]
+mod peers;
 mod prometheus;
 mod reload;
 mod requests;

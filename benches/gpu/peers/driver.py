@@ -40,13 +40,13 @@ class Options:
         self.model = get("MODEL", "qwen7b")
         self.forebay = get("FOREBAY", str(HERE.parents[2] / "target/release/forebay"))
         self.forebay_base = get("FOREBAY_BASE", "")
-        self.vllm_router = get("VLLM_ROUTER", "")
+        self.router = get("ROUTER", "")
         self.nginx = get("NGINX", "nginx")
         self.contenders = get("CONTENDERS", "forebay vllm-router:cache_aware nginx:least_conn placed").split()
         self.server_args = shlex.split(get("SERVER_ARGS", ""))
         self.gpus = int(get("GPUS", "1"))
         self.port = int(get("PORT", "8130"))
-        self.rate = get("RATE", "")
+        self.rate = {word.rpartition("=")[0]: word.rpartition("=")[2] for word in get("RATE", "").split(",") if word}
         self.seconds = float(get("SPAN") or 0)
         self.scale = float(get("SCALE", "1"))
         self.limit = float(get("LIMIT") or math.inf)
@@ -99,7 +99,7 @@ class Client:
         if self.options.client == "forebay":
             return [self.options.forebay, "bench", url, *common, "--endpoint", "completions", "--ignore-eos", "--temperature", "0", "--no-scrape", "--output", str(file)]
         return ["--backend", "openai", "--base-url", url, "--endpoint", "/v1/completions", "--tokenizer", str(self.options.models / self.options.model),
-                *common, "--temperature", "0", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "50,90,99",
+                *common, "--temperature", "0", "--ready-check-timeout-sec", "600", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "50,90,99",
                 "--goodput", "ttft:500", "tpot:50", "--save-result", "--save-detailed", "--result-dir", str(file.parent), "--result-filename", file.name]
 
     def prepare(self, name, port, trace, file):
@@ -194,9 +194,9 @@ class Turn:
         since = time.monotonic()
         client.go(names)
         time.sleep(max(0.0, self.begin - 0.5 - (time.monotonic() - since)))
-        before, cpu = self.looks(), processes.cpu(pid) if pid else None
+        before, cpu = self.looks(), processes.used(pid) if pid else None
         done = client.wait(names, "ended", TURN_LIMIT)
-        used = processes.cpu(pid) - cpu if pid else None
+        used = [now - then for now, then in zip(processes.used(pid), cpu)] if pid else None
         after = self.looks()
         self.contender.stop(folder / "metrics" if folder.exists() else options.base / "logs" / "metrics")
         if not done:
@@ -232,7 +232,9 @@ class Turn:
             "gpus": options.gpus, "replicas": 2, "simulated": options.sim, "client": "vllm bench serve" if self.driver.client.process else "forebay bench",
             "servers": [f"127.0.0.1:{port}" for port in self.ports],
         }
-        end = {"lag_p99_us": rows.lateness(records, planned), "proxy_cpu_us": None if used is None else rows.micros(used)}
+        end = {"lag_p99_us": rows.lateness(records, planned), "proxy_cpu_us": None}
+        if used:
+            end |= {"proxy_cpu_us": rows.micros(used[0] + used[1]), "proxy_kernel_us": rows.micros(used[1]), "proxy_switches": used[2]}
         file = options.out / ("probe.jsonl" if self.contender.name == "probe" else f"{self.scenario}.jsonl")
         rows.write(file, head, records, (before, after), end)
         said = table_line(file)
@@ -293,9 +295,10 @@ class Driver:
 
     def rate(self, scenario, start):
         """The rate that is set, or a share of what a probe of perfect placement carried, which is noted for later calls."""
-        rate = self.options.rate or loads.SCENARIOS[scenario].rate
+        said = self.options.rate.get(scenario) or self.options.rate.get("")
+        rate = said or loads.SCENARIOS[scenario].rate
         if not str(rate or "").endswith("%"):
-            return rate and float(rate) * (self.options.gpus if not self.options.rate else 1)
+            return rate and float(rate) * (1 if said else self.options.gpus)
         note = self.options.out / f"rate-{scenario}.json"
         if not note.exists():
             turn = Turn(self, scenario, processes.Contender("probe", self.options), start, 0, 9_000, loads.SCENARIOS[scenario].rate * self.options.gpus)
@@ -389,6 +392,8 @@ def main():
             if contender.why_not:
                 say(f"{contender.name}: SKIPPED: {contender.why_not}")
         contenders = [contender for contender in contenders if not contender.why_not]
+        if not contenders:
+            raise SystemExit("no contender is installed")
         if options.restart:
             driver.servers.stop()
         start = driver.servers.start_number([turn for scenario in loads.SCENARIOS for turn in driver.done(scenario)])

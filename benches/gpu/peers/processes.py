@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,9 +42,9 @@ def alive(pid):
         return False
 
 
-def cpu(pid):
-    """CPU seconds of a process and all below it."""
-    parents, used = {}, {}
+def used(pid):
+    """CPU seconds in user mode and in the kernel of a process and all below it, and how often their threads were switched."""
+    parents, spent = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -51,14 +52,20 @@ def cpu(pid):
             except OSError:
                 continue
             parents[int(entry.name)] = int(fields[1])
-            used[int(entry.name)] = (int(fields[11]) + int(fields[12])) / TICKS
-    total = 0.0
-    for one, seconds in used.items():
+            spent[int(entry.name)] = (int(fields[11]) / TICKS, int(fields[12]) / TICKS)
+    user = system = switches = 0
+    for one, seconds in spent.items():
         above = one
         while above not in (pid, 0):
             above = parents.get(above, 0)
-        total += seconds if above == pid else 0.0
-    return total
+        if above == pid:
+            user, system = user + seconds[0], system + seconds[1]
+            for status in Path(f"/proc/{one}/task").glob("*/status"):
+                try:
+                    switches += sum(map(int, re.findall(r"ctxt_switches:\s*(\d+)", status.read_text())))
+                except OSError:
+                    continue
+    return user, system, switches
 
 
 def end_group(pid, patience):
@@ -168,7 +175,7 @@ class Contender:
             self.why_not = "there is no such contender"
 
     def router_environment(self):
-        path = os.pathsep.join(filter(None, [self.options.vllm_router, os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [self.options.router, os.environ.get("PYTHONPATH")]))
         return os.environ | {"PYTHONPATH": path}
 
     def command(self, ports, folder):

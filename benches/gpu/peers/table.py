@@ -58,12 +58,15 @@ def figures(turn):
         "share of the first": made[0] / sum(made) if sum(made) else None,
         "failures": len(turn["records"]) - len(served),
         "CPU µs a token": None if used is None or not tokens else used / tokens,
+        "kernel": turn["end"]["proxy_kernel_us"] / used if used and "proxy_kernel_us" in turn["end"] else None,
+        "switches a token": turn["end"]["proxy_switches"] / tokens if tokens and "proxy_switches" in turn["end"] else None,
     }
 
 
 FORMS = {
     "requests/s": "{:.1f}", "output tokens/s": "{:.0f}", "goodput": "{:.1f}", "TTFT P50": "{:.0f}", "TTFT P90": "{:.0f}", "TTFT P99": "{:.0f}",
     "TPOT P50": "{:.1f}", "TPOT P99": "{:.1f}", "hit rate": "{:.2f}", "share of the first": "{:.2f}", "failures": "{:.0f}", "CPU µs a token": "{:.1f}",
+    "kernel": "{:.2f}", "switches a token": "{:.2f}",
 }
 
 
