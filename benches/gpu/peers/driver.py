@@ -22,7 +22,7 @@ import rows
 BEGIN = time.monotonic()
 HERE = Path(__file__).resolve().parent
 TIME_IS_OVER = 75
-TURN_LIMIT = 100
+TURN_LIMIT = 75
 """Seconds after which a turn's client is ended, and the turn has no rows."""
 
 

@@ -68,10 +68,11 @@ def half(turn, rng, rate, seconds, scale):
 
 def chat(turn, rng, rate, seconds, _scale):
     """Conversations of 2 to 10 turns, 2.5 s apart, with one of six system prompts of 1,024 tokens. A turn adds 128 to 768 tokens and an answer
-    of 128, which the next prompt repeats. Conversations began 40 s before; the last turn of each before the begin is a primer."""
+    of 128, which the next prompt repeats. Conversations began 40 s before; the last turn of each before the begin is a primer. Times are
+    stretched so that the rate is met exactly."""
     systems = [turn.text(1024) for _ in range(6)]
     now, number, turns, last = -40.0, 0, [], {}
-    while now < seconds:
+    while now < 2 * seconds:
         now += rng.expovariate(rate / 6)
         number += 1
         at, ids = now, list(rng.choice(systems))
@@ -88,7 +89,7 @@ def chat(turn, rng, rate, seconds, _scale):
     turns = turns[: round(rate * seconds)]
     going_on = sorted({number for _, number, _ in turns} & set(last))
     turn.primers = [last[number] | {"timestamp": round(n / 16, 4)} for n, number in enumerate(going_on)]
-    turn.load = [request for _, _, request in turns]
+    turn.load = [request | {"timestamp": round(at * seconds / turns[-1][0], 4)} for at, _, request in turns]
 
 
 def mixed(turn, rng, rate, seconds, _scale):
