@@ -11,14 +11,10 @@ import json
 import os
 import sys
 import threading
+import traceback
 
 from vllm.benchmarks import serve
 from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
-
-try:
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-except ImportError:
-    from vllm.utils import FlexibleArgumentParser
 
 lock = threading.Lock()
 
@@ -42,7 +38,7 @@ def run(order):
         return RequestFuncOutput(success=True)
 
     serve.wait_for_endpoint = wait
-    parser = FlexibleArgumentParser()
+    parser = serve.FlexibleArgumentParser()
     serve.add_cli_args(parser)
     serve.main(parser.parse_args(order["arguments"]))
     sys.stdout.flush()
@@ -65,8 +61,6 @@ for line in sys.stdin:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:  # the log says what
-            import traceback
-
             traceback.print_exc()
         finally:
             sys.stdout.flush()
