@@ -5,7 +5,6 @@
 """
 
 import lzma
-import re
 import sys
 import tempfile
 from statistics import median
@@ -96,7 +95,8 @@ def by_scenario(files):
         for turn in rows.read(opened(file)):
             arms = found.setdefault(turn["head"]["load"]["dataset"], {})
             arms.setdefault(turn["head"]["arm"], []).append((turn["head"], figures(turn)))
-    return found
+    last = lambda arm: arm == "placed"
+    return {scenario: {arm: arms[arm] for arm in sorted(arms, key=last)} for scenario, arms in found.items()}
 
 
 def middle(turns, name):
@@ -132,5 +132,5 @@ def readme(found):
 if __name__ == "__main__":
     files = [word for word in sys.argv[1:] if not word.startswith("--")]
     if not files:
-        sys.exit(re.sub(r"^", "", __doc__))
+        sys.exit(__doc__)
     (readme if "--readme" in sys.argv else tables)(by_scenario(files))
