@@ -22,7 +22,8 @@
 # LIMIT       seconds for this call. No turn begins in the last 60
 # RESTART=1   ends the servers first; KEEP=0 ends them at last; ALL_SERVERS=1 starts those of all scenarios; GPUS=2: one server a GPU
 # DECISIONS=1 Forebay logs each decision, to BASE/logs
-# SIM=1       simulated servers, and `forebay bench` as client unless CLIENT=vllm: a rehearsal on a machine without a GPU. SCALE=0.2: smaller
+# SIM=1       simulated servers, and `forebay bench` as client unless CLIENT=vllm: a rehearsal on a machine without a GPU, with 5 s of arrivals and
+#             a fifth of the prefixes (SCALE=0.2). All six scenarios take under five minutes with one turn each
 #
 # On a machine without a network: benches/gpu/run.sh PARTS benches/gpu/peers.sh SCENARIO [TURNS]
 set -euo pipefail

@@ -47,8 +47,8 @@ class Options:
         self.gpus = int(get("GPUS", "1"))
         self.port = int(get("PORT", "8130"))
         self.rate = {word.rpartition("=")[0]: word.rpartition("=")[2] for word in get("RATE", "").split(",") if word}
-        self.seconds = float(get("SPAN") or 0)
-        self.scale = float(get("SCALE", "1"))
+        self.seconds = float(get("SPAN") or (5 if self.sim else 0))
+        self.scale = float(get("SCALE") or (0.2 if self.sim else 1))
         self.limit = float(get("LIMIT") or math.inf)
         self.start_limit = 300
         self.all_servers = get("ALL_SERVERS", "") not in ("", "0")
