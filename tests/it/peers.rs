@@ -5,14 +5,15 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use forebay_lab::rows::row_file::{self, RunRows};
+use forebay_lab::rows::row_file::{self, RunRows, Sample};
 use tempfile::TempDir;
 
 /// The first of the ports that the driver takes: four for servers, two for a contender. Below those that the system hands out by itself, and above
 /// those of the other tests.
 fn free_ports() -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut bases = (0..20).map(|n| 30_100 + (n + std::process::id() as u16 % 20) % 20 * 100);
+    let first = u16::try_from(std::process::id() % 20).unwrap();
+    let mut bases = (0..20).map(|n| 30_100 + (n + first) % 20 * 100);
     bases.find(|base| [0, 1, 2, 3, 70, 71].iter().all(|more| free(base + more))).expect("of 20 ranges one is free")
 }
 
@@ -68,15 +69,23 @@ fn contenders_take_turns_before_simulated_servers() {
         for run in &runs {
             assert_eq!((run.records.len(), run.samples.len(), run.end.is_some()), (8, 4, true), "{said}");
             assert!(run.records.iter().all(|record| record.succeeded() && record.output_tokens == tokens.1), "{said}");
-            let estimated = run.records.iter().map(|record| record.prompt_tokens).max().unwrap();
-            assert!(estimated.abs_diff(tokens.0) * 4 < tokens.0, "{estimated} prompt tokens, where {} were asked for", tokens.0);
+            assert!(run.records.iter().all(|record| record.prompt_tokens == tokens.0), "{said}");
         }
         assert_eq!(heads[0].load.seed, heads[1].load.seed, "a round is of one load");
-        let homes = |run: &RunRows| run.records.iter().filter(|record| record.backend.is_some()).count();
-        assert_eq!((homes(&runs[0]), homes(&runs[1])), (0, 8), "{said}");
+        let mut homes: Vec<_> = runs[1].records.iter().map(|record| record.backend.clone().unwrap()).collect();
+        homes.sort();
+        homes.dedup();
+        assert_eq!(homes.len(), 2, "perfect placement sends to both servers: {said}");
     }
-    let hits = |run: &RunRows| run.samples.iter().filter_map(|sample| sample.prefix_hits).fold(0.0, f64::max);
-    assert!(bench.rows("prefix").iter().all(|run| hits(run) > 0.0), "primers fill the caches");
+    let hits = |run: &RunRows| {
+        let all = |looks: &[Sample]| looks.iter().filter_map(|sample| sample.prefix_hits).sum::<f64>();
+        all(&run.samples[2..]) - all(&run.samples[..2])
+    };
+    for run in bench.rows("prefix") {
+        let placed = run.head.as_ref().unwrap().arm.as_deref() == Some("placed");
+        let least = if placed { 8.0 * 4096.0 } else { 1.0 };
+        assert!(hits(&run) >= least, "primers fill the caches: {} tokens found, {said}", hits(&run));
+    }
 
     let before = std::fs::read(bench.file("hetero")).unwrap();
     let second = bench.call("hetero", &[("KEEP", "0")]);
@@ -97,7 +106,8 @@ fn an_unknown_scenario_and_a_missing_contender_are_named() {
     let bench = Bench { dir: TempDir::new().unwrap(), port: free_ports() };
     let unknown = bench.call("hetro", &[]);
     assert!(!unknown.status.success() && words(&unknown).contains("there is no scenario hetro"), "{}", words(&unknown));
-    let missing = bench.call("burst", &[("CONTENDERS", "nginx:hash mystery"), ("NGINX", "no-such-nginx"), ("KEEP", "0")]);
+    let missing =
+        bench.call("burst", &[("CONTENDERS", "nginx:hash mystery"), ("NGINX", "no-such-nginx"), ("KEEP", "0")]);
     let said = words(&missing);
     assert!(said.contains("nginx:hash: SKIPPED") && said.contains("mystery: SKIPPED"), "{said}");
 }
