@@ -34,12 +34,18 @@ def wait_for(port, path, pid, seconds):
     return False
 
 
-def alive(pid):
+def begun(pid):
+    """When a process that lives was started, in ticks; none where there is none. With it a pid is not taken for a later process's."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+            fields = stat.read().rpartition(")")[2].split()
     except OSError:
-        return False
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def alive(pid):
+    return begun(pid) is not None
 
 
 def used(pid):
@@ -100,13 +106,19 @@ class Servers:
     def note(self, kind):
         return self.folder / f"{kind}.json"
 
+    def noted(self, kind):
+        """The note on a server whose process lives."""
+        if not self.note(kind).exists():
+            return None
+        noted = json.loads(self.note(kind).read_text())
+        return noted if begun(noted["pid"]) == noted["begun"] else None
+
     def up(self, kind):
-        note = self.note(kind)
-        return note.exists() and alive(json.loads(note.read_text())["pid"]) and answers(self.ports[kind], "/health")
+        return self.noted(kind) is not None and answers(self.ports[kind], "/health")
 
     def start_number(self, rows):
         """Which start of the servers this is: by all that is up, or one after those with rows."""
-        started = [json.loads(self.note(kind).read_text())["start"] for kind in self.KINDS if self.up(kind)]
+        started = [self.noted(kind)["start"] for kind in self.KINDS if self.up(kind)]
         return started[0] if started else 1 + max((turn["head"]["start"] for turn in rows), default=-1)
 
     def command(self, kind):
@@ -128,7 +140,7 @@ class Servers:
         }
         with open(self.folder / f"{kind}.log", "ab") as log:
             process = subprocess.Popen(self.command(kind), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True)
-        self.note(kind).write_text(json.dumps({"pid": process.pid, "start": start}))
+        self.note(kind).write_text(json.dumps({"pid": process.pid, "begun": begun(process.pid), "start": start}))
         return process.pid
 
     def ensure(self, kinds, start):
@@ -151,9 +163,10 @@ class Servers:
 
     def stop(self):
         for kind in self.KINDS:
-            if self.note(kind).exists():
-                end_group(json.loads(self.note(kind).read_text())["pid"], 10)
-                self.note(kind).unlink()
+            noted = self.noted(kind)
+            if noted:
+                end_group(noted["pid"], 10)
+            self.note(kind).unlink(missing_ok=True)
 
 
 class Contender:
