@@ -18,6 +18,7 @@ from pathlib import Path
 import loads
 import processes
 import rows
+import table
 
 BEGIN = time.monotonic()
 HERE = Path(__file__).resolve().parent
@@ -238,14 +239,7 @@ class Turn:
             end |= {"proxy_cpu_us": rows.micros(used[0] + used[1]), "proxy_kernel_us": rows.micros(used[1]), "proxy_switches": used[2]}
         file = options.out / ("probe.jsonl" if self.contender.name == "probe" else f"{self.scenario}.jsonl")
         rows.write(file, head, records, (before, after), end)
-        said = table_line(file)
-        say(f"{self.name}: {said}")
-
-
-def table_line(file):
-    import table
-
-    return table.words(rows.read(file)[-1])
+        say(f"{self.name}: {table.words(rows.read(file)[-1])}")
 
 
 class Driver:
@@ -253,7 +247,6 @@ class Driver:
         self.options = options
         self.servers = processes.Servers(options, say)
         self.client = Client(options)
-        self.plan = []
 
     def ports(self, scenario):
         return [self.servers.ports["first"], self.servers.ports[loads.SCENARIOS[scenario].second]]
@@ -368,10 +361,8 @@ def machine(options):
 
 def pack(options):
     """Brings together what explains the rows: logs without traces, as one file."""
-    logs = options.base / "logs"
     subprocess.run(["tar", "-czf", str(options.out / "logs.tar.gz"), "--exclude=*.trace", "--exclude=*.json", "-C", str(options.base), "logs", "servers"],
                    capture_output=True, check=False)
-    return logs
 
 
 def main():

@@ -113,7 +113,6 @@ class Scenario:
 
     def __init__(self, load, second, rate, seconds):
         self.load, self.second, self.rate, self.seconds = load, second, rate, seconds
-        self.offer = load.__doc__
 
 
 SCENARIOS = {
