@@ -7,7 +7,7 @@
 #
 # OUT gets said.txt (a line a check) and logs/. Environment: see servers.sh. Everything started here is ended here, by pid.
 set -uo pipefail
-out=${1:?usage: failures.sh OUT}
+out=${1:-${OUT:?usage: failures.sh OUT}}
 . "$(dirname "${BASH_SOURCE[0]}")/servers.sh"
 export RUN_DIR=$logs FOREBAY_MODEL=qwen7b
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Runs an experiment of config/experiments with a real vLLM on a GPU machine that has no network, in as many calls as it takes.
 #
-#   run.sh PARTS EXPERIMENT [argument of `forebay compare`...]
+#   run.sh PARTS EXPERIMENT [argument of `forebay compare`, or of the script...]
 #
 # PARTS       a folder with parts/*/{site.tar.xz.NN,count,site.tar.xz.sha256}, a Python tree that has vLLM, and
 #             tools/make_models.py, which writes the model folders.
-# EXPERIMENT  a name in config/experiments, without .toml, or a file; or failures.sh beside this one, which is given the environment
-#             that servers need and a folder for what it says.
+# EXPERIMENT  a name in config/experiments, without .toml, or a file; or a script: peers.sh or failures.sh beside this one, with its arguments. It is
+#             given the environment that servers need and, as OUT, a folder. All that it leaves there comes back as results.tar.gz.
 #
 # Environment: FOREBAY (default target/release/forebay), PYTHON (python3), BASE (/tmp/forebay-gpu: what is unpacked, compiled and
 # measured; later calls on the machine find it), OUT (what comes back: rows.jsonl.xz.NN, pieces of one file of at most 15 MB
 # each; logs.tar.gz, with the machine's description; course.txt; and the report of what there is so far), RESUME (an earlier call's
-# OUT, to go on from on a fresh machine). Give --stop-after less than the call's own limit: unpacking takes about 10 s of it,
+# OUT, to go on from on a fresh machine), LIMIT (peers.sh: seconds for the call). Give --stop-after less than the call's own limit: unpacking takes about 10 s of it,
 # once, and packing up about 10 s; the time that unpacking took is taken off here.
 # Exit code: that of `forebay compare` (75: the time is over, call again).
 set -uo pipefail
@@ -68,6 +68,10 @@ unpack() {
 }
 
 pack() {
+  if [[ $file == *.sh ]]; then
+    tar -czf "$out/results.tar.gz" -C "$results" .
+    return
+  fi
   [[ -e $results/rows.jsonl ]] || : >"$results/rows.jsonl"
   rm -f "$out"/rows.jsonl.xz.*
   if command -v xz >/dev/null; then
@@ -78,11 +82,15 @@ with open(sys.argv[1], "rb") as a, lzma.open(sys.stdout.buffer, "wb", preset=3) 
       "$results/rows.jsonl"
   fi | split -b 15m -d -a 2 - "$out/rows.jsonl.xz."
   (cd "$results" && tar -czf "$out/logs.tar.gz" --ignore-failed-read logs machine.txt took.jsonl 2>/dev/null)
-  [[ ! -e $results/said.txt ]] || cp "$results/said.txt" "$out/"
 }
 
 restore() {
-  [[ -n ${RESUME:-} && ! -e $results/rows.jsonl ]] || return 0
+  [[ -n ${RESUME:-} ]] || return 0
+  if [[ $file == *.sh ]]; then
+    [[ -n $(ls "$results") ]] || tar -xzf "$RESUME/results.tar.gz" -C "$results"
+    return
+  fi
+  [[ ! -e $results/rows.jsonl ]] || return 0
   cat "$RESUME"/rows.jsonl.xz.* | "$PYTHON" -c 'import lzma, shutil, sys
 with lzma.open(sys.stdin.buffer) as a, open(sys.argv[1], "wb") as b: shutil.copyfileobj(a, b)' \
     "$results/rows.jsonl" || return 1
@@ -115,7 +123,8 @@ child=
 stop() { [[ $child ]] && kill -TERM "$child" 2>/dev/null && wait "$child"; pack; exit 143; }
 trap stop INT TERM
 if [[ $file == *.sh ]]; then
-  FOREBAY=$forebay bash "$file" "$results" 2> >(tee -a "$results/logs.txt" >&2) &
+  [[ -z ${LIMIT:-} ]] || export LIMIT=$((LIMIT - (SECONDS - begin)))
+  FOREBAY=$forebay BASE=$base OUT=$results bash "$file" "${args[@]}" 2> >(tee -a "$results/logs.txt" >&2) &
 else
   "$forebay" compare "$file" --out "$results" "${args[@]}" 2> >(tee -a "$results/logs.txt" >&2) &
 fi
@@ -124,6 +133,7 @@ wait "$child"
 status=$?
 child=
 cp "$results/logs.txt" "$out/course.txt" 2>/dev/null
+cp "$results/said.txt" "$out/" 2>/dev/null
 pack
 if [[ $file != *.sh ]]; then # what there is so far, also where the time ended first
   timeout 60 "$forebay" compare "$results/rows.jsonl" --markdown "$out/report.md" >"$out/report.txt" 2>&1

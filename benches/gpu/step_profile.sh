@@ -9,7 +9,7 @@
 # OUT gets said.txt (the figures) and logs/ (*.stacks: the samples, as flame graphs take them). Environment: see servers.sh; PY_SPY is the
 # program (default py-spy), ROUNDS of each load as it is (default 3). Everything started here is ended here, by pid.
 set -uo pipefail
-out=${1:?usage: step_profile.sh OUT}
+out=${1:-${OUT:?usage: step_profile.sh OUT}}
 . "$(dirname "${BASH_SOURCE[0]}")/servers.sh"
 spy=${PY_SPY:-py-spy}
 port='' server='' engine='' seed=10

@@ -36,6 +36,8 @@ mod lying;
 mod manners;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
+#[cfg(all(feature = "sim", feature = "bench"))]
+mod peers;
 mod progress;
 mod prometheus;
 mod refusals;
