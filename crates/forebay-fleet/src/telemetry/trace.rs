@@ -55,7 +55,7 @@ pub fn init(format: Format, filter: Option<&str>) -> Result<(), TraceError> {
 }
 
 /// The writer, once there is one.
-static WRITER: OnceLock<LineWriter<Text>> = OnceLock::new();
+static WRITER: OnceLock<LineWriter<TraceLine>> = OnceLock::new();
 /// How long a thread that panics waits for its line to be written: the process may end with it.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -87,11 +87,11 @@ pub fn flush(limit: Duration) -> bool {
 
 /// A line as `tracing` made it.
 #[derive(Debug)]
-struct Text(Box<[u8]>);
+struct TraceLine(Box<[u8]>);
 
-impl Line for Text {
+impl Line for TraceLine {
     fn size(&self) -> usize {
-        self.0.len() + size_of::<Text>()
+        self.0.len() + size_of::<TraceLine>()
     }
 
     fn append_to(&self, text: &mut Vec<u8>) {
@@ -104,7 +104,7 @@ struct Log;
 
 enum Out {
     Direct(io::Stderr),
-    Queue(&'static LineWriter<Text>),
+    Queue(&'static LineWriter<TraceLine>),
 }
 
 impl<'a> MakeWriter<'a> for Log {
@@ -119,7 +119,7 @@ impl Write for Out {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self {
             Out::Direct(stderr) => return stderr.write(line),
-            Out::Queue(writer) => writer.push(Text(line.into())),
+            Out::Queue(writer) => writer.push(TraceLine(line.into())),
         }
         Ok(line.len())
     }
