@@ -114,6 +114,11 @@ fn an_id_that_every_backend_denies_is_asked_of_each_once_and_then_refused_for_a_
     }
     assert_eq!((one.seen().len(), other.seen().len()), (2, 2));
     assert_eq!(forebay.metric("forebay_ejections_total", &[]), 0.0);
+    eventually("each is counted once", || {
+        let counted = forebay.metric("forebay_requests_total", &["outcome=\"forebay_unknown_response\""]);
+        (counted == 20.0).then_some(())
+    });
+    assert_eq!(forebay.metric("forebay_panics_total", &[]), 0.0);
 }
 
 #[test]

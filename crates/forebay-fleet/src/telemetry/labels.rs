@@ -231,6 +231,7 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
 pub(super) fn later_refusal_labels() -> Vec<&'static str> {
     let none = String::new;
     let all = [
+        Refusal::UnknownResponse(none()),
         Refusal::NoBackend(none()),
         Refusal::WaitRoomFull(none()),
         Refusal::WaitTimeout(none()),
