@@ -190,7 +190,7 @@ impl Drop for Open {
 
 #[async_trait]
 impl<F: ServiceFor> ServerApp for HyperApp<F> {
-    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let before = self.connections.fetch_add(1, Ordering::AcqRel);
         self.gauge.increment(1.0);
         let open = Open(Arc::clone(&self.connections), self.gauge.clone());
