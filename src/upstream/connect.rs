@@ -72,12 +72,17 @@ impl tower::Service<Uri> for Connector {
             let place = descriptors.for_backend()?;
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = uri.port_u16().unwrap_or(80);
-            let deadline = tokio::time::Instant::now() + timeout;
-            let addresses = tokio::time::timeout_at(deadline, resolve(&host, port)).await;
-            let addresses = addresses.map_err(|_| Unresolved::new(None))??;
-            let stream = tokio::time::timeout_at(deadline, dial(addresses))
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not connected in time"))??;
+            let mut resolved = false;
+            let connecting = async {
+                let addresses = resolve(&host, port).await?;
+                resolved = true;
+                dial(addresses).await
+            };
+            let stream = match tokio::time::timeout(timeout, connecting).await {
+                Ok(connected) => connected?,
+                Err(_) if resolved => return Err(io::Error::new(io::ErrorKind::TimedOut, "not connected in time")),
+                Err(_) => return Err(Unresolved::new(None).into()),
+            };
             stream.set_nodelay(true)?;
             Ok(TokioIo::new(BackendIo {
                 io: WriteStall::new(stream, write_stall),

@@ -38,30 +38,11 @@ pub(crate) async fn hold(
     let mut segments = Vec::new();
     let mut held = Vec::new();
     let (mut bytes, mut comments) = (0, 0);
-    let mut ended = false;
     loop {
-        let chunk = match body.frame().await {
-            Some(Err(error)) => return Err(shortage_or(Failure::Died, &error).into()),
-            // The last event may lack the blank line.
-            None => match parser.finish() {
-                Some(tail) => {
-                    segments.push(tail);
-                    ended = true;
-                    Bytes::new()
-                }
-                None => return Err(Failure::Died.into()),
-            },
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(chunk) => chunk,
-                Err(_) => continue,
-            },
-        };
+        let ended = read_on(&mut body, &mut parser, &mut segments).await?;
         let now = means.clock.now();
         // Also a comment is a sign of life, which the alarm asks for.
         heard.note(now);
-        if !ended {
-            parser.push(chunk, &mut segments);
-        }
         let mut committed = false;
         for segment in segments.drain(..) {
             match segment.kind {
@@ -97,6 +78,28 @@ pub(crate) async fn hold(
         }
         if ended {
             return Err(Failure::Died.into());
+        }
+    }
+}
+
+/// Reads on until something came; whether that was the end of the body, where the last event may lack its blank line.
+///
+/// # Errors
+/// The body broke, or ended without one.
+async fn read_on(body: &mut AnswerBody, parser: &mut Parser, segments: &mut Vec<Segment>) -> Result<bool, Failure> {
+    loop {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                if let Ok(chunk) = frame.into_data() {
+                    parser.push(chunk, segments);
+                    return Ok(false);
+                }
+            }
+            Some(Err(error)) => return Err(shortage_or(Failure::Died, &error)),
+            None => {
+                segments.push(parser.finish().ok_or(Failure::Died)?);
+                return Ok(true);
+            }
         }
     }
 }
