@@ -273,6 +273,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    #[expect(clippy::disallowed_methods, reason = "the runtime's own clock, which is paused")]
     async fn a_body_has_the_more_time_the_more_of_it_comes() {
         let steady = |bytes: usize, apart: u64, pieces: usize| {
             let pieces = futures_util::stream::unfold(0, move |sent| async move {
