@@ -325,8 +325,8 @@ fn truth(value: &RawValue) -> Option<bool> {
         "true" | "1" | "1.0" => Some(true),
         "false" | "0" | "0.0" | "null" => Some(false),
         text if !text.starts_with('"') => match text.parse::<f64>() {
-            Ok(number) if number == 1.0 => Some(true),
-            Ok(number) if number == 0.0 => Some(false),
+            Ok(1.0) => Some(true),
+            Ok(0.0) => Some(false),
             _ => None,
         },
         text => {
