@@ -101,7 +101,7 @@ pub(crate) fn plain(path: &str) -> Cow<'_, str> {
 }
 
 /// Returns the path and query to send on: as they came, or with the path in its canonical spelling where `plain` is another.
-#[expect(clippy::ptr_arg, reason = "whether it is owned says whether the path came in another spelling")]
+#[expect(clippy::ptr_arg, reason = "whether it is borrowed says whether it is as it came")]
 pub(crate) fn target(uri: &http::Uri, plain: &Cow<'_, str>) -> PathAndQuery {
     let as_it_came = || uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let Cow::Owned(plain) = plain else { return as_it_came() };

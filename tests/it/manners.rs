@@ -264,12 +264,13 @@ fn a_file_that_is_half_written_is_not_applied() {
     while since.elapsed() < ms(5000) {
         assert!(started.elapsed() < DEADLINE * 6, "the writer is held up again and again");
         line += 1;
+        let begun = Instant::now();
         std::fs::write(&forebay.config, format!("{}# line {line}\n", pool(&mocks[1]))).unwrap();
         if written.elapsed() > ms(300) {
             (since, before) = (Instant::now(), None);
         }
-        written = Instant::now();
-        if before.is_none() && since.elapsed() > ms(1000) {
+        written = begun;
+        if before.is_none() && since.elapsed() > ms(2000) {
             before = Some(reloads());
         }
         std::thread::sleep(ms(30));

@@ -29,11 +29,11 @@ pub(crate) struct Events {
     /// When the first of them came.
     first_at: Time,
     /// Usage was asked for by us, so what that changed is taken out again.
-    injected: Option<Injected>,
+    injected: Option<Box<Injected>>,
     /// Sequences of the request.
     sequences: u32,
     /// The gaps between its token events, once it is relayed.
-    pace: Option<Pace>,
+    pace: Option<Box<Pace>>,
     /// The last event that was sent lacks the blank line that ends it.
     open: bool,
 }
@@ -47,7 +47,7 @@ impl Events {
         injected: Option<Injected>,
         ended: bool,
     ) -> Events {
-        let sequences = work.facts.engine_sequences();
+        let (sequences, injected) = (work.facts.engine_sequences(), injected.map(Box::new));
         Events { parser, api: work.api, first, first_at, injected, sequences, pace: None, open: ended }
     }
 
@@ -57,7 +57,7 @@ impl Events {
         if relayed != Err(Failure::ClientLeft) {
             self.send_rest(&mut wire).await;
         }
-        if let Some(fingerprint) = self.injected.as_ref().and_then(Injected::learned) {
+        if let Some(fingerprint) = self.injected.as_ref().and_then(|injected| injected.learned()) {
             record.remember_fingerprint(ticket.backend().id, fingerprint);
         }
         let relayed = match relayed {
@@ -76,7 +76,7 @@ impl Events {
             }
             None => Ok(()),
         });
-        record.decoded = self.pace.as_ref().and_then(Pace::decoded);
+        record.decoded = self.pace.as_ref().and_then(|pace| pace.decoded());
         record.usage = self.parser.usage();
         record.token_events = self.parser.token_events();
         settle(ticket, record, outcome, now());
@@ -106,7 +106,7 @@ impl Events {
     async fn relay(&mut self, wire: &mut Wire, ticket: &mut Ticket, record: &mut Record) -> Result<(), Failure> {
         let first = std::mem::take(&mut self.first);
         self.forward_each(wire, &first).await?;
-        self.pace = Some(Pace::new(&first, self.first_at, &self.parser, self.sequences));
+        self.pace = Some(Box::new(Pace::new(&first, self.first_at, &self.parser, self.sequences)));
         let mut segments = first;
         segments.clear();
         while let Some((chunk, now)) = wire.next().await? {
@@ -146,7 +146,7 @@ impl Events {
     /// What takes out of the stream what our wish for usage changed; none where usage comes in each event, so unasked.
     fn injected(&mut self) -> Option<&mut Injected> {
         let forced = self.parser.usage_in_each_event();
-        self.injected.as_mut().filter(|_| !forced)
+        self.injected.as_deref_mut().filter(|_| !forced)
     }
 
     /// Sends whole events: the chunk as it came where it is just that, else event by event.
