@@ -146,8 +146,12 @@ pub(super) fn of_runs(runs: &[RunRows], lag_p99_ms: Option<f64>, scope: Scope, w
         )),
         Scope::OneRun => Some((
             "one_run",
+<<<<<<< ours
             "within one run only: fewer than three epochs a side, so how much another run would change is not in the \
              intervals, and no winner is named",
+=======
+            "within these runs only: how much other runs would change is not known, so ratios have no interval",
+>>>>>>> theirs
         )),
     };
     if let Some((check, text)) = heading {
