@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::client::{Answer, End, post};
-use crate::harness::{Forebay, Harness, eventually, ms};
+use crate::harness::{Forebay, Harness, eventually};
 use crate::mock::{DONE, Mock, Script, Seen, Step, answer, chunk, last_chunk, stream, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
