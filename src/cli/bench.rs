@@ -20,9 +20,11 @@ use forebay_lab::rows::slo::Slo;
 
 mod load;
 mod progress;
+mod servers;
 
 use load::{Chosen, DatasetArgs};
 use progress::Shown;
+use servers::{scraped, told_start};
 
 /// Where `vllm bench serve` looks for a key as well.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";
@@ -105,6 +107,16 @@ pub struct Args {
     /// Its epoch, for the rows
     #[arg(long, default_value_t = 0)]
     epoch: u32,
+    /// The start of its servers, for the rows: another number for each time that they were started [default: read from the
+    /// /metrics of the servers that answered]
+    #[arg(long, value_name = "N")]
+    start: Option<u32>,
+    /// The block that pairs it with the other arm's run, for the rows
+    #[arg(long, value_name = "N")]
+    block: Option<u32>,
+    /// How many starts of each arm will be compared, for the rows: fix it before the first run
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    planned_starts: Option<u32>,
     /// GPUs that it occupies
     #[arg(long)]
     gpus: Option<u32>,
@@ -231,7 +243,8 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
         let bar = (!args.json).then(|| Shown::start(chosen.num_prompts, Arc::clone(&progress)));
         let rows = run::run(&client, &spec, &prompts, &progress).await;
         drop(bar);
-        let rows = rows.map_err(|error| BenchError::Run(error.to_string()))?;
+        let mut rows = rows.map_err(|error| BenchError::Run(error.to_string()))?;
+        told_start(args, &mut rows, &scrape).await;
         if let Some(file) = &mut output {
             written(file, &rows).map_err(|error| BenchError::Run(format!("cannot write --output: {error}")))?;
         }
@@ -288,11 +301,14 @@ fn spec(
     };
     let load = Load {
         offered,
+        burstiness: matches!(offered, Offered::Rate(_)).then_some(args.burstiness).filter(|burst| *burst != 1.0),
+        max_concurrency: args.max_concurrency.filter(|_| !matches!(offered, Offered::Concurrency(_))),
         num_prompts: chosen.num_prompts,
         dataset: chosen.described.clone(),
         input_len: chosen.told_input_len,
         output_len: chosen.told_output_len,
         seed,
+        ..Load::default()
     };
     let backend = scrape.iter().any(|one| one.base == args.url.base).then(|| args.url.authority().to_owned());
     RunSpec {
@@ -321,14 +337,16 @@ fn spec(
         head: RunHead {
             arm: args.arm.clone(),
             epoch: args.epoch,
-            block: None,
-            start: None,
+            block: args.block,
+            start: args.start,
+            planned_starts: args.planned_starts,
             load,
             model: model.to_owned(),
             gpus: args.gpus,
             replicas: None,
             max_num_seqs: args.max_num_seqs,
             simulated,
+            ..RunHead::default()
         },
         time_scale: 1.0,
     }
@@ -354,17 +372,6 @@ async fn listed(client: &Client, target: &Target) -> Result<String, String> {
     let list = client.json(&format!("{}/v1/models", target.base), None).await.map_err(|error| error.to_string())?;
     let first = list["data"][0]["id"].as_str();
     first.map(str::to_owned).ok_or_else(|| format!("{} lists no model: name one with --model", target.base))
-}
-
-async fn scraped(args: &Args) -> Vec<Scraped> {
-    if args.no_scrape {
-        return Vec::new();
-    }
-    if !args.scrape.is_empty() {
-        return args.scrape.iter().map(|target| Scraped::of(&target.base)).collect();
-    }
-    let itself = Scraped::of(&args.url.base);
-    if itself.answers().await { vec![itself] } else { Vec::new() }
 }
 
 /// Opens a row file to append to. Half a line at its end is the trace of a crash, and cut off.

@@ -23,10 +23,10 @@ use forebay_lab::rows::slo::Slo;
     long_about = "Say which arm is better, with the interval of the ratio, from the rows that `forebay bench` writes, or from an \
         experiment.toml: that starts each arm's servers, sends them the load in turn, stops them, and goes on from the last whole \
         turn when it is called again.\n\n\
-        The epoch (one run of one arm) is the unit: requests of one run are not independent. With three or more epochs an arm, a \
-        winner is named where the 95 % interval of the ratio excludes 1 and the difference is more than 2 %; with fewer the \
-        report is about one run, and names none. One figure decides: output tokens/s per GPU where all requests are sent at \
-        once or in a closed loop; at an offered rate the share that met --slo, or without one P95 TTFT.\n\n\
+        A start of an arm's servers is the unit: runs of one start resemble each other. A winner is named where each arm has three \
+        starts or more, the arms took turns, no check failed, the 95 % interval of the ratio excludes 1 and the difference is more than \
+        2 %. Otherwise the report says what is missing. One figure decides: output tokens/s per GPU where all requests are sent at once \
+        or in a closed loop; at an offered rate the share that missed --slo, or without one P95 TTFT.\n\n\
         A file whose runs tell no arm is an arm of its file's name. A run whose requests each tell theirs (both arms at once \
         behind `forebay serve`) is cut into epochs of --block.",
     after_help = "Exit codes: 0 compared, whatever the verdict; 1 a file cannot be read or written; 2 wrong usage, or rows that \
@@ -58,6 +58,10 @@ pub struct Args {
     /// How long an epoch of a live split is, at least
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = block)]
     block: Duration,
+    /// How many starts of each arm's servers were planned before the first report was read, where the rows do not tell: with fewer, or
+    /// more, no winner is named
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    planned_starts: Option<u32>,
     /// For the bootstrap
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -159,6 +163,7 @@ fn perform(args: &Args) -> Result<String, CompareError> {
         prices: args.price.iter().cloned().collect(),
         shares: args.share.iter().cloned().collect(),
         block: args.block,
+        planned_starts: args.planned_starts,
         seed: args.seed,
     };
     let comparison = compare(&runs, &options).map_err(|error| CompareError::Question(error.to_string()))?;

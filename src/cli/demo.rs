@@ -242,12 +242,14 @@ fn spec(args: &Args, arm: &Running, front: &StartedProxy, output_len: u32) -> Ru
                 input_len: Some(workload.input_len),
                 output_len: Some(output_len),
                 seed: args.seed,
+                ..Load::default()
             },
             model: arm.serves.clone(),
             gpus: Some(arm.gpus),
             replicas: Some(arm.backends.len() as u32),
             max_num_seqs: Some(arm.max_num_seqs),
             simulated: true,
+            ..RunHead::default()
         },
         workload,
         time_scale: args.scale(),

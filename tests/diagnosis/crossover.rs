@@ -17,7 +17,7 @@ const RATES: [f64; 12] = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0,
 const SMALL: bool = cfg!(debug_assertions);
 const SEEDS: u64 = if SMALL { 2 } else { 5 };
 const MODELS: &[&str] = if SMALL { &["qwen7b"] } else { &["qwen7b", "llama8b"] };
-const EPOCHS: u32 = 3;
+const EPOCHS: u32 = 6;
 const REQUESTS: u32 = if SMALL { 150 } else { 300 };
 const FIGURES: [Figure; 5] =
     [Figure::TpotMedian, Figure::E2eMedian, Figure::TtftMedian, Figure::TtftP95, Figure::OutputTokensPerGpu];
@@ -43,7 +43,10 @@ fn rows(arm: (&str, &str, u32), model: &str, rate: f64, epoch: u32, seed: u64) -
     };
     let mut rows = run(&setup).rows;
     let head = rows.head.as_mut().unwrap();
-    (head.arm, head.epoch, head.gpus) = (Some(name.to_owned()), epoch, Some(profile.gpus * replicas));
+    (head.arm, head.gpus) = (Some(name.to_owned()), Some(profile.gpus * replicas));
+    // The arms in turns, each run on a start of its own.
+    let turn = epoch * ALL.len() as u32 + ALL.iter().position(|one| one.0 == name).unwrap() as u32;
+    (head.epoch, head.start) = (turn, Some(turn));
     for record in &mut rows.records {
         record.epoch = epoch;
     }

@@ -182,12 +182,14 @@ fn head(setup: &Setup) -> RunHead {
             input_len: Some(setup.prompt),
             output_len: Some(setup.limit),
             seed: setup.seed,
+            ..Load::default()
         },
         model: "simulated".to_owned(),
         gpus: Some(setup.replicas),
         replicas: Some(setup.replicas),
         max_num_seqs: Some(setup.engine.max_num_seqs),
         simulated: true,
+        ..RunHead::default()
     }
 }
 

@@ -44,7 +44,7 @@ fn a_small_demo_shows_every_arrangement_and_its_rows_can_be_compared() {
         "5 x the wall clock's",
         "S4 sim",
         "decoding at once",
-        "scope: within one run only",
+        "scope: within these runs only",
         "forebay compare",
     ] {
         assert!(text.contains(expected), "{expected}\n{text}");

@@ -1,39 +1,211 @@
-//! Whether a comparison was what it was meant to be: shares, prompts, failures, lag, and what the reader must know. Pure.
+//! Whether a comparison was what it was meant to be: shares, prompts, failures, lag, and what the reader must know. Where a check
+//! fails, no verdict is made. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::figure::Figure;
+use super::judge::LEAST;
 use super::model::{Gravity, Warning};
 use super::options::{CompareError, Options};
 use super::pair::Side;
-use super::trial::Group;
+use super::sessions;
+use super::trial::{Group, Trial};
 use super::verdict::{Balance, Balanced, SampleRatio, Scope};
 use crate::rows::record::Record;
 use crate::rows::row_file::RunRows;
+use crate::rows::slo::Slo;
 use crate::stats::check;
 use crate::stats::estimate::welch;
 
 /// A chance below this fails a check: rare enough to look at no split in vain.
 const ALPHA: f64 = 0.001;
-/// A load generator that is later than this at P99 shows in the figures.
+/// A load generator that is later than this at P99 is worth a word.
 pub(super) const LATE_MS: f64 = 1.0;
 /// Means this close are alike, however sure the difference.
 const ALIKE: f64 = 1.02;
 
-/// Whether a live split gave each arm its share.
-pub(super) fn sample_ratio(sides: &[Side], options: &Options) -> Option<SampleRatio> {
-    let counts: Vec<u64> =
-        sides.iter().map(|side| side.trials.iter().map(|trial| trial.records.len() as u64).sum()).collect();
+/// The checks of one load.
+pub(super) struct Checked {
+    at: String,
+    pub(super) sample_ratio: Option<SampleRatio>,
+    pub(super) balance: Vec<Balance>,
+    pub(super) warnings: Vec<Warning>,
+    /// The words of failed checks, and the arm that each is about; none: all.
+    failed: Vec<(&'static str, Option<String>)>,
+}
+
+impl Checked {
+    pub(super) fn of(group: &Group, sides: &[Side], options: &Options) -> Checked {
+        let sample_ratio = if group.live { sample_ratio(sides, options) } else { None };
+        let at = format!(" {}", super::format::load(group.load.offered));
+        let balance = balance(sides, group.live);
+        let mut checked = Checked { at, sample_ratio, balance, warnings: Vec::new(), failed: Vec::new() };
+        checked.shares();
+        checked.lengths(sides);
+        checked.failures(sides);
+        checked.models(sides);
+        checked.same_load(group);
+        checked
+    }
+
+    /// A failed check of one arm or all.
+    fn fail(&mut self, check: &'static str, arm: Option<&str>, text: String) {
+        self.failed.push((check, arm.map(str::to_owned)));
+        self.warnings.push(Warning { gravity: Gravity::FailedCheck, check, text });
+    }
+
+    /// A failed check of one of these arms, or of all.
+    pub(super) fn failed(&self, arms: [&str; 2]) -> Option<&'static str> {
+        let of_them = |arm: &Option<String>| arm.as_deref().is_none_or(|arm| arms.contains(&arm));
+        self.failed.iter().find(|(_, arm)| of_them(arm)).map(|(check, _)| *check)
+    }
+
+    fn shares(&mut self) {
+        let Some(ratio) = self.sample_ratio.as_ref().filter(|ratio| !ratio.passed) else { return };
+        let arm = |(name, count, due): &(String, u64, f64)| format!("{name} {count} (expected {due:.0})");
+        let arms: Vec<String> = ratio.arms.iter().map(arm).collect();
+        let text = format!(
+            "the split{} is not as configured: sessions of {} (p {}); the arms may not have had the same traffic",
+            self.at,
+            arms.join(", "),
+            super::format::p(ratio.p),
+        );
+        self.fail("sample_ratio", None, text);
+    }
+
+    fn lengths(&mut self, sides: &[Side]) {
+        for one in self.balance.clone().into_iter().filter(|one| !one.passed) {
+            let what = match one.of {
+                Balanced::PromptTokens => "prompts",
+                Balanced::OutputTokens => "answers",
+            };
+            let text = format!(
+                "{what}{} are not of the same length: {:.1} tokens on average in {}, {:.1} in {}",
+                self.at, one.arm_mean, one.arm, one.baseline_mean, sides[0].arm
+            );
+            self.fail("balance", Some(&one.arm), text);
+        }
+    }
+
+    fn failures(&mut self, sides: &[Side]) {
+        for side in sides {
+            let failed: u64 = side.measures.iter().map(|measures| measures.summary.failed).sum();
+            let all: u64 = side.measures.iter().map(|measures| measures.all).sum();
+            if failed > 0 {
+                let text = format!(
+                    "{failed} of {all} requests of {}{} failed; here their TTFT counts as infinite and they missed the SLO, all \
+                     other figures are those of the others",
+                    side.arm, self.at
+                );
+                if failed * 100 > all {
+                    self.fail("failed", Some(side.arm), text);
+                } else {
+                    self.warnings.push(Warning { gravity: Gravity::Note, check: "failed", text });
+                }
+            }
+            let crossed = crossed(side);
+            if crossed > 0 {
+                let text = format!(
+                    "{crossed} of {all} requests assigned to {}{} were served by another arm; they count for {}",
+                    side.arm, self.at, side.arm
+                );
+                self.warnings.push(Warning { gravity: Gravity::Note, check: "crossed", text });
+            }
+        }
+    }
+
+    /// Whether the arms were asked for one model.
+    fn models(&mut self, sides: &[Side]) {
+        let of_side = |side: &Side| -> BTreeSet<String> {
+            side.trials.iter().filter_map(|trial| trial.head).map(|head| head.model.clone()).collect()
+        };
+        let models: BTreeSet<String> = sides.iter().flat_map(of_side).collect();
+        if models.len() > 1 {
+            let names: Vec<String> = models.into_iter().collect();
+            let text = format!("the arms were asked for different models{}: {}", self.at, names.join(", "));
+            self.fail("models", None, text);
+        }
+    }
+
+    /// Whether arms that ran in turn were sent as many requests in each epoch.
+    fn same_load(&mut self, group: &Group) {
+        let sizes = || group.trials.iter().map(|trial| trial.records.len());
+        let (least, most) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
+        if !group.live && most as f64 > least as f64 * ALIKE {
+            let text = format!("epochs{} are not of the same size: {least} to {most} requests", self.at);
+            self.fail("same_load", None, text);
+        }
+    }
+
+    /// Whether the load generator's lateness could have changed the figure that decides by as much as names a winner.
+    pub(super) fn lag(&mut self, sides: [&Side; 2], primary: Figure, slo: Option<&Slo>) {
+        let runs = sides.iter().flat_map(|side| &side.trials).map(|trial| trial.run);
+        let Some(late) = lag_p99_ms(runs).filter(|late| *late > LATE_MS) else { return };
+        let beside = sides.iter().filter_map(|side| shortest(side, primary, slo)).fold(f64::INFINITY, f64::min);
+        let share = late / beside;
+        if share > LEAST - 1.0 {
+            let text = format!(
+                "the load generator was late by {late:.1} ms at P99{}: that is {:.0} % of what the figure that decides is made of",
+                self.at,
+                share * 100.0
+            );
+            self.fail("lag", Some(sides[1].arm), text);
+        } else {
+            let text = format!(
+                "the load generator was late by {late:.1} ms at P99{}: too little to change {}, but times between events may be \
+                 too long by as much",
+                self.at,
+                primary.noun()
+            );
+            self.warnings.push(Warning { gravity: Gravity::Note, check: "lag", text });
+        }
+    }
+}
+
+/// The time in milliseconds that a lateness would change a figure through: its own where it is one, the limits of the SLO, or how long
+/// answers take.
+fn shortest(side: &Side, figure: Figure, slo: Option<&Slo>) -> Option<f64> {
+    let least = |values: &mut dyn Iterator<Item = f64>| values.min_by(f64::total_cmp);
+    if figure.is_time() {
+        return least(&mut side.measures.iter().filter_map(|measures| measures.figures.get(&figure).copied()));
+    }
+    if let Some(slo) = slo.filter(|_| figure == Figure::SloMisses) {
+        let limits = [slo.ttft, slo.tpot, slo.e2e].into_iter().flatten();
+        return least(&mut limits.map(|limit: Duration| limit.as_secs_f64() * 1e3));
+    }
+    least(&mut side.measures.iter().filter_map(|measures| measures.summary.e2e_ms.p50))
+}
+
+/// Whether a live split gave each arm its share of the sessions, which are what it assigns; none where the rows do not tell them.
+fn sample_ratio(sides: &[Side], options: &Options) -> Option<SampleRatio> {
+    let sessions = |side: &Side| -> Option<u64> {
+        let records: Vec<&Record> = side.trials.iter().flat_map(|trial| trial.records.iter().copied()).collect();
+        sessions::split(&records).map(|sessions| sessions.len() as u64)
+    };
+    let counts: Vec<u64> = sides.iter().map(sessions).collect::<Option<_>>()?;
     let shares: Vec<f64> = sides.iter().map(|side| options.shares.get(side.arm).copied().unwrap_or(1.0)).collect();
     let (expected, p) = check::sample_ratio(&counts, &shares)?;
     let arms = sides.iter().zip(counts).zip(expected).map(|((side, count), due)| (side.arm.to_owned(), count, due));
     Some(SampleRatio { arms: arms.collect(), p, passed: p >= ALPHA })
 }
 
+/// The lengths of prompts or answers of a side: of a live split the means of sessions, whose requests resemble each other.
+fn lengths(side: &Side, of: fn(&Record) -> u64, live: bool) -> Vec<f64> {
+    let records = side.trials.iter().flat_map(|trial| trial.records.iter().copied());
+    let good: Vec<&Record> = records.filter(|record| record.succeeded()).collect();
+    match sessions::split(&good).filter(|_| live) {
+        Some(sessions) => sessions
+            .iter()
+            .map(|records| records.iter().map(|record| of(record) as f64).sum::<f64>() / records.len() as f64)
+            .collect(),
+        None => good.into_iter().map(|record| of(record) as f64).collect(),
+    }
+}
+
 /// Whether arms got the same prompts and made answers of the same length, each beside the first.
-pub(super) fn balance(sides: &[Side]) -> Vec<Balance> {
+fn balance(sides: &[Side], live: bool) -> Vec<Balance> {
     let Some((baseline, others)) = sides.split_first() else { return Vec::new() };
-    let lengths = |side: &Side, of: fn(&Record) -> u64| -> Vec<f64> {
-        let records = side.trials.iter().flat_map(|trial| &trial.records);
-        records.filter(|record| record.succeeded()).map(|record| of(record) as f64).collect()
-    };
     let mut out = Vec::new();
     for arm in others {
         for of in [Balanced::PromptTokens, Balanced::OutputTokens] {
@@ -41,7 +213,7 @@ pub(super) fn balance(sides: &[Side]) -> Vec<Balance> {
                 Balanced::PromptTokens => |record: &Record| record.prompt_tokens,
                 Balanced::OutputTokens => |record: &Record| record.output_tokens,
             };
-            let (a, b) = (lengths(baseline, tokens), lengths(arm, tokens));
+            let (a, b) = (lengths(baseline, tokens, live), lengths(arm, tokens, live));
             let Some(estimate) = welch(&a, &b) else { continue };
             let baseline_mean = a.iter().sum::<f64>() / a.len() as f64;
             let arm_mean = baseline_mean + estimate.mean;
@@ -53,59 +225,6 @@ pub(super) fn balance(sides: &[Side]) -> Vec<Balance> {
     out
 }
 
-/// The warnings of one load.
-pub(super) fn of_point(
-    at: &str,
-    sides: &[Side],
-    ratio: Option<&SampleRatio>,
-    balance: &[Balance],
-    warnings: &mut Vec<Warning>,
-) {
-    let mut fail = |check, text| warnings.push(Warning { gravity: Gravity::FailedCheck, check, text });
-    if let Some(ratio) = ratio.filter(|ratio| !ratio.passed) {
-        let arm = |(name, count, due): &(String, u64, f64)| format!("{name} {count} (expected {due:.0})");
-        let arms: Vec<String> = ratio.arms.iter().map(arm).collect();
-        let text = format!(
-            "the split{at} is not as configured: requests of {} (p {}); the arms may not have had the same traffic, or few \
-             sessions sent most of it",
-            arms.join(", "),
-            super::format::p(ratio.p),
-        );
-        fail("sample_ratio", text);
-    }
-    for one in balance.iter().filter(|one| !one.passed) {
-        let what = match one.of {
-            Balanced::PromptTokens => "prompts",
-            Balanced::OutputTokens => "answers",
-        };
-        let text = format!(
-            "{what}{at} are not of the same length: {:.1} tokens on average in {}, {:.1} in {}",
-            one.arm_mean, one.arm, one.baseline_mean, sides[0].arm
-        );
-        fail("balance", text);
-    }
-    for side in sides {
-        let failed: u64 = side.measures.iter().map(|measures| measures.summary.failed).sum();
-        let all: u64 = side.measures.iter().map(|measures| measures.all).sum();
-        if failed > 0 {
-            let gravity = if failed * 100 > all { Gravity::FailedCheck } else { Gravity::Note };
-            let text = format!(
-                "{failed} of {all} requests of {}{at} failed; but for goodput its figures are those of the others",
-                side.arm
-            );
-            warnings.push(Warning { gravity, check: "failed", text });
-        }
-        let crossed = crossed(side);
-        if crossed > 0 {
-            let text = format!(
-                "{crossed} of {all} requests assigned to {}{at} were served by another arm; they count for {}",
-                side.arm, side.arm
-            );
-            warnings.push(Warning { gravity: Gravity::Note, check: "crossed", text });
-        }
-    }
-}
-
 /// Requests that another arm than their own served.
 pub(super) fn crossed(side: &Side) -> u64 {
     let other = |record: &&&Record| match (&record.assigned, &record.arm) {
@@ -115,39 +234,50 @@ pub(super) fn crossed(side: &Side) -> u64 {
     side.trials.iter().flat_map(|trial| &trial.records).filter(other).count() as u64
 }
 
-/// Whether arms that ran in turn were sent as many requests in each epoch.
-pub(super) fn same_load(at: &str, group: &Group, warnings: &mut Vec<Warning>) {
-    let size = |trial: &super::trial::Trial| trial.records.len();
-    let (least, most) =
-        (group.trials.iter().map(size).min().unwrap_or(0), group.trials.iter().map(size).max().unwrap_or(0));
-    if !group.live && most as f64 > least as f64 * ALIKE {
-        let text = format!("epochs{at} are not of the same size: {least} to {most} requests");
-        warnings.push(Warning { gravity: Gravity::FailedCheck, check: "same_load", text });
-    }
+/// How late the load generator was at P99, in the worst of these runs.
+pub(super) fn lag_p99_ms<'a>(runs: impl Iterator<Item = &'a RunRows>) -> Option<f64> {
+    runs.filter_map(|run| run.end).map(|end| end.lag_p99_us).max().map(|late| late as f64 / 1e3)
 }
 
-/// How late the load generator was at P99, in the worst run.
-pub(super) fn lag_p99_ms(runs: &[RunRows]) -> Option<f64> {
-    runs.iter().filter_map(|run| run.end).map(|end| end.lag_p99_us).max().map(|late| late as f64 / 1e3)
+/// That nobody said when the experiment was to end.
+pub(super) fn no_plan(warnings: &mut Vec<Warning>) {
+    let text = "the rows do not say how many starts were planned: a verdict holds at its rate only if that number was fixed before \
+                the first report was read (--planned-starts N says it)";
+    warnings.push(Warning { gravity: Gravity::Note, check: "no_plan", text: text.to_owned() });
+}
+
+/// Runs of an arm on one start that were sent the same prompts: the prefix cache knew them.
+pub(super) fn same_seed(groups: &[Group], warnings: &mut Vec<Warning>) {
+    let mut sent: BTreeMap<(&str, u32, u64), u32> = BTreeMap::new();
+    let trials = groups.iter().filter(|group| !group.live).flat_map(|group| &group.trials);
+    for (trial, start, head) in trials.filter_map(|trial: &Trial| Some((trial, trial.start?, trial.head?))) {
+        *sent.entry((&trial.arm, start, head.load.seed)).or_default() += 1;
+    }
+    let mut arms: Vec<&str> = sent.iter().filter(|(_, times)| **times > 1).map(|((arm, ..), _)| *arm).collect();
+    arms.dedup();
+    if !arms.is_empty() {
+        let text = format!(
+            "{} had the same seed more than once on one start of its servers: they may have known the prompts (give each run \
+             another --seed)",
+            arms.join(" and ")
+        );
+        warnings.push(Warning { gravity: Gravity::Scope, check: "seed", text });
+    }
 }
 
 /// The warnings of the whole report.
-pub(super) fn of_runs(runs: &[RunRows], lag_p99_ms: Option<f64>, scope: Scope, warnings: &mut Vec<Warning>) {
-    if let Some(late) = lag_p99_ms.filter(|late| *late > LATE_MS) {
-        let text = format!("the load generator was late by {late:.1} ms at P99: its own delay is in the figures");
-        warnings.push(Warning { gravity: Gravity::FailedCheck, check: "lag", text });
-    }
+pub(super) fn of_runs(runs: &[RunRows], scope: Scope, warnings: &mut Vec<Warning>) {
     let heading = match scope {
         Scope::AnyStart => None,
         Scope::TheseStarts => Some((
             "these_starts",
             "within these starts: the epochs shared starts of the servers, or it is not known whether they did, so how much \
-             another start would change is not in the intervals",
+             another start would change is not in the intervals, and no winner is named",
         )),
         Scope::OneRun => Some((
             "one_run",
-            "within one run only: fewer than three epochs a side, so how much another run would change is not in the \
-             intervals, and no winner is named",
+            "within these runs only: how much other runs would change is not known, so ratios have no interval, and no winner is \
+             named",
         )),
     };
     if let Some((check, text)) = heading {
@@ -158,13 +288,6 @@ pub(super) fn of_runs(runs: &[RunRows], lag_p99_ms: Option<f64>, scope: Scope, w
         let all = runs.iter().all(|run| run.head.as_ref().is_some_and(|head| head.simulated));
         let text = format!("simulated servers: {} of the runs had no GPU", if all { "all" } else { "some" });
         warnings.push(Warning { gravity: Gravity::Scope, check: "simulated", text });
-    }
-    let mut models: Vec<&str> = heads().map(|head| head.model.as_str()).collect();
-    models.sort_unstable();
-    models.dedup();
-    if models.len() > 1 {
-        let text = format!("the arms were asked for different models: {}", models.join(", "));
-        warnings.push(Warning { gravity: Gravity::Note, check: "models", text });
     }
 }
 

@@ -1,8 +1,8 @@
 //! The load at which the better arm changes, over a sweep, with its interval. Pure.
 
 use super::figure::Figure;
-use super::judge::{LEVEL, shows};
-use super::verdict::{Bounds, Crossing};
+use super::judge::LEVEL;
+use super::verdict::Crossing;
 use crate::stats::estimate::Estimate;
 
 /// How often the curve is drawn anew within its errors.
@@ -15,6 +15,8 @@ pub struct SweepPoint {
     pub load: f64,
     /// The logarithm of the ratio.
     pub log: Estimate,
+    /// Whether a difference is shown there, by the rule that names a winner.
+    pub shown: bool,
 }
 
 /// What a sweep (lightest first) says of a figure: every change of the better arm between loads that show a difference in
@@ -24,10 +26,7 @@ pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[SweepPoint], rng:
     let shown: Vec<(usize, f64)> = sweep
         .iter()
         .enumerate()
-        .filter(|(_, place)| {
-            let (low, high) = place.log.interval(LEVEL);
-            shows(place.log.mean.exp(), Bounds { low: low.exp(), high: high.exp() }).is_ok()
-        })
+        .filter(|(_, place)| place.shown)
         .map(|(index, place)| (index, place.log.mean.signum()))
         .collect();
     let (Some(first), Some(last)) = (shown.first(), shown.last()) else { return vec![Crossing::Unshown] };
@@ -91,6 +90,7 @@ mod tests {
         let place = |(step, ratio): (i32, &f64)| SweepPoint {
             load: 2.0_f64.powi(step),
             log: Estimate { mean: ratio.ln(), se, df: 8.0 },
+            shown: Estimate { mean: ratio.ln(), se, df: 8.0 }.p() < 0.05 && ratio.max(1.0 / ratio) > 1.02,
         };
         (0..).zip(ratios).map(place).collect()
     }

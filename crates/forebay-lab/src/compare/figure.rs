@@ -8,7 +8,9 @@ use serde::Serialize;
 pub enum Figure {
     /// Tokens of answers a second, for each GPU.
     OutputTokensPerGpu,
-    /// Share of all requests, the failed ones among them, that met every limit of the SLO.
+    /// Share of all requests, the failed ones among them, that missed a limit of the SLO.
+    SloMisses,
+    /// Share of all requests that met every limit of the SLO: shown, and compared by its misses.
     SloAttainment,
     /// The 95th percentile of TTFT.
     TtftP95,
@@ -42,7 +44,7 @@ pub enum Figure {
 
 impl Figure {
     /// Every figure, in the order of a report.
-    pub const ALL: [Figure; 16] = [
+    pub const ALL: [Figure; 17] = [
         Figure::OutputTokensPerSecond,
         Figure::OutputTokensPerGpu,
         Figure::OutputTokensPerDollar,
@@ -57,6 +59,7 @@ impl Figure {
         Figure::E2eMedian,
         Figure::E2eP99,
         Figure::SloAttainment,
+        Figure::SloMisses,
         Figure::Goodput,
         Figure::GoodputPerGpu,
     ];
@@ -67,6 +70,7 @@ impl Figure {
         match self {
             Figure::OutputTokensPerGpu => "output tokens/s per GPU",
             Figure::SloAttainment => "share that met the SLO",
+            Figure::SloMisses => "share that missed the SLO",
             Figure::TtftP95 => "P95 TTFT ms",
             Figure::OutputTokensPerSecond => "output tokens/s",
             Figure::RequestsPerSecond => "requests/s",
@@ -96,10 +100,39 @@ impl Figure {
         self.name().ends_with(" ms")
     }
 
-    /// Whether more is better; of a time less is.
+    /// Whether more is better; of a time and of misses less is.
     #[must_use]
     pub fn more_is_better(self) -> bool {
-        !self.is_time()
+        !self.is_time() && self != Figure::SloMisses
+    }
+
+    /// Whether it follows the load that is offered wherever an arm keeps up, so that it says nothing of the arm.
+    #[must_use]
+    pub fn follows_load(self) -> bool {
+        use Figure::{
+            Goodput, GoodputPerGpu, OutputTokensPerDollar, OutputTokensPerGpu, OutputTokensPerSecond, RequestsPerSecond,
+        };
+        matches!(
+            self,
+            OutputTokensPerSecond
+                | OutputTokensPerGpu
+                | OutputTokensPerDollar
+                | RequestsPerSecond
+                | Goodput
+                | GoodputPerGpu
+        )
+    }
+
+    /// Whether it is of times to the first token, in which a failed request never had one.
+    #[must_use]
+    pub fn is_ttft(self) -> bool {
+        matches!(self, Figure::TtftMedian | Figure::TtftP95 | Figure::TtftP99)
+    }
+
+    /// Whether arms are compared by it.
+    #[must_use]
+    pub fn is_compared(self) -> bool {
+        self != Figure::SloAttainment
     }
 
     /// Whether it is a 99th percentile, which takes 500 requests to be worth its name.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::figure::Figure;
-use super::model::{Comparison, Gravity, Point, Warning};
-use super::verdict::{Bounds, Crossing, Crossover, LoadAxis, Pair, Ratio, Scope, Unjudged, Unshown, Verdict};
+use super::model::{Comparison, Gravity, Point, Throughput, Warning};
+use super::verdict::{Bounds, Crossing, Crossover, LoadAxis, Method, Pair, Ratio, Scope, Unjudged, Unshown, Verdict};
 use crate::rows::row_file::Offered;
 
 /// A load, after what happened at it: "at 4 requests/s".
@@ -27,8 +27,10 @@ pub fn heading(point: &Point) -> String {
         _ => String::new(),
     };
     let kind = if point.live_split { ", a live split" } else { "" };
+    let burst = point.burstiness.map_or_else(String::new, |burst| format!(", burstiness {burst}"));
+    let limit = point.max_concurrency.map_or_else(String::new, |limit| format!(", at most {limit} under way"));
     let dataset = point.dataset.as_ref().map_or_else(String::new, |dataset| format!(", {dataset}"));
-    format!("{}{lengths}{dataset}{kind}", load(point.offered))
+    format!("{}{burst}{limit}{lengths}{dataset}{kind}", load(point.offered))
 }
 
 /// The same as the begin of a sentence, or a heading.
@@ -54,10 +56,16 @@ pub(super) fn loads_by_arm(points: &[Point]) -> String {
 #[must_use]
 pub fn value(figure: Figure, value: f64) -> String {
     match figure {
-        Figure::SloAttainment => format!("{:.1} %", value * 100.0),
+        Figure::SloAttainment | Figure::SloMisses => percent(value),
         Figure::OutputTokensPerDollar => format!("{value:.0}"),
         _ => format!("{value:.2}"),
     }
+}
+
+/// A share, with a digit more where it is near none or all.
+fn percent(share: f64) -> String {
+    let near = share.min(1.0 - share) < 0.02;
+    if near { format!("{:.2} %", share * 100.0) } else { format!("{:.1} %", share * 100.0) }
 }
 
 /// A chance.
@@ -66,83 +74,171 @@ pub fn p(p: f64) -> String {
     if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
 }
 
-/// "1.45 (1.41 to 1.49)".
+/// "1.45 (1.41 to 1.49)"; without an interval "1.45 (no interval)".
 #[must_use]
-pub fn ratio(ratio: f64, interval: Bounds) -> String {
-    format!("{ratio:.3} ({:.3} to {:.3})", interval.low, interval.high)
+pub fn ratio(ratio: f64, interval: Option<Bounds>) -> String {
+    match interval {
+        Some(interval) => format!("{ratio:.3} ({:.3} to {:.3})", interval.low, interval.high),
+        None => format!("{ratio:.3} (no interval)"),
+    }
 }
 
-/// What a pair's verdict says, in one sentence with its figures.
+/// A ratio of a sentence, with two digits, or as many as keep it from reading as 1.
+fn short(ratio: f64, interval: Bounds) -> (String, String, String) {
+    let digits = [ratio, interval.low, interval.high]
+        .iter()
+        .map(|value| (2..5).find(|digits| (value - 1.0).abs() >= 0.5 * 0.1_f64.powi(*digits)).unwrap_or(2))
+        .max()
+        .unwrap_or(2) as usize;
+    (format!("{ratio:.digits$}"), format!("{:.digits$}", interval.low), format!("{:.digits$}", interval.high))
+}
+
+/// What a pair's verdict says, in a sentence or two with its figures.
 #[must_use]
 pub fn verdict(pair: &Pair, point: &Point) -> String {
     let at = load(point.offered);
     let (baseline, arm) = (&pair.baseline, &pair.arm);
     match &pair.verdict {
-        Verdict::Winner { arm, over, figure, ratio, interval, scope } => format!(
-            "{arm} is better than {over} {at}: it has {ratio:.2} times {over}'s {} (95 % interval {:.2} to {:.2}){}.",
-            figure.noun(),
-            interval.low,
-            interval.high,
-            reach(*scope)
-        ),
+        Verdict::Winner { arm, over, figure, ratio, interval, scope } => {
+            let (ratio, low, high) = short(*ratio, *interval);
+            let (noun, reach) = (noun(*figure, point), reach(*scope));
+            format!(
+                "{arm} is better than {over} {at}: it has {ratio} times {over}'s {noun} (95 % interval {low} to {high}){reach}."
+            )
+        }
         Verdict::NoDifference { figure, ratio, interval, detectable, because, scope } => {
             let smallest = match because {
                 Unshown::TooSmall => "a difference of up to 2 % names no winner".to_owned(),
+                Unshown::MeansDisagree => {
+                    "the means of the epochs say the opposite of their ranks, so a few odd epochs decide".to_owned()
+                }
                 Unshown::ManyVerdicts => "one of so many verdicts is expected to look like this by chance".to_owned(),
                 Unshown::IncludesOne => format!(
                     "the smallest difference that this design could have shown (in 4 of 5 such experiments) is {:.0} %",
                     ((detectable - 1.0) * 100.0).ceil()
                 ),
             };
+            let (ratio, low, high) = short(*ratio, *interval);
+            let (noun, reach) = (noun(*figure, point), reach(*scope));
             format!(
-                "No difference shown between {baseline} and {arm} {at}: {arm} has {ratio:.2} times {baseline}'s {} (95 % \
-                 interval {:.2} to {:.2}){}; {smallest}.",
-                figure.noun(),
-                interval.low,
-                interval.high,
-                reach(*scope)
+                "No difference shown between {baseline} and {arm} {at}: {arm} has {ratio} times {baseline}'s {noun} (95 % \
+                 interval {low} to {high}){reach}; {smallest}."
             )
         }
-        Verdict::NotJudged { because } => not_judged(pair, *because, &at),
+        Verdict::NotJudged { because } => {
+            format!("{baseline} and {arm} {at} are not judged: {}{}", why_not(*because), not_judged(pair, point))
+        }
     }
 }
 
-fn not_judged(pair: &Pair, because: Unjudged, at: &str) -> String {
-    let (baseline, arm) = (&pair.baseline, &pair.arm);
+/// A figure in a sentence. Where requests failed, what that means for a time to the first token stands beside it.
+fn noun(figure: Figure, point: &Point) -> String {
+    let failed = point.cells.iter().any(|cell| cell.pooled.failed > 0);
+    let note = if failed && figure.is_ttft() { ", failed requests counted as infinite," } else { "" };
+    format!("{}{note}", figure.noun())
+}
+
+/// Why there is no verdict, and what would give one.
+fn why_not(because: Unjudged) -> String {
     match because {
-        Unjudged::FewEpochs { baseline: a, arm: b } => {
-            let within = pair.ratios.first().filter(|ratio| ratio.primary).map(|ratio| within(ratio, pair));
-            format!(
-                "{baseline} and {arm} {at} are not judged: {a} and {b} epochs, where three of each show the \
-                 spread between runs.{}",
-                within.unwrap_or_default()
-            )
-        }
-        Unjudged::NoFigure { figure } => format!(
-            "{baseline} and {arm} {at} are not judged: some epoch has no {}, since none of its requests got a whole answer.",
-            figure.noun()
+        Unjudged::FewEpochs { baseline, arm } => format!(
+            "{baseline} and {arm} epochs do not show the spread between runs. Run each arm on three starts of its servers or more, in \
+             turns."
         ),
+        Unjudged::FewStarts { baseline, arm } => format!(
+            "{baseline} and {arm} starts of the servers, where three of each show how much another start changes. Start the servers \
+             anew between runs."
+        ),
+        Unjudged::StartsUnknown => {
+            "the rows do not tell which start of the servers each run had. `forebay bench` reads it from the \
+             servers' /metrics, or takes --start N."
+                .to_owned()
+        }
+        Unjudged::NotAlternating => {
+            "the rows do not show that the arms took turns, so that a drift of the machine would look like a \
+             difference. Run them A, B, B, A, A, B."
+                .to_owned()
+        }
+        Unjudged::Uneven { baseline, arm } => format!(
+            "{baseline} starts beside {arm} are too few to know their spread. Give both arms as many, or at least five."
+        ),
+        Unjudged::Interim { starts, planned } => format!(
+            "{starts} of {planned} planned starts are done. To stop at the first report that names a winner would name false ones."
+        ),
+        Unjudged::BeyondPlan { starts, planned } => format!(
+            "{starts} starts were run and {planned} were planned. To go on until a report names a winner would name false ones. Plan \
+             anew, and compare only what you run then."
+        ),
+        Unjudged::FailedCheck { check } => format!("the check `{check}` failed. Mend that and measure again."),
+        Unjudged::SessionsUnknown => {
+            "the rows of this live split do not tell the sessions, or too few for this figure (a P95 takes 200 of each arm), so that \
+             what of it is chance is not known."
+                .to_owned()
+        }
+        Unjudged::NoFigure { figure } => {
+            format!("some epoch has no {}, since too many of its requests got no whole answer.", figure.noun())
+        }
     }
 }
 
-fn within(ratio: &Ratio, pair: &Pair) -> String {
-    format!(
-        " Within one run only, {} has {:.2} times {}'s {} ({:.2} to {:.2}).",
-        pair.arm,
-        ratio.ratio,
-        pair.baseline,
-        ratio.figure.noun(),
-        ratio.interval.low,
-        ratio.interval.high
-    )
+/// What the figures say where no winner may be named.
+fn not_judged(pair: &Pair, point: &Point) -> String {
+    let Some(ratio) = pair.ratios.first().filter(|ratio| ratio.primary) else { return String::new() };
+    let (noun, arm, baseline) = (noun(ratio.figure, point), &pair.arm, &pair.baseline);
+    match (ratio.interval, &pair.verdict) {
+        (Some(interval), verdict) => {
+            let (value, low, high) = short(ratio.ratio, interval);
+            let few =
+                matches!(verdict, Verdict::NotJudged { because: Unjudged::FewStarts { .. } | Unjudged::StartsUnknown });
+            let reach = if few { ", within these starts of the servers" } else { "" };
+            format!(" {arm} has {value} times {baseline}'s {noun} (95 % interval {low} to {high}){reach}.")
+        }
+        (None, _) => format!(" In these runs {arm} has {:.2} times {baseline}'s {noun}.", ratio.ratio),
+    }
 }
 
 fn reach(scope: Scope) -> &'static str {
     match scope {
         Scope::AnyStart => "",
         Scope::TheseStarts => ", within these starts of the servers",
-        Scope::OneRun => ", within one run only",
+        Scope::OneRun => ", within these runs only",
     }
+}
+
+/// What takes the place of throughput where it is not the arm's; none where it is.
+#[must_use]
+pub fn whose_throughput(point: &Point) -> Option<&'static str> {
+    let is = |whose| point.cells.iter().any(|cell| cell.throughput == whose);
+    if is(Throughput::OfTheLoad) {
+        Some(
+            "Throughput follows the load here: an arm that keeps up answers as many requests as it is sent, so it is not compared.",
+        )
+    } else if is(Throughput::Unclear) {
+        Some(
+            "Whether the arms kept up with the load is not known, so throughput, which may be the load's, is not compared.",
+        )
+    } else {
+        None
+    }
+}
+
+/// Where the two tests of the figure that decides disagree; none where they do not.
+#[must_use]
+pub fn disagreement(pair: &Pair) -> Option<String> {
+    let first = pair.ratios.first().filter(|ratio| ratio.primary)?;
+    let (t, rank) = (first.p_t?, first.p_rank?);
+    let sure = |chance: f64| chance < 0.05;
+    (sure(t) != sure(rank)).then(|| {
+        format!(
+            "{} / {}: the two tests of {} disagree, t {} and ranks {}: {}.",
+            pair.arm,
+            pair.baseline,
+            first.figure.noun(),
+            p(t),
+            p(rank),
+            if sure(rank) { "a few odd epochs widen the spread" } else { "a few epochs make the difference" }
+        )
+    })
 }
 
 /// What a sweep says of a figure, in one sentence.
@@ -193,13 +289,17 @@ pub fn warning(warning: &Warning) -> String {
 /// An interval's method, for a note below a table.
 #[must_use]
 pub fn method(ratio: &Ratio) -> String {
-    use super::verdict::Method;
+    let ranks = if ratio.p_rank.is_some() { " and an exact rank test" } else { "" };
+    let beside = |trend: bool| if trend { ", a linear trend over time taken out" } else { "" };
     match ratio.method {
-        Method::Welch { df } => format!("Welch's t on log epochs, {df:.1} degrees of freedom"),
-        Method::Paired { blocks, .. } => format!("paired t on log epochs of {blocks} blocks"),
-        Method::Clustered { baseline_starts, arm_starts, .. } => {
-            format!("t on means of starts, {baseline_starts} and {arm_starts} starts")
+        Method::Welch { baseline, arm, df, trend } => format!(
+            "Welch's t{ranks} on the logarithms of {baseline} and {arm} starts or runs, {df:.1} degrees of freedom{}",
+            beside(trend)
+        ),
+        Method::Paired { units, trend, .. } => {
+            format!("paired t{ranks} on the logarithms of {units} starts or blocks{}", beside(trend))
         }
-        Method::Bootstrap { draws } => format!("bootstrap over requests, {draws} draws"),
+        Method::Sessions { baseline, arm } => format!("bootstrap over {baseline} and {arm} sessions"),
+        Method::Nothing => "no method: nothing tells their error".to_owned(),
     }
 }

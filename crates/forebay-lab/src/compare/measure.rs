@@ -9,7 +9,6 @@ use crate::rows::record::Record;
 use crate::rows::row_file::Sample;
 use crate::rows::slo::Slo;
 use crate::rows::summary::{Distribution, Summary};
-use crate::stats::bootstrap::Owned;
 
 /// What an arm is divided by.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,8 +32,13 @@ pub(super) fn measure(trial: &Trial, slo: Option<&Slo>, by: Divisors) -> Measure
     if let Some(seconds) = trial.seconds {
         summary.duration_s = seconds;
     }
-    let met = trial.records.iter().filter(|record| slo.is_some_and(|slo| slo.met(record))).count() as u64;
-    let all = trial.records.len() as u64;
+    measures(summary, &trial.records, slo, by)
+}
+
+/// The figures of these requests, whose summary has the right duration.
+pub(super) fn measures(summary: Summary, records: &[&Record], slo: Option<&Slo>, by: Divisors) -> Measures {
+    let met = records.iter().filter(|record| slo.is_some_and(|slo| slo.met(record))).count() as u64;
+    let all = records.len() as u64;
     let mut figures = BTreeMap::new();
     let mut put = |figure, value: Option<f64>| {
         if let Some(value) = value.filter(|value| value.is_finite()) {
@@ -47,9 +51,9 @@ pub(super) fn measure(trial: &Trial, slo: Option<&Slo>, by: Divisors) -> Measure
         attainment(met as f64 / all as f64, all, summary.duration_s, by, &mut put);
     }
     for (figure, value) in [
-        (Figure::TtftMedian, summary.ttft_ms.p50),
-        (Figure::TtftP95, summary.ttft_ms.p95),
-        (Figure::TtftP99, summary.ttft_ms.p99),
+        (Figure::TtftMedian, ttft(records, 0.5)),
+        (Figure::TtftP95, ttft(records, 0.95)),
+        (Figure::TtftP99, ttft(records, 0.99)),
         (Figure::TpotMedian, summary.tpot_ms.p50),
         (Figure::TpotP99, summary.tpot_ms.p99),
         (Figure::ItlMedian, summary.itl_ms.p50),
@@ -62,15 +66,32 @@ pub(super) fn measure(trial: &Trial, slo: Option<&Slo>, by: Divisors) -> Measure
     Measures { summary, figures, met, all }
 }
 
-fn throughput(tokens: f64, by: Divisors, put: &mut impl FnMut(Figure, Option<f64>)) {
+/// A quantile of TTFT in milliseconds over all requests, where one that failed never had its first token; none where the quantile
+/// lies among those.
+fn ttft(records: &[&Record], share: f64) -> Option<f64> {
+    let mut values: Vec<f64> = records
+        .iter()
+        .map(|record| {
+            record.ttft().filter(|_| record.succeeded()).map_or(f64::INFINITY, |ttft| ttft.as_secs_f64() * 1e3)
+        })
+        .collect();
+    values.sort_by(f64::total_cmp);
+    let place = share * values.len().checked_sub(1)? as f64;
+    let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
+    let value = if place.fract() > 0.0 { below + (above - below) * place.fract() } else { below };
+    value.is_finite().then_some(value)
+}
+
+pub(super) fn throughput(tokens: f64, by: Divisors, put: &mut impl FnMut(Figure, Option<f64>)) {
     put(Figure::OutputTokensPerSecond, Some(tokens));
     put(Figure::OutputTokensPerGpu, by.gpus.map(|gpus| tokens / f64::from(gpus)));
     put(Figure::OutputTokensPerDollar, by.price_per_hour.map(|price| tokens * 3600.0 / price));
 }
 
-fn attainment(share: f64, all: u64, seconds: f64, by: Divisors, put: &mut impl FnMut(Figure, Option<f64>)) {
+pub(super) fn attainment(share: f64, all: u64, seconds: f64, by: Divisors, put: &mut impl FnMut(Figure, Option<f64>)) {
     let goodput = share * all as f64 / seconds;
     put(Figure::SloAttainment, Some(share));
+    put(Figure::SloMisses, Some(1.0 - share));
     put(Figure::Goodput, Some(goodput));
     put(Figure::GoodputPerGpu, by.gpus.map(|gpus| goodput / f64::from(gpus)));
 }
@@ -80,89 +101,20 @@ impl Measures {
     /// so that a share of nothing has one; for a pair where some epoch had none.
     pub(super) fn positive(&self, figure: Figure, half: bool) -> Option<f64> {
         let value = *self.figures.get(&figure)?;
-        let of_slo = matches!(figure, Figure::SloAttainment | Figure::Goodput | Figure::GoodputPerGpu);
-        if !(half && of_slo) {
+        if !half {
             return Some(value).filter(|value| *value > 0.0);
         }
         let (met, all) = (self.met as f64, self.all as f64);
         let share = (met + 0.5) / (all + 1.0);
-        // The figure of one whole share: what multiplies it.
-        let unit = match figure {
-            Figure::SloAttainment => 1.0,
-            _ if met > 0.0 => value / (met / all),
-            _ => all / self.summary.duration_s,
+        let value = match figure {
+            Figure::SloMisses => 1.0 - share,
+            Figure::SloAttainment => share,
+            // The figure of one whole share: what multiplies it.
+            Figure::Goodput | Figure::GoodputPerGpu if met > 0.0 => share * value / (met / all),
+            Figure::Goodput | Figure::GoodputPerGpu => share * all / self.summary.duration_s,
+            _ => value,
         };
-        Some(share * unit).filter(|value| *value > 0.0)
-    }
-}
-
-/// An epoch's requests, to be drawn from again and again.
-pub(super) struct Drawing {
-    times: [(Owned, [(Figure, f64); 3]); 4],
-    tokens: Vec<f64>,
-    succeeded: Vec<bool>,
-    met: Option<Vec<bool>>,
-    seconds: f64,
-    by: Divisors,
-}
-
-impl Drawing {
-    pub(super) fn of(trial: &Trial, measures: &Measures, slo: Option<&Slo>, by: Divisors) -> Drawing {
-        let good = || (0_u32..).zip(&trial.records).filter(|(_, record)| record.succeeded());
-        let spans = |of: fn(&Record) -> Option<std::time::Duration>| -> Owned {
-            good().filter_map(|(index, record)| Some((index, of(record)?.as_secs_f64() * 1e3))).collect()
-        };
-        let gaps = good().flat_map(|(index, record)| record.gaps_us.iter().map(move |gap| (index, *gap as f64 / 1e3)));
-        let middle = |figure| (figure, 0.5);
-        let end = |figure| (figure, 0.99);
-        Drawing {
-            times: [
-                (spans(Record::ttft), [middle(Figure::TtftMedian), (Figure::TtftP95, 0.95), end(Figure::TtftP99)]),
-                (spans(Record::tpot), [middle(Figure::TpotMedian), middle(Figure::TpotMedian), end(Figure::TpotP99)]),
-                (gaps.collect(), [middle(Figure::ItlMedian), middle(Figure::ItlMedian), end(Figure::ItlP99)]),
-                (spans(Record::e2e), [middle(Figure::E2eMedian), middle(Figure::E2eMedian), end(Figure::E2eP99)]),
-            ],
-            tokens: trial
-                .records
-                .iter()
-                .map(|record| if record.succeeded() { record.output_tokens as f64 } else { 0.0 })
-                .collect(),
-            succeeded: trial.records.iter().map(|record| record.succeeded()).collect(),
-            met: slo.map(|slo| trial.records.iter().map(|record| slo.met(record)).collect()),
-            seconds: measures.summary.duration_s,
-            by,
-        }
-    }
-
-    /// How many requests there are.
-    pub(super) fn count(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// The figures of requests drawn so often each, over the same time.
-    pub(super) fn figures(&self, drawn: &[u32]) -> BTreeMap<Figure, f64> {
-        let mut figures = BTreeMap::new();
-        let mut put = |figure, value: Option<f64>| {
-            if let Some(value) = value.filter(|value| *value > 0.0 && value.is_finite()) {
-                figures.insert(figure, value);
-            }
-        };
-        let sum = |of: &dyn Fn(usize) -> f64| -> f64 {
-            drawn.iter().enumerate().map(|(index, times)| f64::from(*times) * of(index)).sum()
-        };
-        let share = |of: &Vec<bool>| sum(&|index| f64::from(u8::from(of[index])));
-        throughput(sum(&|index| self.tokens[index]) / self.seconds, self.by, &mut put);
-        put(Figure::RequestsPerSecond, Some(share(&self.succeeded) / self.seconds));
-        if let Some(met) = &self.met {
-            let all = self.count() as u64;
-            attainment(share(met) / all as f64, all, self.seconds, self.by, &mut put);
-        }
-        for (values, wanted) in &self.times {
-            for (figure, at) in wanted {
-                put(*figure, values.quantile(*at, drawn));
-            }
-        }
-        figures
+        Some(value).filter(|value| *value > 0.0)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod checks;
 pub mod crossover;
+pub mod design;
 pub mod figure;
 pub mod format;
 pub mod judge;
@@ -11,23 +12,28 @@ pub mod model;
 mod options;
 mod pair;
 pub mod report;
+mod sessions;
 mod trial;
 pub mod verdict;
 
 use std::collections::BTreeMap;
 
 use crate::diagnosis::{Diagnosis, Evidence, agreed, diagnose};
+use crate::rows::kept_up::kept_up;
 use crate::rows::record::Record;
 use crate::rows::row_file::{Offered, RunRows};
 use crate::rows::summary::Summary;
 use crate::stats::estimate::mean;
 use figure::Figure;
 use measure::Divisors;
-use model::{Arm, Cell, Comparison, Epoch, Gravity, Measured, Point, Warning};
+use model::{Arm, Cell, Comparison, Epoch, Gravity, Measured, Point, Throughput, Warning};
 pub use options::{CompareError, Options};
-use pair::{Raw, Side};
+use pair::{Raw, Side, Terms};
 use trial::{Group, Trial};
 use verdict::{Bounds, Crossover, LoadAxis, Scope};
+
+/// Runs of an arm from which the mean of a figure has an interval.
+const ENOUGH: usize = 3;
 
 /// Compares the arms of these runs, whichever files they were in.
 ///
@@ -53,15 +59,18 @@ pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, Compar
     let (places, mut raws): (Vec<usize>, Vec<Raw>) = raws.into_iter().unzip();
     pair::conclude(&mut raws);
     let scope = raws.iter().map(|raw| raw.scope).max().unwrap_or(Scope::AnyStart);
+    if raws.iter().any(|raw| raw.is_judged() && !raw.planned) {
+        checks::no_plan(&mut warnings);
+    }
     let crossovers = crossovers(&points, &places, &raws, &mut rng);
     for (place, raw) in places.into_iter().zip(raws) {
         points[place].pairs.push(raw.pair);
     }
-    let lag_p99_ms = checks::lag_p99_ms(runs);
-    checks::of_runs(runs, lag_p99_ms, scope, &mut warnings);
+    checks::of_runs(runs, scope, &mut warnings);
+    checks::same_seed(&groups, &mut warnings);
     unknown_gpus(&arms, &points, &mut warnings);
     warnings.sort_by_key(|warning| warning.gravity);
-    let baseline = arms[0].name.clone();
+    let (baseline, lag_p99_ms) = (arms[0].name.clone(), checks::lag_p99_ms(runs.iter()));
     Ok(Comparison { warnings, scope, baseline, arms, slo: options.slo, lag_p99_ms, points, crossovers })
 }
 
@@ -97,34 +106,56 @@ fn point(
         Some(Side { arm, by, trials, measures })
     };
     let sides: Vec<Side> = arms.iter().filter_map(side).collect();
-    let at = format!(" {}", format::load(group.load.offered));
-    let sample_ratio = if group.live { checks::sample_ratio(&sides, options) } else { None };
-    let balance = checks::balance(&sides);
-    checks::of_point(&at, &sides, sample_ratio.as_ref(), &balance, warnings);
-    checks::same_load(&at, group, warnings);
+    let mut checked = checks::Checked::of(group, &sides, options);
     let mut raws = Vec::new();
     if let Some((baseline, others)) = sides.split_first().filter(|(first, _)| first.arm == arms[0].name) {
         for other in others {
             let gpus = baseline.by.gpus.is_some() && other.by.gpus.is_some();
             let primary = pair::primary(group.load.offered, slo.is_some(), gpus);
-            raws.push(pair::pair(baseline, other, primary, group.live, slo, rng));
+            checked.lag([baseline, other], primary, slo);
+            let terms = Terms {
+                primary,
+                live: group.live,
+                throughput: [baseline, other].iter().all(|side| throughput(side, group) == Throughput::OfTheArm),
+                failed: checked.failed([baseline.arm, other.arm]),
+                options,
+            };
+            raws.push(pair::pair(baseline, other, &terms, rng));
         }
     }
     let point = Point {
         offered: group.load.offered,
+        burstiness: group.load.burstiness,
+        max_concurrency: group.load.max_concurrency,
         dataset: group.load.dataset.clone(),
         input_len: group.load.input_len,
         output_len: group.load.output_len,
         live_split: group.live,
-        cells: sides.iter().map(cell).collect(),
+        cells: sides.iter().map(|side| cell(side, throughput(side, group))).collect(),
         pairs: Vec::new(),
-        sample_ratio,
-        balance,
+        sample_ratio: checked.sample_ratio,
+        balance: checked.balance,
     };
+    warnings.extend(checked.warnings);
     (point, raws)
 }
 
-fn cell(side: &Side) -> Cell {
+/// Whose an arm's throughput is: the load's wherever it kept up with a rate, in one of its runs at least.
+fn throughput(side: &Side, group: &Group) -> Throughput {
+    if !matches!(group.load.offered, Some(Offered::Rate(_) | Offered::Trace(_)) | None) {
+        return Throughput::OfTheArm;
+    }
+    // Of a live split an arm has a share, so that the rate is not its own: its trend tells.
+    let found: Vec<Option<bool>> =
+        side.trials.iter().map(|trial| kept_up(group.load.offered, &trial.records).map(|found| found.holds)).collect();
+    match (found.contains(&Some(true)), found.contains(&None)) {
+        (true, _) => Throughput::OfTheLoad,
+        (false, true) => Throughput::Unclear,
+        (false, false) => Throughput::OfTheArm,
+    }
+}
+
+fn cell(side: &Side, throughput: Throughput) -> Cell {
     let records = || side.trials.iter().flat_map(|trial| trial.records.iter().copied());
     let duration_s = side.measures.iter().map(|measures| measures.summary.duration_s).sum();
     let good = || records().filter(|record| record.succeeded());
@@ -142,7 +173,12 @@ fn cell(side: &Side) -> Cell {
     Cell {
         arm: side.arm.to_owned(),
         crossed: checks::crossed(side),
-        figures: Figure::ALL.iter().filter_map(|figure| measured(*figure, &epochs)).collect(),
+        figures: Figure::ALL
+            .iter()
+            .filter(|figure| throughput == Throughput::OfTheArm || !figure.follows_load())
+            .filter_map(|figure| measured(*figure, &epochs))
+            .collect(),
+        throughput,
         epochs,
         ttft: measure::quantiles(good().filter_map(Record::ttft)),
         tpot: measure::quantiles(good().filter_map(Record::tpot)),
@@ -177,16 +213,17 @@ fn measured(figure: Figure, epochs: &[Epoch]) -> Option<Measured> {
     }
     let logs: Vec<f64> = values.iter().map(|value| value.ln()).collect();
     let value = (logs.iter().sum::<f64>() / logs.len() as f64).exp();
-    let interval = mean(&logs).filter(|_| logs.len() >= judge::ENOUGH).map(|estimate| {
+    let interval = mean(&logs).filter(|_| logs.len() >= ENOUGH).map(|estimate| {
         let (low, high) = estimate.interval(judge::LEVEL);
         Bounds { low: low.exp(), high: high.exp() }
     });
     Some(Measured { figure, value, interval, few_requests })
 }
 
-/// The crossovers of each sweep: loads that differ in their rate, or their concurrency, alone.
+/// The crossovers of each sweep: loads that differ in their rate, or their concurrency, alone. A load where no winner may be named
+/// is no part of it.
 fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastrand::Rng) -> Vec<Crossover> {
-    type Key<'a> = (LoadAxis, &'a str, Option<&'a str>, Option<u32>, Option<u32>, Figure);
+    type Key<'a> = (LoadAxis, &'a str, Option<&'a str>, [Option<u32>; 3], u64, Figure);
     let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::SweepPoint>)> = BTreeMap::new();
     for (place, raw) in places.iter().zip(raws) {
         let point = &points[*place];
@@ -195,15 +232,17 @@ fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastra
             Some(Offered::Concurrency(count)) => (LoadAxis::Concurrency, f64::from(count)),
             _ => continue,
         };
-        for (figure, log) in &raw.logs {
-            let key =
-                (axis, raw.pair.arm.as_str(), point.dataset.as_deref(), point.input_len, point.output_len, *figure);
+        for ratio in &raw.pair.ratios {
+            let Some(log) = raw.log(ratio.figure) else { continue };
+            let lengths = [point.input_len, point.output_len, point.max_concurrency];
+            let burst = point.burstiness.unwrap_or(1.0).to_bits();
+            let key = (axis, raw.pair.arm.as_str(), point.dataset.as_deref(), lengths, burst, ratio.figure);
             let sweep = sweeps.entry(key).or_insert_with(|| (raw.pair.baseline.as_str(), Vec::new()));
-            sweep.1.push(crossover::SweepPoint { load, log: *log });
+            sweep.1.push(crossover::SweepPoint { load, log, shown: ratio.shown });
         }
     }
     let mut found = Vec::new();
-    for ((axis, arm, _, _, _, figure), (baseline, sweep)) in sweeps {
+    for ((axis, arm, .., figure), (baseline, sweep)) in sweeps {
         if sweep.len() < 2 {
             continue;
         }

@@ -80,6 +80,12 @@ pub struct Arm {
 pub struct Point {
     /// How requests were offered; none: not known (rows without a head).
     pub offered: Option<Offered>,
+    /// How even a rate's gaps were, where it was no Poisson process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burstiness: Option<f64>,
+    /// Requests under way at once, at most, beside a rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrency: Option<u32>,
     /// The dataset, in words; none: random prompts that share nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataset: Option<String>,
@@ -106,6 +112,8 @@ pub struct Cell {
     pub arm: String,
     /// All its requests in one; the duration is the sum over epochs.
     pub pooled: Summary,
+    /// Whose its throughput is.
+    pub throughput: Throughput,
     /// Requests that were assigned to it and that another arm served.
     pub crossed: u64,
     /// Over its epochs, each counting alike. A figure that cannot be had (no GPUs, no price, no SLO) is absent.
@@ -118,6 +126,18 @@ pub struct Cell {
     pub tpot: Vec<QuantilePoint>,
     /// What bound it, as far as its runs agree; none of rows without a head.
     pub diagnosis: Option<Diagnosis>,
+}
+
+/// Whose the throughput of an arm is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Throughput {
+    /// The arm's: all requests at once, a fixed number under way, or a rate that it did not keep up with.
+    OfTheArm,
+    /// The load's: the arm kept up with the rate.
+    OfTheLoad,
+    /// That is not known.
+    Unclear,
 }
 
 /// A figure of an arm over its epochs.

@@ -20,6 +20,8 @@ pub struct Options {
     pub shares: BTreeMap<String, f64>,
     /// How long an epoch of a live split is, at least.
     pub block: Duration,
+    /// Starts of each arm's servers that were planned beforehand, where the rows do not tell.
+    pub planned_starts: Option<u32>,
     /// For the bootstrap.
     pub seed: u64,
 }
@@ -33,6 +35,7 @@ impl Default for Options {
             prices: BTreeMap::new(),
             shares: BTreeMap::new(),
             block: Duration::from_secs(300),
+            planned_starts: None,
             seed: 0,
         }
     }

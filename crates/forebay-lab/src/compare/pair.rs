@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use super::design::{Design, Turn, Units};
 use super::figure::Figure;
-use super::judge::{ENOUGH, EpochValue, Judged, LEVEL, judge};
-use super::measure::{Divisors, Drawing, Measures};
+use super::judge::{Judged, judge};
+use super::measure::{Divisors, Measures};
+use super::options::Options;
+use super::sessions::{self, BySession};
 use super::trial::Trial;
-use super::verdict::{Bounds, Method, Pair, Ratio, Scope, Unjudged, Verdict};
+use super::verdict::{Method, Pair, Ratio, Scope, Unjudged, Verdict};
+use crate::rows::record::Record;
 use crate::rows::row_file::Offered;
-use crate::rows::slo::Slo;
-use crate::stats::bootstrap::{draw, percentiles};
 use crate::stats::estimate::Estimate;
 use crate::stats::multiple::holm;
-
-/// How often requests are drawn anew.
-const DRAWS: u32 = 1000;
 
 /// An arm at one load, while it is compared.
 pub(super) struct Side<'a> {
@@ -25,27 +24,73 @@ pub(super) struct Side<'a> {
 }
 
 impl Side<'_> {
-    fn units(&self, figure: Figure, half: bool) -> Option<Vec<EpochValue>> {
-        let unit = |(trial, measures): (&&Trial, &Measures)| {
-            let value = measures.positive(figure, half)?;
-            Some(EpochValue { block: trial.block, start: trial.start, value })
-        };
-        self.trials.iter().zip(&self.measures).map(unit).collect()
+    /// A figure run by run; none if a run lacks it.
+    fn values(&self, figure: Figure, half: bool) -> Option<Vec<f64>> {
+        self.measures.iter().map(|measures| measures.positive(figure, half)).collect()
     }
 
-    /// Whether no request of some epoch met the SLO.
-    fn has_zero(&self) -> bool {
-        self.measures.iter().any(|measures| measures.met == 0)
+    /// Whether a share of the SLO has no logarithm in some run.
+    fn has_zero(&self, figure: Figure) -> bool {
+        self.measures.iter().any(|measures| measures.figures.get(&figure).is_some_and(|value| *value <= 0.0))
     }
+
+    fn turns(&self, clock: bool) -> Vec<Turn> {
+        let turn = |trial: &&Trial| {
+            let began = trial.began_ms.filter(|_| clock).map(|ms| ms as f64);
+            Turn { block: trial.block, start: trial.start, at: began.unwrap_or(f64::from(trial.epoch)) }
+        };
+        self.trials.iter().map(turn).collect()
+    }
+
+    fn records(&self) -> Vec<&Record> {
+        self.trials.iter().flat_map(|trial| trial.records.iter().copied()).collect()
+    }
+
+    fn planned(&self) -> Option<u32> {
+        self.trials.iter().filter_map(|trial| trial.head?.planned_starts).max()
+    }
+
+    pub(super) fn starts(&self) -> usize {
+        let known: std::collections::BTreeSet<u32> = self.trials.iter().filter_map(|trial| trial.start).collect();
+        known.len()
+    }
+}
+
+/// What a pair is compared by.
+pub(super) struct Terms<'a> {
+    /// The figure that decides.
+    pub(super) primary: Figure,
+    /// Whether both arms ran at once.
+    pub(super) live: bool,
+    /// Whether throughput is the arms' own.
+    pub(super) throughput: bool,
+    /// A check of this pair that failed.
+    pub(super) failed: Option<&'static str>,
+    pub(super) options: &'a Options,
 }
 
 /// A pair before its verdict.
 pub(super) struct Raw {
     pub(super) pair: Pair,
-    judged: Option<Judged>,
+    /// Figure by figure, as far as it could be judged.
+    judged: BTreeMap<Figure, Judged>,
+    bar: Option<Unjudged>,
     pub(super) scope: Scope,
-    /// For crossovers: figure by figure the logarithm of the ratio.
-    pub(super) logs: BTreeMap<Figure, Estimate>,
+    /// Whether the rows, or the command, say how many starts were planned.
+    pub(super) planned: bool,
+}
+
+impl Raw {
+    /// Whether a winner may be named.
+    pub(super) fn is_judged(&self) -> bool {
+        self.bar.is_none()
+    }
+
+    /// The logarithm of a figure's ratio with its error, where it could be judged.
+    pub(super) fn log(&self, figure: Figure) -> Option<Estimate> {
+        let judged = self.judged.get(&figure).filter(|_| self.is_judged())?;
+        Some(Estimate { mean: judged.ratio().ln(), ..judged.log })
+    }
 }
 
 /// The figure that decides.
@@ -53,136 +98,144 @@ pub(super) fn primary(offered: Option<Offered>, slo: bool, gpus_known: bool) -> 
     match offered {
         Some(Offered::Unlimited | Offered::Concurrency(_)) if gpus_known => Figure::OutputTokensPerGpu,
         Some(Offered::Unlimited | Offered::Concurrency(_)) => Figure::OutputTokensPerSecond,
-        Some(Offered::Rate(_) | Offered::Trace(_)) | None if slo => Figure::SloAttainment,
+        Some(Offered::Rate(_) | Offered::Trace(_)) | None if slo => Figure::SloMisses,
         Some(Offered::Rate(_) | Offered::Trace(_)) | None => Figure::TtftP95,
     }
 }
 
-/// The ratios of an arm to the baseline, by epochs, or by a bootstrap over requests where there are too few.
-pub(super) fn pair(
-    baseline: &Side,
-    arm: &Side,
-    primary: Figure,
-    live: bool,
-    slo: Option<&Slo>,
-    rng: &mut fastrand::Rng,
-) -> Raw {
-    let few = baseline.trials.len() < ENOUGH || arm.trials.len() < ENOUGH;
-    let drawn = if few { draws(baseline, arm, slo, rng) } else { BTreeMap::new() };
-    let half = baseline.has_zero() || arm.has_zero();
-    let mut logs = BTreeMap::new();
-    let mut deciding = None;
+/// The ratios of an arm to the baseline.
+pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastrand::Rng) -> Raw {
+    let clock = [baseline, arm].iter().all(|side| side.trials.iter().all(|trial| trial.began_ms.is_some()));
+    let mut design = Design::of(&baseline.turns(clock), &arm.turns(clock), clock);
+    let by_session = terms.live.then(|| split(baseline, arm, terms, rng)).flatten();
+    if terms.live && by_session.is_none() {
+        design = Design { units: Units::Nothing, scope: Scope::OneRun, bar: Some(Unjudged::SessionsUnknown) };
+    }
+    let mut judged = BTreeMap::new();
     let mut ratios = Vec::new();
-    for figure in Figure::ALL {
-        let (Some(a), Some(b)) = (baseline.units(figure, half), arm.units(figure, half)) else { continue };
-        let (value_a, value_b) = (geometric(&a), geometric(&b));
+    for figure in Figure::ALL.into_iter().filter(|figure| figure.is_compared()) {
+        if figure.follows_load() && !terms.throughput {
+            continue;
+        }
+        let half = baseline.has_zero(figure) || arm.has_zero(figure);
+        let (Some(a), Some(b)) = (baseline.values(figure, half), arm.values(figure, half)) else { continue };
+        let found = match &by_session {
+            Some(told) => of_sessions(told, figure, &design, &a, &b),
+            None => judge(&design, &a, &b),
+        };
         let few_requests = figure.is_p99() && [baseline, arm].iter().any(|side| few_requests(&side.measures));
-        let blank = Ratio {
+        let means = found.as_ref().map_or_else(|| (geometric(&a), geometric(&b)), |found| found.means);
+        let ratio = found.as_ref().map_or_else(|| (means.1 - means.0).exp(), Judged::ratio);
+        let (p_t, p_rank) = found.as_ref().map(Judged::two_p).map_or((None, None), |(t, rank)| (Some(t), rank));
+        ratios.push(Ratio {
             figure,
-            primary: figure == primary,
-            baseline: value_a,
-            arm: value_b,
-            ratio: value_b / value_a,
-            interval: Bounds { low: 0.0, high: 0.0 },
-            method: Method::Bootstrap { draws: DRAWS },
-            p: None,
+            primary: figure == terms.primary,
+            baseline: means.0.exp(),
+            arm: means.1.exp(),
+            ratio,
+            interval: found.as_ref().map(Judged::interval),
+            method: found.as_ref().map_or(Method::Nothing, |found| found.method),
+            p: found.as_ref().map(Judged::p),
+            p_t,
+            p_rank,
             p_adjusted: None,
             detectable: None,
+            shown: false,
             few_requests,
-        };
-        if let Some(judged) = judge(&a, &b, live) {
-            logs.insert(figure, judged.log);
-            if figure == primary {
-                deciding = Some(judged);
-            }
-            ratios.push(Ratio {
-                ratio: judged.ratio(),
-                interval: judged.interval(),
-                method: judged.method,
-                p: Some(judged.log.p()),
-                detectable: Some(judged.detectable()),
-                ..blank
-            });
-        } else if let Some((low, high)) = drawn.get(&figure).and_then(|logs| percentiles(logs.clone(), LEVEL)) {
-            if low == high {
-                // Nothing that is drawn changes it, so the bootstrap knows nothing of its error.
-                continue;
-            }
-            let interval = Bounds { low: low.exp(), high: high.exp() };
-            // As if normal: what a crossover within one run needs.
-            let se = (high - low) / (2.0 * 1.96);
-            logs.insert(figure, Estimate { mean: blank.ratio.ln(), se, df: f64::from(DRAWS) });
-            ratios.push(Ratio { interval, ..blank });
-        }
+        });
+        judged.extend(found.map(|found| (figure, found)));
     }
     ratios.sort_by_key(|ratio| !ratio.primary);
-    adjust_others(&mut ratios);
-    let because = if few {
-        Unjudged::FewEpochs { baseline: baseline.trials.len() as u32, arm: arm.trials.len() as u32 }
-    } else {
-        Unjudged::NoFigure { figure: primary }
+    let plan = planned(baseline, arm, terms.options);
+    let bar = bar(&design, terms, plan, (baseline.starts().min(arm.starts())) as u32, ratios.first());
+    // Sessions too few for the figure that decides.
+    let bar = bar.or((terms.live && !judged.contains_key(&terms.primary)).then_some(Unjudged::SessionsUnknown));
+    let because = bar.unwrap_or(Unjudged::NoFigure { figure: terms.primary });
+    let pair = Pair {
+        baseline: baseline.arm.to_owned(),
+        arm: arm.arm.to_owned(),
+        verdict: Verdict::NotJudged { because },
+        ratios,
     };
-    let scope = deciding.map_or(if few { Scope::OneRun } else { Scope::TheseStarts }, |judged| judged.scope);
-    let names = (baseline.arm.to_owned(), arm.arm.to_owned());
-    let pair = Pair { baseline: names.0, arm: names.1, verdict: Verdict::NotJudged { because }, ratios };
-    Raw { pair, judged: deciding, scope, logs }
+    Raw { pair, judged, bar, scope: design.scope, planned: plan.is_some() }
+}
+
+/// How many starts were planned of both.
+fn planned(baseline: &Side, arm: &Side, options: &Options) -> Option<u32> {
+    let told = [baseline, arm].iter().filter_map(|side| side.planned()).min();
+    options.planned_starts.or(told)
+}
+
+/// Why no winner may be named, the gravest reason first.
+fn bar(design: &Design, terms: &Terms, plan: Option<u32>, starts: u32, first: Option<&Ratio>) -> Option<Unjudged> {
+    if let Some(check) = terms.failed {
+        return Some(Unjudged::FailedCheck { check });
+    }
+    let off_plan = plan.filter(|_| design.bar.is_none()).and_then(|planned| {
+        (starts < planned)
+            .then_some(Unjudged::Interim { starts, planned })
+            .or((starts > planned).then_some(Unjudged::BeyondPlan { starts, planned }))
+    });
+    let no_figure = first.is_none_or(|ratio| !ratio.primary).then_some(Unjudged::NoFigure { figure: terms.primary });
+    design.bar.or(off_plan).or(no_figure)
+}
+
+fn split(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastrand::Rng) -> Option<BySession> {
+    let seconds: f64 = baseline.measures.iter().map(|measures| measures.summary.duration_s).sum();
+    let (a, b) = (baseline.records(), arm.records());
+    sessions::compared([(&a, baseline.by), (&b, arm.by)], seconds, terms.options.slo.as_ref(), rng)
+}
+
+/// What sessions tell of a figure; with it the spread between starts, where there are enough of them.
+fn of_sessions(told: &BySession, figure: Figure, design: &Design, a: &[f64], b: &[f64]) -> Option<Judged> {
+    let (values, by_session) = told.figures.get(&figure)?;
+    let means = (values.0.ln(), values.1.ln());
+    let method = Method::Sessions { baseline: told.counts.0, arm: told.counts.1 };
+    if design.scope != Scope::AnyStart {
+        return Some(Judged::of_estimate(means, *by_session, method, Scope::TheseStarts));
+    }
+    let by_start = judge(design, a, b)?.log;
+    let se = by_session.se.hypot(by_start.se);
+    let log = Estimate { se, df: by_session.df.min(by_start.df), ..*by_session };
+    Some(Judged::of_estimate(means, log, method, Scope::AnyStart))
 }
 
 fn few_requests(measures: &[Measures]) -> bool {
     measures.iter().any(|measures| measures.summary.requests < 500)
 }
 
-fn geometric(units: &[EpochValue]) -> f64 {
-    (units.iter().map(|unit| unit.value.ln()).sum::<f64>() / units.len() as f64).exp()
+fn geometric(values: &[f64]) -> f64 {
+    values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64
 }
 
-/// The logarithms of each figure's ratio over the draws.
-fn draws(baseline: &Side, arm: &Side, slo: Option<&Slo>, rng: &mut fastrand::Rng) -> BTreeMap<Figure, Vec<f64>> {
-    let prepared = |side: &Side| -> Vec<Drawing> {
-        side.trials.iter().zip(&side.measures).map(|(trial, made)| Drawing::of(trial, made, slo, side.by)).collect()
-    };
-    let (baseline, arm) = (prepared(baseline), prepared(arm));
-    let mut logs: BTreeMap<Figure, Vec<f64>> = BTreeMap::new();
-    for _ in 0..DRAWS {
-        let (a, b) = (mean_logs(&baseline, rng), mean_logs(&arm, rng));
-        for (figure, b) in b {
-            if let Some(a) = a.get(&figure) {
-                logs.entry(figure).or_default().push(b - a);
+/// The verdicts of a report, each by its own interval and by its p adjusted for how many there are; and the same for all other
+/// figures of all pairs, which are a family of their own.
+pub(super) fn conclude(raws: &mut [Raw]) {
+    for primary in [true, false] {
+        let mut places = Vec::new();
+        for (place, raw) in raws.iter().enumerate() {
+            let own = raw.pair.ratios.iter().enumerate();
+            let counts = |one: &Ratio| raw.bar.is_none() && one.primary == primary && one.p.is_some();
+            places.extend(own.filter(|(_, one)| counts(one)).map(|(at, _)| (place, at)));
+        }
+        let many = places.len() > 1;
+        let p = |(place, at): &(usize, usize)| {
+            let raw = &raws[*place];
+            let judged = raw.judged.get(&raw.pair.ratios[*at].figure);
+            judged.map_or(1.0, |judged| if many { judged.p_of_many() } else { judged.p() })
+        };
+        let ps: Vec<f64> = places.iter().map(p).collect();
+        for ((place, at), p) in places.iter().zip(holm(&ps)) {
+            let raw = &mut raws[*place];
+            let ratio = &mut raw.pair.ratios[*at];
+            let Some(judged) = raw.judged.get(&ratio.figure) else { continue };
+            ratio.p_adjusted = Some(p);
+            ratio.detectable = Some(judged.detectable(ps.len()));
+            ratio.shown = judged.shows(p).is_ok();
+            if primary {
+                let names = (raw.pair.baseline.as_str(), raw.pair.arm.as_str());
+                raw.pair.verdict = judged.verdict(ratio.figure, names, p, ps.len());
             }
         }
-    }
-    logs
-}
-
-fn mean_logs(epochs: &[Drawing], rng: &mut fastrand::Rng) -> BTreeMap<Figure, f64> {
-    let mut sums: BTreeMap<Figure, (f64, usize)> = BTreeMap::new();
-    for epoch in epochs {
-        for (figure, value) in epoch.figures(&draw(epoch.count(), rng)) {
-            let sum = sums.entry(figure).or_default();
-            *sum = (sum.0 + value.ln(), sum.1 + 1);
-        }
-    }
-    let whole = sums.into_iter().filter(|(_, (_, count))| *count == epochs.len());
-    whole.map(|(figure, (sum, count))| (figure, sum / count as f64)).collect()
-}
-
-/// Holm's adjustment of all but the primary figure.
-fn adjust_others(ratios: &mut [Ratio]) {
-    let mut others: Vec<&mut Ratio> = ratios.iter_mut().filter(|ratio| !ratio.primary && ratio.p.is_some()).collect();
-    let adjusted = holm(&others.iter().filter_map(|ratio| ratio.p).collect::<Vec<_>>());
-    for (ratio, p) in others.iter_mut().zip(adjusted) {
-        ratio.p_adjusted = Some(p);
-    }
-}
-
-/// The verdicts of a report, each by its own interval and by its p adjusted for how many there are.
-pub(super) fn conclude(raws: &mut [Raw]) {
-    let ps: Vec<f64> = raws.iter().filter_map(|raw| raw.judged.map(|judged| judged.log.p())).collect();
-    let judged = raws.iter_mut().filter_map(|raw| raw.judged.map(|judged| (raw, judged)));
-    for ((raw, judged), p) in judged.zip(holm(&ps)) {
-        let names = (raw.pair.baseline.clone(), raw.pair.arm.clone());
-        let Some(first) = raw.pair.ratios.first_mut().filter(|ratio| ratio.primary) else { continue };
-        first.p_adjusted = Some(p);
-        raw.pair.verdict = judged.verdict(first.figure, (&names.0, &names.1), p);
     }
 }

@@ -14,6 +14,8 @@ pub(super) struct Trial<'a> {
     pub(super) epoch: u32,
     pub(super) block: Option<u32>,
     pub(super) start: Option<u32>,
+    /// When its run began, in milliseconds of Unix time.
+    pub(super) began_ms: Option<u64>,
     pub(super) records: Vec<&'a Record>,
     pub(super) samples: &'a [Sample],
     pub(super) run: &'a RunRows,
@@ -35,6 +37,8 @@ pub(super) struct Group<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LoadKey {
     pub(super) offered: Option<Offered>,
+    pub(super) burstiness: Option<f64>,
+    pub(super) max_concurrency: Option<u32>,
     pub(super) dataset: Option<String>,
     pub(super) input_len: Option<u32>,
     pub(super) output_len: Option<u32>,
@@ -45,6 +49,9 @@ impl LoadKey {
         let load = head.map(|head| &head.load);
         LoadKey {
             offered: load.map(|load| load.offered),
+            // A Poisson process is what rows without a word on it had.
+            burstiness: load.and_then(|load| load.burstiness).filter(|burstiness| *burstiness != 1.0),
+            max_concurrency: load.and_then(|load| load.max_concurrency),
             dataset: load.and_then(|load| load.dataset.clone()),
             input_len: load.and_then(|load| load.input_len),
             output_len: load.and_then(|load| load.output_len),
@@ -52,7 +59,7 @@ impl LoadKey {
     }
 
     /// Rates by their size, then concurrency by its, then unlimited.
-    fn rank(&self) -> (u8, f64, u32, u32) {
+    fn rank(&self) -> (u8, f64, u32, u32, u32) {
         let (kind, size) = match self.offered {
             None => (0, 0.0),
             Some(Offered::Rate(rate)) => (1, rate),
@@ -60,7 +67,8 @@ impl LoadKey {
             Some(Offered::Unlimited) => (3, 0.0),
             Some(Offered::Trace(speedup)) => (4, speedup),
         };
-        (kind, size, self.input_len.unwrap_or(0), self.output_len.unwrap_or(0))
+        let limit = self.max_concurrency.unwrap_or(u32::MAX);
+        (kind, size, self.input_len.unwrap_or(0), self.output_len.unwrap_or(0), limit)
     }
 }
 
@@ -107,6 +115,7 @@ fn whole(run: &RunRows) -> Result<Trial<'_>, CompareError> {
         epoch: head.map_or_else(|| run.records[0].epoch, |head| head.epoch),
         block: head.and_then(|head| head.block),
         start: head.and_then(|head| head.start),
+        began_ms: head.and_then(|head| head.began_ms),
         records: run.records.iter().collect(),
         samples: &run.samples,
         run,
@@ -143,6 +152,7 @@ fn cut<'a>(run: &'a RunRows, options: &Options, blocks: &mut u32, warnings: &mut
         epoch: base + place as u32,
         block: Some(base + place as u32),
         start: head.and_then(|head| head.start),
+        began_ms: None,
         records,
         samples: &[],
         run,

@@ -12,7 +12,7 @@ pub enum Scope {
     AnyStart,
     /// The servers as they were started these times: the spread from start to start is not known.
     TheseStarts,
-    /// One run: the spread from run to run is not known, and no winner is named.
+    /// These runs: nothing tells the spread from run to run, and no winner is named.
     OneRun,
 }
 
@@ -51,17 +51,23 @@ pub struct Ratio {
     pub arm: f64,
     /// Arm ÷ baseline.
     pub ratio: f64,
-    /// The 95 % interval of the ratio.
-    pub interval: Bounds,
+    /// The 95 % interval of the ratio; none where nothing tells it: one run a side, arms that did not take turns.
+    pub interval: Option<Bounds>,
     /// How it was made.
     pub method: Method,
-    /// The chance of a ratio at least as far from 1 if there were no difference; none of a bootstrap.
+    /// The chance of a ratio at least as far from 1 if there were no difference; none without an interval.
     pub p: Option<f64>,
+    /// The p of the t test by itself.
+    pub p_t: Option<f64>,
+    /// The p of the exact rank test by itself; none with too few units.
+    pub p_rank: Option<f64>,
     /// The same after Holm's adjustment: of a primary figure over all verdicts of the report, of another over the others
     /// of its pair.
     pub p_adjusted: Option<f64>,
-    /// The smallest ratio above 1 that this design would have shown in 4 of 5 experiments; none of a bootstrap.
+    /// The smallest ratio above 1 that this design would have shown in 4 of 5 experiments, as one of its family of tests.
     pub detectable: Option<f64>,
+    /// Whether a difference is shown, by the rule that names a winner; never where the verdict is withheld.
+    pub shown: bool,
     /// Whether it is a P99 of fewer than 500 requests in some epoch.
     pub few_requests: bool,
 }
@@ -70,32 +76,35 @@ pub struct Ratio {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Method {
-    /// Welch's t on the logarithms of epochs.
+    /// Welch's t on the logarithms of units that nothing links.
     Welch {
+        /// Units of the baseline.
+        baseline: u32,
+        /// Units of the arm.
+        arm: u32,
         /// Degrees of freedom, by Satterthwaite.
         df: f64,
+        /// Whether a linear trend over time was fitted.
+        trend: bool,
     },
-    /// A t on the differences of blocks.
+    /// A t on the differences within units.
     Paired {
-        /// Blocks.
-        blocks: u32,
+        /// Units.
+        units: u32,
         /// Degrees of freedom.
         df: f64,
+        /// Whether a linear trend over time was taken out, since the arms ran in the same order in nearly all of them.
+        trend: bool,
     },
-    /// Welch's t on the means of starts of the servers.
-    Clustered {
-        /// Starts of the baseline.
-        baseline_starts: u32,
-        /// Starts of the arm.
-        arm_starts: u32,
-        /// Degrees of freedom, by Satterthwaite.
-        df: f64,
+    /// A bootstrap over the sessions of a live split.
+    Sessions {
+        /// Sessions of the baseline.
+        baseline: u32,
+        /// Sessions of the arm.
+        arm: u32,
     },
-    /// A bootstrap over requests, which knows nothing of the spread between runs.
-    Bootstrap {
-        /// How often the requests were drawn anew.
-        draws: u32,
-    },
+    /// No interval.
+    Nothing,
 }
 
 /// What was concluded of an arm and the baseline.
@@ -147,6 +156,8 @@ pub enum Unshown {
     IncludesOne,
     /// The difference is at most 2 %, whatever its interval.
     TooSmall,
+    /// The ranks of the epochs and their means say opposite things.
+    MeansDisagree,
     /// The interval excludes 1, but that is to be expected of one among so many verdicts.
     ManyVerdicts,
 }
@@ -155,24 +166,63 @@ pub enum Unshown {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "reason")]
 pub enum Unjudged {
-    /// Fewer than three epochs on a side: the spread between runs is not known.
+    /// Fewer than two epochs on a side: the spread between runs is not known.
     FewEpochs {
         /// Of the baseline.
         baseline: u32,
         /// Of the arm.
         arm: u32,
     },
-    /// An arm has no value of the primary figure in some epoch (every request failed, or it is not known).
+    /// Fewer than three starts of the servers on a side: how much another start would change is not known.
+    FewStarts {
+        /// Of the baseline.
+        baseline: u32,
+        /// Of the arm.
+        arm: u32,
+    },
+    /// The rows do not tell which start of the servers each epoch ran on.
+    StartsUnknown,
+    /// The arms did not take turns: a drift would look like a difference.
+    NotAlternating,
+    /// Few starts on one side beside many on the other: their spread is not known well enough.
+    Uneven {
+        /// Starts of the baseline.
+        baseline: u32,
+        /// Starts of the arm.
+        arm: u32,
+    },
+    /// Fewer starts than were planned: to stop at the first winner would make false ones.
+    Interim {
+        /// Starts so far.
+        starts: u32,
+        /// Starts that were planned.
+        planned: u32,
+    },
+    /// More starts than were planned: to go on until there is a winner would make false ones.
+    BeyondPlan {
+        /// Starts so far.
+        starts: u32,
+        /// Starts that were planned.
+        planned: u32,
+    },
+    /// A check failed, so that the figures are not of the same thing.
+    FailedCheck {
+        /// Its word, as in the warnings.
+        check: &'static str,
+    },
+    /// A live split whose rows do not tell the sessions: what of it is chance is not known.
+    SessionsUnknown,
+    /// An arm has no value of the primary figure in some epoch (too many requests failed, or it is not known).
     NoFigure {
         /// Which.
         figure: Figure,
     },
 }
 
-/// Whether each arm of a live split got its share of the requests: a chi-squared test.
+/// Whether each arm of a live split got its share of the sessions: a chi-squared test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SampleRatio {
-    /// Name, requests assigned to it, requests expected.
+    /// Name, sessions assigned to it, sessions expected.
     pub arms: Vec<(String, u64, f64)>,
     /// The chance of counts at least as uneven under the split as configured.
     pub p: f64,

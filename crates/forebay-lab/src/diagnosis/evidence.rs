@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::rows::kept_up::{KeptUp, kept_up};
 use crate::rows::record::Record;
 use crate::rows::row_file::{Offered, RunRows, Sample};
 use crate::rows::summary::{Latency, Summary};
@@ -33,6 +34,8 @@ pub struct Evidence {
     pub output_len: Option<u32>,
     /// How late the load generator noted what had come, at the 99th percentile, in milliseconds.
     pub lag_p99_ms: Option<f64>,
+    /// Whether it kept up with what was offered; none of a table, and where that is not known.
+    pub kept_up: Option<KeptUp>,
     /// What requests tell one by one; none of a table.
     pub seen: Option<RequestFigures>,
     /// What looks at the servers tell; none where nobody looked.
@@ -74,6 +77,7 @@ impl Evidence {
         Evidence {
             arm: name.unwrap_or("the arm").to_owned(),
             simulated: head.is_some_and(|head| head.simulated),
+            kept_up: kept_up(head.map(|head| head.load.offered), &records),
             // The rate of conversations is not that of their requests, which wait for answers.
             offered: head.map(|head| head.load.offered).filter(|_| records.iter().all(|one| one.turn.is_none())),
             figures,

@@ -70,10 +70,10 @@ fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
             )
         }
         Cause::Arrival => format!(
-            "{name} kept up with what was offered ({} requests/s): its work went on for {} of the run after the last \
-             arrival, so that its throughput is the load's and says nothing of the arm.",
+            "{name} kept up with what was offered ({} requests/s): {}, so that its throughput is the load's and says nothing of \
+             the arm.",
             rate(evidence),
-            percent(drained(evidence).unwrap_or(0.0)),
+            kept_up(evidence),
         ),
         Cause::SlowClient => {
             let how =
@@ -84,6 +84,19 @@ fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
             format!("{name} is not what limited this run, the load generator is:{how} these figures are not the arm's.")
         }
         Cause::Undecided => undecided(evidence, candidates),
+    }
+}
+
+/// How one sees that it kept up.
+fn kept_up(evidence: &Evidence) -> String {
+    match &evidence.kept_up {
+        Some(found) => format!("answers came at {:.2} of that rate, and TTFT did not grow", found.answered.min(1.0)),
+        None => {
+            format!(
+                "its work went on for {} of the run after the last arrival",
+                percent(drained(evidence).unwrap_or(0.0))
+            )
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::finding::{FALLS_BEHIND, Found, KEEPS_UP, drained, unread};
 use super::servers::Servers;
 use super::shares::Shares;
 use super::table_diagnosis;
+use crate::rows::row_file::Offered;
 
 /// Room or prefill is named from this share of the time on: twice as much would have made the run about 1.2 times as fast.
 const NAMED: f64 = 0.34;
@@ -46,6 +47,13 @@ fn client(evidence: &Evidence) -> Option<Found> {
 
 /// Whether the arm kept up with what was offered.
 fn arrival(evidence: &Evidence) -> Option<Found> {
+    if evidence.seen.is_some() {
+        let at_a_rate = matches!(evidence.offered, Some(Offered::Rate(_) | Offered::Trace(_)));
+        return match evidence.kept_up {
+            Some(found) => found.holds.then(|| Found::one(Cause::Arrival)),
+            None => at_a_rate.then(|| Found::between(&[Cause::Arrival, Cause::StepTime])),
+        };
+    }
     let drained = drained(evidence)?;
     if drained < KEEPS_UP {
         return Some(Found::one(Cause::Arrival));

@@ -66,6 +66,7 @@ fn at_a_rate() -> RunRows {
         input_len: None,
         output_len: None,
         seed: 0,
+        ..Load::default()
     };
     let head = RunHead {
         arm: Some("a".to_owned()),
@@ -78,6 +79,7 @@ fn at_a_rate() -> RunRows {
         replicas: None,
         max_num_seqs: None,
         simulated: false,
+        ..RunHead::default()
     };
     RunRows { head: Some(head), records, samples: Vec::new(), end: Some(RunEnd { lag_p99_us: 100 }) }
 }

@@ -223,12 +223,14 @@ mod tests {
                 input_len: None,
                 output_len: None,
                 seed: 0,
+                ..Load::default()
             },
             model: "m".to_owned(),
             gpus: None,
             replicas: None,
             max_num_seqs: None,
             simulated: false,
+            ..RunHead::default()
         }
     }
 

@@ -150,6 +150,7 @@ pub(super) fn load_of(experiment: &Experiment, epoch: &PlannedEpoch) -> Load {
         input_len: Some(load.input_len.saturating_add(load.prefixes.map_or(0, |prefixes| prefixes.len))),
         output_len: Some(load.output_len),
         seed: epoch.seed,
+        ..Load::default()
     }
 }
 
@@ -160,12 +161,14 @@ fn head(experiment: &Experiment, epoch: &PlannedEpoch, start: u32) -> RunHead {
         epoch: epoch.number,
         block: Some(epoch.block),
         start: Some(start),
+        planned_starts: Some(arm.starts),
         load: load_of(experiment, epoch),
         model: experiment.model.clone(),
         gpus: Some(arm.gpus),
         replicas: u32::try_from(arm.servers.len()).ok(),
         max_num_seqs: arm.max_num_seqs,
         simulated: experiment.time_scale.is_some(),
+        ..RunHead::default()
     }
 }
 

@@ -1,5 +1,6 @@
 //! One request of a load: sent, read to its end, timed. Notes the time of each piece of the answer before it looks at it.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -71,6 +72,13 @@ fn micros(now: Time, earlier: Time) -> u64 {
     now.as_micros().saturating_sub(earlier.as_micros())
 }
 
+/// A session as rows have it: its own value may tell more than which requests are of one.
+fn hashed(session: &str) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    session.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
 fn label(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
@@ -91,6 +99,7 @@ impl Exchange {
             record.error = Some(error);
         }
         record.end_us = micros(self.clock.now(), sent);
+        record.session = self.session.as_ref().map(|(_, value)| hashed(value));
         self.progress.done.fetch_add(1, Ordering::Relaxed);
         (record, reader.into_text())
     }

@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::client::{Client, ClientError, Progress, Sending, Target};
 use super::dataset::Dataset;
@@ -134,6 +135,7 @@ pub async fn run(
     let warm = client.run(&spec.targets, &load, &prompts.warm_up.supply, &sending, &Arc::default()).await;
     all_served(&warm.records)?;
     let begin = client.clock().now();
+    let began_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_millis() as u64);
     let sampler = match spec.scrape.is_empty() {
         true => None,
         false => Some(Sampler::start(spec.scrape.clone(), client.clock().clone(), begin)?),
@@ -147,7 +149,7 @@ pub async fn run(
     let scale = spec.time_scale;
     let scaled = |micros: u64| (micros as f64 * scale).round() as u64;
     Ok(RunRows {
-        head: Some(spec.head.clone()),
+        head: Some(RunHead { began_ms, ..spec.head.clone() }),
         records: run.records.iter().map(|record| record.scaled(scale)).collect(),
         samples: samples.into_iter().map(|one| Sample { at_us: scaled(one.at_us), ..one }).collect(),
         end: Some(RunEnd { lag_p99_us: scaled(u64::try_from(run.lag_p99.as_micros()).unwrap_or(u64::MAX)) }),
@@ -211,6 +213,7 @@ mod tests {
             input_len: None,
             output_len: None,
             seed: 7,
+            ..Load::default()
         };
         let spec = RunSpec {
             targets: vec![Target::of("http://127.0.0.1:1")],
@@ -231,6 +234,7 @@ mod tests {
                 replicas: None,
                 max_num_seqs: None,
                 simulated: false,
+                ..RunHead::default()
             },
             time_scale: 1.0,
         };

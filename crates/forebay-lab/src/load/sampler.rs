@@ -3,6 +3,7 @@
 //! answers requests: by some 8 ms on a slow core (`forebay bench` at 20 requests/s, every twentieth). A look that fails is left
 //! out; it is never a zero.
 
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::time::Duration;
 
@@ -42,6 +43,39 @@ impl Scraped {
     pub async fn answers(&self) -> bool {
         look(&ProbeClient::new(PATIENCE), self).await.is_some()
     }
+}
+
+/// A number for this start of these servers, of the times at which their processes began: equal for the same processes, another
+/// once one of them was started anew. None where a server does not say it, or there is none.
+pub async fn start_of(servers: &[Scraped]) -> Option<u32> {
+    let client = ProbeClient::new(PATIENCE);
+    let mut began: Vec<(String, u64)> = Vec::new();
+    for server in servers {
+        let uri = format!("{}/metrics", server.base).parse().ok()?;
+        let body = client.get_ok(uri, None, PATIENCE, MAX_TEXT).await.ok()?;
+        let seconds = process_start(std::str::from_utf8(&body).ok()?)?;
+        // Seconds: the same process says the same, to the last digit.
+        began.push((server.name.clone(), seconds.to_bits()));
+    }
+    number_of(began)
+}
+
+/// `process_start_time_seconds`, as Prometheus' client libraries have it.
+fn process_start(text: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("process_start_time_seconds"))?;
+    // Labels, if any, are of one process all the same.
+    line.rsplit(' ').next()?.trim().parse().ok().filter(|seconds: &f64| seconds.is_finite() && *seconds > 0.0)
+}
+
+/// One number of all of them, whatever their order.
+fn number_of(mut began: Vec<(String, u64)>) -> Option<u32> {
+    began.sort();
+    began.dedup();
+    (!began.is_empty()).then(|| {
+        let mut hasher = std::hash::DefaultHasher::new();
+        began.hash(&mut hasher);
+        hasher.finish() as u32
+    })
 }
 
 /// Looks until it is told to end.
@@ -153,6 +187,20 @@ mod tests {
         ];
         assert!(rest.iter().all(Option::is_some), "{sample:?}");
         assert_eq!(read("go_goroutines 7\n", "a:1"), None);
+    }
+
+    #[test]
+    fn a_start_is_that_of_all_servers() {
+        let text = include_str!("../../../../tests/fixtures/vllm-0.32.0/metrics/idle-fresh.txt");
+        let began = process_start(text).unwrap();
+        assert!(began > 1.7e9, "{began}");
+        assert_eq!(process_start("vllm:num_requests_running 0\n"), None);
+        let server = |name: &str, began: f64| (name.to_owned(), began.to_bits());
+        let number = |servers: &[(String, u64)]| number_of(servers.to_vec());
+        let both = number(&[server("a:1", 1.0), server("b:1", 2.0)]);
+        assert_eq!(both, number(&[server("b:1", 2.0), server("a:1", 1.0), server("a:1", 1.0)]));
+        assert_ne!(both, number(&[server("a:1", 1.0), server("b:1", 2.5)]), "one was started anew");
+        assert_eq!(number(&[]), None);
     }
 
     #[tokio::test]

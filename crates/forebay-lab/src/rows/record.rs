@@ -38,6 +38,9 @@ pub struct Record {
     /// Its conversation, from 0, where the load has conversations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation: Option<u32>,
+    /// Its session, as a keyed hash of 16 hexadecimal digits: equal for requests of one session, and telling nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
     /// Its turn in the conversation, from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn: Option<u32>,
@@ -83,6 +86,7 @@ impl Record {
             backend: None,
             epoch,
             conversation: None,
+            session: None,
             turn: None,
             sent_us: 0,
             first_event_us: None,
@@ -153,6 +157,7 @@ pub(crate) mod tests {
             backend: None,
             epoch: 0,
             conversation: None,
+            session: None,
             turn: None,
             sent_us: 1000,
             first_event_us: Some(200_000),

@@ -267,6 +267,7 @@ mod tests {
             input_len: None,
             output_len: Some(6),
             seed: 0,
+            ..Load::default()
         };
         let head = RunHead { load, ..crate::rows::row_file::tests::head("a", 0) };
         let run = RunRows { head: Some(head), records: vec![turn(0), cut], ..RunRows::default() };

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::record::Record;
 
 /// How requests are offered.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Offered {
     /// All at once.
+    #[default]
     Unlimited,
     /// So many requests a second on average.
     Rate(f64),
@@ -24,10 +25,16 @@ pub enum Offered {
 }
 
 /// The load of a run.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Load {
     /// How fast requests are offered.
     pub offered: Offered,
+    /// How even a rate's gaps are: 1 is a Poisson process, which none stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burstiness: Option<f64>,
+    /// Requests under way at once, at most, beside a rate; none: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrency: Option<u32>,
     /// How many.
     pub num_prompts: u32,
     /// The dataset and what shapes it, in words that are equal where it is; none: random prompts that share nothing.
@@ -44,7 +51,7 @@ pub struct Load {
 }
 
 /// A run's circumstances: its first line.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct RunHead {
     /// The arm under test; none where both run at once behind the proxy and each answer tells its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,6 +64,12 @@ pub struct RunHead {
     /// Epochs with the same number shared a start of the servers; none: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<u32>,
+    /// When it began, in milliseconds of Unix time; none: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began_ms: Option<u64>,
+    /// Starts of the arm's servers that were planned before the first run; none: no plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_starts: Option<u32>,
     /// The load.
     pub load: Load,
     /// The model asked for.
@@ -256,6 +269,7 @@ pub(crate) mod tests {
             input_len: Some(100),
             output_len: Some(600),
             seed: 0,
+            ..Load::default()
         };
         RunHead {
             arm: Some(arm.to_owned()),
@@ -265,9 +279,8 @@ pub(crate) mod tests {
             load,
             model: "m".to_owned(),
             gpus: Some(2),
-            replicas: None,
-            max_num_seqs: None,
             simulated: true,
+            ..RunHead::default()
         }
     }
 

@@ -50,16 +50,6 @@ pub fn draw(count: usize, rng: &mut fastrand::Rng) -> Vec<u32> {
     times
 }
 
-/// The interval between the percentiles of drawn values; none of none.
-#[must_use]
-pub fn percentiles(mut values: Vec<f64>, level: f64) -> Option<(f64, f64)> {
-    values.retain(|value| value.is_finite());
-    values.sort_by(f64::total_cmp);
-    let last = values.len().checked_sub(1)? as f64;
-    let at = |share: f64| values[(share * last).round() as usize];
-    Some((at(0.5 - level / 2.0), at(0.5 + level / 2.0)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,18 +68,6 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         assert_eq!(draw(100, &mut rng).iter().sum::<u32>(), 100);
         assert!(draw(0, &mut rng).is_empty());
-    }
-
-    #[test]
-    fn the_interval_of_a_mean_is_about_that_of_theory() {
-        let mut rng = fastrand::Rng::with_seed(2);
-        let means = (0..2000).map(|_| {
-            draw(400, &mut rng).iter().enumerate().map(|(value, times)| value as f64 * f64::from(*times)).sum::<f64>()
-                / 400.0
-        });
-        let (low, high) = percentiles(means.collect(), 0.95).unwrap();
-        let half = 1.96 * (400.0_f64.powi(2) / 12.0 / 400.0).sqrt();
-        assert!(((high - low) / 2.0 / half - 1.0).abs() < 0.06, "{low} {high} {half}");
     }
 
     #[test]

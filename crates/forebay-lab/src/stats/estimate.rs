@@ -1,6 +1,6 @@
 //! Means and differences of means with what is known of their error, by Student's t. On logarithms a difference is a ratio.
 
-use statrs::distribution::{ContinuousCDF, StudentsT};
+use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 use statrs::statistics::Statistics;
 
 /// An estimate, its standard error and the degrees of freedom of that error.
@@ -34,11 +34,13 @@ impl Estimate {
         }
     }
 
-    /// The smallest truth that a test at this level shows with this chance: (t(1 − α/2) + t(power)) × se, the usual
-    /// approximation to the noncentral t.
+    /// The smallest truth that a test at this level shows with this chance: (t + z(power) × √(1 + t² / 2 df)) × se with the test's
+    /// critical t, an approximation to the noncentral t that also holds for small α and few degrees of freedom (Johnson and Welch).
     #[must_use]
     pub fn detectable(&self, level: f64, power: f64) -> f64 {
-        self.se * (self.quantile(0.5 + level / 2.0) + self.quantile(power))
+        let t = self.quantile(0.5 + level / 2.0);
+        let normal = Normal::standard().inverse_cdf(power);
+        self.se * (t + normal * (1.0 + t * t / (2.0 * self.df)).sqrt())
     }
 
     fn quantile(&self, share: f64) -> f64 {

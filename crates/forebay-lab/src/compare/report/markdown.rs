@@ -2,24 +2,20 @@
 
 use super::text;
 use crate::compare::format;
-use crate::compare::model::{Comparison, Gravity};
+use crate::compare::model::{Comparison, Gravity, Warning};
 
 /// The report.
 #[must_use]
 pub fn markdown(comparison: &Comparison) -> String {
     let names: Vec<String> = comparison.arms.iter().map(|arm| escaped(&arm.name)).collect();
     let mut out = format!("# {}\n\n", names.join(" / "));
+    let (failed, other): (Vec<_>, Vec<_>) =
+        comparison.warnings.iter().partition(|warning| warning.gravity == Gravity::FailedCheck);
+    warnings(&failed, &mut out);
     for sentence in format::verdicts(comparison) {
         out.push_str(&format!("**{}**\n\n", escaped(&sentence)));
     }
-    for warning in &comparison.warnings {
-        let label = match warning.gravity {
-            Gravity::FailedCheck => "**Failed check:** ",
-            Gravity::Scope => "**Scope:** ",
-            Gravity::Note => "",
-        };
-        out.push_str(&format!("> {label}{}\n>\n", escaped(&warning.text)));
-    }
+    warnings(&other, &mut out);
     for point in &comparison.points {
         out.push_str(&format!("\n## Load: {}\n\n", escaped(&format::heading(point))));
         table(&text::figures(point), &mut out);
@@ -42,6 +38,20 @@ pub fn markdown(comparison: &Comparison) -> String {
         }
     }
     out
+}
+
+fn warnings(warnings: &[&Warning], out: &mut String) {
+    for warning in warnings {
+        let label = match warning.gravity {
+            Gravity::FailedCheck => "**Failed check:** ",
+            Gravity::Scope => "**Scope:** ",
+            Gravity::Note => "",
+        };
+        out.push_str(&format!("> {label}{}\n>\n", escaped(&warning.text)));
+    }
+    if !warnings.is_empty() {
+        out.push('\n');
+    }
 }
 
 /// Text that Markdown shows as it is, also in a table; names come from files.

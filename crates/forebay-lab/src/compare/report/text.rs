@@ -1,23 +1,25 @@
-//! A comparison on a terminal: verdicts first, then what heads them, then tables. Pure.
+//! A comparison on a terminal: failed checks first, then verdicts, then what bounds them, then tables. Pure.
 
 use crate::compare::figure::Figure;
 use crate::compare::format;
-use crate::compare::model::{Cell, Comparison, Point};
+use crate::compare::model::{Cell, Comparison, Gravity, Point, Throughput};
 use crate::rows::table::{aligned, benchmark_rows};
 
 /// The report.
 #[must_use]
 pub fn text(comparison: &Comparison) -> String {
     let mut out = String::new();
-    for sentence in format::verdicts(comparison) {
-        out.push_str(&sentence);
-        out.push('\n');
-    }
-    if !comparison.warnings.is_empty() {
-        out.push('\n');
-    }
-    for warning in &comparison.warnings {
-        out.push_str(&format!("{}\n", format::warning(warning)));
+    let (failed, other): (Vec<_>, Vec<_>) =
+        comparison.warnings.iter().partition(|warning| warning.gravity == Gravity::FailedCheck);
+    for lines in [
+        failed.into_iter().map(format::warning).collect(),
+        format::verdicts(comparison),
+        other.into_iter().map(format::warning).collect(),
+    ] {
+        let lines: Vec<String> = lines;
+        if !lines.is_empty() {
+            out.push_str(&format!("{}{}\n", if out.is_empty() { "" } else { "\n" }, lines.join("\n")));
+        }
     }
     for point in &comparison.points {
         out.push_str(&format!("\n{}\n\n", format::sentence_case(&format::heading(point))));
@@ -56,6 +58,9 @@ pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
     rows
 }
 
+/// The benchmark's rows of throughput.
+const OF_THE_LOAD: [&str; 4] = ["requests/s", "input tokens/s", "output tokens/s", "total tokens/s"];
+
 /// What heads each arm's column.
 pub(super) fn heads(point: &Point) -> Vec<String> {
     let head = |cell: &Cell| match cell.epochs.len() {
@@ -73,7 +78,10 @@ pub(super) fn of_all_requests(point: &Point) -> Vec<Vec<String>> {
         let mut cells = vec![columns[0][row].0.to_owned()];
         for (column, cell) in columns.iter().zip(&point.cells) {
             let few = column[row].0.starts_with("P99") && cell.pooled.requests < 500;
-            cells.push(format!("{}{}", column[row].1, if few { "*" } else { "" }));
+            // Not a figure of the arm, and so not shown as one.
+            let own = cell.throughput == Throughput::OfTheArm || !OF_THE_LOAD.contains(&column[row].0);
+            let value = if own { column[row].1.as_str() } else { "the load's" };
+            cells.push(format!("{value}{}", if few { "*" } else { "" }));
         }
         rows.push(cells);
     }
@@ -141,17 +149,19 @@ fn notes(point: &Point, out: &mut String) {
 
 /// How intervals were made, and what the asterisk is.
 pub(super) fn footnotes(point: &Point) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = format::whose_throughput(point).map(str::to_owned).into_iter().collect();
     for pair in &point.pairs {
         if let Some(first) = pair.ratios.first() {
+            let interval = if first.interval.is_some() { " and the 95 % interval of their ratio" } else { "" };
             notes.push(format!(
-                "{} / {}: means of epochs and the 95 % interval of their ratio, by {}; p adjusted after Holm; \"shown from\" is \
-                 the smallest difference that 4 of 5 such experiments show.",
+                "{} / {}: means of epochs{interval}, by {}; p adjusted after Holm, of the figure that decides over all verdicts, of \
+                 the others over all of them; \"shown from\" is the smallest difference that 4 of 5 such experiments show so.",
                 pair.arm,
                 pair.baseline,
                 format::method(first)
             ));
         }
+        notes.extend(format::disagreement(pair));
     }
     let few = |cell: &Cell| cell.pooled.requests < 500 || cell.figures.iter().any(|one| one.few_requests);
     if point.cells.iter().any(few) {

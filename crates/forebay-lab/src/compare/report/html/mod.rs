@@ -52,8 +52,9 @@ pub fn html(comparison: &Comparison, made: &Made) -> Result<String, DrawError> {
             body {
                 header {
                     h1 { (title) }
+                    (checks::warnings(comparison, true))
                     (verdicts(comparison))
-                    (checks::warnings(comparison))
+                    (checks::warnings(comparison, false))
                 }
                 main {
                     section { h2 { "Can it be trusted?" } (checks::table(comparison)) }
@@ -298,7 +299,8 @@ fn definitions() -> Markup {
         ("E2E", "From sending a request to its last event that has a choice."),
         (
             "tokens/s, requests/s",
-            "Over the time from the first sending to the last end; of requests that got a whole answer.",
+            "Over the time from the first sending to the last end; of requests that got a whole answer. An arm that keeps up with a rate \
+            (answers at 0.97 of it or more, no trend of TTFT, under 1 % failed) has the load's, and is not compared by it.",
         ),
         ("goodput", "Requests a second that met every limit of the SLO; a failed request met none."),
         (
@@ -310,18 +312,24 @@ fn definitions() -> Markup {
             "One run of one arm, or a block of a live split: the unit of the statistics, since requests of one run are not independent.",
         ),
         (
-            "mean, 95 % interval",
-            "Geometric, by a t on the logarithms of epochs; with fewer than three epochs a side by a bootstrap over requests, which \
-            holds for that run only.",
+            "start",
+            "A start of the arm's servers: what the statistics count as one. Runs of one start resemble each other.",
+        ),
+        (
+            "ratio, 95 % interval",
+            "Of geometric means of starts, by a t on logarithms; from five starts a side, or six that link both arms, an exact rank test \
+            takes part: the ratio is then the median of the ratios of starts, and the interval holds what neither test rejects.",
         ),
         (
             "winner",
-            "Named where three epochs a side or more were run, the interval of the ratio excludes 1 and the difference is more than 2 %.",
+            "Named where three starts a side or more were run in turns and as many as planned, no check failed, the interval of the ratio \
+            excludes 1, the difference is more than 2 %, and so it stays after Holm's adjustment.",
         ),
         (
             "the figure that decides",
             "With all requests at once or a fixed number under way: output tokens/s per GPU. At an offered rate: the share \
-            that met the SLO, or without one P95 TTFT. The others are adjusted for being many (Holm).",
+            that missed the SLO, or without one P95 TTFT, a failed request counting as infinite. The others are adjusted for being many \
+            (Holm).",
         ),
     ];
     html! { dl { @for (term, meaning) in terms { dt { (term) } dd { (meaning) } } } }

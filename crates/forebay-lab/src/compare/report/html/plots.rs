@@ -4,7 +4,6 @@ use super::axis::{Axis, AxisUnit};
 use super::chart::{Along, Chart, DrawError, HEIGHT, Layer, Look, swatch};
 use crate::compare::figure::Figure;
 use crate::compare::format;
-use crate::compare::judge;
 use crate::compare::model::{Arm, Cell, Comparison, Epoch, Moment, Point, QuantilePoint};
 use crate::compare::verdict::{Bounds, Crossing, Crossover, LoadAxis, Pair, Ratio};
 use crate::rows::row_file::Offered;
@@ -102,7 +101,8 @@ impl<'a> Plots<'a> {
 
     /// Each figure of an arm over the baseline's.
     fn effects(&self, pair: &Pair) -> Result<Option<Plot>, DrawError> {
-        let ends = |ratio: &Ratio| [ratio.interval.low, ratio.interval.high, ratio.ratio];
+        let bounds = |ratio: &Ratio| ratio.interval.map_or([ratio.ratio; 2], |ends| [ends.low, ends.high]);
+        let ends = |ratio: &Ratio| bounds(ratio).into_iter().chain([ratio.ratio]);
         let name = format!("{} / {}", pair.arm, pair.baseline);
         let values = pair.ratios.iter().flat_map(ends).chain([1.0]);
         let Some(x) = Axis::log(&name, AxisUnit::Plain, values).filter(|_| !pair.ratios.is_empty()) else {
@@ -115,7 +115,7 @@ impl<'a> Plots<'a> {
         let y = Axis::words(pair.ratios.iter().map(label).collect());
         let mut layers = vec![Layer::Rule(1.0)];
         for (place, ratio) in pair.ratios.iter().enumerate() {
-            let ends = [ratio.interval.low, ratio.interval.high].map(|end| x.clamp(end));
+            let ends = bounds(ratio).map(|end| x.clamp(end));
             let look = better(pair, ratio).map(|arm| self.look(arm));
             layers.push(Layer::Interval { look, at: (ratio.ratio, place as f64), along: Along::X, ends });
         }
@@ -289,15 +289,13 @@ struct AtLoad {
 
 /// The better arm by this figure, if a difference is shown.
 fn better<'a>(pair: &'a Pair, ratio: &Ratio) -> Option<&'a str> {
-    let shown = judge::shows(ratio.ratio, ratio.interval).is_ok();
-    let sure = ratio.p_adjusted.is_some_and(|p| p < 1.0 - judge::LEVEL);
     let arm = (ratio.ratio > 1.0) == ratio.figure.more_is_better();
-    (shown && sure).then_some(if arm { &pair.arm } else { &pair.baseline })
+    ratio.shown.then_some(if arm { &pair.arm } else { &pair.baseline })
 }
 
 fn unit(figure: Figure) -> AxisUnit {
     match figure {
-        Figure::SloAttainment => AxisUnit::Share,
+        Figure::SloAttainment | Figure::SloMisses => AxisUnit::Share,
         _ if figure.is_time() => AxisUnit::Time,
         _ => AxisUnit::Plain,
     }
@@ -323,7 +321,9 @@ impl<'a> Sweep<'a> {
             };
             let same = |sweep: &&mut Sweep| {
                 let (_, first) = sweep.points[0];
-                let key = |point: &Point| (point.input_len, point.output_len, point.live_split);
+                let key = |point: &Point| {
+                    (point.input_len, point.output_len, point.live_split, point.max_concurrency, point.burstiness)
+                };
                 sweep.axis == axis && key(first) == key(point) && first.dataset == point.dataset
             };
             match sweeps.iter_mut().find(same) {

@@ -1,0 +1,230 @@
+//! The rates of verdicts by one figure at one load.
+
+use fastrand::Rng;
+use forebay_lab::compare::design::{Design, Turn};
+use forebay_lab::compare::figure::Figure;
+use forebay_lab::compare::judge::Judged;
+use forebay_lab::compare::verdict::{Unjudged, Verdict};
+
+use crate::made::{Alone, Made, Order, Shape, Shared, alone, normal, shared};
+
+/// Whether everything is made at its full size.
+pub(crate) fn full() -> bool {
+    std::env::var("FOREBAY_SIZE").is_ok_and(|size| size == "full")
+}
+
+pub(crate) fn experiments() -> u32 {
+    if full() { 20_000 } else { 2000 }
+}
+
+/// What fewer experiments may lie beside a bound, in points.
+pub(crate) fn margin() -> f64 {
+    if full() { 0.0 } else { 1.0 }
+}
+
+/// What came of many experiments, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rates {
+    winner: f64,
+    right: f64,
+    covered: f64,
+    welch: f64,
+}
+
+fn rates(name: &str, ratio: f64, seed: u64, mut make: impl FnMut(&mut Rng) -> Made) -> Rates {
+    let mut rng = Rng::with_seed(seed);
+    let (mut winner, mut right, mut covered, mut welch) = (0, 0, 0, 0);
+    for _ in 0..experiments() {
+        let made = make(&mut rng);
+        welch += u32::from(made.welch() < 0.05);
+        let (judged, design) = made.judged().unwrap();
+        let interval = judged.interval();
+        covered += u32::from(interval.low <= ratio && ratio <= interval.high);
+        if design.bar.is_some() {
+            continue;
+        }
+        if let Verdict::Winner { arm, .. } = judged.verdict(Figure::OutputTokensPerGpu, ("a", "b"), judged.p(), 1) {
+            winner += 1;
+            right += u32::from(arm == if ratio > 1.0 { "b" } else { "a" });
+        }
+    }
+    let percent = |count: u32| 100.0 * f64::from(count) / f64::from(experiments());
+    let rates =
+        Rates { winner: percent(winner), right: percent(right), covered: percent(covered), welch: percent(welch) };
+    println!("{name:<64} {:>7.2} {:>7.2} {:>9.2} {:>7.2}", rates.winner, rates.right, rates.covered, rates.welch);
+    rates
+}
+
+fn head(title: &str) {
+    println!("\n{title}, {} experiments each, in %", experiments());
+    println!("{:<64} {:>7} {:>7} {:>9} {:>7}", "", "winner", "right", "covered", "Welch");
+}
+
+/// No difference: at most 6 % winners, and the interval holds 1 at its rate; in plain data not more often either.
+fn hold_without_a_difference(name: &str, rates: Rates, plain: bool) {
+    assert!(rates.winner <= 6.0 + margin(), "{name}: a winner in {} %", rates.winner);
+    assert!(rates.covered >= 93.5 - margin(), "{name}: covered in {} %", rates.covered);
+    assert!(!plain || rates.covered <= 97.0 + margin(), "{name}: covered in {} %", rates.covered);
+}
+
+#[test]
+fn without_a_difference_a_winner_is_rare_and_the_interval_holds_the_truth() {
+    head("No difference, one run a start");
+    let shapes = [
+        (Shape::Normal, 0.05),
+        (Shape::Normal, 0.2),
+        (Shape::Lognormal, 0.1),
+        (Shape::T3, 0.1),
+        (Shape::OneSlow, 0.03),
+        (Shape::Ar1, 0.1),
+        (Shape::Trend(3.0), 0.05),
+        (Shape::Trend(12.0), 0.05),
+        (Shape::Arch(4.0), 0.05),
+        (Shape::Unlike, 0.05),
+    ];
+    let mut seed = 0;
+    for (shape, cv) in shapes {
+        for order in [Order::Abab, Order::Abba, Order::AbbaBlocks, Order::AbabBlocks] {
+            for each in [3, 5, 6, 10] {
+                seed += 1;
+                let name = format!("{shape:?}, CV {:.0} %, {order:?}, {each} a side", cv * 100.0);
+                let design = Alone { shape, order, each, cv, ratio: 1.0 };
+                let rates = rates(&name, 1.0, seed, |rng| alone(design, rng));
+                let linked = matches!(order, Order::AbbaBlocks | Order::AbabBlocks);
+                // Blocks that have nothing in common cost degrees of freedom, and that is all.
+                let plain = matches!(shape, Shape::Normal | Shape::Lognormal) && !linked;
+                hold_without_a_difference(&name, rates, plain);
+            }
+        }
+    }
+}
+
+#[test]
+fn starts_of_several_runs_are_one_each() {
+    head("No difference, starts of three runs that differ between starts by ICC 0.8");
+    for starts in 3..=6 {
+        for together in [None, Some(0.9)] {
+            let design = Shared { starts, each: 3, icc: 0.8, cv: 0.1, together, told: true, ratio: 1.0 };
+            let name = format!("{starts} starts of 3, {}", together.map_or("of each arm's own", |_| "of both arms"));
+            let rates = rates(&name, 1.0, 100 + u64::from(starts), |rng| shared(design, rng));
+            hold_without_a_difference(&name, rates, true);
+        }
+    }
+    for starts in [1, 2] {
+        let design = Shared { starts, each: 6, icc: 0.8, cv: 0.1, together: None, told: true, ratio: 1.0 };
+        let few = shared(design, &mut Rng::with_seed(1));
+        assert!(matches!(
+            Design::of(&few.turns[0], &few.turns[1], false).bar,
+            Some(Unjudged::FewStarts { .. } | Unjudged::NotAlternating)
+        ));
+    }
+    let design = Shared { starts: 5, each: 3, icc: 0.8, cv: 0.1, together: Some(0.9), told: false, ratio: 1.0 };
+    let untold = shared(design, &mut Rng::with_seed(1));
+    assert_eq!(Design::of(&untold.turns[0], &untold.turns[1], false).bar, Some(Unjudged::StartsUnknown));
+}
+
+#[test]
+fn unequal_numbers_of_starts_make_no_false_winners() {
+    head("No difference, unequal numbers");
+    for (few, many, spreads) in [(5, 20, 1.0), (8, 16, 1.0), (5, 9, 3.0), (5, 20, 3.0), (6, 12, 0.3)] {
+        let make = |rng: &mut Rng| {
+            let side = |count: usize, first: u32, cv: f64, rng: &mut Rng| -> (Vec<Turn>, Vec<f64>) {
+                let turn = |n: usize| Turn {
+                    block: None,
+                    start: Some(first + n as u32),
+                    at: (n as f64 + 0.5 + f64::from(first) / 1000.0) * 100.0 / count as f64,
+                };
+                ((0..count).map(turn).collect(), (0..count).map(|_| (cv * normal(rng)).exp()).collect())
+            };
+            let (a, b) = (side(few, 0, 0.05 * spreads, rng), side(many, 100, 0.05, rng));
+            Made { turns: [a.0, b.0], values: [a.1, b.1] }
+        };
+        let name = format!("{few} beside {many}, the few spread {spreads} times as much");
+        let rates = rates(&name, 1.0, few as u64 + many as u64, make);
+        assert!(rates.winner <= 7.0 + margin() && rates.covered >= 93.0 - margin(), "{name}: {rates:?}");
+    }
+}
+
+#[test]
+fn a_true_tenth_is_named_nearly_as_often_as_by_welch_and_rightly() {
+    head("A true 10 %");
+    let of = |shape, order, each, cv| Alone { shape, order, each, cv, ratio: 1.1 };
+    for (design, behind) in [
+        (of(Shape::Lognormal, Order::Abab, 3, 0.03), 5.0),
+        (of(Shape::Lognormal, Order::Abab, 4, 0.04), 5.0),
+        (of(Shape::Normal, Order::Abab, 5, 0.03), 5.0),
+        (of(Shape::Lognormal, Order::Abab, 5, 0.05), 15.0),
+        (of(Shape::Lognormal, Order::Abba, 6, 0.05), 15.0),
+        (of(Shape::Normal, Order::Abab, 8, 0.07), 15.0),
+        (of(Shape::Normal, Order::Abab, 10, 0.08), 15.0),
+        (of(Shape::Lognormal, Order::Abab, 20, 0.1), 15.0),
+    ] {
+        let name = format!("{:?}, CV {:.0} %, {} a side", design.shape, design.cv * 100.0, design.each);
+        let rates = rates(&name, design.ratio, 7, |rng| alone(design, rng));
+        assert!(rates.right >= rates.welch - behind - margin(), "{name}: {rates:?}");
+        assert!(rates.winner - rates.right < 0.2, "{name}: the wrong one in {} %", rates.winner - rates.right);
+        assert!((93.5 - margin()..=97.0 + margin()).contains(&rates.covered), "{name}: {}", rates.covered);
+    }
+    let slow = of(Shape::OneSlow, Order::Abab, 10, 0.03);
+    let rates = rates("one run in four 1.6 times as slow, CV 3 %, 10 a side", 1.1, 8, |rng| alone(slow, rng));
+    assert!(rates.right >= 50.0 && rates.winner - rates.right < 1.0, "{rates:?}");
+}
+
+#[test]
+fn pairing_survives_starts_that_runs_share() {
+    head("A true 10 %, six starts of three runs of both arms, alike by 0.92");
+    let design = Shared { starts: 6, each: 3, icc: 0.9, cv: 0.1, together: Some(0.92), told: true, ratio: 1.1 };
+    let rates = rates("6 starts of 3, of both arms", 1.1, 9, |rng| shared(design, rng));
+    assert!(rates.right >= 95.0 - margin(), "{rates:?}");
+    assert!((93.5 - margin()..=97.0 + margin()).contains(&rates.covered), "{rates:?}");
+}
+
+/// Output tokens/s of S2 and S4 on two H200 (benches/results/two-h200), three blocks on each of six starts.
+#[rustfmt::skip]
+const H200: [[f64; 18]; 2] = [
+    [13817.4, 15269.3, 15614.6, 14926.6, 17293.2, 14313.2, 14014.0, 12612.4, 12840.2,
+     16530.4, 19188.6, 14759.9, 18142.8, 20678.4, 14388.7, 14894.3, 11676.4, 15671.5],
+    [27223.0, 37731.1, 29637.9, 29210.4, 26195.7, 28441.4, 33681.7, 29805.5, 25729.5,
+     37085.9, 36197.0, 29785.8, 37370.3, 23772.5, 27601.7, 23774.6, 28634.6, 26131.0],
+];
+
+#[test]
+fn the_paired_difference_is_that_of_a_mixed_model() {
+    let turn =
+        |side: u32| move |n: u32| Turn { block: Some(n), start: Some(n / 3), at: f64::from(2 * n + (n + side) % 2) };
+    let turns = [0, 1].map(|side| (0..18).map(turn(side)).collect::<Vec<Turn>>());
+    let (judged, _) = Made { turns, values: H200.map(|values| values.to_vec()) }.judged().unwrap();
+    // statsmodels 0.14, MixedLM: y ~ arm, by start, re_formula ~arm, and blocks as a variance component: 1.944, 0.0456.
+    assert!((judged.log.mean.exp() - 1.944).abs() < 5e-4 && (judged.log.se - 0.0456).abs() < 5e-5, "{judged:?}");
+}
+
+#[test]
+fn a_drift_costs_little_where_it_is_fitted() {
+    head("A true 10 %, and a line of ten times the spread");
+    for (order, each) in [(Order::Abab, 6), (Order::Abba, 6), (Order::Abab, 10)] {
+        let design = Alone { shape: Shape::Trend(10.0), order, each, cv: 0.03, ratio: 1.1 };
+        let rates = rates(&format!("{order:?}, {each} a side"), 1.1, 10, |rng| alone(design, rng));
+        assert!(rates.right >= 90.0 && rates.covered >= 93.5 - margin(), "{rates:?}");
+    }
+}
+
+#[test]
+fn the_detectable_difference_is_shown_in_four_of_five() {
+    head("The smallest detectable difference, of one test and of one among ten");
+    for (each, tests) in [(5, 1), (10, 1), (5, 10), (10, 10)] {
+        let null = Alone { shape: Shape::Lognormal, order: Order::Abab, each, cv: 0.05, ratio: 1.0 };
+        let mut rng = Rng::with_seed(17);
+        let logs: f64 = (0..1000).map(|_| alone(null, &mut rng).judged().unwrap().0.detectable(tests).ln()).sum();
+        let ratio = (logs / 1000.0).exp();
+        // One of so many tests, the others of no difference: Holm's first step.
+        let adjusted = |judged: &Judged| tests as f64 * if tests > 1 { judged.p_of_many() } else { judged.p() };
+        let mut shown = 0;
+        for _ in 0..experiments() {
+            let (judged, _) = alone(Alone { ratio, ..null }, &mut rng).judged().unwrap();
+            shown += u32::from(judged.shows(adjusted(&judged).min(1.0)).is_ok());
+        }
+        let power = 100.0 * f64::from(shown) / f64::from(experiments());
+        println!("{each} a side, one of {tests}, ratio {ratio:.3}: shown in {power:.1} %");
+        assert!((72.0..90.0).contains(&power), "{power}");
+    }
+}
