@@ -272,12 +272,11 @@ pub(super) fn of_runs(runs: &[RunRows], scope: Scope, warnings: &mut Vec<Warning
         Scope::TheseStarts => Some((
             "these_starts",
             "within these starts: the epochs shared starts of the servers, or it is not known whether they did, so how much \
-             another start would change is not in the intervals, and no winner is named",
+             another start would change is not in the intervals",
         )),
         Scope::OneRun => Some((
             "one_run",
-            "within these runs only: how much other runs would change is not known, so ratios have no interval, and no winner is \
-             named",
+            "within these runs only: how much other runs would change is not known, so ratios have no interval",
         )),
     };
     if let Some((check, text)) = heading {
