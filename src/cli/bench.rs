@@ -308,7 +308,6 @@ fn spec(
         input_len: chosen.told_input_len,
         output_len: chosen.told_output_len,
         seed,
-        ..Load::default()
     };
     let backend = scrape.iter().any(|one| one.base == args.url.base).then(|| args.url.authority().to_owned());
     RunSpec {

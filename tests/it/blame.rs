@@ -19,13 +19,16 @@ fn error_event() -> Script {
     stream(&[format!("{event}\n\n"), DONE.to_owned()])
 }
 
+/// What a backend does with a request.
+type Play = fn() -> Script;
+
 fn ejections(forebay: &Forebay) -> f64 {
     forebay.metric("forebay_ejections_total", &["reason=\"failures\""])
 }
 
 #[test]
 fn the_same_server_error_from_all_ejects_none_however_it_is_told() {
-    let played: [(&str, fn() -> Script); 2] = [("a status", || answer(500, &[], "{}")), ("an event", error_event)];
+    let played: [(&str, Play); 2] = [("a status", || answer(500, &[], "{}")), ("an event", error_event)];
     for (what, play) in played {
         for retry in ["attempts = 3", "attempts = 1", "budget = { burst = 1, ratio = 0, per_second = 0 }"] {
             let mocks = [0, 1, 2].map(|_| {
@@ -49,7 +52,7 @@ fn the_same_server_error_from_all_ejects_none_however_it_is_told() {
 
 #[test]
 fn one_that_fails_where_the_others_serve_is_ejected() {
-    let played: [(&str, fn() -> Script); 2] = [("a status", || answer(500, &[], "{}")), ("an event", error_event)];
+    let played: [(&str, Play); 2] = [("a status", || answer(500, &[], "{}")), ("an event", error_event)];
     for (what, play) in played {
         let mocks = [Mock::replying(move |_: &Seen| play()), Mock::start(), Mock::start()];
         let forebay = Harness::new().pool("tiny", &mocks.each_ref()).start();
@@ -159,12 +162,11 @@ fn an_engine_that_sleeps_or_is_paused_is_drained_until_it_wakes() {
         let rests = Arc::new(AtomicBool::new(false));
         let says = Arc::clone(&rests);
         mocks[0].probes(move |target| {
-            let other = matches!(target, "/is_sleeping" | "/is_paused").then(|| {
+            matches!(target, "/is_sleeping" | "/is_paused").then(|| {
                 let rests = target == path && says.load(Ordering::SeqCst);
                 let member = target.trim_start_matches('/');
                 answer(200, &[], &format!("{{\"{member}\":{rests}}}"))
-            });
-            other
+            })
         });
         let forebay = Harness::new()
             .config("[health]\ninterval = \"250ms\"\ntimeout = \"250ms\"")

@@ -121,7 +121,8 @@ fn call_as_the_libraries_do(forebay: &Forebay, body: &str) -> u16 {
 
 #[test]
 fn of_a_deadly_prompt_one_call_meets_at_most_two_engines() {
-    let deaths: [(&str, bool, fn() -> Script); 6] = [
+    type Play = fn() -> Script;
+    let deaths: [(&str, bool, Play); 6] = [
         ("the connection closes", false, || vec![Step::Close]),
         ("the connection closes", true, || vec![Step::Close]),
         ("a stream ends without an event", true, || vec![stream_head(), Step::Close]),

@@ -144,8 +144,8 @@ impl Runs<'_> {
         let mut units: BTreeMap<u32, Vec<Places>> = BTreeMap::new();
         if blocks.is_empty() {
             let mut whole: BTreeMap<u32, Places> = BTreeMap::new();
-            for side in 0..2 {
-                for (place, start) in starts[side].iter().enumerate() {
+            for (side, of_side) in starts.iter().enumerate() {
+                for (place, start) in of_side.iter().enumerate() {
                     whole.entry(*start).or_default()[side].push(place);
                 }
             }
@@ -217,7 +217,7 @@ impl Runs<'_> {
     /// Runs as the units, of which one cannot tell how much another start would change.
     fn within(&self, among: &Places, bar: Unjudged) -> Design {
         let blocks: Vec<Vec<Places>> = self.blocks(among).into_iter().map(|block| vec![block]).collect();
-        if blocks.len() >= 2 && !(self.clock && !self.apart(&blocks)) {
+        if blocks.len() >= 2 && (!self.clock || self.apart(&blocks)) {
             return Design { units: Units::Pairs(self.units(blocks)), scope: Scope::TheseStarts, bar: Some(bar) };
         }
         if among.iter().any(|side| side.len() < 2) {

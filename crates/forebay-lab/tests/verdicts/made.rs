@@ -169,7 +169,7 @@ pub(crate) fn shared(design: Shared, rng: &mut Rng) -> Made {
         if design.together.is_some() {
             for turn in 0..design.each {
                 let block = start * design.each + turn;
-                let order = if block % 2 == 0 { [0, 1] } else { [1, 0] };
+                let order = if block.is_multiple_of(2) { [0, 1] } else { [1, 0] };
                 order.into_iter().for_each(|arm| run(arm, Some(block), start, rng));
             }
         } else {

@@ -177,7 +177,7 @@ fn no_verdict_over_failed_requests() {
     let mut rng = Rng::with_seed(22);
     let runs = |fails: f64, rng: &mut Rng| -> Vec<RunRows> {
         let run = |epoch: u32| {
-            let (arm, fails) = if epoch % 2 == 0 { ("a", 0.0) } else { ("b", fails) };
+            let (arm, fails) = if epoch.is_multiple_of(2) { ("a", 0.0) } else { ("b", fails) };
             Run { fails, requests: 200, ..Run::of(arm, epoch, Offered::Rate(5.0)) }
         };
         (0..10).map(|epoch| run(epoch).rows(rng)).collect()
@@ -208,7 +208,7 @@ fn starts_that_nobody_told_name_no_winner() {
     assert!(matches!(because(&comparison), Unjudged::StartsUnknown | Unjudged::NotAlternating));
     let mut rng = Rng::with_seed(23);
     let untold = |epoch: u32| {
-        let (arm, speed) = if epoch % 2 == 0 { ("a", 1.0) } else { ("b", 1.4) };
+        let (arm, speed) = if epoch.is_multiple_of(2) { ("a", 1.0) } else { ("b", 1.4) };
         Run { start: None, ttft_ms: 200.0 * speed, ..Run::of(arm, epoch, Offered::Rate(5.0)) }
     };
     let runs: Vec<RunRows> = (0..10).map(|epoch| untold(epoch).rows(&mut rng)).collect();
@@ -255,7 +255,7 @@ fn a_true_tenth_on_shared_starts_is_named() {
 fn an_experiment_is_judged_when_its_plan_is_done_and_not_before_or_after() {
     let mut rng = Rng::with_seed(25);
     let run = |epoch: u32, rng: &mut Rng| {
-        let (arm, speed) = if epoch % 2 == 0 { ("a", 1.0) } else { ("b", 1.5) };
+        let (arm, speed) = if epoch.is_multiple_of(2) { ("a", 1.0) } else { ("b", 1.5) };
         Run { planned: Some(5), ttft_ms: 200.0 * speed, ..Run::of(arm, epoch, Offered::Rate(5.0)) }.rows(rng)
     };
     let runs: Vec<RunRows> = (0..12).map(|epoch| run(epoch, &mut rng)).collect();
@@ -270,7 +270,7 @@ fn an_experiment_is_judged_when_its_plan_is_done_and_not_before_or_after() {
     for _ in 0..sweeps() / 4 {
         let alike = |epoch: u32, rng: &mut Rng| {
             let speed = (0.05 * normal(rng)).exp();
-            let arm = if epoch % 2 == 0 { "a" } else { "b" };
+            let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
             Run { planned: Some(6), requests: 8, ttft_ms: 200.0 * speed, ..Run::of(arm, epoch, Offered::Rate(5.0)) }
                 .rows(rng)
         };
@@ -290,7 +290,7 @@ fn an_experiment_is_judged_when_its_plan_is_done_and_not_before_or_after() {
 fn shares_of_an_slo_are_compared_by_their_misses() {
     let mut rng = Rng::with_seed(26);
     let run = |epoch: u32, rng: &mut Rng| {
-        let (arm, misses) = if epoch % 2 == 0 { ("a", 1) } else { ("b", 19) };
+        let (arm, misses) = if epoch.is_multiple_of(2) { ("a", 1) } else { ("b", 19) };
         let mut rows = Run { requests: 1000, ..Run::of(arm, epoch, Offered::Rate(50.0)) }.rows(rng);
         for (place, record) in rows.records.iter_mut().enumerate() {
             let missed = place % 50 == 0 && place / 50 < misses;
@@ -310,7 +310,7 @@ fn shares_of_an_slo_are_compared_by_their_misses() {
 fn below_saturation_no_throughput_is_compared() {
     let mut rng = Rng::with_seed(27);
     let run = |epoch: u32, growth: f64, rng: &mut Rng| {
-        let arm = if epoch % 2 == 0 { "a" } else { "b" };
+        let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
         let mut rows = Run { requests: 200, ..Run::of(arm, epoch, Offered::Rate(10.0)) }.rows(rng);
         for record in &mut rows.records {
             let late = (record.sent_us as f64 * growth) as u64;
@@ -341,7 +341,7 @@ fn a_lateness_is_judged_by_what_it_could_change() {
     let mut rng = Rng::with_seed(28);
     let mut of = |ttft_ms: f64| {
         let run = |epoch: u32, rng: &mut Rng| {
-            let arm = if epoch % 2 == 0 { "a" } else { "b" };
+            let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
             let mut rows = Run { ttft_ms, ..Run::of(arm, epoch, Offered::Rate(10.0)) }.rows(rng);
             rows.end = Some(RunEnd { lag_p99_us: 1500 });
             rows
@@ -366,7 +366,7 @@ fn a_load_is_all_that_makes_it_one() {
         Load { dataset: Some("sharegpt".to_owned()), ..plain.clone() },
     ] {
         let run = |epoch: u32| {
-            let (arm, load) = if epoch % 2 == 0 { ("a", &plain) } else { ("b", &other) };
+            let (arm, load) = if epoch.is_multiple_of(2) { ("a", &plain) } else { ("b", &other) };
             Run { load: load.clone(), ..Run::of(arm, epoch, Offered::Rate(10.0)) }
         };
         let runs: Vec<RunRows> = (0..6).map(|epoch| run(epoch).rows(&mut rng)).collect();
@@ -375,7 +375,7 @@ fn a_load_is_all_that_makes_it_one() {
     // The same seed twice on one start: the servers knew the prompts.
     let mut runs: Vec<RunRows> = Vec::new();
     for epoch in 0..12 {
-        let arm = if epoch % 2 == 0 { "a" } else { "b" };
+        let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
         let start = Some(2 * (epoch / 4) + epoch % 2);
         let mut rows = Run { start, ..Run::of(arm, epoch, Offered::Rate(10.0)) }.rows(&mut rng);
         rows.head.as_mut().unwrap().load.seed = u64::from(epoch / 4);
@@ -390,7 +390,7 @@ fn arms_with_other_models_or_prompts_are_not_compared() {
     let mut rng = Rng::with_seed(30);
     let of = |change: &dyn Fn(&mut RunRows), rng: &mut Rng| {
         let run = |epoch: u32, rng: &mut Rng| {
-            let arm = if epoch % 2 == 0 { "a" } else { "b" };
+            let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
             let mut rows = Run::of(arm, epoch, Offered::Rate(10.0)).rows(rng);
             if arm == "b" {
                 change(&mut rows);
