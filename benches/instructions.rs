@@ -220,7 +220,7 @@ fn metrics_observation(handles: (Telemetry, Arc<BackendMetrics>)) -> (Telemetry,
 #[bench::outcome(backend_metrics())]
 fn metrics_count(handles: (Telemetry, Arc<BackendMetrics>)) -> (Telemetry, Arc<BackendMetrics>) {
     for _ in 0..TIMES {
-        handles.1.request(black_box(metrics::Outcome::Failed(Failure::ClientLeft)));
+        handles.1.request(Api::Chat, black_box(metrics::Outcome::Failed(Failure::ClientLeft)));
     }
     handles
 }

@@ -114,7 +114,7 @@ fn update() -> Result<bool, Box<dyn Error>> {
 }
 
 fn store_path() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.toml")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.toml")
 }
 
 /// The store, where its counts can be compared with those of this machine; else the reason.
@@ -160,7 +160,7 @@ fn tools() -> Result<Tools, String> {
 
 /// The version of a crate in `Cargo.lock`.
 fn locked(name: &str) -> Option<String> {
-    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).ok()?;
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock")).ok()?;
     let entry = lock.split("[[package]]").find(|entry| entry.contains(&format!("\nname = \"{name}\"\n")))?;
     Some(entry.split("version = \"").nth(1)?.split('"').next()?.to_owned())
 }
