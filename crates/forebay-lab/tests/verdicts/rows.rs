@@ -374,7 +374,7 @@ fn a_load_is_all_that_makes_it_one() {
     }
     // The same seed twice on one start: the servers knew the prompts.
     let mut runs: Vec<RunRows> = Vec::new();
-    for epoch in 0..12 {
+    for epoch in 0..12_u32 {
         let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
         let start = Some(2 * (epoch / 4) + epoch % 2);
         let mut rows = Run { start, ..Run::of(arm, epoch, Offered::Rate(10.0)) }.rows(&mut rng);
