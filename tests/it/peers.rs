@@ -46,6 +46,21 @@ impl Bench {
     }
 }
 
+/// Servers outlive a call, and must not outlive a test that failed.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let notes = std::fs::read_dir(self.dir.path().join("servers")).into_iter().flatten().flatten();
+        for note in notes.filter(|note| note.path().extension().is_some_and(|end| end == "json")) {
+            let text = std::fs::read_to_string(note.path()).unwrap_or_default();
+            if let Some(pid) =
+                serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|note| note["pid"].as_u64())
+            {
+                let _ = Command::new("kill").arg(pid.to_string()).output();
+            }
+        }
+    }
+}
+
 fn words(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
