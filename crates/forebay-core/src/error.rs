@@ -62,10 +62,10 @@ pub enum Failure {
     ClientLeft,
 }
 
-/// How long a backend is left alone that is full or cannot be reached, where it names nothing.
+/// The pause of a backend that is full or cannot be reached, where it names none itself.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Whom a failure is counted against.
+/// The party that a failure is counted against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// The backend: feeds back-off and ejection.
@@ -323,14 +323,14 @@ impl Refusal {
         }
     }
 
-    /// Whether a client that sent the request again at once would do harm: a backend may have died of it, or it has already used up
-    /// the time for an answer.
+    /// Returns whether a client that sent the request again at once would do harm: a backend may have died of it, or it has
+    /// already used up the time for an answer.
     #[must_use]
     pub fn forbids_retry(&self) -> bool {
         matches!(self, Refusal::Exhausted { failure, .. } if failure.is_death() || failure.status() == 504)
     }
 
-    /// Whether every backend that may have the request is at its limit.
+    /// Returns whether the refusal says that every backend that may have the request is at its limit.
     #[must_use]
     pub fn is_for_want_of_room(&self) -> bool {
         matches!(self, Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_))

@@ -39,6 +39,7 @@ pub fn obstacle(error: &(dyn Error + 'static)) -> Option<Failure> {
         if let Some(failure) = error.downcast_ref::<io::Error>().and_then(of_system) {
             return Some(failure);
         }
+        // Not returned yet: the lookup may itself have failed for a shortage, which is among its causes.
         unresolved |= error.is::<Unresolved>();
         // An I/O error hands on the cause of what it wraps, not what it wraps.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -50,9 +51,10 @@ pub fn obstacle(error: &(dyn Error + 'static)) -> Option<Failure> {
     unresolved.then_some(Failure::Unreachable)
 }
 
-/// What an error of the system means for a new connection.
+/// Returns the failure that an error of the system means for a new connection, if it is this host's.
 fn of_system(error: &io::Error) -> Option<Failure> {
     match Errno::from_raw(error.raw_os_error()?) {
+        // Descriptors or memory are used up: every connection fails now, whichever backend it is for.
         Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => Some(Failure::Shortage),
         // No port left for this address, no route, a family of addresses that is off, a firewall of this host. EHOSTUNREACH is
         // none of these: it also says that the backend's host does not answer.
@@ -70,6 +72,7 @@ fn of_system(error: &io::Error) -> Option<Failure> {
 
 /// Warns of a shortage or of a backend out of reach, now and then and not for every connection that it prevents.
 pub fn warn_of(failure: Failure, backend: &dyn std::fmt::Display, error: &dyn Error, now: Time) {
+    // One throttle for each, so that one trouble does not hide the other.
     static SHORTAGE: Throttle = Throttle::new();
     static UNREACHABLE: Throttle = Throttle::new();
     match failure {

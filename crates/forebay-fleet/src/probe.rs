@@ -59,7 +59,7 @@ pub fn bearer(key: &str) -> Result<HeaderValue, InvalidHeaderValue> {
 #[derive(Clone, Debug)]
 pub struct ProbeClient {
     http: Client<HttpConnector<Resolver>, Full<Bytes>>,
-    /// What each request has beside its own headers.
+    /// The headers that each request has beside its own.
     headers: HeaderMap,
 }
 

@@ -96,6 +96,7 @@ impl Attempts {
         } else {
             self.fresh = false;
             self.failed += 1;
+            // One other failure is enough: that backend may serve the model.
             self.not_served &= failure == Failure::NotServed;
         }
         if is_answer(failure) {
@@ -104,20 +105,21 @@ impl Attempts {
         if failure.may_be_the_requests().is_some() {
             self.server_error = failure.may_be_the_requests();
         }
+        // That the model is not served here must not hide another failure, which says more.
         if failure != Failure::NotServed || self.not_served {
             self.last = Some(failure);
         }
     }
 
-    /// Whether the answer that came with this failure is to be kept: that a backend does not serve the model says nothing while
-    /// another that may serve it has failed otherwise. Ask before `note`.
+    /// Returns whether the answer that came with this failure is to be kept. That a backend does not serve the model says nothing
+    /// while another that may serve it has failed otherwise. Ask before `note`.
     #[must_use]
     pub fn keeps(&self, failure: Failure) -> bool {
         is_answer(failure) || (failure == Failure::NotServed && self.not_served)
     }
 
-    /// Whether this failure is to be held against the backend that caused it, beyond what `Failure::blame` says: not if
-    /// another backend gave the same status, or the same code in an error event, for this request, since then it is the request's
+    /// Returns whether this failure is to be held against the backend that caused it, beyond what `Failure::blame` says. It is not
+    /// if another backend gave the same status, or the same code in an error event, for this request: then it is the request's
     /// doing. Ask before `note`.
     #[must_use]
     pub fn blames(&self, failure: Failure) -> bool {
@@ -133,6 +135,7 @@ impl Attempts {
         let theirs = match stage {
             Stage::NothingSent => {
                 let answered = self.answered || (self.not_served && self.failed > 0);
+                // These are the operator's to mend, so a backend's earlier answer must not hide them.
                 let ours = matches!(last, Failure::Misconfigured(_) | Failure::Shortage);
                 answered && self.deaths < MAX_DEATHS && !ours
             }
@@ -178,8 +181,8 @@ pub fn is_answer(failure: Failure) -> bool {
     }
 }
 
-/// Whether the failed attempt counts against no limit and is not paid from the budget: it cost no backend anything, or its backend
-/// does nothing. A backend is tried once, so there is an end to such attempts.
+/// Returns whether the failed attempt counts against no limit and is not paid from the budget: it cost no backend anything, or
+/// its backend does nothing. A backend is tried once, so there is an end to such attempts.
 #[must_use]
 pub fn costs_nothing(failure: Failure) -> bool {
     matches!(failure, Failure::Unreachable | Failure::Silent)
@@ -189,6 +192,7 @@ pub fn costs_nothing(failure: Failure) -> bool {
 #[must_use]
 pub fn verdict(failure: Failure, seen: &Attempts) -> Verdict {
     match failure {
+        // Nobody waits, no time is left, or a part of the answer is with the client.
         Failure::ClientLeft | Failure::Shutdown | Failure::Deadline | Failure::Idle | Failure::Truncated => {
             Verdict::Over
         }
@@ -210,6 +214,7 @@ pub fn verdict(failure: Failure, seen: &Attempts) -> Verdict {
         | Failure::Stalled
         | Failure::ListenerGone => {
             // A request that kills each backend that gets it would take down the fleet one by one: two are enough.
+            // `seen` does not have this failure yet, so that it is added here and below.
             let deaths = seen.deaths + u32::from(seen.kills(failure));
             if deaths < MAX_DEATHS && seen.failed + 1 < seen.limit { Verdict::Next } else { Verdict::Over }
         }

@@ -66,7 +66,7 @@ impl Split {
         Session(Arc::new(self.hashed(session)))
     }
 
-    /// As `assign`, of a session that was kept.
+    /// Returns the arm of a session that was kept; of a request without one, an arm drawn by share.
     #[must_use]
     pub fn assign_kept(&self, session: Option<&Session>, rng: &mut fastrand::Rng) -> ArmIndex {
         match (self.single, session) {
@@ -77,6 +77,7 @@ impl Split {
     }
 
     fn hashed(&self, session: &str) -> Sha256 {
+        // The length goes first, or a session and an arm's name could read like another pair of them.
         self.salted.clone().chain_update((session.len() as u64).to_le_bytes()).chain_update(session)
     }
 
@@ -109,8 +110,8 @@ impl Split {
     }
 }
 
-/// What is kept of a session for as long as its request lasts: a keyed hash, the same after a restart and in every replica with the
-/// same `split_salt`. Clients choose sessions, so these may be long, and may be names.
+/// A session as it is kept for as long as its request lasts: a keyed hash, the same after a restart and in every replica with
+/// the same `split_salt`. Clients choose sessions, so these may be long, and may be names.
 #[derive(Clone)]
 pub struct Session(Arc<Sha256>);
 
@@ -137,6 +138,7 @@ fn unit(hash: Sha256) -> f64 {
     let digest = hash.finalize();
     let mut first = [0_u8; 8];
     first.copy_from_slice(&digest[..8]);
+    // Half a step up, since the logarithm of zero is infinite.
     ((u64::from_be_bytes(first) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
 }
 

@@ -27,6 +27,7 @@ impl LaneKey {
     /// The lane of a session of a client. Without keys all are one client; requests without a session share a lane of their client.
     #[must_use]
     pub fn of(session: Option<&str>, client: Option<&str>) -> LaneKey {
+        // Only a hash is kept: clients choose these texts, which may be long.
         let hash = |name: Option<&str>| {
             let mut hasher = DefaultHasher::new();
             name.hash(&mut hasher);
@@ -145,6 +146,7 @@ impl<T> WaitRoom<T> {
             }
         }
         let client = self.clients.entry(lane.client).or_insert_with(|| {
+            // Behind all that wait: a client gains no earlier turn by leaving and coming back.
             let turn = next(&mut self.next_turn);
             self.turns.insert(turn, lane.client);
             Client { turn, lanes: HashMap::new(), turns: BTreeMap::new(), from: 0, len: 0 }
@@ -175,10 +177,12 @@ impl<T> WaitRoom<T> {
     /// must then have less than.
     fn last_of_a_longer_line(&self, newcomer: LaneKey) -> Option<Place> {
         let own = self.clients.get(&newcomer.client);
+        // Ties go by turn, not by the order of the map: of equals, the one that would be served last gives up a place.
         let (key, most) = self.clients.iter().max_by_key(|(_, client)| (client.len, client.turn))?;
         if most.len > own.map_or(0, |client| client.len) + 1 {
             return most.last_place(*key, 0);
         }
+        // No other client has enough more, so the newcomer's own one makes room by its longest lane, or not at all.
         let own = own?;
         let lane = own.lanes.get(&newcomer.session).map_or(0, |lane| lane.line.len());
         own.last_place(newcomer.client, lane + 1)
@@ -192,6 +196,7 @@ impl<T> WaitRoom<T> {
         let (_, waiter) = lane.line.remove(at)?;
         self.len -= 1;
         client.len -= 1;
+        // A lane and its turn go together: `serve` relies on a lane behind every turn.
         if lane.line.is_empty() {
             client.turns.remove(&lane.turn);
             client.lanes.remove(&place.lane.session);
@@ -209,6 +214,7 @@ impl<T> WaitRoom<T> {
     pub fn serve<R>(&mut self, mut look: impl FnMut(&mut T) -> Step<R>) -> Vec<(T, R)> {
         let mut served = Vec::new();
         let mut from = 0;
+        // A lane that was passed is not looked at again in a round, however often its client's turn comes.
         for client in self.clients.values_mut() {
             client.from = 0;
         }

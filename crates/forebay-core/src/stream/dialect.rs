@@ -108,6 +108,7 @@ impl Dialect {
             b"response.created" | b"response.in_progress" | b"response.queued" => {
                 (Class::quiet(EventKind::Other), EventKind::Preamble)
             }
+            // A proof of the engine from its beginning on; the end is noted when the last part has come.
             b"response.completed" | b"response.incomplete" => (Class::quiet(EventKind::Token), EventKind::End),
             b"response.failed" | b"error" => (Class::quiet(EventKind::Other), failed),
             _ => (Class::TOKEN, EventKind::Other),
@@ -154,6 +155,7 @@ impl Dialect {
         match chunk.choices {
             Some(choices) if !is_blank(choices) => {
                 self.usage_in_each_event |= written.is_some();
+                // The role event comes with the first token's: counted, it would add a gap of zero between two events.
                 Class { kind: EventKind::Token, counts: self.warm || !is_role(choices) }
             }
             Some(_) if written.is_some() => Class::quiet(EventKind::Usage),
@@ -254,13 +256,13 @@ impl Dialect {
     }
 }
 
-/// Whether the body of an error answer says, as vLLM does, that the engine behind the server is gone.
+/// Returns whether the body of an error answer says, as vLLM does, that the engine behind the server is gone.
 #[must_use]
 pub fn says_engine_dead(body: &[u8]) -> bool {
     read_error(body).engine_dead
 }
 
-/// Whether the data of an event is not the mere beginning of some.
+/// Returns whether the data of an event is whole, and not only the beginning of some.
 pub(super) fn is_whole(data: &[u8]) -> bool {
     data.trim_ascii() == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(data).is_ok()
 }

@@ -53,7 +53,7 @@ impl Api {
     }
 }
 
-/// What a segment is.
+/// The kind of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// Comments or blank lines, of which a client sees nothing: `: keep-alive`. No proof.
@@ -163,6 +163,7 @@ impl Parser {
             && let Some(event) = sse::simple(&chunk)
         {
             let class = self.dialect.classify(&event);
+            // The framer did not see these line ends, by which it judges a later CR.
             self.framer.skip_lf_event();
             self.first = false;
             out.push(segment(chunk, class));
@@ -191,6 +192,7 @@ impl Parser {
                     (raw, quiet(self.last))
                 }
             };
+            // Only the first event may have a byte order mark before it.
             self.first = false;
             out.push(segment(raw, class));
         }
@@ -210,7 +212,7 @@ impl Parser {
         Some(segment(raw, class))
     }
 
-    /// Whether events with choices report usage: the client asked for that, or the server was started with
+    /// Returns whether events with choices report usage: the client asked for that, or the server was started with
     /// `--enable-force-include-usage`.
     #[must_use]
     pub fn usage_in_each_event(&self) -> bool {

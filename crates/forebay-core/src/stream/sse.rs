@@ -86,6 +86,7 @@ impl Framer {
             // lasts.
             return Some(Frame::Event(std::mem::take(&mut self.pending).freeze()));
         }
+        // No event ends here, so that all of it belongs to the open one.
         let piece = std::mem::take(rest);
         if self.oversize {
             return Some(Frame::Part(piece));
@@ -125,6 +126,7 @@ impl Framer {
                     i += 1;
                 }
                 At::Cr => {
+                    // Judged with the next byte, which may be the first of the next chunk.
                     self.crlf = byte == b'\n';
                     i += usize::from(self.crlf);
                     self.at = At::Start;
@@ -170,6 +172,7 @@ pub(super) fn simple(chunk: &[u8]) -> Option<Event<'_>> {
         }
         None => (&b""[..], body),
     };
+    // Any other form, such as a comment or a field without its space, takes the general way.
     let data = line.strip_prefix(b"data: ")?;
     // What is left of the chunk must be the one line that it seems to be, and the name no two lines.
     if memchr2(b'\n', b'\r', data).is_some() || memchr(b'\r', name).is_some() {
@@ -197,8 +200,10 @@ pub(super) fn parse(raw: &[u8], first: bool) -> Event<'_> {
         event.silent = false;
         let (field, value) = match memchr(b':', line) {
             Some(colon) => (&line[..colon], &line[colon + 1..]),
+            // By the standard a line without a colon is a field with an empty value.
             None => (line, &b""[..]),
         };
+        // The standard takes away one space after the colon, and no more.
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match field {
             b"event" => event.name = value,
@@ -211,6 +216,7 @@ pub(super) fn parse(raw: &[u8], first: bool) -> Event<'_> {
                     data.extend_from_slice(value);
                 }
             },
+            // `id` and `retry` are for the client, which gets the bytes as they are.
             _ => {}
         }
     }

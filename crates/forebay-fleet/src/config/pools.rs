@@ -21,10 +21,10 @@ const BACKENDS_FORM: &str = "backends = [{ url = \"http://127.0.0.1:8001\" }]";
 /// Place where a name or a URL was first used.
 type Places<K> = HashMap<K, Range<usize>>;
 
-/// What the pools are read beside.
+/// The settings outside the pools that their reading needs.
 pub(super) struct Around<'a> {
     pub(super) outside: &'a Outside<'a>,
-    /// Where this proxy itself listens.
+    /// The address at which this proxy itself listens.
     pub(super) listener: &'a Got<SocketAddr>,
 }
 

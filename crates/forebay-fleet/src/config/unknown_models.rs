@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// What becomes of a request for a model that no backend lists.
+/// The way in which a pool handles a request for a model that no backend lists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownModels {
@@ -14,6 +14,6 @@ pub enum UnknownModels {
 }
 
 impl UnknownModels {
-    /// As written in the configuration.
+    /// All of them, by their names in the configuration.
     pub const ALL: [(&str, UnknownModels); 2] = [("try", UnknownModels::Try), ("refuse", UnknownModels::Refuse)];
 }

@@ -76,7 +76,8 @@ impl BackendUrl {
         self.uri.host().unwrap_or_default()
     }
 
-    /// Whether a connection to this URL would reach what listens at `listener` on the same machine, as far as the texts tell.
+    /// Returns whether a connection to this URL would reach what listens at `listener` on the same machine, as far as the texts
+    /// tell.
     #[must_use]
     pub fn leads_to(&self, listener: SocketAddr) -> bool {
         let host = self.host().trim_matches(['[', ']']);

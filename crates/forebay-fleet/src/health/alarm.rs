@@ -26,7 +26,7 @@ pub const GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Alarm {
     states: watch::Sender<AlarmState>,
-    /// When its server last gave a sign of life, tokens apart: the head of an answer, a scrape, `/health`.
+    /// The time of its server's last sign of life, tokens apart: the head of an answer, a scrape, `/health`.
     heard: Heard,
 }
 
@@ -46,6 +46,7 @@ impl Alarm {
     /// The engine hangs: all attempts under way end now with [`Failure::Stalled`], a death. Attempts that begin later are not
     /// concerned, nor are those that the API server answers by itself ([`Kind::Light`]).
     pub fn stalled(&self) {
+        // Counted, not set: an attempt that begins later starts from the new count, and nothing need be taken back.
         self.states.send_modify(|state| state.stalls += 1);
     }
 
@@ -78,7 +79,7 @@ impl Alarm {
         self.heard.note(now);
     }
 
-    /// When it last did.
+    /// Returns the time of the server's last sign of life.
     #[must_use]
     pub fn last_heard(&self) -> Time {
         self.heard.last()
@@ -96,13 +97,13 @@ impl Alarm {
         self.states.send_if_modified(|state| state.silent.take().is_some());
     }
 
-    /// Whether nothing comes of the server.
+    /// Returns whether nothing comes of the server.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         self.states.borrow().silent.is_some()
     }
 
-    /// Whether the listener is gone.
+    /// Returns whether the listener is gone.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.states.borrow().gone.is_some()
@@ -112,6 +113,7 @@ impl Alarm {
     #[must_use]
     pub(crate) fn watch(&self, kind: Kind, begun: Time) -> Watch {
         let states = self.states.subscribe();
+        // A light request needs no engine, so that one that hangs is no reason to end it.
         let stalls = (kind != Kind::Light).then(|| states.borrow().stalls);
         Watch { states, stalls, begun, heard: Heard::default(), may_move: false, stayed: Time::ZERO }
     }
@@ -124,6 +126,7 @@ pub struct Heard(Arc<AtomicU64>);
 impl Heard {
     /// A piece came.
     pub fn note(&self, now: Time) {
+        // Relaxed is enough: no other memory depends on this time.
         self.0.store(now.as_micros(), Ordering::Relaxed);
     }
 
@@ -157,7 +160,7 @@ impl Watch {
         self.stayed = self.states.borrow().silent.unwrap_or(self.stayed);
     }
 
-    /// Where the attempt notes that something came.
+    /// Returns the place where the attempt notes that something came.
     #[must_use]
     pub fn heard(&self) -> Heard {
         self.heard.clone()
@@ -171,10 +174,13 @@ impl Watch {
             if self.stalls.is_some_and(|stalls| stalls != state.stalls) {
                 return Failure::Stalled;
             }
+            // It moves only if it began and last heard something before the silence. After `stays` only a newer finding
+            // moves it, or an attempt with nowhere to go would end at once when it is asked again.
             let is_moved = |since: Time| self.begun < since && self.heard.last() < since && self.stayed < since;
             if self.may_move && state.silent.is_some_and(is_moved) {
                 return Failure::Silent;
             }
+            // A piece since the first refusal shows a server that finishes its streams, as one does that ends well.
             let silent_since = state.gone.filter(|since| self.heard.last() < *since);
             // What began after the first refusal has its time, too.
             let left = silent_since.map(|since| (since.max(self.begun) + GRACE).since(clock.now()));

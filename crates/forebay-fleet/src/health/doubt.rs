@@ -16,7 +16,7 @@ use forebay_core::clock::Time;
 
 /// Models remembered that the backend denied.
 const DENIED: usize = 64;
-/// How long the backends that did not deny a model come first.
+/// The time for which the backends that did not deny a model come first.
 const DENIED_FOR: Duration = Duration::from_secs(60);
 
 /// The doubt about one backend; kept, as its load is, for as long as the backend is configured.
@@ -33,11 +33,12 @@ pub struct Doubt {
 impl Doubt {
     /// The backend answered with this status to a request for what the configuration says it serves, or to our key.
     pub fn raise(&self, status: u16) {
+        // Stored before the wake, so that whoever wakes finds it.
         self.refused.store(status, Ordering::Relaxed);
         self.wake.notify_one();
     }
 
-    /// What the backend is known to list is out of date.
+    /// Asks for a new list: the one that the backend is known by is out of date.
     pub fn ask_again(&self) {
         self.wake.notify_one();
     }
@@ -46,14 +47,16 @@ impl Doubt {
     pub fn denied(&self, model: &str, now: Time) {
         let model = self.hasher.hash_one(model);
         let mut denied = locked(&self.denied);
+        // A model that is denied again becomes the newest, so that the oldest goes first where there are too many.
         denied.retain(|(other, _)| *other != model);
+        // Bounded, and hashes only: clients choose the names.
         if denied.len() == DENIED {
             denied.pop_front();
         }
         denied.push_back((model, now));
     }
 
-    /// Whether it has said so of late. A hint: it may have loaded the model since.
+    /// Returns whether the backend has said of late that this model does not exist. A hint: it may have loaded the model since.
     #[must_use]
     pub fn denies(&self, model: &str, now: Time) -> bool {
         let model = self.hasher.hash_one(model);
@@ -62,6 +65,7 @@ impl Doubt {
 
     /// Waits until somebody doubts; at once if somebody has since the last time.
     pub async fn raised(&self) {
+        // A wake is kept while nobody waits, so a doubt that comes during a question leads to another one.
         self.wake.notified().await;
     }
 

@@ -262,7 +262,8 @@ impl Health {
         self.misconfigured = None;
     }
 
-    /// Whether it refuses what the config says can no longer be asked. So it is out as one that failed, and comes back by a request.
+    /// Notes that it can no longer be asked whether it refuses what the config says. So it is out as one that failed, and comes
+    /// back by a request.
     pub(crate) fn unsettled(&mut self, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
         match self.misconfigured.take() {
             Some((reason, _)) => self.eject(Ejection::Misconfigured, reason, rules, now, rng),
@@ -270,7 +271,7 @@ impl Health {
         }
     }
 
-    /// Where that leaves the backend. A drain hides the rest: it gets nothing either way.
+    /// Returns the state of the backend. A drain hides the rest: the backend gets nothing either way.
     pub(crate) fn state(&self, drained: Option<String>) -> HealthState {
         let reason = || self.out.0.clone();
         match (drained, &self.misconfigured, &self.phase) {

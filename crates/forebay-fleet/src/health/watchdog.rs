@@ -34,7 +34,7 @@ pub struct Watchdog {
     /// The last sample and its time, however old.
     sample: Option<(Sample, Time)>,
     silent: Duration,
-    /// How long of that streams waited, too.
+    /// The part of `silent` during which streams waited, too.
     silent_streams: Duration,
     /// For how long its figures were *seen* to stand still: one that could not be read meanwhile may have moved.
     stood: Duration,
@@ -68,12 +68,15 @@ impl Watchdog {
         let longer = limit.saturating_mul(BLIND);
         let would_move = sight.sample.is_some_and(|(sample, _)| sample.kv_usage.is_some() || sample.steps.is_some());
         let shows_work = sight.sample.is_some_and(|(sample, _)| shows_work(sample));
+        // First: the figures say that there is work, and stood still. Second: they do not say so, but would have moved.
+        // Third: without figures only streams tell, since an answer in one document is silent up to its end.
         let found = [
             (sight.waiting, self.silent, shows_work && self.stood >= limit, limit),
             (sight.waiting, self.silent, would_move && self.stood >= longer, longer),
             (sight.streams, self.silent_streams, true, longer),
         ];
         let found = found.into_iter().find(|(waiting, silent, seen, limit)| *waiting > 0 && *seen && silent >= limit);
+        // Once it is told the count begins at zero, or every later look would tell it again.
         let (_, silent, ..) = found?;
         self.begin_anew();
         Some(silent)
@@ -90,6 +93,7 @@ impl Watchdog {
             moved = differs(&old, &new);
             stood = at.since(before);
         }
+        // Kept over looks without a fresh sample, so that what moved meanwhile is seen by the next one.
         self.sample = sight.sample.or(self.sample);
         (moved || self.last.is_some_and(|(last, _)| last.progress != sight.progress), stood)
     }
@@ -101,7 +105,7 @@ fn shows_work(sample: Sample) -> bool {
     busy && (sample.kv_usage.is_some() || sample.steps.is_some())
 }
 
-/// Whether a figure that both have is another one. An absent one shows nothing.
+/// Returns whether a figure that both samples have is another one. An absent one shows nothing.
 pub(crate) fn differs(old: &Sample, new: &Sample) -> bool {
     let pairs =
         [(old.steps, new.steps), (old.kv_usage, new.kv_usage), (old.running, new.running), (old.waiting, new.waiting)];

@@ -54,6 +54,7 @@ impl Backoff {
 
     /// Backpressure: left alone for `pause`, never doubled, and no failure.
     pub(crate) fn busy(&mut self, pause: Duration, now: Time) {
+        // A short Retry-After does not cut a longer one that is still running.
         self.busy_until = self.busy_until.max(now + pause.min(LONGEST));
     }
 
@@ -113,6 +114,7 @@ impl Backoff {
 
     /// For how much longer it is left alone.
     pub(crate) fn open_for(&self, now: Time) -> Duration {
+        // A success since then has ended the pause, whatever was left of it.
         let failed_until = if self.pauses > 0 { self.failed_until } else { Time::ZERO };
         let until = failed_until.max(self.busy_until);
         if until > now { until.since(now) } else { Duration::ZERO }

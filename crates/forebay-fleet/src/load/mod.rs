@@ -53,6 +53,7 @@ pub struct Load {
 
 /// Calls `act` through a table, which calls back once, and hands its value on.
 fn once<A, B, T>(act: impl FnOnce(&mut A, B) -> T, call: impl FnOnce(&mut dyn FnMut(&mut A, B))) -> T {
+    // A trait object takes no generic closure and returns no generic value: both pass through options.
     let (mut act, mut value) = (Some(act), None);
     call(&mut |a, b| value = act.take().map(|act| act(a, b)));
     value.expect("a table calls back once")
@@ -79,12 +80,13 @@ impl Load {
 
     /// The server answered, so that it is not one that has yet to start.
     pub fn note_heard(&self) {
+        // Read first: nearly every call finds it set, and a store would take the cache line from the other readers.
         if !self.was_heard() {
             self.heard.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether the server has answered anything.
+    /// Returns whether the server has answered anything.
     #[must_use]
     pub fn was_heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)

@@ -150,7 +150,7 @@ impl LoadState {
         self.prefilling.saturating_add(self.decoding)
     }
 
-    /// Whether it has a request that makes more sequences than the pool lets one backend have.
+    /// Returns whether the backend has a request that makes more sequences than the pool lets one backend have.
     pub(crate) fn has_oversized(&self) -> bool {
         self.oversized > 0
     }
@@ -242,6 +242,7 @@ impl LoadState {
         self.served = Some(lease.kind);
         self.progress += 1;
         self.done.observe(lease.sequences, now);
+        // A stream's claim was counted at its first token.
         if lease.kind != Kind::Stream {
             self.worth.claimed(lease.claimed);
         }
@@ -336,6 +337,7 @@ impl LoadState {
 
     fn head(&self) -> Option<Head> {
         let head = self.waiting.head()?;
+        // Up to the last first token the engine may have been at another prompt: this one's turn came later.
         Some(Head { since: head.since.max(self.last_first_token), tokens: head.tokens })
     }
 

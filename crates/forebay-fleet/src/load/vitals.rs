@@ -65,7 +65,7 @@ impl Load {
         self.with(|state| state.backoff.count())
     }
 
-    /// The backend is back in: its failures are forgotten, and how fast it was and at first is will be soon.
+    /// Forgets the failures of a backend that is back, and lets its TTFT estimate adapt quickly again.
     pub(crate) fn forgive(&self) {
         self.change(|state, _| {
             state.backoff.forgive();
@@ -96,12 +96,12 @@ impl Load {
         });
     }
 
-    /// Until when the engine counts as one that works, by its metrics; `None` where they have shown no progress.
+    /// Returns the time until which the engine counts as one that works, by its metrics; `None` where they have shown no progress.
     pub(crate) fn works_until(&self, idle: Duration) -> Option<Time> {
         self.with(|state| state.works_until(idle))
     }
 
-    /// What the watchdog sees.
+    /// Returns the facts that the watchdog looks at.
     #[must_use]
     pub fn sight(&self, now: Time) -> Sight {
         self.with(|state| Sight {

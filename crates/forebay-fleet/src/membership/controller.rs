@@ -1,6 +1,5 @@
-//! The single writer of the snapshot: takes configurations and what shows a backend's health, keeps the identity of every
-//! backend, publishes a new snapshot when membership, health or configuration changed. Not on the way of a request that goes
-//! well; may be called from any thread, but not under a pool's gate, which it takes itself.
+//! The single writer of the snapshot: takes configurations and signs of health, keeps every backend's identity, and publishes a
+//! new snapshot on a change. Any thread may call it, but not under a pool's gate, which it takes itself. It is on no hot path.
 //!
 //! A backend is the same as before if pool model, arm name and URL are: it keeps its id, its load and its listed models. One
 //! that was removed and comes back is another: its old tickets count on the old load until they end.
@@ -62,10 +61,10 @@ impl From<&Config> for Settings {
 #[derive(Debug)]
 pub struct Controller(Arc<Core>);
 
-/// What backends list, by their URLs.
+/// The models that backends list, by the URLs of the backends.
 pub type Lists = HashMap<String, Arc<Vec<serde_json::Value>>>;
 
-/// What the writer and those who report to it share.
+/// The state that the writer and those who report to it share.
 #[derive(Debug)]
 pub(crate) struct Core {
     fleet: Fleet,
@@ -83,7 +82,7 @@ pub(crate) struct Inner {
     figures: HashMap<(String, String), Arc<Figures>>,
     next_id: u32,
     generation: u64,
-    /// What each backend is known to list, where the pools are made of that.
+    /// The models that each backend is known to list, where the pools are made of that.
     lists: Option<Lists>,
     /// Spreads ejections.
     rng: fastrand::Rng,
@@ -261,7 +260,7 @@ impl MemberKey {
 }
 
 impl Inner {
-    /// What this backend is known to list.
+    /// Returns the models that this backend is known to list.
     fn listed(&self, url: &model::BackendUrl) -> Arc<Vec<serde_json::Value>> {
         self.lists.as_ref().and_then(|lists| lists.get(&url.to_string()).cloned()).unwrap_or_default()
     }
@@ -269,8 +268,7 @@ impl Inner {
     /// The entry of this backend: the one there is, brought up to date, or a new one.
     fn entry(&mut self, key: &MemberKey, config: &model::BackendConfig, reports: Reports, now: Time) -> MemberRecord {
         if let Some(mut entry) = self.entries.remove(key) {
-            // A changed entry is a new backend over the same load, alarm and figures: readers hold the old one, which
-            // nobody may change.
+            // A new backend over the same load, alarm and figures: readers hold the old one, which nobody may change.
             if entry.config != *config {
                 entry.backend = Arc::new(Backend {
                     id: entry.backend.id,

@@ -33,9 +33,9 @@ pub struct Backend {
     pub load: Arc<Load>,
     /// The alarm that ends the attempts on it from outside. Kept as the load is.
     pub alarm: Arc<Alarm>,
-    /// What is to be found out about what it serves. Kept as the load is.
+    /// The doubt about what it serves, to be settled by asking it. Kept as the load is.
     pub doubt: Arc<Doubt>,
-    /// What its `/v1/models` lists, as it said it; empty until it was asked.
+    /// The models that its `/v1/models` lists, as it said it; empty until it was asked.
     pub models: Arc<ArcSwap<Vec<serde_json::Value>>>,
     /// The reports of its attempts on how it does.
     pub(crate) reports: Reports,

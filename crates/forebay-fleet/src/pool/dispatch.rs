@@ -130,6 +130,7 @@ impl Pool {
         match self.seek(&mut gate, query, rng, aside) {
             Sought::Placed(dispatched) => Ok(dispatched),
             Sought::Nowhere => Err(Refusal::NoBackend(self.model.clone())),
+            // Nobody waits on this way in, so that the time of the next look is of no use.
             Sought::Full(_) => Err(Refusal::WaitRoomFull(self.model.clone())),
         }
     }
@@ -171,6 +172,7 @@ impl Pool {
     }
 
     fn rules<'a>(&'a self, held: &'a [BackendId], slots: &Slots, facts: &RequestFacts) -> PoolRules<'a> {
+        // Asked for oversized requests alone: it looks at every member, and they are rare.
         let another = || self.members.iter().any(|member| slots.get(member.backend.load.slot()).has_oversized());
         PoolRules {
             seats: &self.seats,
@@ -183,7 +185,7 @@ impl Pool {
         }
     }
 
-    /// Whether the request makes more sequences than one backend may have.
+    /// Returns whether the request makes more sequences than one backend may have.
     fn is_oversized(&self, facts: &RequestFacts) -> bool {
         self.max_in_flight.is_some_and(|limit| facts.engine_sequences() > limit)
     }
@@ -194,6 +196,7 @@ impl Pool {
 
     /// A request comes to the gate; its first attempt (`first`) pays into the retry budget.
     pub(crate) fn arrive(&self, gate: &mut Gate<Pool>, first: bool) {
+        // Retries pay nothing in, or a fleet where much fails would pay for more and more of them.
         if first {
             gate.budget.deposit();
         }
@@ -294,6 +297,7 @@ impl Pool {
 
     /// Returns when the first back-off ends of an admitted backend that has room.
     fn next_look(&self, gate: &Gate<Pool>, facts: &RequestFacts, now: Time) -> Option<Time> {
+        // The end of a back-off is no event: whoever waits for one has to know when to look again.
         let members = gate.admitted.iter().map(|&place| &self.members[usize::from(place)]);
         let with_room = members.filter(|member| self.fits(gate, member, facts.engine_sequences()));
         let left = with_room.map(|member| gate.slots.get(member.backend.load.slot()).open_for(now));
@@ -305,6 +309,7 @@ impl Pool {
         if !decision.crossed() {
             return;
         }
+        // If one of the tried backends is in another arm, the request left its own before.
         let before = self.seats.iter().any(|seat| seat.arm != decision.assigned && tried.contains(&seat.id));
         if let (false, Some(arm)) = (before, self.arm(decision.assigned)) {
             arm.crossed.fetch_add(1, Ordering::Relaxed);

@@ -73,9 +73,9 @@ pub struct Pool {
     pub model: String,
     /// Other names that clients may use.
     pub aliases: Vec<String>,
-    /// Whether a backend is asked for a model that none lists.
+    /// True if a backend is asked for a model that none lists.
     pub tries_unknown: bool,
-    /// Whether the pool was made of what its backends list: a backend then serves the names on its list and no other.
+    /// True if the pool was made of what its backends list: a backend then serves the names on its list and no other.
     pub by_list: bool,
     /// The policy's name.
     pub policy: PolicyName,
@@ -142,7 +142,7 @@ impl Pool {
         self.split.session(session)
     }
 
-    /// Whether nobody is there: each backend is out, or has not answered yet, as while all of them load.
+    /// Returns whether nobody is there: each backend is out, or has not answered yet, as while all of them load.
     #[must_use]
     pub fn is_up_nowhere(&self) -> bool {
         self.members.iter().all(|member| !member.state.is_usable() || !member.backend.load.was_heard())

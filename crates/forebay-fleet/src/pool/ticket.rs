@@ -57,9 +57,10 @@ impl Ticket {
         self.backend.alarm.watch(self.lease.kind, now)
     }
 
-    /// What the relay tells and asks of the engine's load.
+    /// Returns the handle by which the relay tells and asks of the engine's load.
     #[must_use]
     pub fn engine_load(&self) -> EngineLoad {
+        // The watchdog never counts a light request as one that waits, so a pause of it must not be subtracted.
         let engine = (self.lease.kind != Kind::Light).then(|| Arc::clone(&self.backend.load));
         EngineLoad { load: engine, streams: self.lease.kind == Kind::Stream }
     }
@@ -95,6 +96,7 @@ impl Ticket {
             }
             // A client that left or asked for nonsense says nothing of the backend.
             AttemptOutcome::Neutral => {}
+            // Nobody will withdraw it: the suspicion stands at once.
             AttemptOutcome::Failed(failure) => drop(self.suspect(failure, now)),
         }
     }
@@ -110,6 +112,7 @@ impl Ticket {
             failure,
             at: now,
             pauses,
+            // Only failures of this kind count in the row that ejects a backend.
             stands: failure.blame() == Blame::Backend,
         }
     }
@@ -123,7 +126,7 @@ pub struct EngineLoad {
 }
 
 impl EngineLoad {
-    /// Until this is dropped the attempt's client does not read, so that its backend's silence says nothing.
+    /// Notes that the attempt's client does not read until the value is dropped, so that its backend's silence says nothing.
     pub fn pause(&self) -> Pause {
         if let Some(load) = &self.load {
             load.pause(true, self.streams);
@@ -131,8 +134,8 @@ impl EngineLoad {
         Pause(self.clone())
     }
 
-    /// Until when the engine counts as one that works, if its metrics have shown progress: as long as the last scrape is believed
-    /// where that one did, and for `idle` after the last that did. `None` where nothing is known.
+    /// Returns the time until which the engine counts as one that works, if its metrics have shown progress: as long as the last
+    /// scrape is believed where that one did, and for `idle` after the last that did. `None` where nothing is known.
     #[must_use]
     pub fn works_until(&self, idle: Duration) -> Option<Time> {
         self.load.as_ref()?.works_until(idle)
@@ -176,8 +179,10 @@ impl Suspicion {
 
 impl Drop for Suspicion {
     fn drop(&mut self) {
+        // On the drop, so that no way out of the caller forgets a failure.
         if self.stands {
             let row = self.backend.load.count_failure();
+            // The gate is open again: the writer takes its own lock first, and the gates under it.
             self.backend.reports.failed(self.backend.id, row, self.failure, self.at);
         }
     }

@@ -177,6 +177,7 @@ fn push_plain(line: &mut String, value: &Value<'_>) {
 }
 
 fn needs_quotes(word: &str) -> bool {
+    // A space or `=` in a client's text would read as the next field of the line.
     let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\' | b'=');
     word.is_empty() || word.len() > CLIENT_TEXT || !word.bytes().all(plain)
 }
@@ -228,7 +229,7 @@ impl Line for Entry {
     }
 }
 
-/// Where access records go. Clones share one writer, which ends with the last of them.
+/// The way of access records to their writer. Clones share one writer, which ends with the last of them.
 #[derive(Clone, Debug)]
 pub struct AccessLog(Option<(LineWriter<Entry>, Format)>);
 
@@ -258,6 +259,7 @@ impl AccessLog {
     /// Takes a record. Never waits for the sink.
     pub fn write(&self, record: AccessRecord) {
         if let Some((writer, format)) = &self.0 {
+            // The time is taken here, since the thread may write the line much later.
             writer.push(Entry { at: SystemTime::now(), record: Box::new(record), format: *format });
         }
     }

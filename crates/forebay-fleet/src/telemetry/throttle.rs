@@ -25,7 +25,7 @@ impl Throttle {
         Throttle { next: AtomicU64::new(0), held_back: AtomicU64::new(0) }
     }
 
-    /// How many were held back since the last that passed, if this one may pass.
+    /// Returns how many were held back since the last that passed, if this one may pass.
     pub fn pass(&self, now: Time) -> Option<u64> {
         let next = self.next.load(Ordering::Relaxed);
         let later = (now + APART).as_micros();

@@ -56,7 +56,7 @@ pub fn init(format: Format, filter: Option<&str>) -> Result<(), TraceError> {
 
 /// The writer, once there is one.
 static WRITER: OnceLock<LineWriter<TraceLine>> = OnceLock::new();
-/// How long a thread that panics waits for its line to be written: the process may end with it.
+/// The time for which a thread that panics waits for its line to be written: the process may end with it.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// From now on whoever logs never waits for stderr's reader; panics are logged, too. `lost` counts the lines that the reader was too
@@ -66,9 +66,11 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// The writer's thread could not be started.
 pub fn detach(lost: Counter) -> io::Result<()> {
     let tell = |lost| tracing::warn!(lost, "lines of this log are lost: its reader does not keep up");
+    // No linger: these lines are few, and an operator wants each when it happens.
     let manner = Manner { name: "log", linger: Duration::ZERO, lost, tell };
     let writer = LineWriter::start(Box::new(io::stderr()), manner)?;
     if WRITER.set(writer).is_ok() {
+        // In place of the default hook, which would write to stderr itself and wait for its reader.
         std::panic::set_hook(Box::new(|panic| {
             let thread = std::thread::current();
             let backtrace = std::backtrace::Backtrace::capture();
@@ -99,7 +101,7 @@ impl Line for TraceLine {
     }
 }
 
-/// Where lines go at present.
+/// The choice of where lines go at present.
 struct Log;
 
 enum Out {
@@ -111,6 +113,7 @@ impl<'a> MakeWriter<'a> for Log {
     type Writer = Out;
 
     fn make_writer(&'a self) -> Out {
+        // Asked for every line, so that `detach` takes effect while the process runs.
         WRITER.get().map_or_else(|| Out::Direct(io::stderr()), Out::Queue)
     }
 }
@@ -119,6 +122,7 @@ impl Write for Out {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self {
             Out::Direct(stderr) => return stderr.write(line),
+            // `tracing` writes an event at once, so that one call is one line.
             Out::Queue(writer) => writer.push(TraceLine(line.into())),
         }
         Ok(line.len())
@@ -127,6 +131,7 @@ impl Write for Out {
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Out::Direct(stderr) => stderr.flush(),
+            // A flush here would make the thread that logs wait for the reader.
             Out::Queue(_) => Ok(()),
         }
     }

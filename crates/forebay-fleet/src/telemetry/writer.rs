@@ -19,7 +19,7 @@ pub(crate) const CAPACITY: usize = 16 << 20;
 /// Bytes that are formatted for one write.
 const BATCH: usize = 64 << 10;
 
-/// What becomes a line.
+/// An entry that becomes a line.
 pub(crate) trait Line: Send + 'static {
     /// About how many bytes it holds, and its line has.
     fn size(&self) -> usize;
@@ -27,7 +27,7 @@ pub(crate) trait Line: Send + 'static {
     fn append_to(&self, text: &mut Vec<u8>);
 }
 
-/// How a writer works.
+/// The settings of a writer.
 pub(crate) struct Manner {
     /// The thread's name.
     pub(crate) name: &'static str,
@@ -110,6 +110,7 @@ impl<L: Line> LineWriter<L> {
     pub(crate) fn push(&self, line: L) {
         let size = line.size();
         let mut queue = locked(&self.0.shared.queue);
+        // Dropped and not waited for: a reader that stands still must hold up no request.
         if queue.bytes + size > CAPACITY {
             queue.dropped += 1;
             drop(queue);
@@ -118,6 +119,7 @@ impl<L: Line> LineWriter<L> {
         }
         queue.bytes += size;
         queue.lines.push(line);
+        // Only the first line wakes the thread, which takes all that there are when it comes.
         let first = queue.lines.len() == 1;
         drop(queue);
         if first {
@@ -133,6 +135,7 @@ impl<L: Line> LineWriter<L> {
         let mut queue = locked(&shared.queue);
         queue.hurry = true;
         shared.work.notify_one();
+        // Bytes, not lines: what the thread has taken is not written yet.
         let waited = shared.idle.wait_timeout_while(queue, limit, |queue| queue.bytes > 0);
         let (mut queue, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         queue.hurry = false;
@@ -157,6 +160,7 @@ fn write_all<L: Line>(shared: &Shared<L>, mut sink: Box<dyn Write + Send>, manne
     let mut untold = 0;
     loop {
         let queue = shared.wait(locked(&shared.queue), None, |queue| queue.lines.is_empty() && !queue.closed);
+        // To linger on with a queue that is half full would risk lines.
         let early = |queue: &mut Queue<L>| !queue.hurry && !queue.closed && queue.bytes < CAPACITY / 2;
         let mut queue = shared.wait(queue, Some(manner.linger), early);
         let lines = std::mem::take(&mut queue.lines);
@@ -166,6 +170,7 @@ fn write_all<L: Line>(shared: &Shared<L>, mut sink: Box<dyn Write + Send>, manne
         while lines.peek().is_some() {
             text.clear();
             let (mut count, mut bytes) = (0, 0);
+            // In batches, so that a full queue is not held as text once more.
             while text.len() < BATCH
                 && let Some(line) = lines.next()
             {
@@ -177,6 +182,7 @@ fn write_all<L: Line>(shared: &Shared<L>, mut sink: Box<dyn Write + Send>, manne
                 manner.lost.increment(count);
                 untold += count;
             }
+            // Given back once it is written: until then it takes memory, and `flush` waits for it.
             locked(&shared.queue).bytes -= bytes;
         }
         let mut queue = locked(&shared.queue);

@@ -25,15 +25,15 @@ section! {
         aliases: Vec<String> {
             takes: ByHand("list of texts of 1 to 256 bytes"), default: Vec::new(), said: "`[]`", reload: AtOnce
         },
-        /// What becomes of a request for a model that no backend lists. `"try"`: a backend of this pool is asked, which may load an
-        /// adapter at first use. `"refuse"`: the client gets a 404. At most one pool may try.
+        /// The way to handle a request for a model that no backend lists. `"try"`: a backend of this pool is asked, which may load
+        /// an adapter at first use. `"refuse"`: the client gets a 404. At most one pool may try.
         unknown_models: UnknownModels {
             takes: choice(UnknownModels::ALL),
             default: UnknownModels::default(),
             said: "`\"try\"` where there is one pool, else `\"refuse\"`",
             reload: AtOnce,
         },
-        /// How a backend is chosen. See the [table of policies](#policies).
+        /// The policy that chooses a backend. See the [table of policies](#policies).
         policy: PolicyName {
             takes: choice(PolicyName::choices()),
             default: PolicyName::default(),
@@ -126,8 +126,8 @@ pub(in super::super) const SESSION: &Section = &Section {
 
 section! {
     name: "pools.wait_room", head: "pools.wait_room", form: "wait_room = { size = 512, timeout = \"30s\" }";
-    /// Where requests wait while every backend of the pool is at `backend_max_in_flight`. Client keys take turns, and so do the
-    /// sessions of a key.
+    /// The place where requests wait while every backend of the pool is at `backend_max_in_flight`. Client keys take turns, and so
+    /// do the sessions of a key.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct WaitRoom {
         /// Requests that may wait at once. Further ones get a 503 with `Retry-After`. With `0` none waits.
