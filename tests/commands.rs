@@ -33,6 +33,8 @@ const NOT_RUN: &[(&str, &str)] = &[
     ),
     ("forebay plan --model-config /models", "it looks at the GPUs of this machine"),
     ("forebay bench http://127.0.0.1:8080 --num-prompts 300", "minutes of load; tests/it/bench.rs has a short sweep"),
+    ("benches/gpu/peers.sh", "it needs a GPU"),
+    ("SIM=1 benches/gpu/peers.sh", "four minutes; tests/it/peers.rs runs a short one"),
     ("packaging/release.sh", "it builds twice for a release; its head says what it needs"),
 ];
 

@@ -104,8 +104,12 @@ const HOMES: &[Home] = &[
     },
     Home {
         words: &["SystemTime"],
-        homes: &["crates/forebay-fleet/src/telemetry/log.rs", "crates/forebay-sim/src/server/http.rs"],
-        advice: "the wall clock jumps: logs and simulated answers show it, and nothing is decided by it",
+        homes: &[
+            "crates/forebay-fleet/src/telemetry/log.rs",
+            "crates/forebay-lab/src/load/run.rs",
+            "crates/forebay-sim/src/server/http.rs",
+        ],
+        advice: "the wall clock jumps: logs, rows and simulated answers show it, and no request waits for it",
     },
     Home {
         words: &["Instant::now"],

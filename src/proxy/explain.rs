@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Proxy;
+use super::request::lookup::{not_serving, pool_for, search_in};
 use super::request::peek::peek;
 use super::request::stored;
-use super::request::work::{Parsed, body_sessions, marks, not_serving, pool_for, search_in, seed, weigh};
+use super::request::work::{Parsed, body_sessions, marks, seed, weigh};
 use super::route::{BodyForm, Endpoint, Route, find, plain};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};

@@ -1,10 +1,8 @@
 //! HTTP/2 clients that take nothing of their answers, reset what they asked for, or ask while their connection ends.
 
-use std::thread;
-
 use crate::client::{on_h2, read_h2};
 use crate::frames::{Frames, HEADERS, RST_STREAM};
-use crate::harness::{Harness, eventually, ms};
+use crate::harness::{Harness, eventually, ms, time_passes};
 use crate::mock::{CHAT, DONE, Gate, Mock, Step, answer, chunk, last_chunk, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
@@ -68,7 +66,7 @@ fn an_idle_h2_connection_is_told_twice_that_it_ends_and_serves_what_comes_betwee
     let first = frames.goaway_unanswered();
     assert_eq!(first, (1 << 31) - 1, "the first names no last stream");
     // The way of a request that its client sent before it read that.
-    thread::sleep(ms(300));
+    time_passes(ms(300));
     frames.request(3, PATH, UNARY.as_bytes());
     assert_eq!(frames.until(HEADERS).stream, 3, "a request that was on its way is served");
     frames.pong();

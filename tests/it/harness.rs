@@ -193,6 +193,12 @@ impl Harness {
     }
 }
 
+/// Lets time pass where that is what a test is about, such as a server that stands still for so long. For what shows in a
+/// condition there is [`eventually`].
+pub(crate) fn time_passes(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// A running Forebay.
 pub(crate) struct Forebay {
     child: Child,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 
 use crate::client::{Conn, on_h2, post};
-use crate::harness::{DEADLINE, Forebay, Harness, eventually, free_port, ms};
+use crate::harness::{DEADLINE, Forebay, Harness, eventually, free_port, ms, time_passes};
 use crate::mock::{CHAT, Mock, Step, answer};
 
 const PATH: &str = "/v1/chat/completions";
@@ -273,7 +273,7 @@ fn a_file_that_is_half_written_is_not_applied() {
         if before.is_none() && since.elapsed() > ms(2000) {
             before = Some(reloads());
         }
-        std::thread::sleep(ms(30));
+        time_passes(ms(30));
     }
     assert_eq!(Some(reloads()), before, "after {line} lines");
     std::fs::write(&forebay.config, format!("{}# the last line\n", pool(&mocks[1]))).unwrap();

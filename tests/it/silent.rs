@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::{Answer, Conn, End, post};
-use crate::harness::{Forebay, Harness, ms};
+use crate::harness::{Forebay, Harness, ms, time_passes};
 use crate::mock::{DONE, Gate, Mock, Script, Seen, Step, chunk, last_chunk, like_vllm, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
@@ -93,7 +93,7 @@ fn a_server_that_a_long_prompt_blocks_loses_nothing_and_the_prompt_goes_to_two_a
             event_loop.stop();
             let event_loop = event_loop.clone();
             thread::spawn(move || {
-                thread::sleep(BLOCKED);
+                time_passes(BLOCKED);
                 event_loop.go_on();
             });
         }
@@ -109,7 +109,7 @@ fn a_server_that_a_long_prompt_blocks_loses_nothing_and_the_prompt_goes_to_two_a
     let long = asked(&forebay, post(PATH, &[], prompt.as_bytes()));
     let others: Vec<_> = (0..12)
         .map(|_| {
-            thread::sleep(ms(100));
+            time_passes(ms(100));
             asked(&forebay, post(PATH, &[], STREAM.as_bytes()))
         })
         .collect();
@@ -144,7 +144,7 @@ fn with_nowhere_to_go_a_request_stays_and_a_stream_with_tokens_goes_on() {
     stream.until("Hi");
     event_loop.stop();
     let waits = asked(&forebay, post(PATH, &[], UNARY.as_bytes()));
-    thread::sleep(BLOCKED);
+    time_passes(BLOCKED);
     event_loop.go_on();
     let (answer, took) = waits.join().unwrap();
     assert_eq!((answer.status, answer.header("x-forebay-attempts")), (200, Some("1")), "{}", answer.text());

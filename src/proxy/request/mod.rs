@@ -5,6 +5,7 @@ pub mod counting;
 mod form;
 pub(crate) mod intake;
 mod lenient;
+pub(crate) mod lookup;
 mod multipart;
 pub mod peek;
 mod prefix;

@@ -6,7 +6,7 @@ use super::estimate::{Estimate, mean};
 pub type Timed = (f64, f64);
 
 /// What the least squares of two groups with one common slope need.
-struct Sums {
+struct TrendSums {
     count: f64,
     at: f64,
     value: f64,
@@ -16,14 +16,14 @@ struct Sums {
     cross: f64,
 }
 
-impl Sums {
-    fn of(values: &[Timed]) -> Sums {
+impl TrendSums {
+    fn of(values: &[Timed]) -> TrendSums {
         let count = values.len() as f64;
         let at = values.iter().map(|one| one.0).sum::<f64>() / count;
         let value = values.iter().map(|one| one.1).sum::<f64>() / count;
         let spread = values.iter().map(|one| (one.0 - at).powi(2)).sum();
         let cross = values.iter().map(|one| (one.0 - at) * one.1).sum();
-        Sums { count, at, value, spread, cross }
+        TrendSums { count, at, value, spread, cross }
     }
 
     fn squares(&self, values: &[Timed], slope: f64) -> f64 {
@@ -39,7 +39,7 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
     if a.len() < 2 || b.len() < 2 || a.len() + b.len() < 4 {
         return None;
     }
-    let (of_a, of_b) = (Sums::of(a), Sums::of(b));
+    let (of_a, of_b) = (TrendSums::of(a), TrendSums::of(b));
     let spread = of_a.spread + of_b.spread;
     if spread <= 0.0 {
         return None;
@@ -49,7 +49,7 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
     let estimate = of_b.value - of_a.value - slope * apart;
     // The sum of a group's squared residuals is on average `rest` × the variances: a group's own, and the other's by the slope.
     let share = [of_a.spread / spread, of_b.spread / spread];
-    let own = |group: &Sums, share: f64| group.count - 1.0 - 2.0 * share + share * share;
+    let own = |group: &TrendSums, share: f64| group.count - 1.0 - 2.0 * share + share * share;
     let rest = [own(&of_a, share[0]), own(&of_b, share[1])];
     let other = share[0] * share[1];
     let whole = rest[0] * rest[1] - other * other;
@@ -69,7 +69,7 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
     // The estimate of the variance is a quadratic form of the values: twice its square over its own variance.
     let w = [(rest[1] * weight[0] - other * weight[1]) / whole, (rest[0] * weight[1] - other * weight[0]) / whole];
     let mixed = (w[0] * of_a.spread + w[1] * of_b.spread) / (spread * spread);
-    let form = |group: &Sums, w: f64| {
+    let form = |group: &TrendSums, w: f64| {
         let tilt = mixed - 2.0 * w / spread;
         w * w * (group.count - 1.0) + 2.0 * w * tilt * group.spread + (tilt * group.spread).powi(2)
     };
@@ -84,7 +84,7 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
 /// The slope of values over time by least squares, with its error; none with fewer than three, or at one time.
 #[must_use]
 pub fn slope(values: &[Timed]) -> Option<Estimate> {
-    let sums = Sums::of(values);
+    let sums = TrendSums::of(values);
     if values.len() < 3 || sums.spread <= 0.0 {
         return None;
     }
