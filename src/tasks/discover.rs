@@ -155,7 +155,8 @@ fn grouped(backends: &[BackendConfig], known: &[Option<Known>], before: &[PoolCo
         pools.push(PoolConfig { aliases, ..PoolConfig::of(model, backends) });
     }
     match (pools.as_mut_slice(), unlisted.is_empty()) {
-        ([only], true) => only.unknown_models = UnknownModels::Try,
+        // Not before all have answered: a model of one that has not is none that nobody lists.
+        ([only], true) if known.iter().all(Option::is_some) => only.unknown_models = UnknownModels::Try,
         (_, true) => {}
         (_, false) => {
             pools.push(PoolConfig { unknown_models: UnknownModels::Try, ..PoolConfig::of(UNLISTED, unlisted) });
@@ -221,8 +222,12 @@ mod tests {
     fn an_adapter_makes_no_pool_and_the_only_pool_tries_what_nobody_lists() {
         let mut cards = Vec::clone(&listing(&["a", "lora"]).unwrap());
         cards[1]["parent"] = "a".into();
-        let pools = grouped(&backends(2), &[Some(Arc::new(cards)), None], &[]);
+        let known = [Some(Arc::new(cards)), None];
+        let pools = grouped(&backends(1), &known[..1], &[]);
         assert_eq!(shown(&pools), ["a: 1"]);
         assert_eq!(pools[0].unknown_models, UnknownModels::Try);
+        let pools = grouped(&backends(2), &known, &[]);
+        assert_eq!(shown(&pools), ["a: 1"]);
+        assert_eq!(pools[0].unknown_models, UnknownModels::Refuse, "the other may serve what is asked for");
     }
 }

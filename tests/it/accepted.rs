@@ -192,7 +192,7 @@ fn a_wrong_method_is_405_and_names_the_right_ones() {
 #[test]
 fn an_unknown_model_is_told_as_vllm_tells_it() {
     let mock = Mock::start();
-    let forebay = one(&mock);
+    let forebay = Harness::new().pool_with("tiny", "unknown_models = \"refuse\"", &[&mock]).start();
     for path in [PATH, "/v1/completions", "/v1/responses"] {
         let answer = forebay.post(path, r#"{"model":"nope","messages":[]}"#);
         let error = &answer.json()["error"];

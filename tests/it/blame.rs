@@ -84,7 +84,8 @@ fn requests_for_adapters_pay_into_the_retry_budget() {
     }
     // The third does not serve the adapter.
     let config = "[retry]\nbudget = { burst = 2, ratio = 1, per_second = 0 }";
-    let forebay = Harness::new().config(config).pool("tiny", &mocks.each_ref()).start();
+    let known = "unknown_models = \"refuse\"";
+    let forebay = Harness::new().config(config).pool_with("tiny", known, &mocks.each_ref()).start();
     let body = r#"{"model":"adapter","messages":[]}"#;
     eventually("the adapter is known", || (forebay.post(PATH, body).status == 200).then_some(()));
     for request in 0..20 {

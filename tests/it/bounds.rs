@@ -15,8 +15,8 @@ const MALLOC: (&str, &str) = ("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay
 
 #[test]
 fn a_clients_words_come_back_cut_in_errors_and_logs() {
-    let mock = Mock::start();
-    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let mock = Mock::replying(|_| answer(404, &[], "{}"));
+    let forebay = Harness::new().pool_with("tiny", "unknown_models = \"refuse\"", &[&mock]).start();
     let long = "x".repeat(4 << 20);
     let path = format!("/v1/{}", "y".repeat(40_000));
     let asked = [

@@ -95,7 +95,7 @@ fn a_tpot_that_cannot_be_told_is_absent() {
 #[test]
 fn the_counter_of_requests_tells_the_apis_apart() {
     let mock = Mock::replying(|_: &Seen| answer(200, &[], "{}"));
-    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let forebay = Harness::new().pool_with("tiny", "unknown_models = \"refuse\"", &[&mock]).start();
     for (path, api) in [
         ("/v1/chat/completions", "chat"),
         ("/v1/completions", "completions"),

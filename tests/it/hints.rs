@@ -256,7 +256,7 @@ fn of_several_pools_one_may_try_a_model_that_nobody_lists() {
     let (tiny, big) = (Mock::start(), Mock::start().serving("big"));
     let forebay = Harness::new().pool("tiny", &[&tiny]).pool("big", &[&big]).start();
     let answer = ask(&forebay, "other");
-    assert_eq!((answer.status, answer.json()["error"]["type"].as_str()), (404, Some("forebay_unknown_model")));
+    assert_eq!((answer.status, answer.header("x-forebay-error")), (404, Some("forebay_unknown_model")));
     let trying = "unknown_models = \"try\"";
     let forebay = Harness::new().pool("tiny", &[&tiny]).pool_with("big", trying, &[&big]).start();
     assert_eq!(ask(&forebay, "other").header("x-forebay-backend"), Some(&*big.authority()));

@@ -126,7 +126,8 @@ fn a_backend_that_refuses_is_still_blamed_beside_one_that_is_out_of_reach() {
     let pool =
         format!("[[pools]]\nmodel = \"tiny\"\nbackends = [{{ url = \"{NO_ROUTE}\" }}, {{ url = \"{}\" }}]", gone.url());
     let forebay = Harness::new().config(QUICK_HEALTH).pools(&pool).start();
-    assert_eq!(forebay.post(PATH, UNARY).status, 502, "one could be asked");
+    // None of them has ever answered, as while all engines load.
+    assert_eq!(forebay.post(PATH, UNARY).status, 503);
     forebay.await_state(&gone, "ejected");
 }
 
