@@ -17,7 +17,9 @@ fn answers_of_every_form_that_a_stream_takes_nothing_of_are_given_up() {
         }
         answer(200, &[], &CHAT.replace("ok", &"x".repeat(30_000)))
     });
-    let mut forebay = Harness::new().config("[limits]\nwrite_stall = \"700ms\"").pool("tiny", &[&mock]).start();
+    let known = "unknown_models = \"refuse\"";
+    let config = "[limits]\nwrite_stall = \"700ms\"";
+    let mut forebay = Harness::new().config(config).pool_with("tiny", known, &[&mock]).start();
     let mut open = Vec::new();
     // One with a window of nothing, and one with a byte, after which hyper hands h2 all the rest.
     for window in [0, 1] {
