@@ -178,7 +178,7 @@ class Forebay:
         self.port, admin = free_port(), free_port()
         config = pathlib.Path(folder) / "forebay.toml"
         config.write_text(
-            f'{more}\n[[pools]]\nmodel = "{model}"\npolicy = "round_robin"\nbackends = ['
+            f'{more}\n[[pools]]\nmodel = "{model}"\npolicy = "round_robin"\nunknown_models = "refuse"\nbackends = ['
             + ", ".join(f'{{ url = "{backend.url}" }}' for backend in backends)
             + "]\n"
         )

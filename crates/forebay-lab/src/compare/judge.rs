@@ -2,9 +2,9 @@
 //!
 //! The rule, one for text, JSON, crossovers and plots: a winner is named where the 95 % interval of the ratio excludes 1, the
 //! difference is more than 2 %, and so it stays after Holm's adjustment for all verdicts of a report. The interval holds every
-//! ratio that neither of two tests rejects: a t test on logarithms, and from [`RANKED`] units a side on an exact rank test. The t
+//! ratio that neither of two tests rejects: a t test on logarithms, and from five units a side on an exact rank test. The t
 //! test alone sees little once one run in four is slow; the rank test alone cannot be sure of anything with few units. Since the
-//! better of two counts, each must be surer: both p are multiplied by [`BOTH`]. `tests/verdicts` shows what that gives.
+//! better of two counts, each must be surer: both p are multiplied by 1.5. `tests/verdicts` shows what that gives.
 
 use super::design::{Alone, Design, Linked, Units};
 use super::figure::Figure;
