@@ -115,7 +115,7 @@ impl Trace {
         self.why_named(decision, &|id| id.to_string())
     }
 
-    /// Returns what [`Decision::why`] says, with names for the backends.
+    /// Returns what [`Trace::why`] says, with names for the backends.
     #[must_use]
     pub fn why_named(&self, decision: &Decision, name: &dyn Fn(BackendId) -> String) -> String {
         let Some(chosen) = self.rows.iter().find(|row| row.backend == decision.backend) else { return String::new() };

@@ -1,4 +1,4 @@
-//! The access log: one line for each request, JSON or text, through a [`LineWriter`], so that it never makes a request wait.
+//! The access log: one line for each request, JSON or text, through a `LineWriter`, so that it never makes a request wait.
 //! Strings that a client chose are cut to a length and have their control characters escaped, so that no request can forge a
 //! line or drive a terminal.
 //!

@@ -1,6 +1,6 @@
 //! The log of the process itself: `tracing` to stderr, text or JSON. Set up once, by the command line; the library only emits.
 //! At first lines are written by whoever logs, so that none is lost when the process does not start. Once it serves
-//! ([`detach`]), they go through a [`LineWriter`]: a reader that stands still stops nothing. It must never write to stdout, which is
+//! ([`detach`]), they go through a `LineWriter`: a reader that stands still stops nothing. It must never write to stdout, which is
 //! the access log's.
 
 use std::io::{self, IsTerminal, Write};
