@@ -308,9 +308,9 @@ def unknown_model_is_an_openai_error():
     except openai.NotFoundError as error:
         assert "no-such-model" in error.message, error.message
         assert isinstance(error.body, dict) and {"message", "type", "code"} <= set(error.body), error.body
+        # The only pool tries what nobody lists, so this is vLLM's own answer.
+        equal(error.body["type"], "NotFoundError", "type")
         if not DIRECT:
-            assert error.body["type"].startswith("forebay_"), error.body
-            assert MODEL in error.body["message"], error.body
             assert error.response.headers["x-request-id"]
     answer, text = post(URL, CHAT, chat_body("x") | {"model": "no-such-model", "stream": True})
     equal(answer.status, 404, "status of the streamed one")
@@ -509,8 +509,15 @@ def a_real_prometheus_scrapes_it():
                 return bool(targets) and targets[0]["health"] == "up", json.dumps(targets)[:400]
 
             eventually("the target", up, 60)
-            found = json.loads(get(base, "/api/v1/query?query=forebay_build_info"))["data"]["result"]
-            equal(len(found), 1, "series of forebay_build_info in prometheus")
+
+            # A target is up a moment before what it said can be asked for.
+            def stored():
+                result = json.loads(get(base, "/api/v1/query?query=forebay_build_info"))["data"]["result"]
+                found.extend(result)
+                return len(result) == 1, json.dumps(result)
+
+            found = []
+            eventually("one series of forebay_build_info", stored, 30)
             return f"version {found[0]['metric'].get('version')}"
         finally:
             server.terminate()
