@@ -34,8 +34,8 @@ fn agrees_with_a_whole_parse(body: &[u8], read: &Result<Peek, PeekError>) {
 /// What must be the same before and after a splice.
 fn kept(peek: &Peek) -> impl PartialEq + std::fmt::Debug {
     (
-        (peek.stream, peek.max_tokens, peek.sequences, peek.text_bytes, peek.media_parts, peek.token_ids),
-        (peek.session.clone(), peek.previous_response_id.clone(), peek.marks.clone(), peek.inside),
+        (peek.stream, peek.max_tokens, peek.claims.n, peek.text_bytes, peek.media_parts, peek.token_ids),
+        (peek.sessions.clone(), peek.previous_response_id.clone(), peek.marks.clone(), peek.inside),
     )
 }
 

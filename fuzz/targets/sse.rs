@@ -26,7 +26,13 @@ fn read(mut parser: Parser, data: &[u8], size: usize) -> Outcome {
         parser.push(Bytes::copy_from_slice(piece), &mut out);
     }
     let tail = parser.finish();
-    let bytes: Vec<u8> = out.iter().map(|segment| &segment.raw[..]).chain(tail.as_deref()).flatten().copied().collect();
+    let bytes: Vec<u8> = out
+        .iter()
+        .map(|segment| &segment.raw[..])
+        .chain(tail.as_ref().map(|tail| &tail.raw[..]))
+        .flatten()
+        .copied()
+        .collect();
     assert_eq!(bytes, data, "the segments are not the input");
     for segment in &out {
         let data = segment.data().map_or(0, |data| data.len());
@@ -34,7 +40,7 @@ fn read(mut parser: Parser, data: &[u8], size: usize) -> Outcome {
     }
     Outcome {
         segments: out.into_iter().map(|segment| (segment.raw, segment.kind, segment.token)).collect(),
-        tail,
+        tail: tail.map(|tail| tail.raw),
         usage: parser.usage(),
         ended: parser.ended(),
         token_events: parser.token_events(),

@@ -6,7 +6,7 @@ mod form;
 pub(crate) mod intake;
 mod lenient;
 pub(crate) mod lookup;
-mod multipart;
+pub mod multipart;
 pub mod peek;
 mod prefix;
 pub mod splice;

@@ -9,7 +9,7 @@ const PARTS_MAX: usize = 2000;
 
 /// The `model` field of a multipart form, the last one as vLLM takes it; `None` where it has none or is no such form, which is
 /// for the backend to answer.
-pub(crate) async fn model(headers: &HeaderMap, body: &Bytes) -> Option<String> {
+pub async fn model(headers: &HeaderMap, body: &Bytes) -> Option<String> {
     let boundary = multer::parse_boundary(headers.get(CONTENT_TYPE)?.to_str().ok()?).ok()?;
     let whole = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(body.clone())]);
     let mut form = multer::Multipart::new(whole, boundary);
