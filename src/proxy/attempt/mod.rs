@@ -28,7 +28,7 @@ use commit::hold;
 use course::Course;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
-use forebay_core::routing::retry::{Attempts, Verdict, costs_nothing, verdict};
+use forebay_core::routing::retry::{Attempts, Verdict, spends_budget, verdict};
 use forebay_core::stream::says_engine_dead;
 use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
@@ -40,12 +40,12 @@ use place::{Patience, place};
 pub(crate) struct Means<'a> {
     pub(crate) upstream: &'a Upstream,
     pub(crate) fleet: &'a Fleet,
-    /// Who has which stored response.
+    /// The table of the backends that have stored responses.
     pub(crate) responses: &'a ResponseHomes,
     pub(crate) clock: &'a Clock,
 }
 
-/// How long a request may try.
+/// The limits of a request's attempts.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     /// The most attempts.
@@ -80,9 +80,7 @@ pub(crate) async fn run(
             },
         };
         if let Some(failure) = course.unpaid.take() {
-            // That a model is not there costs a backend nothing: clients' names must not use the budget up.
-            let free = costs_nothing(failure) || failure == Failure::NotServed;
-            if !free && !work.pool.retry(clock.now()) {
+            if spends_budget(failure) && !work.pool.retry(clock.now()) {
                 return course.over(work);
             }
             record.retried(failure);
@@ -146,8 +144,8 @@ async fn attempt(
     }
 }
 
-/// What comes of an attempt, or what ends it from outside. Where a silent server would end it and it has nowhere to go, it stays:
-/// the server may yet speak.
+/// Waits for an attempt's result, or for what ends it from outside. Where a silent server would end it and it has nowhere to go,
+/// it stays: the server may yet speak.
 async fn until_ended(
     trying: impl Future<Output = Result<Answer, Uncommitted>>,
     watch: &mut Watch,

@@ -183,9 +183,15 @@ pub fn is_answer(failure: Failure) -> bool {
 
 /// Returns whether the failed attempt counts against no limit and is not paid from the budget: it cost no backend anything, or
 /// its backend does nothing. A backend is tried once, so there is an end to such attempts.
-#[must_use]
-pub fn costs_nothing(failure: Failure) -> bool {
+fn costs_nothing(failure: Failure) -> bool {
     matches!(failure, Failure::Unreachable | Failure::Silent)
+}
+
+/// Returns whether the attempt that follows this failure is paid from the pool's budget. It is free after a server out of reach or
+/// silent. It is free as well where a model is not served: clients' names must not use the budget up.
+#[must_use]
+pub fn spends_budget(failure: Failure) -> bool {
+    !costs_nothing(failure) && failure != Failure::NotServed
 }
 
 /// The failure table. `seen` is what came before this failure.
@@ -405,6 +411,16 @@ mod tests {
         // The answer that is kept is the one that ends the request.
         assert_eq!((ending(&[BUSY, GONE]), after(&[BUSY]).keeps(GONE)), (Ending::Theirs, false));
         assert!(after(&[GONE]).keeps(BUSY) && after(&[GONE]).keeps(GONE) && !after(&[]).keeps(Failure::Connect));
+    }
+
+    #[test]
+    fn what_cost_no_backend_anything_spends_no_budget() {
+        for free in [Failure::Unreachable, Failure::Silent, Failure::NotServed] {
+            assert!(!spends_budget(free), "{free:?}");
+        }
+        for paid in [Failure::Connect, Failure::Died, Failure::ServerError(500), BUSY, Failure::Misconfigured(401)] {
+            assert!(spends_budget(paid), "{paid:?}");
+        }
     }
 
     #[test]
