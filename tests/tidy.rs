@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// siblings do not know each other. What one crate may take from another is in its `Cargo.toml`, and the compiler holds it.
 const TREES: &[Tree] = &[
     Tree { src: "src/", layers: &[&["cli"], &["server"], &["proxy", "tasks", "admin"], &["upstream"]], open: false },
-    Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"]], open: true },
+    Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"], &["lock"]], open: true },
     Tree {
         src: "crates/forebay-core/src/",
         layers: &[&["vllm_metrics"], &["routing", "stream", "sample", "toml_reader"], &["units", "clock", "error"]],

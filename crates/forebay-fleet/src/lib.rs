@@ -11,6 +11,7 @@
 pub mod config;
 pub mod health;
 pub mod load;
+mod lock;
 pub mod membership;
 pub mod obstacle;
 pub mod pool;
@@ -30,12 +31,7 @@ pub use pool::{Arm, Member, Pool};
 /// A place on a backend, and the pool that decided.
 pub type Placed = pool::placed::Placed<Pool>;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Locks; what a panicking thread left behind is a set of counters, all of which are still numbers.
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub(crate) use lock::locked;
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ::metrics::Counter;
 
 use super::throttle::Throttle;
+use crate::lock::locked;
 use forebay_core::clock::Clock;
 
 /// Bytes that wait for the thread or for the reader; further lines are dropped.
@@ -148,10 +149,6 @@ impl<L> Drop for Open<L> {
         locked(&self.shared.queue).closed = true;
         self.shared.work.notify_one();
     }
-}
-
-fn locked<L>(queue: &Mutex<Queue<L>>) -> MutexGuard<'_, Queue<L>> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The thread. Ends when the writer is closed and everything is written.
