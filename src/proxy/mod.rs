@@ -93,10 +93,10 @@ where
         let shared = Arc::clone(&self.shared);
         let (head, body) = request.into_parts();
         // Forebay's own probes are no requests: neither logged nor counted.
+        let is_sound = || headers::names_one_host(head.version, &head.headers);
         let probed = match route::find(head.method.as_str(), &route::plain(head.uri.path())) {
-            _ if !headers::names_one_host(head.version, &head.headers) => None,
-            Ok(Route::Health) => Some(probe(Ok(()))),
-            Ok(Route::Ready) => Some(probe((shared.ready)())),
+            Ok(Route::Health) if is_sound() => Some(probe(Ok(()))),
+            Ok(Route::Ready) if is_sound() => Some(probe((shared.ready)())),
             _ => None,
         };
         if let Some(answer) = probed {
@@ -138,7 +138,7 @@ where
     answer.await.unwrap_or_else(|_| internal_error(&request_id, shape))
 }
 
-/// What comes of a request that is let in.
+/// A request that is let in: work for a backend, or an answer of our own.
 enum Admitted {
     Work(Box<Work>),
     Answer(String),
@@ -215,7 +215,7 @@ pub fn backend_headers(head: &http::request::Parts, body_limit: u64) -> Option<h
     Some(headers)
 }
 
-/// What can be said of a request before its body is read.
+/// Checks what can be said of a request before its body is read.
 fn check<'a>(
     shared: &Shared,
     settings: &Config,

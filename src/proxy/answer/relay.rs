@@ -26,7 +26,7 @@ pub(crate) struct Events {
     parser: Box<Parser>,
     api: Api,
     first: Vec<Segment>,
-    /// When the first of them came.
+    /// The time at which the first of them came.
     first_at: Time,
     /// Usage was asked for by us, so what that changed is taken out again.
     injected: Option<Box<Injected>>,
@@ -138,12 +138,12 @@ impl Events {
         }
     }
 
-    /// Whether the answer is complete, however its connection ends: its end mark came, or the error event that took its place.
+    /// Returns whether the answer is complete, however its connection ends: its end mark came, or the error event in its place.
     fn is_over(&self) -> bool {
         self.api == Api::Other || self.parser.ended() || self.parser.failed().is_some()
     }
 
-    /// What takes out of the stream what our wish for usage changed; none where usage comes in each event, so unasked.
+    /// Returns the filter that undoes what our wish for usage changed in the stream; none where usage comes in each event unasked.
     fn injected(&mut self) -> Option<&mut Injected> {
         let forced = self.parser.usage_in_each_event();
         self.injected.as_deref_mut().filter(|_| !forced)
@@ -164,14 +164,14 @@ impl Events {
     }
 
     async fn forward_each(&mut self, wire: &mut Wire, segments: &[Segment]) -> Result<(), Failure> {
+        let mut out = Vec::new();
         for segment in segments {
             let Some(injected) = self.injected() else {
                 wire.send(segment.raw.clone()).await?;
                 continue;
             };
-            let mut out = Vec::new();
             injected.take(segment, &mut out);
-            for bytes in out {
+            for bytes in out.drain(..) {
                 wire.send(bytes).await?;
             }
         }
@@ -194,7 +194,7 @@ pub(crate) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record
     wire.close(relayed, None).await;
 }
 
-/// What a whole document says beside its answer.
+/// The facts that a whole document holds beside its answer.
 pub(crate) struct Document {
     usage: Option<Usage>,
     /// The id under which the backend stores a response.

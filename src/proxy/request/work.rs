@@ -36,9 +36,9 @@ use forebay_fleet::{Pool, Snapshot};
 
 /// Bodies over this size are parsed on a blocking thread: a MiB takes about a millisecond.
 const PARSE_INLINE: usize = 256 << 10;
-/// The same for forms.
+/// Forms over this size are parsed on a blocking thread.
 const FORM_INLINE: usize = 16 << 10;
-/// What an audio part counts as, in tokens.
+/// The weight of an audio part, in tokens.
 const MEDIA_TOKENS: u32 = 1000;
 
 /// A request that is ready to be sent.
@@ -64,7 +64,7 @@ pub(crate) struct Work {
     held: Option<Held>,
 }
 
-/// What is sent: the body as it came but for usage, and the one with the pool's model in place of an alias.
+/// The body that is sent: as it came but for usage, and the one with the pool's model in place of an alias.
 #[derive(Default)]
 struct Body {
     asked: Option<String>,
@@ -72,7 +72,7 @@ struct Body {
     renamed: Option<Pieces>,
 }
 
-/// What the body's parse gave.
+/// The result of the body's parse.
 pub(crate) struct Parsed {
     pub(crate) peek: Option<Peek>,
     pub(crate) model: Option<String>,
@@ -116,7 +116,7 @@ impl Work {
         }
     }
 
-    /// What a 404 from this backend means if it says that the model does not exist which we asked it for: the one that the
+    /// Returns what a 404 from this backend means if it says that the model does not exist which we asked it for: the one that the
     /// configuration promises, or one that its list promised (an adapter, an alias).
     pub(crate) fn denied_model(&self, backend: &Backend, answer: &[u8]) -> Option<Failure> {
         let model = &self.pool.model;
@@ -149,7 +149,7 @@ impl Work {
     }
 }
 
-/// What a request is made of when its body has been read.
+/// The parts of a request whose body has been read.
 pub(crate) struct Intake<'a> {
     pub(crate) head: &'a Parts,
     pub(crate) route: Route<'a>,
@@ -205,7 +205,8 @@ pub(crate) async fn prepare(
     let session = session(&pool, head, parsed.peek.as_ref());
     // By session, before anybody looks at loads: the arm must not depend on how busy it is, or a comparison would
     // compare moments.
-    let arm = pool.assign(session.as_deref(), &mut fastrand::Rng::new());
+    let kept = session.as_deref().map(|session| pool.session_of(session));
+    let arm = pool.assign_kept(kept.as_ref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
     let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
     let (body, usage_injected) = outgoing(&pool, (settings, head), endpoint, &parsed, &bytes);
@@ -215,7 +216,7 @@ pub(crate) async fn prepare(
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, head.uri.path(), parsed.peek.as_ref()) },
         lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
-        session: session.map(|session| pool.session_of(&session)),
+        session: kept,
         pool,
         api: endpoint.api,
         search,
@@ -271,7 +272,7 @@ fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {
     }
 }
 
-/// Whether an error answer says, as vLLM does, that this model does not exist.
+/// Returns whether an error answer says, as vLLM does, that this model does not exist.
 fn says_unknown(answer: &[u8], model: &str) -> bool {
     let Ok(answer) = serde_json::from_slice::<serde_json::Value>(answer) else { return false };
     let message = answer["error"]["message"].as_str().unwrap_or_default();
@@ -307,7 +308,7 @@ pub(crate) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parse
     }
 }
 
-/// What routing weighs a request to this path by; its arm and what it is recognised by are filled in by who knows them.
+/// Returns what routing weighs a request to this path by; its arm and what it is recognised by are filled in by who knows them.
 pub(crate) fn weigh(endpoint: Endpoint, path: &str, peek: Option<&Peek>) -> RequestFacts {
     let streamed = peek.is_some_and(|peek| peek.stream);
     let kind = match endpoint.effort {
