@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use super::routes::error;
 use forebay_fleet::config::model::Secret;
 
-/// What a client must send.
+/// The bearer token that a client must send, as its SHA-256 hash.
 #[derive(Clone)]
 pub(super) struct Token([u8; 32]);
 

@@ -15,7 +15,7 @@ use super::Admin;
 use super::host::{host_of, is_address};
 use super::routes::error;
 
-/// Who drains, and why: the body of the request, all of it optional.
+/// The body of a drain request: who drains, and why. All of it is optional.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Words {
@@ -34,7 +34,7 @@ impl Words {
         })
     }
 
-    /// As it is shown.
+    /// Returns the reason for the drain, as it is shown.
     fn sentence(&self) -> String {
         let by = self.by.as_deref().map_or_else(String::new, |by| format!(" by {by}"));
         let why = self.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));

@@ -16,7 +16,7 @@ pub(super) fn host_of<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> &'a str {
     uri.authority().map(Authority::as_str).or_else(header).unwrap_or_default()
 }
 
-/// Whether a host is an address, or the one name that cannot be pointed elsewhere.
+/// Returns whether a host is an address, or the one name that cannot be pointed elsewhere.
 pub(super) fn is_address(host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     let host = authority.host().trim_matches(['[', ']']);

@@ -23,32 +23,32 @@ pub type Router = axum::Router;
 /// The body of its answers.
 pub type Body = axum::body::Body;
 
-/// Whether requests should be sent here; if not, why, in a few words.
+/// Tells whether requests should be sent here; if not, why, in a few words.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// What the API shows, asked at every request.
+/// The sources of what the API shows, asked at every request.
 #[derive(Clone)]
 pub struct Admin {
     /// The text of `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// What `/ready` answers by.
+    /// The check that `/ready` answers by.
     pub ready: Readiness,
-    /// What `/api/fleet` answers.
+    /// Makes the answer of `/api/fleet`.
     pub fleet: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Begins to make what the live page shows.
     pub live: dashboard::Live,
-    /// What `POST /api/explain` answers to a body: where the request in it would go, and why.
+    /// Makes the answer of `POST /api/explain` to a body: where the request in it would go, and why.
     pub explain: Explain,
-    /// What `/api/config` answers: the configuration in force, redacted.
+    /// Makes the answer of `/api/config`: the configuration in force, redacted.
     pub config: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Drains the backends of this name for who says so (`Some`), or no longer (`None`); the ids of those that there are.
     pub drain: Drain,
 }
 
-/// What explains a request.
+/// The function that explains a request.
 pub type Explain = Arc<dyn Fn(&[u8]) -> Result<Value, Refusal> + Send + Sync>;
 
-/// What drains backends.
+/// The function that drains backends.
 pub type Drain = Arc<dyn Fn(&str, Option<&str>) -> Vec<BackendId> + Send + Sync>;
 
 /// The API. With a `token`, all but `/health` and `/ready` answer only to `authorization: Bearer TOKEN`.

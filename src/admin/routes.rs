@@ -29,7 +29,7 @@ POST /api/explain    where the request in {\"request\": {…}} would go, and why
 POST /api/backends/{b0 or host:port}/drain    it finishes what it has and takes no more; /undrain ends that
      with content-type: application/json and, if you like, {\"by\": \"who\", \"reason\": \"why\"}
 ";
-/// Who and why fit into this.
+/// The largest body of a drain request, in bytes: who and why fit into it.
 const MAX_BODY: usize = 4096;
 /// A request that is asked about: a prompt of two million tokens fits into this.
 const MAX_QUESTION: usize = 8 << 20;

@@ -26,7 +26,7 @@ use load::{Chosen, DatasetArgs};
 use progress::Shown;
 use servers::{scraped, told_start};
 
-/// Where `vllm bench serve` looks for a key as well.
+/// The environment variable with the API key, which `vllm bench serve` reads as well.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
 /// The arguments of `forebay bench`.
@@ -56,7 +56,7 @@ pub struct Args {
     /// The route that requests take
     #[arg(long, default_value = "chat", value_parser = endpoint)]
     endpoint: Endpoint,
-    /// How many requests
+    /// Number of requests
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     num_prompts: u32,
     /// Requests a second; inf: all at once
@@ -114,13 +114,13 @@ pub struct Args {
     /// The block that pairs it with the other arm's run, for the rows
     #[arg(long, value_name = "N")]
     block: Option<u32>,
-    /// How many starts of each arm will be compared, for the rows: fix it before the first run
+    /// The number of starts of each arm that will be compared, for the rows: fix it before the first run
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     planned_starts: Option<u32>,
     /// GPUs that it occupies
     #[arg(long)]
     gpus: Option<u32>,
-    /// What its servers were started with
+    /// The --max-num-seqs that its servers were started with
     #[arg(long)]
     max_num_seqs: Option<u32>,
     /// Append every request to this file, from which `forebay compare` reads
@@ -141,7 +141,7 @@ enum Sweep {
     Concurrency(Vec<u32>),
 }
 
-/// Why there is nothing to show.
+/// The reason why there is nothing to show.
 enum BenchError {
     Usage(String),
     Run(String),

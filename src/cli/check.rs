@@ -24,7 +24,7 @@ pub struct Args {
     /// The configuration file (TOML)
     #[arg(value_name = "FILE", required_unless_present = "config")]
     file: Option<PathBuf>,
-    /// The same, as `forebay serve` takes it
+    /// The configuration file, given as `forebay serve` takes it
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
     config: Option<PathBuf>,
     /// Also print every pool, arm and backend

@@ -49,17 +49,17 @@ pub struct Args {
     /// GPUs of an arm, where its rows do not tell
     #[arg(long, value_name = "ARM=N", value_parser = named::<u32>)]
     gpus: Vec<(String, u32)>,
-    /// What an arm costs an hour
+    /// The cost of an arm for an hour
     #[arg(long, value_name = "ARM=PRICE", value_parser = named::<f64>)]
     price: Vec<(String, f64)>,
     /// The share of the sessions that an arm of a live split was to get [default: the same for each]
     #[arg(long, value_name = "ARM=SHARE", value_parser = named::<f64>)]
     share: Vec<(String, f64)>,
-    /// How long an epoch of a live split is, at least
+    /// The least length of an epoch of a live split
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = block)]
     block: Duration,
-    /// How many starts of each arm's servers were planned before the first report was read, where the rows do not tell: with fewer, or
-    /// more, no winner is named
+    /// The number of starts of each arm's servers that were planned before the first report was read, where the rows do not tell:
+    /// with fewer, or more, no winner is named
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     planned_starts: Option<u32>,
     /// For the bootstrap
@@ -74,15 +74,15 @@ pub struct Args {
     /// Write the report as one HTML file with plots, too: it fetches nothing and runs nothing
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// How an experiment is run.
+    /// The options for running an experiment.
     #[command(flatten, next_help_heading = "Of an experiment")]
     experiment: experiment::Args,
-    /// What the HTML says of where it comes from.
+    /// The origin of the report, as the HTML states it.
     #[arg(skip)]
     made: Made,
 }
 
-/// Why there is no report.
+/// The reason why there is no report.
 enum CompareError {
     /// The system refused.
     System(String),

@@ -28,7 +28,7 @@ mod report;
 use fleet::{Fleet, Running, SimArm};
 use report::Report;
 
-/// How long the proxy may take to find its backends.
+/// The time within which the proxy must find its backends.
 const READY: Duration = Duration::from_secs(15);
 
 /// The model of the benchmark.
@@ -48,7 +48,7 @@ impl Model {
         }
     }
 
-    /// How many times as fast as real GPUs, so that the whole takes about a minute: S3 of Qwen-7B takes 107 s, of Llama-8B 191.
+    /// Returns the speed relative to real GPUs, so that the whole takes about a minute: S3 of Qwen-7B takes 107 s, of Llama-8B 191.
     fn time_scale(self) -> f64 {
         match self {
             Model::Qwen7b => 2.0,
@@ -64,13 +64,13 @@ impl Model {
 /// prints the simulated figures beside the measured ones, the verdict, and what bound each.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Which of the benchmark's models
+    /// The model of the benchmark
     #[arg(long, value_enum, default_value = "qwen7b")]
     pub model: Model,
     /// Requests for each arrangement, all sent at once
     #[arg(long, default_value_t = LOAD.0, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub requests: u32,
-    /// How many times as fast as real GPUs; less, if the machine lags [default: 2, or 3.5 for llama8b]
+    /// Speed relative to real GPUs; less, if the machine lags [default: 2, or 3.5 for llama8b]
     #[arg(long, value_parser = super::sim::positive)]
     pub time_scale: Option<f64>,
     /// For prompts, answers and sessions
@@ -96,7 +96,7 @@ impl Args {
 /// The targets of an arm, by its name.
 type Targets = Box<dyn Fn(&str) -> Vec<Target>>;
 
-/// What requests are sent to, and where its page is.
+/// A proxy that was started: the targets of requests, and the address of its page.
 struct StartedProxy {
     targets: Targets,
     page: Option<String>,

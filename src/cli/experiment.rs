@@ -15,7 +15,7 @@ const OUT_OF_TIME: u8 = 75;
 /// 128 + SIGINT, as shells say it.
 const INTERRUPTED: u8 = 130;
 
-/// How an experiment is run.
+/// The options for running an experiment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 #[group(skip)]
 pub struct Args {
@@ -25,13 +25,13 @@ pub struct Args {
     /// Show servers, arms and the order of their turns, and start nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Where rows and logs go, and where they are looked for to go on [default: the file's `out`, or experiments/NAME]
+    /// The folder for rows and logs, in which they are looked for to go on [default: the file's `out`, or experiments/NAME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
 
 impl Args {
-    /// Whether nothing of an experiment was asked for.
+    /// Returns whether nothing of an experiment was asked for.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Args::default()
@@ -46,7 +46,7 @@ pub struct Measured {
     pub text: String,
     /// Its rows.
     pub rows: PathBuf,
-    /// What was recorded of the machine.
+    /// The record of the machine, if there is one.
     pub machine: Option<String>,
 }
 

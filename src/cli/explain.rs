@@ -18,7 +18,7 @@ use forebay_fleet::view::explain::Explanation;
 
 /// The variable of the environment that holds the admin API's token.
 const TOKEN_VARIABLE: &str = "FOREBAY_ADMIN_TOKEN";
-/// How long a proxy may take to answer.
+/// The time within which a proxy must answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The answer of a pool of a thousand backends has 1 MiB.
 const MAX_ANSWER: usize = 64 << 20;
@@ -45,7 +45,7 @@ pub struct Args {
     /// A file with the admin API's token [default: the environment's FOREBAY_ADMIN_TOKEN, if any]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Where a client would send the request
+    /// The path that a client would send the request to
     #[arg(long, default_value = "/v1/chat/completions")]
     path: String,
     /// The session that it belongs to, which decides its arm [default: the one in its body, if the pool's is there]
@@ -72,7 +72,7 @@ struct ExplainBody<'a> {
     matched: BTreeMap<String, u32>,
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 #[derive(Debug)]
 enum ExplainError {
     /// The proxy cannot be asked.
@@ -126,7 +126,7 @@ fn explain(args: &Args) -> Result<(String, bool), ExplainError> {
     Ok((text, explanation.decision.is_some()))
 }
 
-/// What the proxy answers.
+/// Asks the proxy and returns its answer.
 fn ask(args: &Args, question: String) -> Result<Vec<u8>, ExplainError> {
     let url = &args.url;
     let form = "write it as http://127.0.0.1:9090, the proxy's admin address";

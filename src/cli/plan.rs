@@ -33,13 +33,13 @@ use forebay_lab::plan::report;
         mistake in it."
 )]
 pub struct Args {
-    /// What `nvidia-smi topo -m` said (and `nvidia-smi topo -p2p r` behind it), or `rocm-smi --showtopo`
+    /// The output of `nvidia-smi topo -m` (and of `nvidia-smi topo -p2p r` behind it), or of `rocm-smi --showtopo`
     #[arg(long, value_name = "FILE")]
     topo: Option<PathBuf>,
-    /// What `nvidia-smi -q -x` said
+    /// The output of `nvidia-smi -q -x`
     #[arg(long, value_name = "FILE")]
     gpus: Option<PathBuf>,
-    /// What `numactl -H` said
+    /// The output of `numactl -H`
     #[arg(long, value_name = "FILE")]
     numa: Option<PathBuf>,
     /// The memory of each GPU, such as 24GiB, where no `nvidia-smi -q -x` tells it
@@ -51,19 +51,19 @@ pub struct Args {
     /// The model's name in the launch lines [default: the folder, or what its config says]
     #[arg(long, value_name = "NAME", value_parser = model_name)]
     model: Option<String>,
-    /// As vLLM's: auto, bfloat16, float16, float32
+    /// vLLM's --dtype: auto, bfloat16, float16, float32
     #[arg(long, default_value = "auto", value_parser = dtype)]
     dtype: Dtype,
-    /// As vLLM's: auto, or fp8
+    /// vLLM's --kv-cache-dtype: auto, or fp8
     #[arg(long, default_value = "auto", value_parser = dtype)]
     kv_cache_dtype: Dtype,
-    /// As vLLM's, and written into every launch line: its default depends on its version
+    /// vLLM's --gpu-memory-utilization, written into every launch line: vLLM's default depends on its version
     #[arg(long, default_value_t = 0.9, value_parser = utilization)]
     gpu_memory_utilization: f64,
-    /// What a server holds on each GPU beside weights and KV cache (activations, CUDA graphs, NCCL)
+    /// The memory that a server holds on each GPU beside weights and KV cache (activations, CUDA graphs, NCCL)
     #[arg(long, default_value = "1.5GiB", value_name = "SIZE", value_parser = size)]
     overhead: Bytes,
-    /// As vLLM's [default: the model's own, or what fits into every server]
+    /// vLLM's --max-model-len [default: the model's own, or what fits into every server]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     max_model_len: Option<u64>,
     /// Tokens of a prompt
@@ -135,7 +135,7 @@ fn model_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Why there is no plan.
+/// The reason why there is no plan.
 #[derive(Debug)]
 enum PlanError {
     /// A text has a mistake in it.

@@ -31,10 +31,10 @@ pub struct Args {
     /// A vLLM server, such as http://127.0.0.1:8001; once for each.
     #[arg(short, long = "backend", value_name = "URL")]
     backends: Vec<BackendUrl>,
-    /// Where to listen for requests [default: 127.0.0.1:8080, or the file's listen.address].
+    /// The address to listen on for requests [default: 127.0.0.1:8080, or the file's listen.address].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
-    /// Where to listen for metrics and the admin API [default: 127.0.0.1:9090, or the file's admin.address].
+    /// The address to listen on for metrics and the admin API [default: 127.0.0.1:9090, or the file's admin.address].
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
     /// Threads that serve requests [default: one a core, or the file's listen.threads].
@@ -47,7 +47,7 @@ pub struct Args {
     /// One line a request on standard output.
     #[arg(long, value_enum, default_value_t = AccessLogFormat::Off)]
     access_log: AccessLogFormat,
-    /// What the log on standard error says: a level, or a filter such as "info,forebay::proxy=debug" [default: the
+    /// The filter of the log on standard error: a level, or a list such as "info,forebay::proxy=debug" [default: the
     /// environment's FOREBAY_LOG, or "warn,forebay=info"].
     #[arg(long, value_name = "FILTER")]
     log_level: Option<String>,
@@ -56,7 +56,7 @@ pub struct Args {
     log_format: Format,
 }
 
-/// How long the last lines of the log may take to be written.
+/// The time within which the last lines of the log must be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// A backend that is this proxy itself.
 fn leads_back<'a>(config: &'a Config, source: &'a Source) -> Option<&'a BackendUrl> {

@@ -15,7 +15,7 @@ use forebay_sim::server::http::{Sim, SimOptions, listen, serve_faults, serve_sim
 /// or at max_tokens. Every figure from such a server is a simulation.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to imitate
+    /// The profile to imitate
     #[arg(long, default_value = "fast", help = profiles())]
     pub profile: String,
     /// The port to listen on; 0 takes a free one and prints it
@@ -34,7 +34,7 @@ pub struct Args {
     /// For the answers, and the jitter of steps
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// How many times as fast as the profile says
+    /// Speed relative to the profile
     #[arg(long, default_value_t = 1.0, value_parser = positive)]
     pub time_scale: f64,
     /// Sequences in a step, at most [default: the profile's]

@@ -26,7 +26,7 @@ struct Question<'a> {
     /// The request's body, as a client would send it.
     #[serde(borrow)]
     request: &'a RawValue,
-    /// Where a client would send it.
+    /// The path that a client would send it to.
     #[serde(default = "chat")]
     path: String,
     /// The session that it belongs to; else the one in its body, if the pool's is there.
@@ -43,7 +43,7 @@ fn chat() -> String {
 }
 
 impl Proxy {
-    /// Where the request in `question` (the body of `POST /api/explain`) would go, and why.
+    /// Explains where the request in `question` (the body of `POST /api/explain`) would go, and why.
     ///
     /// # Errors
     /// The question makes no sense, or the request would be refused.

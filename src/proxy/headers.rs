@@ -19,10 +19,10 @@ pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-re
 /// In a request with the value `1`: tell me why. In its answer: why.
 pub(crate) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
-/// Where Anthropic's clients put their key.
+/// The header in which Anthropic's clients put their key.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// How the names of Forebay's own headers begin.
+/// The beginning of the names of Forebay's own headers.
 const OURS: &str = "x-forebay-";
 
 /// RFC 9110 section 7.6.1, and what is between the two ends of a connection by section 11.7 or by custom.
@@ -122,7 +122,7 @@ fn may_be_in_a_host(byte: u8) -> bool {
 /// The name of this process in `via` (RFC 9110 section 7.6.3), by which a request that comes back to it is known.
 pub(crate) struct Via {
     name: String,
-    /// As it is sent on, by the version of the request.
+    /// Its values as they are sent on, by the version of the request.
     values: [HeaderValue; 3],
 }
 
@@ -146,14 +146,14 @@ impl Via {
         }
     }
 
-    /// Whether a request has been here before.
+    /// Returns whether a request has been here before.
     pub(crate) fn is_in(&self, headers: &HeaderMap) -> bool {
         headers.get_all(VIA).iter().any(|value| memchr::memmem::find(value.as_bytes(), self.name.as_bytes()).is_some())
     }
 }
 
-/// Whether a request names its host as RFC 9112 section 3.2 asks: one `host` in HTTP/1.1, at most one in HTTP/1.0, and a host in
-/// it. HTTP/2 has the host in the URI, where the listener's library checks it.
+/// Returns whether a request names its host as RFC 9112 section 3.2 asks: one `host` in HTTP/1.1, at most one in HTTP/1.0, and a
+/// host in it. HTTP/2 has the host in the URI, where the listener's library checks it.
 pub(crate) fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     match (version, hosts.next(), hosts.next()) {

@@ -29,12 +29,12 @@ fn entries(pool: &Pool) -> Vec<Value> {
     found
 }
 
-/// Whether the pool's backends show what they serve only to who has a key.
+/// Returns whether the pool's backends show what they serve only to who has a key.
 fn is_unlisted(pool: &Pool) -> bool {
     pool.by_list && pool.members().iter().all(|member| member.backend.models.load().is_empty())
 }
 
-/// Whether what is served can only be asked of a backend, with the client's key.
+/// Returns whether what is served can only be asked of a backend, with the client's key.
 pub(crate) fn are_unlisted(snapshot: &Snapshot) -> bool {
     !snapshot.pools.is_empty() && snapshot.pools.iter().all(|pool| is_unlisted(pool))
 }

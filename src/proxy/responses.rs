@@ -16,7 +16,7 @@ use forebay_core::units::BackendId;
 const CAPACITY: usize = 100_000;
 /// Ids remembered that no backend has.
 const DENIED_CAPACITY: usize = 10_000;
-/// How long such an id is refused without asking again: invented ids must not multiply requests.
+/// The time for which an id that no backend has is refused without asking again: invented ids must not multiply requests.
 const DENIED_FOR: Duration = Duration::from_secs(10);
 
 /// The tables. They keep hashes, since a client may choose an id of any length; a collision is no more than a wrong hint.
@@ -56,7 +56,7 @@ impl ResponseHomes {
         }
     }
 
-    /// Who had a response when it was last seen.
+    /// Returns the backend that had a response when it was last seen.
     pub(crate) fn find(&self, id: &str) -> Option<BackendId> {
         let id = self.hasher.hash_one(id);
         self.tables.lock().unwrap_or_else(PoisonError::into_inner).home.get(&id).copied()
@@ -81,7 +81,7 @@ impl ResponseHomes {
         }
     }
 
-    /// Whether these backends have said so a moment ago.
+    /// Returns whether these backends said a moment ago that they do not have the response.
     pub(crate) fn is_denied(&self, id: &str, pool: Option<&str>, now: Time) -> bool {
         let (id, scope) = (self.hasher.hash_one(id), pool.map(|pool| self.hasher.hash_one(pool)));
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,11 +9,11 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 
 use forebay_core::stream::Api;
 
-/// What a path may not hold as it is (RFC 3986 section 3.3).
+/// The characters that a path may not hold as they are (RFC 3986 section 3.3).
 const NOT_IN_A_PATH: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}');
 
-/// What a request asks for.
+/// The thing that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     /// A body that names a model; goes to a backend of its pool.
@@ -40,7 +40,7 @@ pub(crate) struct Endpoint {
     pub(crate) effort: Effort,
 }
 
-/// How the body says which model it wants.
+/// The form in which the body says which model it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyForm {
     Json,
@@ -48,7 +48,7 @@ pub(crate) enum BodyForm {
     Multipart,
 }
 
-/// What the engine has to do for an answer.
+/// The work that the engine has to do for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effort {
     /// Prefill and decode.
@@ -79,7 +79,7 @@ fn endpoint(path: &str) -> Option<Endpoint> {
     }
 }
 
-/// Why a request has no route.
+/// The reason why a request has no route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unserved {
     /// The path is not served.

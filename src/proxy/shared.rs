@@ -17,10 +17,10 @@ use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::AccessLog;
 
-/// Whether the process takes traffic; the text says why not.
+/// Tells whether the process takes traffic; the text says why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// What a proxy is made of.
+/// The parts that a proxy is made of.
 pub struct Parts {
     /// The settings in force, replaced whole by a reload.
     pub settings: Arc<ArcSwap<Config>>,
@@ -34,13 +34,13 @@ pub struct Parts {
     pub access_log: AccessLog,
     /// Time.
     pub clock: Clock,
-    /// Whether to take traffic.
+    /// Tells whether to take traffic.
     pub ready: Readiness,
     /// Ends what is still under way when the process does.
     pub shutdown: Shutdown,
 }
 
-/// What all requests share.
+/// The state that all requests share.
 pub(crate) struct Shared {
     pub(crate) settings: Arc<ArcSwap<Config>>,
     pub(crate) fleet: Fleet,

@@ -34,11 +34,11 @@ use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::{AccessLog, Format};
 use forebay_fleet::telemetry::trace;
 
-/// How long a connection to a backend may take to be made. Longer than one lost SYN, which is sent again after 1 s.
+/// The time within which a connection to a backend must be made. Longer than one lost SYN, which is sent again after 1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the listeners may take to come up.
+/// The time within which the listeners must come up.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// What is buffered of a log gets so long to be written at the end.
+/// The time within which what is buffered of a log must be written at the end.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 /// pingora sleeps its grace period out; the drain ends the process before.
 const GRACE_BEYOND_DRAIN: u64 = 60;
@@ -132,7 +132,7 @@ impl Common {
         }
     }
 
-    /// What the live page shows; decisions are told for as long as the ticks are kept.
+    /// Begins to make what the live page shows; decisions are told for as long as the ticks are kept.
     fn live(&self) -> admin::dashboard::Live {
         let (telemetry, clock, ready) = (Arc::clone(&self.telemetry), self.clock.clone(), self.readiness());
         let (fleet, settings) = (self.controller.fleet().clone(), Arc::clone(&self.settings));
@@ -207,7 +207,7 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
     Ok(Handle { data, admin, thread })
 }
 
-/// How a server starts and ends.
+/// The way in which a server starts and ends.
 struct Way {
     signals: bool,
     meeting: Meeting,

@@ -31,7 +31,7 @@ pub(super) struct ConnState {
     clock: Clock,
     active: AtomicUsize,
     idle_since: AtomicU64,
-    /// When the first byte after `idle_since` came; 0 is none yet.
+    /// The time at which the first byte after `idle_since` came; 0 is none yet.
     head_since: AtomicU64,
     served: AtomicBool,
     h2: AtomicBool,
@@ -87,12 +87,12 @@ impl ConnState {
         }
     }
 
-    /// Whether its requests are of HTTP/2.
+    /// Returns whether its requests are of HTTP/2.
     pub(super) fn is_h2(&self) -> bool {
         self.h2.load(Ordering::Relaxed)
     }
 
-    /// Since when there is no request on it; `None` while there is.
+    /// Returns the time since which there is no request on it; `None` while there is.
     pub(super) fn idle_since(&self) -> Option<Time> {
         let idle = self.active.load(Ordering::Relaxed) == 0;
         idle.then(|| Time::from_micros(self.idle_since.load(Ordering::Relaxed)))
@@ -105,17 +105,17 @@ impl ConnState {
         }
     }
 
-    /// Whether a request of HTTP/1.1 is under way.
+    /// Returns whether a request of HTTP/1.1 is under way.
     pub(super) fn is_busy_h1(&self) -> bool {
         self.active.load(Ordering::Relaxed) > 0 && !self.h2.load(Ordering::Relaxed)
     }
 
-    /// Whether any request came on it.
+    /// Returns whether any request came on it.
     pub(super) fn was_served(&self) -> bool {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// How long the connection may still live without a request; `None` while it has one or has no limit.
+    /// Returns how long the connection may still live without a request; `None` while it has one or has no limit.
     pub(super) fn left(&self, limits: IdleLimits) -> Option<Duration> {
         if self.active.load(Ordering::Relaxed) > 0 {
             return None;
@@ -136,7 +136,7 @@ impl ConnState {
 /// A request under way on a connection.
 pub(super) struct Active {
     state: Arc<ConnState>,
-    /// When it began, if it is one of HTTP/2.
+    /// The time at which it began, if it is one of HTTP/2.
     begun: Option<Time>,
     /// Its answer was given whole.
     whole: bool,

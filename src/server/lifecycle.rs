@@ -18,11 +18,11 @@ use super::listener::Connections;
 use super::upgrade::Meeting;
 use crate::proxy::Shutdown;
 
-/// How often a drain looks whether it is done.
+/// The time after which a drain looks again whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long a new process may take until it waits for the listening sockets.
+/// The longest time that a new process may take until it waits for the listening sockets.
 const SUCCESSOR: Duration = Duration::from_secs(3);
-/// How long those past the limit have to read that they are cut.
+/// The time that those past the limit have to read that they are cut.
 const TELLING: Duration = Duration::from_secs(1);
 
 /// Says when pingora shall stop.
@@ -31,12 +31,12 @@ pub(super) struct Signals {
     pub(super) ready_delay: Duration,
     /// Off where the process is not ours alone (the demo).
     pub(super) listen: bool,
-    /// Where a new process waits for the listening sockets.
+    /// The place where a new process waits for the listening sockets.
     pub(super) meeting: Meeting,
 }
 
 impl Signals {
-    /// Whether a new process waits for the listening sockets; one that was started a moment ago gets its moment.
+    /// Returns whether a new process waits for the listening sockets; one that was started a moment ago gets its moment.
     async fn is_succeeded(&self) -> bool {
         let attended = async {
             while !self.meeting.is_attended() {

@@ -34,19 +34,19 @@ use forebay_fleet::telemetry::throttle::Throttle;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// An h2 connection is pinged this often, and has as long to answer.
 const PING: Duration = Duration::from_secs(20);
-/// How long an h2 connection without a request lives on after it was told to end. A client answers the first GOAWAY within a round
-/// trip, and gets the second then.
+/// The time for which an h2 connection without a request lives on after it was told to end. A client answers the first GOAWAY
+/// within a round trip, and gets the second then.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Clients over the connection cap that are heard out at a time.
 const MOST_LINGERING: usize = 64;
-/// What a client over the connection cap is told.
+/// The answer to a client over the connection cap.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n";
 
 /// The most headers of one request, where the limit on their bytes allows so many. hyper takes room for all of them with each head.
 const MOST_HEADERS: usize = 1024;
 
-/// How many headers a head of at most so many bytes may have.
+/// Returns how many headers a head of at most so many bytes may have.
 fn most_headers(bytes: usize) -> usize {
     (bytes / 64).clamp(100, MOST_HEADERS)
 }
@@ -201,7 +201,7 @@ impl<F: ServiceFor> HyperApp<F> {
 }
 
 impl<F> HyperApp<F> {
-    /// How long the connection may still live without a request, as [`ConnState::left`]; `ending`: since when it is told to end.
+    /// Returns how long the connection may still live without a request, as [`ConnState::left`]; `ending`: since when it must end.
     fn left(&self, state: &ConnState, ending: Option<Time>) -> Option<Duration> {
         match ending {
             // A client that learns of the end has sent requests meanwhile, which are served: hyper says the end twice.

@@ -18,14 +18,14 @@ pub use self::assemble::start;
 use forebay_fleet::config::Loaded;
 use forebay_fleet::config::model::{BackendUrl, Config};
 
-/// Where the configuration came from, and so how it can change.
+/// The source of the configuration, and so the way in which it can change.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A file, watched for changes.
     File {
         /// Its path.
         path: PathBuf,
-        /// What was read of it.
+        /// The content that was read.
         loaded: Box<Loaded>,
     },
     /// Backends named on the command line: they are asked what they serve.
@@ -45,22 +45,22 @@ pub enum AccessLogFormat {
     Text,
 }
 
-/// What a server is started with.
+/// The options that a server is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The resolved configuration.
     pub config: Config,
-    /// Where it came from.
+    /// The source of the configuration.
     pub source: Source,
     /// The access log.
     pub access_log: AccessLogFormat,
-    /// Whether SIGTERM, SIGQUIT, SIGINT and SIGHUP are the server's; a drain then ends the process.
+    /// True if SIGTERM, SIGQUIT, SIGINT and SIGHUP are the server's; a drain then ends the process.
     pub signals: bool,
-    /// Whether to take the listening sockets over from the process that has them, if one does.
+    /// True to take the listening sockets over from the process that has them, if one does.
     pub upgrade: bool,
 }
 
-/// Why a server did not start.
+/// The reason why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
@@ -78,7 +78,7 @@ pub enum StartError {
     Meeting {
         /// The socket's path.
         socket: PathBuf,
-        /// Why not.
+        /// The reason why there is none.
         error: std::io::Error,
     },
     /// The running process did not hand its listening sockets over.
@@ -97,9 +97,9 @@ pub enum StartError {
 
 /// A running server.
 pub struct Handle {
-    /// Where requests are served.
+    /// The address at which requests are served.
     pub data: SocketAddr,
-    /// Where metrics and the admin API are.
+    /// The address of metrics and the admin API.
     pub admin: SocketAddr,
     thread: std::thread::JoinHandle<()>,
 }

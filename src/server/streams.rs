@@ -19,7 +19,7 @@ const PIECE: usize = 64 << 10;
 /// A piece over this has its last byte sent apart.
 const APART: usize = 1 << 10;
 
-/// What a body said when its stream's task polled it last.
+/// The answer of a body when its stream's task polled it last.
 #[derive(Clone, Copy)]
 enum Said {
     /// It was not asked.
@@ -72,7 +72,7 @@ where
     }
 }
 
-/// What is left of a piece that is sent in several. The last byte of a larger piece goes apart: hyper is done with an answer once it
+/// The rest of a piece that is sent in several. The last byte of a larger piece goes apart: hyper is done with an answer once it
 /// has given the last piece to h2, which takes it whole as soon as the window is open by one byte, and holds it.
 #[derive(Debug, Default)]
 pub(super) struct Rest(Bytes);

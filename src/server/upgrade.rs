@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::StartError;
 
-/// Where old and new meet. By default a socket for each listen address in a folder that only this user can enter: whoever
-/// listens there is given the ports.
+/// The place where old and new meet. By default a socket for each listen address in a folder that only this user can enter:
+/// whoever listens there is given the ports.
 #[derive(Clone, Debug)]
 pub(super) struct Meeting {
     socket: PathBuf,
@@ -53,14 +53,14 @@ impl Meeting {
         if ours { Ok(()) } else { Err(io::Error::other(reason)) }
     }
 
-    /// Whether a new process waits there. A file that a crash left behind is nobody.
+    /// Returns whether a new process waits there. A file that a crash left behind is nobody.
     pub(super) fn is_attended(&self) -> bool {
         self.prepare().is_ok()
             && std::fs::read_to_string("/proc/net/unix").is_ok_and(|table| listens(&table, &self.socket))
     }
 }
 
-/// Whether the kernel's table of Unix sockets has one that listens at this path.
+/// Returns whether the kernel's table of Unix sockets has one that listens at this path.
 fn listens(table: &str, path: &Path) -> bool {
     // Num RefCount Protocol Flags Type St Inode Path; the flag is __SO_ACCEPTCON.
     let listening = table.lines().filter(|line| line.split_ascii_whitespace().nth(3) == Some("00010000"));

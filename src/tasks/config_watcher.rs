@@ -14,9 +14,9 @@ use forebay_fleet::config::{Config, Loaded, Report};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Reload;
 
-/// How often the file is read.
+/// The time between two readings of the file.
 const EVERY: Duration = Duration::from_secs(2);
-/// How long a changed file must stay as it is.
+/// The time for which a changed file must stay as it is.
 const SETTLED_AFTER: Duration = Duration::from_millis(500);
 
 /// Reads the configuration again.
@@ -24,7 +24,7 @@ pub type Load = Arc<dyn Fn() -> Result<Loaded, Box<Report>> + Send + Sync>;
 /// Puts a configuration into force; it is called with one that differs from the last.
 pub type Apply = Box<dyn FnMut(&Config) + Send>;
 
-/// What the watcher needs, and what it remembers.
+/// The watcher: what it needs, and what it remembers.
 pub struct ConfigWatcher {
     load: Load,
     apply: Apply,
@@ -84,7 +84,7 @@ impl ConfigWatcher {
         self.telemetry.process.reload(result);
     }
 
-    /// Whether a reading is the last judged, or the same as the one before.
+    /// Returns whether a reading is the last judged, or the same as the one before.
     fn is_settled(&mut self, hash: [u8; 32]) -> bool {
         let before = self.unsettled.take();
         if hash == self.hash || before == Some(hash) {

@@ -27,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The name of the pool of backends that do not show what they serve.
 const UNLISTED: &str = "*";
 
-/// What one URL is known to list; nothing where it answers, but only to who has a key.
+/// The models that one URL is known to list; nothing where it answers, but only to who has a key.
 type Known = Arc<Vec<Value>>;
 
 /// Keeps the pools as the backends' lists have them. `apply` is called with all pools known so far, in the order of `backends`,

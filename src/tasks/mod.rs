@@ -28,7 +28,7 @@ use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Panicked;
 use forebay_fleet::telemetry::panics::caught;
 
-/// How often something is done, and how long it may take; read anew each round, so that a reload changes it.
+/// The interval and the timeout of something that is done again and again; read anew each round, so that a reload changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rhythm {
     /// From start to start.
@@ -37,10 +37,10 @@ pub struct Rhythm {
     pub timeout: Duration,
 }
 
-/// Where a task asks for its pace.
+/// The function that a task asks for its pace.
 pub type RhythmSource = Arc<dyn Fn() -> Rhythm + Send + Sync>;
 
-/// How often the snapshot is compared with what runs.
+/// The time between two comparisons of the snapshot with what runs.
 const MEMBERSHIP: Duration = Duration::from_millis(200);
 
 /// From the panic of a task to its next beginning.

@@ -16,7 +16,7 @@ const MAX_TEXT: usize = 4 << 20;
 const MAX_MODELS: usize = 4096;
 const MAX_NAME: usize = 512;
 
-/// What a backend lists.
+/// The models that a backend lists.
 #[derive(Debug)]
 pub(super) struct Listing {
     /// Its entries, as it says them and in its order; at least one, each with a usable name.
@@ -25,7 +25,7 @@ pub(super) struct Listing {
     pub(super) left_out: usize,
 }
 
-/// Why there is no list.
+/// The reason why there is no list.
 #[derive(Debug)]
 pub(super) enum Unlisted {
     /// 401 or 403: the server shows it to who has a key.
@@ -35,7 +35,7 @@ pub(super) enum Unlisted {
 }
 
 impl Unlisted {
-    /// Whether the server has no list for us, rather than not giving it this time. That it refuses our key is no such answer.
+    /// Returns whether the server has no list for us, rather than not giving it this time. A refusal of our key is no such answer.
     pub(super) fn is_for_good(&self, our_key: bool) -> bool {
         match self {
             Unlisted::Locked(_) => !our_key,

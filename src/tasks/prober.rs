@@ -34,31 +34,31 @@ const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// A server of which nothing came.
 #[derive(Debug)]
 struct Silence {
-    /// When the first question without an answer was asked.
+    /// The time at which the first question without an answer was asked.
     begun: Time,
-    /// What its engine had shown by then.
+    /// The progress that its engine had shown by then.
     progress: u64,
 }
 
-/// How long something may take; read anew each time, so that a reload changes it.
+/// The function that tells how long something may take; read anew each time, so that a reload changes it.
 pub type Patience = Arc<dyn Fn() -> Duration + Send + Sync>;
 
-/// What the prober needs.
+/// The prober, as the things that it needs.
 #[derive(Clone)]
 pub struct Prober {
-    /// Whom to tell; its fleet is probed.
+    /// The controller to tell; its fleet is probed.
     pub controller: Arc<Controller>,
     /// The fleet's clock.
     pub clock: Clock,
     /// `health.interval` and `health.timeout`.
     pub pace: RhythmSource,
-    /// How long a backend that is out may take for one token: as long as one that is in may show no progress.
+    /// The time that a backend that is out may take for one token: as long as one that is in may show no progress.
     pub patience: Patience,
-    /// Where panics are counted.
+    /// The place where panics are counted.
     pub telemetry: Arc<Telemetry>,
 }
 
-/// What came of asking `/health`.
+/// The result of asking `/health`.
 #[derive(Debug, PartialEq, Eq)]
 enum Health {
     Good,

@@ -18,7 +18,7 @@ const QUESTIONS: [(&str, &str, &str); 2] = [
     ("/is_paused", "is_paused", "its scheduler is paused (/pause); /resume ends that"),
 ];
 
-/// What a backend can be asked.
+/// The questions that a backend can be asked.
 #[derive(Debug, Default)]
 pub(super) struct RestQuestions {
     /// It does not answer this one.
@@ -26,7 +26,7 @@ pub(super) struct RestQuestions {
 }
 
 impl RestQuestions {
-    /// Why the backend rests, or `Some(None)` where it does not; `None` where it did not say.
+    /// Returns why the backend rests, or `Some(None)` where it does not; `None` where it did not say.
     pub(super) async fn ask(
         &mut self,
         client: &ProbeClient,

@@ -19,16 +19,16 @@ use forebay_fleet::{Backend, Fleet};
 /// A real text has about 50 KB; one with very many adapters or engines a few hundred.
 const MAX_TEXT: usize = 8 << 20;
 
-/// What the scraper needs.
+/// The scraper, as the things that it needs.
 #[derive(Clone)]
 pub struct Scraper {
-    /// Whom to scrape.
+    /// The fleet to scrape.
     pub fleet: Fleet,
     /// The fleet's clock.
     pub clock: Clock,
     /// `scrape.interval` and `scrape.timeout`.
     pub pace: RhythmSource,
-    /// Where panics are counted.
+    /// The place where panics are counted.
     pub telemetry: Arc<Telemetry>,
 }
 

@@ -25,7 +25,7 @@ pub(super) struct ServedModels {
     clock: Clock,
     client: ProbeClient,
     due: Time,
-    /// That the list is cut was said.
+    /// True if it was said that the list is cut.
     told_cut: bool,
 }
 
@@ -35,7 +35,7 @@ impl ServedModels {
         ServedModels { controller, clock, client, due: Time::ZERO, told_cut: false }
     }
 
-    /// Whether it is time to ask.
+    /// Returns whether it is time to ask.
     pub(super) fn is_due(&self) -> bool {
         self.clock.now() >= self.due
     }

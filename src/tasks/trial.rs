@@ -39,7 +39,7 @@ impl TrialRequest {
     }
 }
 
-/// What is asked, in this order: first what the backend was last seen to serve.
+/// Returns what is asked, in this order: first what the backend was last seen to serve.
 fn questions(served: Option<Kind>) -> [TrialRequest; 2] {
     match served {
         Some(Kind::NoDecode) => [TrialRequest::Embedding, TrialRequest::Completion],
@@ -73,8 +73,8 @@ pub(super) async fn ask(client: &ProbeClient, backend: &Backend, deadline: Durat
     Probed::NoSuchRequest
 }
 
-/// What a status says of the engine; nothing where the server does not serve this kind of request, or not without a client's
-/// own key.
+/// Returns what a status says of the engine; nothing where the server does not serve this kind of request, or not without a
+/// client's own key.
 fn judge(status: StatusCode, our_key: bool) -> Option<Probed> {
     match status.as_u16() {
         200..=299 => Some(Probed::Passed),

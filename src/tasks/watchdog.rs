@@ -20,13 +20,13 @@ const LONGEST: Duration = Duration::from_millis(500);
 /// `health.stall_timeout`, read anew each time; `None`: nobody is watched.
 pub type Limit = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;
 
-/// What the watchdog needs.
+/// The watchdog, as the things that it needs.
 pub struct Watch {
-    /// Whom to tell; its fleet is watched.
+    /// The controller to tell; its fleet is watched.
     pub controller: Arc<Controller>,
     /// The fleet's clock.
     pub clock: Clock,
-    /// How long a backend with work may show no progress.
+    /// The time for which a backend with work may show no progress.
     pub limit: Limit,
 }
 

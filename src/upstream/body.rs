@@ -37,7 +37,7 @@ impl Pieces {
         self.bytes
     }
 
-    /// Whether nothing is left to send.
+    /// Returns whether nothing is left to send.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes == 0

@@ -21,7 +21,7 @@ use super::dial::dial;
 use super::stall::WriteStall;
 use forebay_fleet::obstacle::Unresolved;
 
-/// What is known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
+/// The facts known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
 /// and an error tell whose it was.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UseMark(Arc<Marks>);
@@ -43,7 +43,7 @@ impl UseMark {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// Whether anything came for the request at hand: then it was no idle close that crossed it on the wire.
+    /// Returns whether anything came for the request at hand: then it was no idle close that crossed it on the wire.
     pub(super) fn has_answered(&self) -> bool {
         self.0.heard.load(Ordering::Relaxed)
     }

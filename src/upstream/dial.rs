@@ -11,7 +11,7 @@ use forebay_fleet::obstacle::{Unresolved, obstacle};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 
-/// How long an address has before the next is tried beside it (RFC 8305 section 8).
+/// The time that an address has before the next is tried beside it (RFC 8305 section 8).
 const NEXT_AFTER: Duration = Duration::from_millis(250);
 
 /// Connects to one of a backend's addresses. The error is the most telling one: of an address that could be reached, if any could.

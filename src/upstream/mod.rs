@@ -34,8 +34,8 @@ pub type AnswerBody = Incoming;
 
 /// vLLM's server closes an idle connection after 5 s; ours are given up before.
 const POOL_IDLE: Duration = Duration::from_secs(4);
-/// What is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is faster than
-/// its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
+/// The most that is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is
+/// faster than its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
 const READ_BUFFER: usize = 64 << 10;
 /// The most headers of an answer.
 const MOST_HEADERS: usize = 1024;
@@ -47,13 +47,13 @@ const REUSE_WINDOW: Duration = Duration::from_millis(100);
 pub struct Limits {
     /// The room that they share with clients.
     pub descriptors: Arc<Descriptors>,
-    /// How long a connection may take to be made.
+    /// The time within which a connection must be made.
     pub connect_timeout: Duration,
-    /// How long a backend may take nothing of what we send; `None` is no limit.
+    /// The longest time for which a backend may take nothing of what we send; `None` is no limit.
     pub write_stall: Option<Duration>,
 }
 
-/// Whether an attempt may use a kept-alive connection.
+/// The kind of connection that an attempt may use: a kept-alive one, or only a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
     /// One from the pool, where there is one.
@@ -193,7 +193,7 @@ pub fn shortage_or(otherwise: Failure, broke: &hyper::Error) -> Failure {
     obstacle(broke).filter(|failure| *failure == Failure::Shortage).unwrap_or(otherwise)
 }
 
-/// Whether hyper gave the request back unsent: the connection closed before.
+/// Returns whether hyper gave the request back unsent: the connection closed before.
 fn was_never_sent(error: &ClientError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<hyper::Error>());
     source.is_some_and(hyper::Error::is_canceled)

@@ -10,7 +10,7 @@ use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 
-/// How often the page is told.
+/// The time between two updates of the page.
 const EVERY: Duration = Duration::from_secs(1);
 /// Streams at a time.
 pub(super) const MAX_CLIENTS: usize = 32;
@@ -18,7 +18,7 @@ pub(super) const MAX_CLIENTS: usize = 32;
 /// Runs for as long as somebody watches: makes the JSON of one tick at each call.
 pub type Ticks = Box<dyn FnMut() -> String + Send>;
 
-/// Where streams come from. Cheap to clone.
+/// The source of the page's event streams. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Hub(Arc<Inner>);
 

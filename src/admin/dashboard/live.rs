@@ -20,15 +20,15 @@ use forebay_fleet::{Pool, Snapshot};
 pub(super) struct Live {
     /// Of this Forebay.
     pub(super) version: &'static str,
-    /// Since its start, in seconds.
+    /// The time since its start, in seconds.
     pub(super) uptime_seconds: f64,
     /// Counts the snapshots of this process.
     pub(super) generation: u64,
-    /// Where requests go.
+    /// The address that takes requests.
     pub(super) listen: String,
-    /// Why requests should not be sent here, if so.
+    /// The reason why requests should not be sent here, if there is one.
     pub(super) not_ready: Option<String>,
-    /// What a request must meet to count as good.
+    /// The objectives that a request must meet to count as good.
     pub(super) slo: SloView,
     /// The windows that figures are given for, the shortest first.
     pub(super) windows: Vec<&'static str>,
@@ -54,7 +54,7 @@ pub(super) struct LivePool {
     pub(super) model: String,
     /// Its policy.
     pub(super) policy: &'static str,
-    /// What waits for room.
+    /// The requests that wait for room.
     pub(super) wait_room: WaitRoomView,
     /// Its arms.
     pub(super) arms: Vec<LiveArm>,
@@ -75,7 +75,7 @@ pub(super) struct LiveArm {
     pub(super) figures: BTreeMap<&'static str, ArmFigures>,
     /// The last fifteen minutes of them.
     pub(super) timeline: Vec<Point>,
-    /// Where the timeline is now: the number of the point that is under way.
+    /// The number of the timeline's point that is under way now.
     pub(super) timeline_now: u64,
     /// Its backends.
     pub(super) backends: Vec<LiveBackend>,
@@ -98,11 +98,11 @@ pub(super) struct ArmFigures {
 pub(super) struct LiveBackend {
     /// Its identity, as decisions name it.
     pub(super) id: BackendId,
-    /// Where it listens.
+    /// The URL that it listens at.
     pub(super) url: String,
     /// `healthy`, `ejected`, `probing`, `misconfigured` or `drained`.
     pub(super) state: &'static str,
-    /// Why.
+    /// The reason for this state.
     pub(super) reason: Option<String>,
     /// For how long.
     pub(super) state_for_seconds: f64,
@@ -133,15 +133,15 @@ pub(super) struct LiveBackend {
 pub(super) struct DecisionView {
     /// Counts those that were told.
     pub(super) number: u64,
-    /// How long ago.
+    /// The time since the decision, in seconds.
     pub(super) ago_seconds: f64,
     /// The pool's model.
     pub(super) pool: String,
-    /// What was chosen, and why.
+    /// The choice and its reason, in words.
     pub(super) why: String,
-    /// The same in figures, with the others that were considered.
+    /// The decision in figures, with the other backends that were considered.
     pub(super) figures: String,
-    /// Which attempt of its request it was for.
+    /// The number of the attempt, of its request, that it was for.
     pub(super) attempt: u32,
     /// The predicted time from here to the first token.
     pub(super) predicted_seconds: Option<f64>,

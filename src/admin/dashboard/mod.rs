@@ -29,7 +29,7 @@ pub type Live = Arc<dyn Fn() -> Ticks + Send + Sync>;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What the page shows of a fleet, as one line of JSON.
+/// Returns what the page shows of a fleet, as one line of JSON.
 #[must_use]
 pub fn json(fleet: &Snapshot, decisions: &Decisions, config: &Config, not_ready: Option<String>, now: Time) -> String {
     let live = live::Live::new(fleet, decisions, config, not_ready, now);
@@ -53,7 +53,7 @@ pub(super) fn page() -> axum::Router<Admin> {
         .route("/dashboard/icon.svg", file("image/svg+xml", include_str!("icon.svg")))
 }
 
-/// What the page shows.
+/// Returns the routes of what the page shows.
 pub(super) fn data(live: &Live) -> axum::Router<Admin> {
     let hub = hub::Hub::new(Arc::clone(live));
     let own = axum::Router::new().route("/api/live", get(once)).route("/api/live/stream", get(ticks)).with_state(hub);

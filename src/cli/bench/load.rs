@@ -38,7 +38,7 @@ enum Name {
     ShareGpt,
     /// A trace in the form of Mooncake's: timestamps in ms, a hash id for each block of 512 tokens. Equal ids give equal text
     Trace,
-    /// The same with the defaults of `vllm bench serve`: timestamps in s, blocks of 16 tokens
+    /// A trace in that form with the defaults of `vllm bench serve`: timestamps in s, blocks of 16 tokens
     TimedTrace,
     /// Conversations: each prompt repeats the earlier ones and the answers received. --request-rate and --max-concurrency
     /// count conversations, --num-prompts all of their prompts
@@ -49,7 +49,7 @@ enum Name {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Prompts")]
 pub(super) struct DatasetArgs {
-    /// Where prompts come from
+    /// The source of the prompts
     #[arg(long, visible_alias = "dataset", value_enum, default_value_t = Name::Random)]
     dataset_name: Name,
     /// The file of custom, sharegpt, trace or timed_trace
@@ -144,9 +144,9 @@ pub(super) struct Chosen {
     pub(super) told_output_len: Option<u32>,
     /// The dataset in words; none for random prompts that share nothing.
     pub(super) described: Option<String>,
-    /// How many times as fast as its trace it is sent; none where the rate is the user's.
+    /// The factor by which it is sent faster than its trace; none where the rate is the user's.
     pub(super) speedup: Option<f64>,
-    /// What the user might not expect.
+    /// Notes on what the user might not expect.
     pub(super) notes: Vec<String>,
     uncounted: Option<(Vec<PromptAndAnswer>, Option<u32>)>,
 }

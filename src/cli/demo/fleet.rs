@@ -42,9 +42,9 @@ pub(super) struct Server {
 /// An arrangement that runs.
 pub(super) struct Running {
     pub(super) name: String,
-    /// What requests for it ask for.
+    /// The model that requests for it ask for.
     pub(super) model: String,
-    /// What its GPUs serve, by the model's own name.
+    /// The model that its GPUs serve, by its own name.
     pub(super) serves: String,
     pub(super) gpus: u32,
     pub(super) max_num_seqs: u32,
@@ -122,7 +122,7 @@ impl Fleet {
         self.arms.iter().chain(&self.live)
     }
 
-    /// How many servers run.
+    /// Returns the number of servers that run.
     pub(super) fn servers(&self) -> usize {
         self.all().map(|arm| arm.backends.len()).sum()
     }

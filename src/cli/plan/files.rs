@@ -17,9 +17,9 @@ use forebay_lab::plan::{Plan, Planned, emit};
 
 /// A larger text is not what it is taken for.
 const LARGEST: u64 = 64 << 20;
-/// Where the kernel lists NUMA nodes.
+/// The folder in which the kernel lists NUMA nodes.
 const NODES: &str = "/sys/devices/system/node";
-/// What the first lines of every file of `--out` have in them.
+/// The mark in the first lines of every file of `--out`.
 const OURS: &str = "by `forebay plan`";
 
 /// The host: by the files that were given, which may be of another one; by its own tools where none was.
@@ -76,7 +76,7 @@ fn read<T>(path: &Path, mut parse: impl FnMut(&str) -> Result<T, Mistake>) -> Re
     parse(&text(path)?).map_err(in_source(&path.display().to_string()))
 }
 
-/// What one of the host's tools says.
+/// Runs one of the host's tools and returns its output.
 fn tool(words: &[&str]) -> Result<String, PlanError> {
     let failed = |said: String| PlanError::Tool { command: words.join(" "), said };
     let output = Command::new(words[0]).args(&words[1..]).output().map_err(|error| match error.kind() {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
-/// What a request's task sends to its client.
+/// A message from a request's task to its client.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// Bytes, as they come.

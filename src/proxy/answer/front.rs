@@ -15,12 +15,12 @@ use crate::proxy::headers;
 
 /// Pieces between a request's task and its client's connection.
 pub(crate) const CHANNEL: usize = 8;
-/// What a client gets while it waits.
+/// The comment that a client gets while it waits.
 const WAITING: &[u8] = b": forebay waiting\n\n";
 /// The longest and the shortest time between two of them, whatever the first one waits for.
 const SIGNS_APART: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
-/// Where the answer goes.
+/// The way to the client, before or after the head of a stream was sent.
 pub(crate) enum Front {
     /// Nothing was sent.
     Held(oneshot::Sender<Response<AnswerBody>>),
@@ -63,7 +63,7 @@ fn early_head(request_id: &HeaderValue, messages: mpsc::Receiver<Message>) -> Re
     response
 }
 
-/// When the next sign of life is due.
+/// The timer of the next sign of life.
 pub(crate) struct Signs {
     timer: Option<Pin<Box<Sleep>>>,
     apart: Duration,

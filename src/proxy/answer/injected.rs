@@ -34,7 +34,7 @@ impl Injected {
         Injected { held: Vec::new(), fingerprint, learned: false }
     }
 
-    /// Whether the next events pass as they came.
+    /// Returns whether the next events pass as they came.
     pub(crate) fn passes(&self, segments: &[Segment]) -> bool {
         self.held.is_empty() && segments.iter().all(|segment| !is_usage(segment) && !ends_sequence(segment))
     }

@@ -21,7 +21,7 @@ use forebay_core::error::{Failure, with_causes};
 use forebay_fleet::EngineLoad;
 use forebay_fleet::health::alarm::{Heard, Watch};
 
-/// Where no deadline is set, the timer looks again after this.
+/// The time after which the timer looks again where no deadline is set.
 const FAR: Duration = Duration::from_secs(3600);
 
 /// The deadlines of an answer.
@@ -31,9 +31,9 @@ pub(crate) struct Deadlines {
     pub(crate) idle: Option<Duration>,
     /// The longest gap while the backend's engine is seen to work.
     pub(crate) busy_idle: Option<Duration>,
-    /// When the request must be over.
+    /// The time by which the request must be over.
     pub(crate) total: Option<Time>,
-    /// How long the client may take nothing.
+    /// The longest time for which the client may take nothing.
     pub(crate) write_stall: Option<Duration>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Wire {
     waiting_since: Time,
     /// No gap is too long before this: the engine works.
     spared_until: Time,
-    /// Whether the client's write was blocked since the last piece came.
+    /// True if the client's write was blocked since the last piece came.
     pub(crate) blocked: bool,
 }
 
@@ -105,7 +105,7 @@ impl Wire {
         }
     }
 
-    /// Whether a silence that is over its limit may last: the engine works, on this stream for all we know.
+    /// Returns whether a silence that is over its limit may last: the engine works, on this stream for all we know.
     fn is_spared(&mut self, now: Time) -> bool {
         let until = self.deadlines.idle.and_then(|idle| self.engine.works_until(idle));
         let last = self.deadlines.busy_idle.map(|limit| self.waiting_since + limit);

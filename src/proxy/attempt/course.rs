@@ -28,9 +28,9 @@ pub(super) struct Course<'a> {
     /// The failure that the next attempt is to make good, to be paid from the budget.
     pub(super) unpaid: Option<Failure>,
     last_answer: Option<RealAnswer>,
-    /// The same server error from two backends is the request's doing: then neither is to blame.
+    /// A backend's server error that another may repeat. If two give the same, it is the request's doing: then neither is to blame.
     suspicion: Option<Suspicion>,
-    /// Why a backend that may have the stored response could not be asked.
+    /// The reason why a backend that may have the stored response could not be asked.
     not_asked: Option<Refusal>,
     /// The answer of a server that has nothing to serve such a request by.
     unable: Option<RealAnswer>,
@@ -166,7 +166,7 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Whose answer ends a request whose attempts are over.
+    /// Returns the answer that ends a request whose attempts are over.
     pub(super) fn over(&mut self, work: &Work) -> Attempted {
         // Nobody else could be asked whose doing it is. To lose the last backend that is in would help no one.
         if self.seen.failed() == 1 {

@@ -18,10 +18,10 @@ use forebay_fleet::{Backend, Dispatched, Ticket};
 
 /// An error answer up to this size is kept, in case it turns out to be the last word.
 const ERROR_ANSWER_MAX: usize = 256 << 10;
-/// How long an error answer may take to arrive whole.
+/// The time within which an error answer must arrive whole.
 const ERROR_ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// How the attempts of a request end.
+/// The end of a request's attempts.
 #[expect(clippy::large_enum_variant, reason = "most attempts commit: a box would be an allocation for each request")]
 pub(crate) enum Attempted {
     /// A backend's answer, committed; its body is to be relayed.
@@ -32,7 +32,7 @@ pub(crate) enum Attempted {
     Refused(Refusal),
 }
 
-/// How a committed answer is relayed.
+/// The form in which a committed answer is relayed.
 pub(crate) enum Form {
     Events(Events),
     Unary,
@@ -44,7 +44,7 @@ pub(crate) struct RealAnswer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    /// As it came, where it was an event.
+    /// The event as it came, where the answer was one.
     pub(crate) event: Option<Bytes>,
 }
 
@@ -118,7 +118,7 @@ impl RealAnswer {
         })
     }
 
-    /// As an answer to the client.
+    /// Turns it into an answer to the client.
     pub(crate) fn into_response(self) -> Response<ClientBody> {
         let mut response = Response::new(ClientBody::whole(self.body));
         *response.status_mut() = self.status;

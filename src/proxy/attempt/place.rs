@@ -15,7 +15,7 @@ use forebay_fleet::{Admission, Ask, Dispatched, Placed, Waiting};
 /// A back-off that ends by time alone is noticed by who waits for it, within this.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long one request waits, over all its attempts.
+/// The time until which one request waits, over all its attempts.
 #[derive(Default)]
 pub(crate) struct Patience {
     until: Option<Time>,

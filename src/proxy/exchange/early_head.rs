@@ -21,7 +21,7 @@ use forebay_fleet::AttemptOutcome;
 pub(super) struct EarlyClient<'a> {
     pub(super) tx: mpsc::Sender<Message>,
     pub(super) clock: &'a Clock,
-    /// How long a write may wait for the client.
+    /// The longest time for which a write may wait for the client.
     pub(super) write_stall: Option<Duration>,
 }
 

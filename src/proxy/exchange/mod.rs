@@ -98,7 +98,7 @@ impl Exchange {
         }
     }
 
-    /// How long the client will still wait for a sign; `None` where it gets none: only a stream of events has comments.
+    /// Returns how long the client will still wait for a sign; `None` where it gets none: only a stream of events has comments.
     fn head_after(&self, now: Time) -> Option<Duration> {
         let is_stream = self.work.streamed && self.work.api != Api::Other;
         let after = self.settings.stream.head_after.filter(|_| is_stream)?;
@@ -135,7 +135,7 @@ impl Exchange {
         }
     }
 
-    /// The same behind a head that went out early.
+    /// Finishes the answer behind a head that went out early.
     async fn finish_early(
         mut self: Box<Self>,
         tx: mpsc::Sender<Message>,
@@ -251,7 +251,7 @@ impl Exchange {
     }
 }
 
-/// Whether an answer says that it is small.
+/// Returns whether an answer says that it is small.
 fn is_small(head: &Parts) -> bool {
     let declared = |value: &HeaderValue| value.to_str().ok()?.parse::<u64>().ok();
     head.headers.get(CONTENT_LENGTH).and_then(declared).is_some_and(|bytes| bytes <= WHOLE_ANSWER_MAX)

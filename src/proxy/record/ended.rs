@@ -34,7 +34,7 @@ impl Record {
         }
     }
 
-    /// Whether another arm than the assigned one has it.
+    /// Returns whether another arm than the assigned one has it.
     fn crossed(&self) -> bool {
         let assigned = self.assigned.as_ref().and_then(|(pool, arm)| pool.arm(*arm));
         assigned.zip(self.backend.as_ref()).is_some_and(|(assigned, backend)| assigned.name != backend.arm)

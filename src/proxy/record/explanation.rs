@@ -19,13 +19,13 @@ use forebay_fleet::telemetry::decisions::{Decisions, Told};
 const TOLD_MAX: usize = 1024;
 const LOGGED_MAX: usize = 64 << 10;
 
-/// Where who watches is told, and when.
+/// The place where who watches is told, and the clock for when.
 pub(crate) struct Audience<'a> {
     pub(crate) decisions: &'a Decisions,
     pub(crate) clock: &'a Clock,
 }
 
-/// Who asks, and what they are told.
+/// The record of who asks, and of what they are told.
 pub(crate) struct Explanations {
     client_asks: bool,
     told: Option<HeaderValue>,
@@ -36,13 +36,13 @@ pub(crate) struct Explanations {
 }
 
 impl Explanations {
-    /// What a request's head asks for, as far as its client may.
+    /// Reads what a request's head asks for, as far as its client may.
     pub(crate) fn new(may: Explain, client: Option<SocketAddr>, asked: &HeaderMap) -> Explanations {
         let asks = asked.get(headers::EXPLAIN).is_some_and(|value| value == "1");
         Explanations { client_asks: asks && may.allows(client), told: None, watched: false, number: None }
     }
 
-    /// Whether the rows of the decision to come are to be kept.
+    /// Returns whether the rows of the decision to come are to be kept.
     pub(crate) fn is_asked(&mut self, decisions: &Decisions, clock: &Clock) -> bool {
         self.watched = decisions.watched() && decisions.wants(clock.now());
         self.watched || self.client_asks || tracing::enabled!(tracing::Level::DEBUG)

@@ -29,7 +29,7 @@ mod answers;
 mod ended;
 mod explanation;
 
-/// What is known of a request so far.
+/// The facts that are known of a request so far.
 pub(crate) struct Record {
     shared: Arc<Shared>,
     settings: Arc<Config>,
@@ -50,11 +50,11 @@ pub(crate) struct Record {
     pub(crate) body_read: Option<Time>,
     pub(crate) sent: Option<Time>,
     first_sent: Option<Time>,
-    /// Since when it waits for a backend with room, if it does.
+    /// The time since which it waits for a backend with room, if it does.
     waits_since: Option<Time>,
-    /// How long it has waited for one.
+    /// The time for which it has waited for one.
     wait: Duration,
-    /// How much of that was before the first attempt.
+    /// The part of that before the first attempt.
     wait_before_sent: Duration,
     pub(crate) got_head: bool,
     first_token: Option<Time>,
@@ -66,8 +66,8 @@ pub(crate) struct Record {
     outcome: Option<Outcome>,
     pub(crate) usage: Option<Usage>,
     pub(crate) token_events: u64,
-    /// How long the sequences of a request with several decoded, all together, and how many they were; zeros where that cannot be
-    /// told.
+    /// The time for which the sequences of a request with several decoded, all together, and the number of them; zeros where that
+    /// cannot be told.
     pub(crate) decoded: Option<(Duration, u64)>,
     why: Explanations,
 }
@@ -134,7 +134,7 @@ impl Record {
         }
     }
 
-    /// Whether the rows of the decision to come are to be kept.
+    /// Returns whether the rows of the decision to come are to be kept.
     pub(crate) fn asks_why(&mut self) -> bool {
         self.why.is_asked(&self.shared.telemetry.decisions, &self.shared.clock)
     }
@@ -224,7 +224,7 @@ impl Record {
         self.outcome = Some(Outcome::ClientError);
     }
 
-    /// Whether the backend's answer is an error that is passed on.
+    /// Returns whether the backend's answer is an error that is passed on.
     pub(crate) fn is_error_answer(&self) -> bool {
         self.outcome.is_some()
     }
@@ -244,7 +244,7 @@ impl Record {
         self.shared.responses.remember(id, backend);
     }
 
-    /// What this backend's latest stream said is its fingerprint.
+    /// Returns the fingerprint that this backend's latest stream gave.
     pub(crate) fn fingerprint(&self, backend: BackendId) -> Option<Bytes> {
         self.shared.fingerprints.of(backend)
     }
@@ -254,7 +254,7 @@ impl Record {
         self.shared.fingerprints.remember(backend, fingerprint);
     }
 
-    /// So many backends died of this request, as far as can be told.
+    /// Notes how many backends died of this request, as far as can be told.
     pub(crate) fn saw_deaths(&mut self, deaths: u32) {
         self.deaths = deaths;
     }

@@ -3,7 +3,7 @@
 //!
 //! Hot path: one match on a path, then plain numbers.
 
-/// What an API makes sequences of.
+/// The part of a request that an API makes sequences of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counting {
     /// One sequence, whatever the body says.
@@ -19,7 +19,7 @@ pub enum Counting {
 }
 
 impl Counting {
-    /// How the API of this path counts, in vLLM 0.32.
+    /// Returns the way in which the API of this path counts, in vLLM 0.32.
     #[must_use]
     pub fn of(path: &str) -> Counting {
         match path {

@@ -33,7 +33,7 @@ pub(super) fn values(headers: &HeaderMap, body: &[u8], name: &str) -> Vec<Range<
     found
 }
 
-/// Whether the head of a part is that of a field of this name.
+/// Returns whether the head of a part is that of a field of this name.
 fn is_field(head: &[u8], name: &str) -> bool {
     let head = String::from_utf8_lossy(head);
     let disposition = head

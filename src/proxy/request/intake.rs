@@ -23,7 +23,7 @@ use forebay_core::error::{Refusal, repeated};
 const STEP: u64 = 64 << 10;
 /// A body that comes at least this fast has all the time that it takes, in bytes a second: so many give it a second more.
 const SLOWEST: u64 = 4 << 10;
-/// What a header costs beside its bytes.
+/// The cost of a header beside its bytes.
 const HEADER: usize = 64;
 /// The longest time between two pieces of a body.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -151,7 +151,7 @@ where
     Ok((bytes, held))
 }
 
-/// When a body has taken too long, by how much of it came.
+/// The timer that tells when a body has taken too long, by how much of it came.
 struct Slow(Option<(Pin<Box<Sleep>>, Instant)>);
 
 impl Slow {

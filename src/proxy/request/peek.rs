@@ -21,12 +21,12 @@ use super::prefix::Prefix;
 use super::weight::Weight;
 use forebay_core::routing::affinity::Marks;
 
-/// What a request's body says, as far as it is read. Ranges are byte positions in that body.
+/// The content of a request's body, as far as it is read. Ranges are byte positions in that body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peek {
     /// The model asked for; `None` where there is none, or null, or an empty name: vLLM takes that for its own.
     pub model: Option<String>,
-    /// Where the model's value stands, quotes included; also of a null.
+    /// The place of the model's value, quotes included; also of a null.
     pub model_at: Option<Range<usize>>,
     /// The answer is to be streamed.
     pub stream: bool,
@@ -46,7 +46,7 @@ pub struct Peek {
     pub sessions: Vec<(String, String)>,
     /// The response that this one follows (responses API).
     pub previous_response_id: Option<String>,
-    /// What the prompt begins with; nothing where nobody asked.
+    /// The marks of the prompt's beginning; nothing where nobody asked.
     pub marks: Marks,
     /// Position after the brace that opens the body.
     pub inside: usize,
@@ -55,9 +55,9 @@ pub struct Peek {
 /// `stream_options` as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// Where the value stands.
+    /// The place of the value.
     pub at: Range<usize>,
-    /// What the value is.
+    /// The form of the value.
     pub form: StreamOptionsForm,
 }
 
@@ -68,7 +68,7 @@ pub enum StreamOptionsForm {
     Null,
     /// An object.
     Object {
-        /// Whether it has no member.
+        /// True if it has no member.
         empty: bool,
         /// `include_usage`, if it is there.
         include_usage: Option<Flag>,
@@ -80,13 +80,13 @@ pub enum StreamOptionsForm {
 /// A member that is true or false.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flag {
-    /// Where the value stands.
+    /// The place of the value.
     pub at: Range<usize>,
     /// Its value; null is false.
     pub on: bool,
 }
 
-/// Why a body cannot be routed.
+/// The reason why a body cannot be routed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeekError {
     /// Nothing is there.
@@ -106,9 +106,9 @@ pub enum PeekError {
     WrongType {
         /// The member.
         member: &'static str,
-        /// Where its value stands.
+        /// The place of its value.
         at: usize,
-        /// What it should be.
+        /// The type that it should have.
         expected: &'static str,
     },
 }
@@ -318,7 +318,7 @@ fn each_member<'a>(text: &'a str, f: impl FnMut(Cow<'a, str>, &'a RawValue)) -> 
     json.end()
 }
 
-/// Where in `text` a value that was read out of it stands.
+/// Returns the place in `text` of a value that was read out of it.
 fn range(text: &str, value: &RawValue) -> Range<usize> {
     let start = value.get().as_ptr().addr() - text.as_ptr().addr();
     start..start + value.get().len()

@@ -220,7 +220,7 @@ mod tests {
         .prop_map(|(key, value)| (key.to_owned(), value))
     }
 
-    /// What the splice should do, done on the parsed value.
+    /// Does on the parsed value what the splice should do.
     fn expected(mut body: Value, model: &str) -> (Value, bool) {
         let mut injected = false;
         if body["stream"] == true {

@@ -7,7 +7,7 @@ use memchr::memchr2;
 
 use super::prefix::Prefix;
 
-/// How much a prompt holds.
+/// The amount that a prompt holds.
 #[derive(Debug, Default)]
 pub(crate) struct Weight {
     /// Bytes of text, escapes taken for what they stand for.
@@ -55,7 +55,7 @@ const NO_TEXT: [&[u8]; 12] = [
     b"role",
 ];
 
-/// What the strings under a key are.
+/// The kind of strings under a key.
 #[derive(Clone, Copy)]
 enum Under {
     Text,
@@ -73,7 +73,7 @@ pub(crate) struct Elements {
 }
 
 impl Elements {
-    /// How many prompts these are: an array of anything else is one prompt.
+    /// Returns how many prompts these are: an array of anything else is one prompt.
     pub(crate) fn batch(self) -> u64 {
         if self.prompts { self.all } else { 1 }
     }
@@ -137,7 +137,7 @@ impl Weight {
     }
 }
 
-/// Where the string that begins at `i` ends (its closing quote), and how many bytes of it are escaping alone.
+/// Finds the end of the string that begins at `i` (its closing quote), and how many bytes of it are escaping alone.
 fn string_end(json: &[u8], mut i: usize) -> (usize, usize) {
     let mut escaped = 0;
     while let Some(found) = memchr2(b'"', b'\\', json.get(i..).unwrap_or_default()) {

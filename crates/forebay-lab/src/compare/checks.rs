@@ -115,7 +115,7 @@ impl Checked {
         }
     }
 
-    /// Whether the arms were asked for one model.
+    /// Fails the check unless the arms were asked for one model.
     fn models(&mut self, sides: &[Side]) {
         let of_side = |side: &Side| -> BTreeSet<String> {
             side.trials.iter().filter_map(|trial| trial.head).map(|head| head.model.clone()).collect()
@@ -128,7 +128,7 @@ impl Checked {
         }
     }
 
-    /// Whether arms that ran in turn were sent as many requests in each epoch.
+    /// Checks that arms that ran in turn were sent as many requests in each epoch.
     fn same_load(&mut self, group: &Group) {
         let sizes = || group.trials.iter().map(|trial| trial.records.len());
         let (least, most) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
@@ -138,7 +138,7 @@ impl Checked {
         }
     }
 
-    /// Whether the load generator's lateness could have changed the figure that decides by as much as names a winner.
+    /// Checks whether the load generator's lateness could have changed the figure that decides by as much as names a winner.
     pub(super) fn lag(&mut self, sides: [&Side; 2], primary: Figure, slo: Option<&Slo>) {
         let runs = sides.iter().flat_map(|side| &side.trials).map(|trial| trial.run);
         let Some(late) = lag_p99_ms(runs).filter(|late| *late > LATE_MS) else { return };
@@ -177,7 +177,7 @@ fn shortest(side: &Side, figure: Figure, slo: Option<&Slo>) -> Option<f64> {
     least(&mut side.measures.iter().filter_map(|measures| measures.summary.e2e_ms.p50))
 }
 
-/// Whether a live split gave each arm its share of the sessions, which are what it assigns; none where the rows do not tell them.
+/// Tests whether a live split gave each arm its share of the sessions, which it assigns; none where the rows do not tell them.
 fn sample_ratio(sides: &[Side], options: &Options) -> Option<SampleRatio> {
     let sessions = |side: &Side| -> Option<u64> {
         let records: Vec<&Record> = side.trials.iter().flat_map(|trial| trial.records.iter().copied()).collect();
@@ -203,7 +203,7 @@ fn lengths(side: &Side, of: fn(&Record) -> u64, live: bool) -> Vec<f64> {
     }
 }
 
-/// Whether arms got the same prompts and made answers of the same length, each beside the first.
+/// Compares the lengths of the arms' prompts and answers, each arm beside the first.
 fn balance(sides: &[Side], live: bool) -> Vec<Balance> {
     let Some((baseline, others)) = sides.split_first() else { return Vec::new() };
     let mut out = Vec::new();
@@ -234,12 +234,12 @@ pub(super) fn crossed(side: &Side) -> u64 {
     side.trials.iter().flat_map(|trial| &trial.records).filter(other).count() as u64
 }
 
-/// How late the load generator was at P99, in the worst of these runs.
+/// Returns the load generator's lateness at P99, in milliseconds, in the worst of these runs.
 pub(super) fn lag_p99_ms<'a>(runs: impl Iterator<Item = &'a RunRows>) -> Option<f64> {
     runs.filter_map(|run| run.end).map(|end| end.lag_p99_us).max().map(|late| late as f64 / 1e3)
 }
 
-/// That nobody said when the experiment was to end.
+/// Notes that nobody said when the experiment was to end.
 pub(super) fn no_plan(warnings: &mut Vec<Warning>) {
     let text = "the rows do not say how many starts were planned: a verdict holds at its rate only if that number was fixed before \
                 the first report was read (--planned-starts N says it)";

@@ -5,7 +5,7 @@ use super::judge::LEVEL;
 use super::verdict::Crossing;
 use crate::stats::estimate::Estimate;
 
-/// How often the curve is drawn anew within its errors.
+/// The number of times that the curve is drawn anew within its errors.
 const DRAWS: usize = 2000;
 
 /// A load of a sweep, and the logarithm of arm ÷ baseline there.
@@ -15,12 +15,12 @@ pub struct SweepPoint {
     pub load: f64,
     /// The logarithm of the ratio.
     pub log: Estimate,
-    /// Whether a difference is shown there, by the rule that names a winner.
+    /// True if a difference is shown there, by the rule that names a winner.
     pub shown: bool,
 }
 
-/// What a sweep (lightest first) says of a figure: every change of the better arm between loads that show a difference in
-/// opposite directions. Loads between them that show none are part of the curve.
+/// Finds the crossings of a sweep (lightest first) in a figure: every change of the better arm between loads that show a
+/// difference in opposite directions. Loads between them that show none are part of the curve.
 pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[SweepPoint], rng: &mut fastrand::Rng) -> Vec<Crossing> {
     let better = |sign: f64| if (sign > 0.0) == figure.more_is_better() { names.1 } else { names.0 }.to_owned();
     let shown: Vec<(usize, f64)> = sweep
@@ -46,7 +46,7 @@ pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[SweepPoint], rng:
     found
 }
 
-/// Where the curve goes through 0 from this sign: the index of the load below, and the load, in proportion to its logarithm.
+/// Finds where the curve goes through 0 from this sign: the index of the load below, and the load, in proportion to its logarithm.
 fn zeros<'a>(sweep: &'a [SweepPoint], logs: &'a [f64], sign: f64) -> impl Iterator<Item = (usize, f64)> + 'a {
     (0..logs.len().saturating_sub(1)).filter_map(move |index| {
         let (a, b) = (logs[index] * sign, logs[index + 1] * sign);
@@ -55,8 +55,8 @@ fn zeros<'a>(sweep: &'a [SweepPoint], logs: &'a [f64], sign: f64) -> impl Iterat
     })
 }
 
-/// Where the change lies when every load's ratio is drawn from its own error. A curve that never changes so puts it beyond the
-/// lightest or the heaviest load.
+/// Returns the interval of the change when every load's ratio is drawn from its own error. A curve that then never changes puts it
+/// beyond the lightest or the heaviest load.
 fn interval(sweep: &[SweepPoint], sign: f64, load: f64, rng: &mut fastrand::Rng) -> (Option<f64>, Option<f64>) {
     let mut at: Vec<f64> = (0..DRAWS)
         .map(|_| {

@@ -20,34 +20,34 @@ const CHANGES: usize = 3;
 pub struct Turn {
     /// The block that pairs it.
     pub block: Option<u32>,
-    /// Which start of the servers it ran on; none: not known.
+    /// The start of the servers that it ran on; none: not known.
     pub start: Option<u32>,
-    /// When it was, in any unit.
+    /// The time at which it ran, in any unit.
     pub at: f64,
 }
 
 /// Places of runs in the two lists that a design is made from: the baseline's and the arm's.
 pub(super) type Places = [Vec<usize>; 2];
 
-/// What gives one difference: a start, or a block within one.
+/// A unit that gives one difference: a start, or a block within one.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Linked {
     /// The runs, block by block.
     pub(super) blocks: Vec<Places>,
-    /// When it was.
+    /// The time at which it ran.
     pub(super) at: f64,
-    /// How much later the arm was than the baseline, on average; none: that is not known.
+    /// The time by which the arm was later than the baseline, on average; none: not known.
     pub(super) gap: Option<f64>,
 }
 
-/// What gives one value of an arm.
+/// A unit that gives one value of an arm.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Alone {
     pub(super) runs: Vec<usize>,
     pub(super) at: f64,
 }
 
-/// What is compared with what.
+/// The units that are compared with each other.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Units {
     Pairs(Vec<Linked>),
@@ -56,13 +56,13 @@ pub(super) enum Units {
     Nothing,
 }
 
-/// How two arms are compared.
+/// The way in which two arms are compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Design {
     pub(super) units: Units,
-    /// Whether the units are starts, so that an interval holds for any.
+    /// The reach of an interval: any start only if the units are starts.
     pub scope: Scope,
-    /// Why no winner may be named; none: one may.
+    /// The reason why no winner may be named; none: one may.
     pub bar: Option<Unjudged>,
 }
 
@@ -81,7 +81,7 @@ impl Design {
         }
     }
 
-    /// How many units each side has: the baseline's, and the arm's.
+    /// Returns the number of units of each side: the baseline's, and the arm's.
     #[must_use]
     pub fn units(&self) -> (usize, usize) {
         match &self.units {
@@ -181,7 +181,7 @@ impl Runs<'_> {
         blocks.into_values().filter(|block| block.iter().all(|side| !side.is_empty())).collect()
     }
 
-    /// Whether each unit was over before the next one began.
+    /// Returns whether each unit was over before the next one began.
     fn apart(&self, units: &[Vec<Places>]) -> bool {
         let times = |block: &Places| -> Vec<f64> {
             (0..2).flat_map(|side| block[side].iter().map(move |place| self.turns[side][*place].at)).collect()
@@ -253,7 +253,7 @@ fn root(roots: &BTreeMap<u32, u32>, mut start: u32) -> u32 {
     start
 }
 
-/// Whether the arms took turns. Runs of both at one moment are a turn of each. Without a difference in time nothing is known.
+/// Returns whether the arms took turns. Runs of both at one moment are a turn each. Without a difference in time this is unknown.
 fn alternate(groups: &[Vec<Alone>; 2]) -> bool {
     let mut order: Vec<(f64, usize)> =
         (0..2).flat_map(|side| groups[side].iter().map(move |unit| (unit.at, side))).collect();
@@ -283,7 +283,7 @@ fn alternate(groups: &[Vec<Alone>; 2]) -> bool {
     moments.len() > 1 && changes >= CHANGES.min(fewest) && balanced(groups)
 }
 
-/// Whether a trend over time can be told from a difference of the arms: which arm a run was of says less than half of when it was.
+/// Returns whether a trend can be told from a difference of the arms: a run's arm says less than half of when it was.
 fn balanced(groups: &[Vec<Alone>; 2]) -> bool {
     let times = |side: usize| groups[side].iter().map(|unit| unit.at);
     let mean = |side: usize| times(side).sum::<f64>() / groups[side].len() as f64;

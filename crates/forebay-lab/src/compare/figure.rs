@@ -36,7 +36,7 @@ pub enum Figure {
     E2eP99,
     /// Requests a second that met every limit of the SLO.
     Goodput,
-    /// The same for each GPU.
+    /// Requests a second that met every limit of the SLO, for each GPU.
     GoodputPerGpu,
     /// Tokens of answers for one unit of the price's currency.
     OutputTokensPerDollar,
@@ -94,19 +94,19 @@ impl Figure {
         self.name().trim_end_matches(" ms")
     }
 
-    /// Whether it is a time, in milliseconds.
+    /// Returns whether it is a time, in milliseconds.
     #[must_use]
     pub fn is_time(self) -> bool {
         self.name().ends_with(" ms")
     }
 
-    /// Whether more is better; of a time and of misses less is.
+    /// Returns whether more is better; of a time and of misses less is.
     #[must_use]
     pub fn more_is_better(self) -> bool {
         !self.is_time() && self != Figure::SloMisses
     }
 
-    /// Whether it follows the load that is offered wherever an arm keeps up, so that it says nothing of the arm.
+    /// Returns whether it follows the load that is offered wherever an arm keeps up, so that it says nothing of the arm.
     #[must_use]
     pub fn follows_load(self) -> bool {
         use Figure::{
@@ -123,19 +123,19 @@ impl Figure {
         )
     }
 
-    /// Whether it is of times to the first token, in which a failed request never had one.
+    /// Returns whether it is of times to the first token, in which a failed request never had one.
     #[must_use]
     pub fn is_ttft(self) -> bool {
         matches!(self, Figure::TtftMedian | Figure::TtftP95 | Figure::TtftP99)
     }
 
-    /// Whether arms are compared by it.
+    /// Returns whether arms are compared by it.
     #[must_use]
     pub fn is_compared(self) -> bool {
         self != Figure::SloAttainment
     }
 
-    /// Whether it is a 99th percentile, which takes 500 requests to be worth its name.
+    /// Returns whether it is a 99th percentile, which takes 500 requests to be worth its name.
     #[must_use]
     pub fn is_p99(self) -> bool {
         self.name().starts_with("P99")

@@ -33,14 +33,14 @@ pub fn heading(point: &Point) -> String {
     format!("{}{burst}{limit}{lengths}{dataset}{kind}", load(point.offered))
 }
 
-/// The same as the begin of a sentence, or a heading.
+/// Returns a text with a capital letter first, for the begin of a sentence or a heading.
 #[must_use]
 pub fn sentence_case(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-/// Which arm was run at which loads.
+/// Lists the loads that each arm was run at.
 pub(super) fn loads_by_arm(points: &[Point]) -> String {
     let mut by_arm: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for point in points {
@@ -93,7 +93,7 @@ fn short(ratio: f64, interval: Bounds) -> (String, String, String) {
     (format!("{ratio:.digits$}"), format!("{:.digits$}", interval.low), format!("{:.digits$}", interval.high))
 }
 
-/// What a pair's verdict says, in a sentence or two with its figures.
+/// Words a pair's verdict, in a sentence or two with its figures.
 #[must_use]
 pub fn verdict(pair: &Pair, point: &Point) -> String {
     let at = load(point.offered);
@@ -138,7 +138,7 @@ fn noun(figure: Figure, point: &Point) -> String {
     format!("{}{note}", figure.noun())
 }
 
-/// Why there is no verdict, and what would give one.
+/// Says why there is no verdict, and what would give one.
 fn why_not(because: Unjudged) -> String {
     match because {
         Unjudged::FewEpochs { baseline, arm } => format!(
@@ -181,7 +181,7 @@ fn why_not(because: Unjudged) -> String {
     }
 }
 
-/// What the figures say where no winner may be named.
+/// Words what the figures say where no winner may be named.
 fn not_judged(pair: &Pair, point: &Point) -> String {
     let Some(ratio) = pair.ratios.first().filter(|ratio| ratio.primary) else { return String::new() };
     let (noun, arm, baseline) = (noun(ratio.figure, point), &pair.arm, &pair.baseline);
@@ -205,7 +205,7 @@ fn reach(scope: Scope) -> &'static str {
     }
 }
 
-/// What takes the place of throughput where it is not the arm's; none where it is.
+/// Returns the note that takes the place of throughput where it is not the arm's; none where it is.
 #[must_use]
 pub fn whose_throughput(point: &Point) -> Option<&'static str> {
     let is = |whose| point.cells.iter().any(|cell| cell.throughput == whose);
@@ -222,7 +222,7 @@ pub fn whose_throughput(point: &Point) -> Option<&'static str> {
     }
 }
 
-/// Where the two tests of the figure that decides disagree; none where they do not.
+/// Says that the two tests of the figure that decides disagree; none where they do not.
 #[must_use]
 pub fn disagreement(pair: &Pair) -> Option<String> {
     let first = pair.ratios.first().filter(|ratio| ratio.primary)?;
@@ -241,7 +241,7 @@ pub fn disagreement(pair: &Pair) -> Option<String> {
     })
 }
 
-/// What a sweep says of a figure, in one sentence.
+/// Words what a sweep says of a figure, in one sentence.
 #[must_use]
 pub fn crossover(crossover: &Crossover) -> String {
     let unit = match crossover.axis {

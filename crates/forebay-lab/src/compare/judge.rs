@@ -24,7 +24,7 @@ pub const LEAST: f64 = 1.02;
 const RANKED: usize = 5;
 /// Pairs from which a rank test takes part: five cannot reject at 5 %.
 const RANKED_PAIRS: usize = 6;
-/// What p is multiplied by where the smaller of two counts: it keeps 5 % for normal, heavy-tailed and contaminated values alike.
+/// The factor of p where the smaller of two counts: it keeps 5 % for normal, heavy-tailed and contaminated values alike.
 const BOTH: f64 = 1.5;
 /// And that of pairs too few for ranks: neighbours in A-B-B-A that resemble each other by half would make 5 % 6.6.
 const FEW_PAIRS: f64 = 1.25;
@@ -36,13 +36,13 @@ pub struct Judged {
     pub means: (f64, f64),
     /// The difference by t.
     pub log: Estimate,
-    /// The same by ranks, where there are enough units.
+    /// The difference by ranks, where there are enough units.
     ranks: Option<Ranks>,
-    /// What both p are multiplied by.
+    /// The factor that both p are multiplied by.
     factor: f64,
-    /// How its error was had.
+    /// The way in which its error was had.
     pub method: Method,
-    /// How far it reaches.
+    /// The reach of the judgement.
     pub scope: Scope,
 }
 
@@ -122,7 +122,7 @@ fn of_groups(groups: &[Vec<Alone>; 2], logs: &[Vec<f64>; 2], scope: Scope) -> Op
 }
 
 impl Judged {
-    /// What an estimate of the difference says by itself.
+    /// Returns the judgement that an estimate of the difference gives by itself.
     pub(super) fn of_estimate(means: (f64, f64), log: Estimate, method: Method, scope: Scope) -> Judged {
         Judged { means, log, ranks: None, factor: 1.0, method, scope }
     }
@@ -156,7 +156,7 @@ impl Judged {
         (self.factor * t.min(rank.unwrap_or(1.0))).min(1.0)
     }
 
-    /// The same for one of several verdicts: far out the two tests agree less, so that only twice the smaller p is surely one.
+    /// Returns the p for one of several verdicts: far out the two tests agree less, so that only twice the smaller p is surely one.
     #[must_use]
     pub fn p_of_many(&self) -> f64 {
         let (t, rank) = self.two_p();
@@ -177,10 +177,10 @@ impl Judged {
         self.log.detectable(level, POWER).exp().max(LEAST)
     }
 
-    /// Whether a difference is shown, where p after the adjustment is this.
+    /// Tests whether a difference is shown, where p after the adjustment is this.
     ///
     /// # Errors
-    /// Why it is not.
+    /// The reason why it is not shown.
     pub fn shows(&self, p_adjusted: f64) -> Result<(), Unshown> {
         let (ratio, interval) = (self.ratio(), self.interval());
         if interval.low <= 1.0 && interval.high >= 1.0 {

@@ -10,7 +10,7 @@ use crate::rows::row_file::Sample;
 use crate::rows::slo::Slo;
 use crate::rows::summary::{Distribution, Summary};
 
-/// What an arm is divided by.
+/// The numbers that an arm's figures are divided by.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Divisors {
     pub(super) gpus: Option<u32>,

@@ -140,7 +140,7 @@ fn point(
     (point, raws)
 }
 
-/// Whose an arm's throughput is: the load's wherever it kept up with a rate, in one of its runs at least.
+/// Tells whose an arm's throughput is: the load's wherever it kept up with a rate, in one of its runs at least.
 fn throughput(side: &Side, group: &Group) -> Throughput {
     if !matches!(group.load.offered, Some(Offered::Rate(_) | Offered::Trace(_)) | None) {
         return Throughput::OfTheArm;
@@ -187,7 +187,7 @@ fn cell(side: &Side, throughput: Throughput) -> Cell {
     }
 }
 
-/// What bound the arm, run by run; a live split is one run, which its blocks share.
+/// Diagnoses what bound the arm, run by run; a live split is one run, which its blocks share.
 fn diagnosis(side: &Side) -> Option<Diagnosis> {
     let mut runs: Vec<&RunRows> = Vec::new();
     for trial in side.trials.iter().filter(|trial| trial.head.is_some()) {

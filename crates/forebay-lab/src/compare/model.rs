@@ -15,9 +15,9 @@ use crate::rows::summary::Summary;
 /// Two or more arms, compared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// What heads the report, gravest first.
+    /// The warnings that head the report, gravest first.
     pub warnings: Vec<Warning>,
-    /// How far the narrowest verdict reaches.
+    /// The reach of the narrowest verdict.
     pub scope: Scope,
     /// The arm that the others are compared with.
     pub baseline: String,
@@ -25,15 +25,15 @@ pub struct Comparison {
     pub arms: Vec<Arm>,
     /// The limits of goodput, if any were given.
     pub slo: Option<Slo>,
-    /// How late the load generator's own timers were at the 99th percentile, in the worst run; none if no run tells.
+    /// The lateness of the load generator's own timers at the 99th percentile, in the worst run; none if no run tells.
     pub lag_p99_ms: Option<f64>,
     /// One for each load, lightest first; unlimited is the heaviest.
     pub points: Vec<Point>,
-    /// Where the better arm changes over the loads: a line for each figure and arm with points on both sides.
+    /// The loads at which the better arm changes: a line for each figure and arm with points on both sides.
     pub crossovers: Vec<Crossover>,
 }
 
-/// How grave a warning is.
+/// The gravity of a warning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gravity {
@@ -45,12 +45,12 @@ pub enum Gravity {
     Note,
 }
 
-/// What the reader must know before any figure.
+/// A warning that the reader must know before any figure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Warning {
-    /// How grave.
+    /// Its gravity.
     pub gravity: Gravity,
-    /// What: a stable word for programs, such as `sample_ratio`.
+    /// A stable word for programs that says what it is, such as `sample_ratio`.
     pub check: &'static str,
     /// One sentence with its figures.
     pub text: String,
@@ -63,7 +63,7 @@ pub struct Arm {
     pub name: String,
     /// GPUs that it occupies; none: not known.
     pub gpus: Option<u32>,
-    /// What it costs an hour, in the currency of `--price`.
+    /// The price of an hour, in the currency of `--price`.
     pub price_per_hour: Option<f64>,
     /// Its servers; none: not known.
     pub replicas: Option<u32>,
@@ -71,16 +71,16 @@ pub struct Arm {
     pub max_num_seqs: Option<u32>,
     /// The model asked for.
     pub model: String,
-    /// Whether its servers were simulated.
+    /// True if its servers were simulated.
     pub simulated: bool,
 }
 
 /// All that was measured at one load.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Point {
-    /// How requests were offered; none: not known (rows without a head).
+    /// The way in which requests were offered; none: not known (rows without a head).
     pub offered: Option<Offered>,
-    /// How even a rate's gaps were, where it was no Poisson process.
+    /// The evenness of a rate's gaps, where it was no Poisson process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burstiness: Option<f64>,
     /// Requests under way at once, at most, beside a rate.
@@ -93,15 +93,15 @@ pub struct Point {
     pub input_len: Option<u32>,
     /// Tokens of each answer at most, where the load fixed them.
     pub output_len: Option<u32>,
-    /// Whether the arms ran at once, each request assigned to one of them.
+    /// True if the arms ran at once, each request assigned to one of them.
     pub live_split: bool,
     /// One for each arm that ran at this load, in the order of [`Comparison::arms`].
     pub cells: Vec<Cell>,
     /// Each arm beside the baseline.
     pub pairs: Vec<Pair>,
-    /// Whether the split gave each arm its share; none where arms ran in turn.
+    /// The test of whether the split gave each arm its share; none where arms ran in turn.
     pub sample_ratio: Option<SampleRatio>,
-    /// Whether the arms got the same prompts, and made answers of the same length.
+    /// The checks that the arms got the same prompts, and made answers of the same length.
     pub balance: Vec<Balance>,
 }
 
@@ -112,7 +112,7 @@ pub struct Cell {
     pub arm: String,
     /// All its requests in one; the duration is the sum over epochs.
     pub pooled: Summary,
-    /// Whose its throughput is.
+    /// The owner of its throughput: the arm or the load.
     pub throughput: Throughput,
     /// Requests that were assigned to it and that another arm served.
     pub crossed: u64,
@@ -124,11 +124,11 @@ pub struct Cell {
     pub ttft: Vec<QuantilePoint>,
     /// TPOT of all its requests.
     pub tpot: Vec<QuantilePoint>,
-    /// What bound it, as far as its runs agree; none of rows without a head.
+    /// The diagnosis of what bound it, as far as its runs agree; none of rows without a head.
     pub diagnosis: Option<Diagnosis>,
 }
 
-/// Whose the throughput of an arm is.
+/// The owner of an arm's throughput.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Throughput {
@@ -136,20 +136,20 @@ pub enum Throughput {
     OfTheArm,
     /// The load's: the arm kept up with the rate.
     OfTheLoad,
-    /// That is not known.
+    /// Not known.
     Unclear,
 }
 
 /// A figure of an arm over its epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Measured {
-    /// Which.
+    /// The figure.
     pub figure: Figure,
     /// The geometric mean of the epochs' values, in the figure's unit.
     pub value: f64,
     /// The 95 % interval over epochs; none with fewer than three.
     pub interval: Option<Bounds>,
-    /// Whether it is a P99 of fewer than 500 requests.
+    /// True if it is a P99 of fewer than 500 requests.
     pub few_requests: bool,
 }
 
@@ -160,7 +160,7 @@ pub struct Epoch {
     pub epoch: u32,
     /// The block that pairs it with another arm's.
     pub block: Option<u32>,
-    /// Which start of the servers it ran on; none: not known.
+    /// The start of the servers that it ran on; none: not known.
     pub start: Option<u32>,
     /// Its figures as the benchmark's table has them.
     pub summary: Summary,

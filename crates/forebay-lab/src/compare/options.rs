@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::rows::slo::Slo;
 
-/// What a comparison is told beside the rows.
+/// The options of a comparison, which tell what the rows do not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// The arm that the others are compared with; none: the first in the rows.
@@ -14,11 +14,11 @@ pub struct Options {
     pub slo: Option<Slo>,
     /// GPUs of an arm, where the rows do not tell.
     pub gpus: BTreeMap<String, u32>,
-    /// What an arm costs an hour.
+    /// The price of an hour of each arm.
     pub prices: BTreeMap<String, f64>,
     /// Shares of a live split, in any unit; an arm that is not named has 1.
     pub shares: BTreeMap<String, f64>,
-    /// How long an epoch of a live split is, at least.
+    /// The length of an epoch of a live split, at least.
     pub block: Duration,
     /// Starts of each arm's servers that were planned beforehand, where the rows do not tell.
     pub planned_starts: Option<u32>,
@@ -41,7 +41,7 @@ impl Default for Options {
     }
 }
 
-/// Why rows cannot be compared.
+/// The reason why rows cannot be compared.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CompareError {
     /// No whole run.
@@ -58,7 +58,7 @@ pub enum CompareError {
     UnknownArm {
         /// The argument.
         flag: &'static str,
-        /// What it named.
+        /// The name in the argument.
         name: String,
         /// The arms.
         known: String,
@@ -70,7 +70,7 @@ pub enum CompareError {
         flag: &'static str,
         /// The arm.
         arm: String,
-        /// What it was given.
+        /// The value in the argument.
         value: f64,
     },
     /// An epoch of no length.

@@ -29,7 +29,7 @@ impl Side<'_> {
         self.measures.iter().map(|measures| measures.positive(figure, half)).collect()
     }
 
-    /// Whether a share of the SLO has no logarithm in some run.
+    /// Returns whether a share of the SLO has no logarithm in some run.
     fn has_zero(&self, figure: Figure) -> bool {
         self.measures.iter().any(|measures| measures.figures.get(&figure).is_some_and(|value| *value <= 0.0))
     }
@@ -56,13 +56,13 @@ impl Side<'_> {
     }
 }
 
-/// What a pair is compared by.
+/// The terms by which a pair is compared.
 pub(super) struct Terms<'a> {
     /// The figure that decides.
     pub(super) primary: Figure,
-    /// Whether both arms ran at once.
+    /// True if both arms ran at once.
     pub(super) live: bool,
-    /// Whether throughput is the arms' own.
+    /// True if throughput is the arms' own.
     pub(super) throughput: bool,
     /// A check of this pair that failed.
     pub(super) failed: Option<&'static str>,
@@ -76,12 +76,12 @@ pub(super) struct Raw {
     judged: BTreeMap<Figure, Judged>,
     bar: Option<Unjudged>,
     pub(super) scope: Scope,
-    /// Whether the rows, or the command, say how many starts were planned.
+    /// True if the rows, or the command, say how many starts were planned.
     pub(super) planned: bool,
 }
 
 impl Raw {
-    /// Whether a winner may be named.
+    /// Returns whether a winner may be named.
     pub(super) fn is_judged(&self) -> bool {
         self.bar.is_none()
     }
@@ -160,13 +160,13 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
     Raw { pair, judged, bar, scope: design.scope, planned: plan.is_some() }
 }
 
-/// How many starts were planned of both.
+/// Returns the number of starts that were planned of both.
 fn planned(baseline: &Side, arm: &Side, options: &Options) -> Option<u32> {
     let told = [baseline, arm].iter().filter_map(|side| side.planned()).min();
     options.planned_starts.or(told)
 }
 
-/// Why no winner may be named, the gravest reason first.
+/// Returns the reason why no winner may be named, the gravest first.
 fn bar(design: &Design, terms: &Terms, plan: Option<u32>, starts: u32, first: Option<&Ratio>) -> Option<Unjudged> {
     if let Some(check) = terms.failed {
         return Some(Unjudged::FailedCheck { check });
@@ -186,7 +186,7 @@ fn split(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastrand::Rng) ->
     sessions::compared([(&a, baseline.by), (&b, arm.by)], seconds, terms.options.slo.as_ref(), rng)
 }
 
-/// What sessions tell of a figure; with it the spread between starts, where there are enough of them.
+/// Judges a figure by what sessions tell of it; with it the spread between starts, where there are enough of them.
 fn of_sessions(told: &BySession, figure: Figure, design: &Design, a: &[f64], b: &[f64]) -> Option<Judged> {
     let (values, by_session) = told.figures.get(&figure)?;
     let means = (values.0.ln(), values.1.ln());

@@ -11,7 +11,7 @@ use crate::rows::slo::Slo;
 use crate::stats::bootstrap::{Owned, draw};
 use crate::stats::estimate::Estimate;
 
-/// How often sessions are drawn anew.
+/// The number of times that sessions are drawn anew.
 const DRAWS: u32 = 400;
 /// Fewer sessions of an arm tell nothing of their spread.
 const FEWEST: usize = 5;
@@ -118,7 +118,7 @@ fn beyond(figure: Figure) -> f64 {
     }
 }
 
-/// What sessions tell of a pair.
+/// The evidence of a pair's sessions.
 pub(super) struct BySession {
     /// Sessions of the baseline, and of the arm.
     pub(super) counts: (u32, u32),

@@ -14,14 +14,14 @@ pub(super) struct Trial<'a> {
     pub(super) epoch: u32,
     pub(super) block: Option<u32>,
     pub(super) start: Option<u32>,
-    /// When its run began, in milliseconds of Unix time.
+    /// The time at which its run began, in milliseconds of Unix time.
     pub(super) began_ms: Option<u64>,
     pub(super) records: Vec<&'a Record>,
     pub(super) samples: &'a [Sample],
     pub(super) run: &'a RunRows,
     /// The circumstances of its run, where the rows have them.
     pub(super) head: Option<&'a RunHead>,
-    /// How long a block of a live split was; of a run its requests say it.
+    /// The length of a block of a live split; of a run its requests say it.
     pub(super) seconds: Option<f64>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Group<'a> {
     pub(super) trials: Vec<Trial<'a>>,
 }
 
-/// What makes two loads the same.
+/// The circumstances that make two loads the same.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LoadKey {
     pub(super) offered: Option<Offered>,
@@ -171,7 +171,7 @@ fn left_out(run: &RunRows) -> Warning {
     Warning { gravity: Gravity::Note, check: "left_out", text }
 }
 
-/// The same rows twice are one epoch: a copy adds no evidence.
+/// Drops copies: rows that are there twice are one epoch, and a copy adds no evidence.
 fn drop_copies(trials: &mut Vec<Trial>, warnings: &mut Vec<Warning>) {
     let mut index = 0;
     while index < trials.len() {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::figure::Figure;
 
-/// What a verdict may be taken to hold for.
+/// The reach of a verdict: the servers that it may be taken to hold for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
@@ -32,7 +32,7 @@ pub struct Pair {
     pub baseline: String,
     /// The arm's name.
     pub arm: String,
-    /// What was concluded from the primary figure.
+    /// The conclusion from the primary figure.
     pub verdict: Verdict,
     /// Each figure that both have, the primary one first.
     pub ratios: Vec<Ratio>,
@@ -41,9 +41,9 @@ pub struct Pair {
 /// A figure of an arm over the baseline's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ratio {
-    /// Which.
+    /// The figure.
     pub figure: Figure,
-    /// Whether it decides.
+    /// True if it decides.
     pub primary: bool,
     /// The baseline's: the geometric mean over epochs.
     pub baseline: f64,
@@ -53,7 +53,7 @@ pub struct Ratio {
     pub ratio: f64,
     /// The 95 % interval of the ratio; none where nothing tells it: one run a side, arms that did not take turns.
     pub interval: Option<Bounds>,
-    /// How it was made.
+    /// The way in which the interval was made.
     pub method: Method,
     /// The chance of a ratio at least as far from 1 if there were no difference; none without an interval.
     pub p: Option<f64>,
@@ -61,18 +61,18 @@ pub struct Ratio {
     pub p_t: Option<f64>,
     /// The p of the exact rank test by itself; none with too few units.
     pub p_rank: Option<f64>,
-    /// The same after Holm's adjustment: of a primary figure over all verdicts of the report, of another over the others
+    /// The chance after Holm's adjustment: of a primary figure over all verdicts of the report, of another over the others
     /// of its pair.
     pub p_adjusted: Option<f64>,
     /// The smallest ratio above 1 that this design would have shown in 4 of 5 experiments, as one of its family of tests.
     pub detectable: Option<f64>,
-    /// Whether a difference is shown, by the rule that names a winner; never where the verdict is withheld.
+    /// True if a difference is shown, by the rule that names a winner; never where the verdict is withheld.
     pub shown: bool,
-    /// Whether it is a P99 of fewer than 500 requests in some epoch.
+    /// True if it is a P99 of fewer than 500 requests in some epoch.
     pub few_requests: bool,
 }
 
-/// How an interval was made.
+/// The way in which an interval was made.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Method {
@@ -84,7 +84,7 @@ pub enum Method {
         arm: u32,
         /// Degrees of freedom, by Satterthwaite.
         df: f64,
-        /// Whether a linear trend over time was fitted.
+        /// True if a linear trend over time was fitted.
         trend: bool,
     },
     /// A t on the differences within units.
@@ -93,7 +93,7 @@ pub enum Method {
         units: u32,
         /// Degrees of freedom.
         df: f64,
-        /// Whether a linear trend over time was taken out, since the arms ran in the same order in nearly all of them.
+        /// True if a linear trend over time was taken out, since the arms ran in the same order in nearly all of them.
         trend: bool,
     },
     /// A bootstrap over the sessions of a live split.
@@ -107,7 +107,7 @@ pub enum Method {
     Nothing,
 }
 
-/// What was concluded of an arm and the baseline.
+/// The conclusion on an arm and the baseline.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Verdict {
@@ -123,7 +123,7 @@ pub enum Verdict {
         ratio: f64,
         /// Its 95 % interval.
         interval: Bounds,
-        /// How far it reaches.
+        /// The reach of the verdict.
         scope: Scope,
     },
     /// Nothing was shown, which is not to say that the arms are alike.
@@ -136,19 +136,19 @@ pub enum Verdict {
         interval: Bounds,
         /// The smallest ratio above 1 that this design would have shown in 4 of 5 experiments.
         detectable: f64,
-        /// Why not.
+        /// The reason why none was shown.
         because: Unshown,
-        /// How far it reaches.
+        /// The reach of the verdict.
         scope: Scope,
     },
     /// There is no ground for a verdict.
     NotJudged {
-        /// Why, as the end of a sentence.
+        /// The reason, as the end of a sentence.
         because: Unjudged,
     },
 }
 
-/// Why no difference was shown.
+/// The reason why no difference was shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unshown {
@@ -162,7 +162,7 @@ pub enum Unshown {
     ManyVerdicts,
 }
 
-/// Why no verdict was made.
+/// The reason why no verdict was made.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "reason")]
 pub enum Unjudged {
@@ -214,23 +214,23 @@ pub enum Unjudged {
     SessionsUnknown,
     /// An arm has no value of the primary figure in some epoch (too many requests failed, or it is not known).
     NoFigure {
-        /// Which.
+        /// The primary figure.
         figure: Figure,
     },
 }
 
-/// Whether each arm of a live split got its share of the sessions: a chi-squared test.
+/// The test of whether each arm of a live split got its share of the sessions: a chi-squared test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SampleRatio {
     /// Name, sessions assigned to it, sessions expected.
     pub arms: Vec<(String, u64, f64)>,
     /// The chance of counts at least as uneven under the split as configured.
     pub p: f64,
-    /// Whether that chance is at least 1 in 1000.
+    /// True if that chance is at least 1 in 1000.
     pub passed: bool,
 }
 
-/// What is to be alike in all arms.
+/// The quantity that is to be alike in all arms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Balanced {
@@ -240,7 +240,7 @@ pub enum Balanced {
     OutputTokens,
 }
 
-/// Whether an arm got prompts, or made answers, as long as the baseline's.
+/// The check of whether an arm got prompts, or made answers, as long as the baseline's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Balance {
     /// The arm.
@@ -253,7 +253,7 @@ pub struct Balance {
     pub arm_mean: f64,
     /// The chance of means at least as far apart if there were no difference.
     pub p: f64,
-    /// Whether they are within 2 %, or the difference within what chance makes (p at least 1 in 1000).
+    /// True if they are within 2 %, or the difference within what chance makes (p at least 1 in 1000).
     pub passed: bool,
 }
 
@@ -268,7 +268,7 @@ pub struct Crossover {
     pub arm: String,
     /// The unit of the loads.
     pub axis: LoadAxis,
-    /// What was found.
+    /// The finding.
     pub found: Crossing,
 }
 
@@ -282,7 +282,7 @@ pub enum LoadAxis {
     Concurrency,
 }
 
-/// What a sweep says of the better arm.
+/// The finding of a sweep on which arm is better.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Crossing {
@@ -301,7 +301,7 @@ pub enum Crossing {
     },
     /// One arm is better wherever a difference shows.
     Never {
-        /// Which.
+        /// The better arm.
         better: String,
         /// The lightest load at which it shows.
         from: f64,

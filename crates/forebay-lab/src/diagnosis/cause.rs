@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// What bound an arm: the resource of which more would have helped most.
+/// The cause that bound an arm: the resource of which more would have helped most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -18,7 +18,7 @@ pub enum Cause {
     Arrival,
     /// The load generator or its machine: answers were ready before they were read.
     SlowClient,
-    /// What is known does not tell.
+    /// Not told by what is known.
     Undecided,
 }
 
@@ -49,17 +49,17 @@ impl Cause {
     }
 }
 
-/// What bound an arm, and why one may believe it.
+/// The cause that bound an arm, and why one may believe it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Diagnosis {
     /// The cause.
     pub cause: Cause,
-    /// Where undecided: what it may be, likeliest first. Otherwise the cause alone.
+    /// The cause alone; where undecided, what it may be, likeliest first.
     pub candidates: Vec<Cause>,
     /// One sentence with its figures.
     pub sentence: String,
-    /// What it rests on, a line each.
+    /// The grounds that it rests on, a line each.
     pub evidence: Vec<String>,
-    /// Where undecided: what would tell, a line each.
+    /// The measurements that would tell where it is undecided, a line each.
     pub would_tell: Vec<String>,
 }

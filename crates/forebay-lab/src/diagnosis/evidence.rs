@@ -13,14 +13,14 @@ use super::shares::Shares;
 /// A lag below the first of these shares of TPOT is harmless, above the second it is what was measured.
 const LAG_OF_TPOT: (f64, f64) = (0.5, 2.0);
 
-/// What is known of an arm under one load.
+/// The evidence on an arm under one load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Evidence {
     /// The arm's name.
     pub arm: String,
-    /// Whether its servers were simulated.
+    /// True if its servers were simulated.
     pub simulated: bool,
-    /// How requests were offered; none: not known.
+    /// The way in which requests were offered; none: not known.
     pub offered: Option<Offered>,
     /// The figures of the table.
     pub figures: Summary,
@@ -32,17 +32,17 @@ pub struct Evidence {
     pub kv_tokens: Option<f64>,
     /// Tokens of an answer at most, where the load fixed them.
     pub output_len: Option<u32>,
-    /// How late the load generator noted what had come, at the 99th percentile, in milliseconds.
+    /// The delay with which the load generator noted what had come, at the 99th percentile, in milliseconds.
     pub lag_p99_ms: Option<f64>,
-    /// Whether it kept up with what was offered; none of a table, and where that is not known.
+    /// The finding on whether it kept up with what was offered; none of a table, and where that is not known.
     pub kept_up: Option<KeptUp>,
-    /// What requests tell one by one; none of a table.
+    /// The figures that requests tell one by one; none of a table.
     pub seen: Option<RequestFigures>,
-    /// What looks at the servers tell; none where nobody looked.
+    /// The figures that looks at the servers tell; none where nobody looked.
     pub servers: Option<Servers>,
 }
 
-/// What requests tell one by one.
+/// The figures that requests tell one by one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct RequestFigures {
     /// From the first sending to the last, in seconds.
@@ -51,12 +51,12 @@ pub struct RequestFigures {
     pub open: f64,
     /// Sequences that decoded on average over the run: Little's law with the means.
     pub decoding: f64,
-    /// What the time went to, where the answers' tokens tell.
+    /// The shares of the time, where the answers' tokens tell.
     pub shares: Option<Shares>,
 }
 
 impl Evidence {
-    /// What a run tells of an arm; of a run with one arm, `arm` none. Samples are the arm's where their server answered one
+    /// Returns what a run tells of an arm; of a run with one arm, `arm` none. Samples are the arm's where their server answered one
     /// of its requests, or where no answer told its server.
     #[must_use]
     pub fn of(run: &RunRows, arm: Option<&str>) -> Evidence {
@@ -91,7 +91,7 @@ impl Evidence {
         }
     }
 
-    /// What a table of the fourteen rows tells, in their order ([`crate::rows::table::benchmark_rows`]).
+    /// Returns what a table of the fourteen rows tells, in their order ([`crate::rows::table::benchmark_rows`]).
     #[must_use]
     pub fn of_table(arm: &str, offered: Option<Offered>, rows: &[f64; 14]) -> Evidence {
         let latency = |p50: f64, p99: f64| Latency { p50: Some(p50), p99: Some(p99), ..Latency::default() };
@@ -111,7 +111,7 @@ impl Evidence {
         }
     }
 
-    /// The same, without what only rows and looks at the servers tell; the load generator's lag stays.
+    /// Returns the evidence without what only rows and looks at the servers tell; the load generator's lag stays.
     #[must_use]
     pub fn table_alone(&self) -> Evidence {
         let Summary { requests, duration_s, input_tokens, output_tokens, ttft_ms, tpot_ms, .. } = self.figures;
@@ -141,7 +141,7 @@ impl Evidence {
         Some(self.figures.output_tokens_per_second() * tpot.mean.or(tpot.p50)? / 1e3)
     }
 
-    /// Whether the load generator kept up: its lag is short beside the time per token. None: not known.
+    /// Returns whether the load generator kept up: its lag is short beside the time per token. None: not known.
     #[must_use]
     pub fn client_kept_up(&self) -> Option<bool> {
         let lag = self.lag_p99_ms? / self.tpot_ms()?;

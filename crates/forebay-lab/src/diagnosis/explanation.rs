@@ -41,12 +41,12 @@ pub(super) fn diagnosis(evidence: &Evidence, found: &Found) -> Diagnosis {
     }
 }
 
-/// Whether all that is left is a kind of room.
+/// Returns whether all that is left is a kind of room.
 fn only_room(candidates: &[Cause]) -> bool {
     !candidates.is_empty() && candidates.iter().all(|cause| matches!(cause, Cause::KvRoom | Cause::CapOnRunning))
 }
 
-/// How a cause is stated that a slow client would void.
+/// The condition of a cause that a slow client would void.
 const PROVISO: &str = "That holds if the load generator kept up, which is not known here.";
 
 fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
@@ -87,7 +87,7 @@ fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
     }
 }
 
-/// How one sees that it kept up.
+/// Says how one sees that it kept up.
 fn kept_up(evidence: &Evidence) -> String {
     match &evidence.kept_up {
         Some(found) => format!("answers came at {:.2} of that rate, and TTFT did not grow", found.answered.min(1.0)),
@@ -263,7 +263,7 @@ fn server_lines(servers: &Servers, evidence: &Evidence) -> Vec<String> {
     lines
 }
 
-/// What would tell the candidates apart.
+/// Says what would tell the candidates apart.
 fn would_tell(evidence: &Evidence, found: &Found) -> Vec<String> {
     if found.cause != Cause::Undecided {
         return Vec::new();

@@ -11,7 +11,7 @@ pub(super) const KEEPS_UP: f64 = 0.20;
 /// From this share on it did not keep up.
 pub(super) const FALLS_BEHIND: f64 = 0.28;
 
-/// What was found: a cause, or the candidates; and, where it could be told, each one's share of the time.
+/// The finding: a cause, or the candidates; and, where it could be told, each one's share of the time.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Found {
     pub(super) cause: Cause,

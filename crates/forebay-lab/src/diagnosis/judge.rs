@@ -35,7 +35,7 @@ pub(super) fn judge(evidence: &Evidence) -> Found {
     }
 }
 
-/// Whether answers were ready long before they were read.
+/// Finds whether answers were ready long before they were read.
 fn client(evidence: &Evidence) -> Option<Found> {
     let Some((seen, servers)) = evidence.seen.as_ref().zip(evidence.servers.as_ref()) else {
         // Nobody looked at the servers: the generator's own lag is all there is.
@@ -45,7 +45,7 @@ fn client(evidence: &Evidence) -> Option<Found> {
     (done >= UNREAD || stale >= STALE).then(|| Found::one(Cause::SlowClient))
 }
 
-/// Whether the arm kept up with what was offered.
+/// Finds whether the arm kept up with what was offered.
 fn arrival(evidence: &Evidence) -> Option<Found> {
     if evidence.seen.is_some() {
         let at_a_rate = matches!(evidence.offered, Some(Offered::Rate(_) | Offered::Trace(_)));
@@ -61,7 +61,7 @@ fn arrival(evidence: &Evidence) -> Option<Found> {
     (drained < FALLS_BEHIND).then(|| Found::between(&[Cause::Arrival, Cause::StepTime]))
 }
 
-/// What bound servers that were looked at.
+/// Finds what bound servers that were looked at.
 fn engine(servers: &Servers, shares: &Shares, cap_known: bool) -> Found {
     let whole = (shares.base + shares.tokens + shares.prefill).max(1e-9);
     let base = shares.base / whole;

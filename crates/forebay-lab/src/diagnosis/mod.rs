@@ -25,7 +25,7 @@ pub use evidence::{Evidence, RequestFigures};
 pub use servers::Servers;
 pub use shares::Shares;
 
-/// What bound the arm.
+/// Finds what bound the arm.
 #[must_use]
 pub fn diagnose(evidence: &Evidence) -> Diagnosis {
     let found = judge::judge(evidence);

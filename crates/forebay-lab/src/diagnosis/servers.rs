@@ -49,11 +49,11 @@ pub struct Servers {
     pub steps: Option<f64>,
     /// Between two looks, in seconds: how exactly the others are known.
     pub look_s: f64,
-    /// When the last token was made, from the begin of the run, in seconds; none where tokens are not counted.
+    /// The time of the last token, from the begin of the run, in seconds; none where tokens are not counted.
     pub last_token_s: Option<f64>,
 }
 
-/// Why requests wait.
+/// The reason why requests wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wait {
     Cap,
@@ -63,7 +63,7 @@ enum Wait {
 }
 
 impl Servers {
-    /// What these looks tell; `cap`: `--max-num-seqs`; `prompt`: tokens of a prompt on average. None of fewer than two looks.
+    /// Sums up these looks; `cap`: `--max-num-seqs`; `prompt`: tokens of a prompt on average. None of fewer than two looks.
     pub(super) fn of(samples: &[&Sample], cap: Option<u32>, prompt: f64) -> Option<Servers> {
         let mut by_server: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
         for sample in samples {
@@ -178,7 +178,7 @@ impl Sums {
     }
 }
 
-/// Why requests waited at a look; none where none did. `lost`: sequences lost their blocks about then.
+/// Tells why requests waited at a look; none where none did. `lost`: sequences lost their blocks about then.
 fn why(look: &Sample, cap: Option<f64>, prompt: f64, lost: bool) -> Option<Wait> {
     if look.waiting.unwrap_or(0.0) < 1.0 {
         return None;

@@ -12,21 +12,21 @@ const SLICES: f64 = 400.0;
 /// Steps in a slice, at least.
 const STEPS: f64 = 6.0;
 
-/// How many sequences, or prompt tokens, cost as much as an empty step: what is tried.
+/// The ratios that are tried: how many sequences, or prompt tokens, cost as much as an empty step.
 const RATIOS: [f64; 11] = [40.0, 60.0, 80.0, 110.0, 150.0, 200.0, 270.0, 360.0, 500.0, 700.0, 1000.0];
-/// What is usual.
+/// The usual ratio.
 const USUAL: f64 = 200.0;
-/// How much better another ratio must fit, for a factor of e.
+/// The amount by which another ratio must fit better, for a factor of e.
 const UNUSUAL: f64 = 0.03;
 
-/// What the time of a run went to. The three shares are of the time in which requests were open, and add up to about 1.
+/// The parts of the time of a run. The three shares are of the time in which requests were open, and add up to about 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Shares {
-    /// What every step costs, whatever is in it.
+    /// The cost of every step, whatever is in it.
     pub base: f64,
-    /// What each decoding sequence adds to a step.
+    /// The cost that each decoding sequence adds to a step.
     pub tokens: f64,
-    /// What prompts add to it.
+    /// The cost that prompts add to a step.
     pub prefill: f64,
     /// A step with nothing in it, in milliseconds.
     pub base_ms: f64,

@@ -97,7 +97,7 @@ impl Signs {
     }
 }
 
-/// What bound the arm, as far as a table tells.
+/// Finds what bound the arm, as far as a table tells.
 pub(super) fn judge(evidence: &Evidence) -> Found {
     use Cause::{Arrival, CapOnRunning, KvRoom, Prefill, SlowClient, StepTime};
     let Some(signs) = Signs::of(evidence) else {
@@ -126,7 +126,7 @@ pub(super) fn judge(evidence: &Evidence) -> Found {
     Found::between(&left)
 }
 
-/// Which room: by the cap and the memory where they are known, else by the shape that each gives.
+/// Tells which room: by the cap and the memory where they are known, else by the shape that each gives.
 fn room(evidence: &Evidence, signs: &Signs) -> Vec<Cause> {
     use Cause::{CapOnRunning, KvRoom};
     let (prompt, answer) = evidence.lengths();

@@ -217,7 +217,7 @@ fn url(table: &Table<'_>, env: Env<'_>) -> BackendUrl {
     })
 }
 
-/// What stands in for an address that is missing or wrong, which the report says.
+/// Returns the URL that stands in for an address that is missing or wrong, which the report says.
 fn blank_url() -> BackendUrl {
     "http://missing".parse().expect("this is a URL")
 }

@@ -23,7 +23,7 @@ pub(super) struct Journal {
     _lock: File,
 }
 
-/// Why there is no journal.
+/// The reason why there is no journal.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JournalError {
     /// The system refused.
@@ -53,7 +53,7 @@ struct Took {
     /// `start SERVER` or `epoch ARM`.
     what: String,
     seconds: f64,
-    /// Which of a server's commands it came up with: how many of `or_else` were tried before.
+    /// The number of the server's command with which it came up: how many of `or_else` were tried before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     variant: Option<usize>,
 }
@@ -89,7 +89,7 @@ impl Journal {
         &self.heads
     }
 
-    /// Whether a run that was cut off was found and moved aside.
+    /// Returns whether a run that was cut off was found and moved aside.
     pub(super) fn was_cut_off(&self) -> bool {
         self.cut_off
     }
@@ -107,12 +107,12 @@ impl Journal {
         Ok(())
     }
 
-    /// How long the slowest of its kind took; none if there was none.
+    /// Returns the time that the slowest of its kind took; none if there was none.
     pub(super) fn longest(&self, what: &str) -> Option<Duration> {
         self.longest.get(what).copied()
     }
 
-    /// Which of its commands a server came up with last.
+    /// Returns the number of the command with which a server came up last.
     pub(super) fn variant(&self, server: &str) -> usize {
         self.variants.get(&starting(server)).copied().unwrap_or(0)
     }
@@ -132,12 +132,12 @@ pub fn rows_in(out: &Path) -> PathBuf {
     out.join("rows.jsonl")
 }
 
-/// What a server's start is noted as.
+/// Returns the name under which a server's start is noted.
 pub(super) fn starting(server: &str) -> String {
     format!("start {server}")
 }
 
-/// What an arm's turn is noted as.
+/// Returns the name under which an arm's turn is noted.
 pub(super) fn turn(arm: &str) -> String {
     format!("epoch {arm}")
 }

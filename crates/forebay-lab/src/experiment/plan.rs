@@ -9,7 +9,7 @@ use super::spec::Experiment;
 pub struct Start {
     /// The stage.
     pub stage: String,
-    /// Which of its starts, from 0.
+    /// The number of its start, from 0.
     pub index: u32,
     /// The turns, in their order.
     pub epochs: Vec<PlannedEpoch>,

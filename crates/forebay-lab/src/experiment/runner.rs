@@ -14,10 +14,10 @@ use crate::experiment::processes::servers::{self, Running, StartError};
 use crate::rows::row_file::Offered;
 use forebay_core::clock::{Clock, Time};
 
-/// What of the time is kept back for the end, beside what servers may take to stop.
+/// The part of the time that is kept back for the end, beside what servers may take to stop.
 const RESERVE: Duration = Duration::from_secs(3);
 
-/// How to run.
+/// The options of the runner.
 #[derive(Clone, Debug)]
 pub struct ExperimentOptions {
     /// The binary that is `forebay`.
@@ -26,7 +26,7 @@ pub struct ExperimentOptions {
     pub stop_after: Option<Duration>,
 }
 
-/// How it ended.
+/// The way in which a call of the runner ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExperimentEnd {
     /// Every turn was taken.
@@ -40,7 +40,7 @@ pub enum ExperimentEnd {
     },
 }
 
-/// Why it did not go on.
+/// The reason why an experiment did not go on.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct ExperimentError(#[from] Why);
@@ -61,7 +61,7 @@ enum Why {
     Other { path: PathBuf, what: String },
 }
 
-/// How the runner tells what it does: lines for whoever watches.
+/// The function by which the runner tells what it does: lines for whoever watches.
 pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
 
 struct Runner<'a> {
@@ -244,7 +244,7 @@ impl Runner<'_> {
     }
 }
 
-/// How long a server takes, with those that it waits for; nothing where it has not been started yet.
+/// Estimates how long a server takes, with those that it waits for; nothing where it has not been started yet.
 fn start_estimate(experiment: &Experiment, journal: &Journal, index: usize) -> Duration {
     let server = &experiment.servers[index];
     let before = server.after.iter().map(|index| start_estimate(experiment, journal, *index)).max();

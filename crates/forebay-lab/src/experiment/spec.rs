@@ -18,21 +18,21 @@ pub struct Experiment {
     pub name: String,
     /// The model asked for, as its servers call it.
     pub model: String,
-    /// Where rows and logs go.
+    /// The folder for rows and logs.
     pub out: PathBuf,
-    /// How often all servers are started again.
+    /// The number of times that all servers are started again.
     pub starts: u32,
-    /// How often each arm has its turn between a start and the next.
+    /// The number of turns that each arm has between a start and the next.
     pub blocks: u32,
-    /// How many times as fast as real ones its servers are, where they are simulated.
+    /// The speed of its servers as a multiple of real ones', where they are simulated.
     pub time_scale: Option<f64>,
     /// Commands whose output describes the machine.
     pub record: Vec<Vec<String>>,
     /// The loads, each of which is sent in every turn.
     pub loads: Vec<LoadSpec>,
-    /// What comes before each epoch and is not counted.
+    /// The warm-up before each epoch, which is not counted.
     pub warm_up: WarmUp,
-    /// What a request must meet to count as good.
+    /// The limits that a request must meet to count as good.
     pub slo: Option<Slo>,
     /// The servers.
     pub servers: Vec<ServerSpec>,
@@ -43,11 +43,11 @@ pub struct Experiment {
 /// A load.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadSpec {
-    /// How fast requests are offered.
+    /// The way in which requests are offered, and how fast.
     pub offered: Offered,
     /// Requests under way at once, at most.
     pub max_concurrency: Option<u32>,
-    /// How many.
+    /// The number of requests.
     pub num_prompts: u32,
     /// Tokens of each prompt, behind its beginning if there is one.
     pub input_len: u32,
@@ -55,7 +55,7 @@ pub struct LoadSpec {
     pub prefixes: Option<Prefixes>,
     /// Tokens of each answer, at most.
     pub output_len: u32,
-    /// Whether answers go on up to the limit.
+    /// True if answers go on up to the limit.
     pub ignore_eos: bool,
     /// The route.
     pub endpoint: Endpoint,
@@ -79,13 +79,13 @@ pub struct ServerSpec {
     pub env: Vec<(String, String)>,
     /// The folder that it runs in; none: the runner's.
     pub cwd: Option<PathBuf>,
-    /// Where it listens.
+    /// The URL at which it listens.
     pub url: BackendUrl,
     /// The path that answers 200 once it is ready.
     pub health: String,
-    /// How long that may take.
+    /// The time that it may take to get ready.
     pub start_timeout: Duration,
-    /// How long it may take to end by itself once it is told to.
+    /// The time that it may take to end by itself once it is told to.
     pub stop_timeout: Duration,
     /// Servers that must be ready before it is started.
     pub after: Vec<usize>,
@@ -98,13 +98,13 @@ pub struct ArmSpec {
     pub name: String,
     /// GPUs that it occupies.
     pub gpus: u32,
-    /// What it costs, in any unit of money an hour.
+    /// The price, in any unit of money an hour.
     pub price: Option<f64>,
     /// `--max-num-seqs` of each of its servers, where known.
     pub max_num_seqs: Option<u32>,
     /// Its servers.
     pub servers: Vec<usize>,
-    /// How its load reaches them.
+    /// The route of its load to them.
     pub route: Route,
     /// The servers of all arms of a stage are up at once.
     pub stage: String,
@@ -114,7 +114,7 @@ pub struct ArmSpec {
     pub blocks: u32,
 }
 
-/// How a load reaches an arm's servers.
+/// The route of a load to an arm's servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// Straight to the one server.

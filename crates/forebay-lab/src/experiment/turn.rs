@@ -14,7 +14,7 @@ use crate::load::workload::{Length, Rate, Workload};
 use crate::rows::row_file::{Load, Offered, RunHead};
 use crate::rows::summary::Summary;
 
-/// Why a turn has no rows.
+/// The reason why a turn has no rows.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TurnError {
     /// No Forebay before the arm.
@@ -30,7 +30,7 @@ pub(super) enum TurnError {
     },
 }
 
-/// What a turn gave.
+/// The rows of a turn and their figures.
 pub(super) struct FinishedTurn {
     /// Its head.
     pub(super) head: RunHead,
@@ -128,7 +128,7 @@ fn workload(experiment: &Experiment, load: &LoadSpec, seed: u64) -> Workload {
     }
 }
 
-/// Where an arm's requests go; Forebay's answers tell their backend themselves.
+/// Returns the target of an arm's requests; Forebay's answers tell their backend themselves.
 fn target(experiment: &Experiment, arm: &ArmSpec, front: Option<&Front>) -> Target {
     let arm_name = Some(arm.name.clone());
     match front {

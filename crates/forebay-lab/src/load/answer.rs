@@ -12,12 +12,12 @@ use serde_json::value::RawValue;
 
 use forebay_core::stream::{Api, EventKind, Parser, Segment, Usage};
 
-/// What an event is.
+/// An event of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnswerEvent {
     /// It has a choice.
     Choice {
-        /// Whether it is a token event ([`Segment::token`]). The role event of a chat is none.
+        /// True if it is a token event ([`Segment::token`]). The role event of a chat is none.
         token: bool,
     },
     /// Token counts without a choice.
@@ -166,7 +166,7 @@ mod tests {
         events
     }
 
-    /// What vLLM really wrote, with the head and the chunk sizes around it, which are no events.
+    /// The bytes that vLLM really wrote, with the head and the chunk sizes around the events.
     const RECORDED: [&[u8]; 4] = [
         include_bytes!("../../../../tests/fixtures/vllm-0.32.0/http/chat-stream-usage.response"),
         include_bytes!("../../../../tests/fixtures/vllm-0.32.0/http/chat-stream-n2.response"),

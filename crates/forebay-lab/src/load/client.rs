@@ -16,7 +16,7 @@ use forebay_fleet::probe::{POOL_IDLE, ProbeClient, ProbeError};
 
 use crate::rows::record::Record;
 
-/// What is asked beside the load is answered within this, or not at all. A server that loads a model answers late.
+/// The time within which what is asked beside the load must be answered. A server that loads a model answers late.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Bytes of such an answer, at most: a count of a prompt comes with its token ids.
 const MAX_ANSWER: usize = 64 << 20;
@@ -25,7 +25,7 @@ pub(super) const COUNTING: u32 = 16;
 /// Bytes of an error answer that are kept.
 pub(super) const ERROR_BYTES: usize = 500;
 
-/// Where requests go.
+/// A server that requests go to.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Scheme, host and port, without a slash at the end.
@@ -65,7 +65,7 @@ impl Target {
     }
 }
 
-/// How to send a load.
+/// The way in which a load is sent.
 #[derive(Clone, Debug, Default)]
 pub struct Sending {
     /// Requests, or conversations, under way at once, at most; none: no limit.
@@ -76,7 +76,7 @@ pub struct Sending {
     pub epoch: u32,
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Requests that have ended.
@@ -85,12 +85,12 @@ pub struct Progress {
     pub tokens: AtomicU64,
 }
 
-/// What a run gave.
+/// The records of a run, and its load generator's lag.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// One for each request, by number.
     pub records: Vec<Record>,
-    /// How late the generator noted what had come, at the 99th percentile.
+    /// The delay with which the generator noted what had come, at the 99th percentile.
     pub lag_p99: Duration,
 }
 
@@ -103,15 +103,15 @@ pub enum ClientError {
     /// No connection, or it broke, or no whole answer came in time.
     #[error("cannot reach {url}: {reason}")]
     Unreachable {
-        /// Where.
+        /// The URL.
         url: String,
-        /// What the system said.
+        /// The system's message.
         reason: String,
     },
     /// Another status than 200.
     #[error("{url} answered {status}: {text}")]
     Status {
-        /// Where.
+        /// The URL.
         url: String,
         /// The status.
         status: StatusCode,
@@ -152,7 +152,7 @@ impl Default for Client {
 }
 
 impl Client {
-    /// The same with these headers in each request: keys, for one.
+    /// Returns the client with these headers in each request: keys, for one.
     #[must_use]
     pub fn with_headers(mut self, headers: HeaderMap) -> Client {
         self.asking = self.asking.with_headers(headers.clone());
@@ -160,7 +160,7 @@ impl Client {
         self
     }
 
-    /// What its times are told by.
+    /// Returns the clock that tells its times.
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock

@@ -15,12 +15,12 @@ use crate::load::dataset::vocabulary::{ENOUGH, Vocabulary};
 
 /// Marks that a tokenizer puts around a text, at most.
 const MARKS: i64 = 2;
-/// How often a word stands in the text that is counted, so that marks around the text do not hide what a word is.
+/// The number of times that a word stands in the counted text, so that marks around the text do not hide what a word is.
 const TIMES: i64 = 8;
 /// Bytes of a token on average, where no server counts: English text in today's vocabularies.
 const BYTES: usize = 4;
 
-/// How the length of prompts was settled.
+/// The way in which the length of prompts was settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
     /// By the server's `/tokenize`.

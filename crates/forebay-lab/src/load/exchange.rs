@@ -30,11 +30,11 @@ pub(super) struct Exchange {
     pub(super) session: Option<(String, String)>,
     pub(super) begin: Time,
     pub(super) progress: Arc<Progress>,
-    /// Whether the text of the answer is wanted.
+    /// True if the text of the answer is wanted.
     pub(super) keep_text: bool,
 }
 
-/// What is seen of a stream while it comes.
+/// The times and counts that are seen of a stream while it comes.
 #[derive(Default)]
 struct StreamTimes {
     first: Option<Time>,

@@ -64,7 +64,7 @@ async fn note(mut handed_on: mpsc::UnboundedReceiver<Time>, clock: Clock, noted:
     }
 }
 
-/// How late something that came at any moment was noted. A look that is late keeps others from being made, which would have
+/// The delays with which something that came at any moment was noted. A late look keeps others from being made, which would have
 /// been late as well, by less and less: they are counted.
 struct Moments(Histogram<u64>);
 

@@ -24,11 +24,11 @@ const LETTERS: usize = 4;
 pub struct Prepared {
     /// The requests.
     pub supply: Supply,
-    /// How long their prompts are.
+    /// The way in which the length of their prompts was settled.
     pub counted: Counted,
 }
 
-/// Where a prompt ends.
+/// The place where a prompt ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PromptEnd {
     /// Whole words, 1 or more.
@@ -57,7 +57,7 @@ struct Fit {
     cut: PromptEnd,
     /// Words and their count: too short.
     short: Option<(i64, i64)>,
-    /// The same, too long.
+    /// Words and their count: too long.
     long: Option<(i64, i64)>,
 }
 
@@ -99,7 +99,7 @@ impl Fit {
     }
 }
 
-/// What random prompts begin with, and what their whole length is to be.
+/// The beginnings of random prompts, and the whole length that prompts are to have.
 #[derive(Clone, Debug)]
 struct Beginnings {
     /// The beginnings; none: prompts share nothing.

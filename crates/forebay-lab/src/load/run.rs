@@ -19,7 +19,7 @@ const WARM_UP_SEED: u64 = 1 << 48;
 /// Requests that are sent first, as many at once as the load's limit allows, and not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WarmUp {
-    /// How many; none: no warm-up.
+    /// The number of requests; none: no warm-up.
     pub num_prompts: u32,
     /// Tokens of each answer, at most; none: as those of the load.
     pub output_len: Option<u32>,
@@ -28,21 +28,21 @@ pub struct WarmUp {
 /// A run.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
-    /// Where requests go, in turn; at least one.
+    /// The targets of requests, in turn; at least one.
     pub targets: Vec<Target>,
     /// The base URL of the server that counts the tokens of prompts.
     pub tokenizer: String,
     /// The load; where `time_scale` is not 1, in simulated time.
     pub workload: Workload,
-    /// Where prompts come from.
+    /// The source of prompts.
     pub dataset: Dataset,
-    /// What is sent before it.
+    /// The warm-up that is sent before it.
     pub warm_up: WarmUp,
-    /// How it is sent.
+    /// The way in which it is sent.
     pub sending: Sending,
     /// The servers to look at meanwhile.
     pub scrape: Vec<Scraped>,
-    /// What its rows begin with.
+    /// The head that its rows begin with.
     pub head: RunHead,
     /// Simulated seconds in one of the clock; 1 for real servers. Rows are in simulated time.
     pub time_scale: f64,
@@ -57,7 +57,7 @@ pub struct Prompts {
     pub warm_up: Prepared,
 }
 
-/// Why a run has no rows. Requests of the load that failed are rows.
+/// The reason why a run has no rows. Requests of the load that failed are rows.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// No prompts of the wanted length.
@@ -66,11 +66,11 @@ pub enum RunError {
     /// The server does not answer as it should, so nothing after it would mean anything.
     #[error("{failed} of {sent} requests of the warm-up failed, the first with: {first}")]
     WarmUp {
-        /// How many failed.
+        /// The number that failed.
         failed: usize,
         /// Of how many.
         sent: usize,
-        /// What the first failure was.
+        /// The message of the first failure.
         first: String,
     },
     /// The system refused.

@@ -19,7 +19,7 @@ use forebay_fleet::probe::ProbeClient;
 const EVERY: Duration = Duration::from_secs(1);
 /// A server that works hard answers late, but this late it says nothing of the moment at which it was asked.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// As the proxy's own scraper has it.
+/// The most bytes of a metrics text, as the proxy's own scraper has it.
 pub(crate) const MAX_TEXT: usize = 8 << 20;
 
 /// A server to look at.
@@ -27,7 +27,7 @@ pub(crate) const MAX_TEXT: usize = 8 << 20;
 pub struct Scraped {
     /// Scheme, host and port.
     pub base: String,
-    /// What its rows call it: host and port, as Forebay calls it too.
+    /// The name that its rows call it by: host and port, as Forebay calls it too.
     pub name: String,
 }
 
@@ -39,7 +39,7 @@ impl Scraped {
         Scraped { base: base.to_owned(), name: name.to_owned() }
     }
 
-    /// Whether it has metrics as a vLLM has them.
+    /// Returns whether it has metrics as a vLLM has them.
     pub async fn answers(&self) -> bool {
         look(&ProbeClient::new(PATIENCE), self).await.is_some()
     }
@@ -147,7 +147,7 @@ async fn look(client: &ProbeClient, server: &Scraped) -> Option<Sample> {
     read(std::str::from_utf8(&body).ok()?, &server.name)
 }
 
-/// What a server's metrics say; none if they are not vLLM's.
+/// Reads a server's metrics; none if they are not vLLM's.
 fn read(text: &str, name: &str) -> Option<Sample> {
     let seen = vllm_metrics::parse(text).ok()?;
     Some(Sample {

@@ -64,7 +64,7 @@ impl Client {
     }
 }
 
-/// Where the next body comes from.
+/// The source of the next body.
 enum Bodies<'a> {
     Ready(std::slice::Iter<'a, Bytes>),
     Made(mpsc::Receiver<Bytes>),

@@ -15,14 +15,14 @@ pub const WORDS: [&str; 48] = [
     "heavy", "sharp", "quiet", "seven", "eight", "three", "under", "above", "after",
 ];
 
-/// How fast requests are sent.
+/// The rate at which requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rate {
     /// All at once.
     Unlimited,
-    /// So many a second on average, at random times (a Poisson process).
+    /// A number of requests a second on average, at random times (a Poisson process).
     PerSecond(f64),
-    /// So many a second on average, the gaps drawn from a gamma distribution.
+    /// A number of requests a second on average, the gaps drawn from a gamma distribution.
     Gamma {
         /// Requests a second.
         per_second: f64,
@@ -31,12 +31,12 @@ pub enum Rate {
     },
     /// At the times of the trace that is sent.
     OfTrace {
-        /// How many times as fast as the trace, above 0.
+        /// The speed as a multiple of the trace's, above 0.
         speedup: f64,
     },
 }
 
-/// What [`Workload::input_len`] counts.
+/// The text that [`Workload::input_len`] counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
     /// The text of a prompt, as `vllm bench serve` has it: a chat's template comes on top.
@@ -96,19 +96,19 @@ pub struct Workload {
     pub model: String,
     /// The route.
     pub endpoint: Endpoint,
-    /// How many requests.
+    /// The number of requests.
     pub num_prompts: u32,
     /// Tokens of each prompt.
     pub input_len: u32,
-    /// What these count.
+    /// The text that the lengths count.
     pub length: Length,
     /// Tokens of each answer, at most.
     pub output_len: u32,
-    /// Whether answers go on up to the limit.
+    /// True if answers go on up to the limit.
     pub ignore_eos: bool,
     /// Of the sampling; none: the server's own.
     pub temperature: Option<f64>,
-    /// How fast they are sent.
+    /// The rate at which they are sent.
     pub rate: Rate,
     /// For words and times.
     pub seed: u64,
@@ -123,7 +123,7 @@ impl Workload {
         words.join(" ")
     }
 
-    /// So many token ids: words or parts of words in the vocabulary of any model.
+    /// Returns so many token ids: words or parts of words in the vocabulary of any model.
     #[must_use]
     pub fn token_ids(&self, id: u32, count: u32) -> Vec<u32> {
         let mut rng = self.rng(id);
@@ -157,7 +157,7 @@ impl Workload {
         body
     }
 
-    /// When each request is to be sent, from the begin of the run. As with `vllm bench serve`, random gaps are stretched so
+    /// Returns the time of each request, from the begin of the run. As with `vllm bench serve`, random gaps are stretched so
     /// that their mean is that of the rate: the times are those of a Poisson process of which the length is known. A trace has
     /// times of its own: see [`Supply::arrivals`](crate::load::dataset::supply::Supply::arrivals).
     #[must_use]

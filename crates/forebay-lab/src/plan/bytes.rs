@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// So many MiB.
+    /// Returns so many MiB.
     #[must_use]
     pub const fn mib(count: u64) -> Bytes {
         Bytes(count.saturating_mul(1 << 20))
     }
 
-    /// What is left without `other`, or nothing.
+    /// Returns what is left without `other`, or nothing.
     #[must_use]
     pub const fn less(self, other: Bytes) -> Bytes {
         Bytes(self.0.saturating_sub(other.0))

@@ -7,7 +7,7 @@ use super::layout::{Layout, LayoutArm, LayoutServer, Wanted};
 use super::model::{Attention, Model};
 use super::warning::{PlanWarning, Traffic};
 
-/// What is to be known of a host, whatever the layout.
+/// Finds what is to be known of a host, whatever the layout.
 #[must_use]
 pub(super) fn of_host(host: &Host) -> Vec<PlanWarning> {
     let mut found = Vec::new();
@@ -40,7 +40,7 @@ pub(super) fn of_host(host: &Host) -> Vec<PlanWarning> {
     found
 }
 
-/// What speaks against a layout.
+/// Finds what speaks against a layout.
 #[must_use]
 pub(super) fn of_layout(host: &Host, wanted: Wanted<'_>, layout: &Layout, context: Option<u64>) -> Vec<PlanWarning> {
     let mut found: Vec<PlanWarning> = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn of_layout(host: &Host, wanted: Wanted<'_>, layout: &Layout, contex
     found
 }
 
-/// Why a server would not start.
+/// Finds why a server would not start.
 fn of_start(
     found: &mut Vec<PlanWarning>,
     host: &Host,
@@ -95,7 +95,7 @@ fn of_start(
     }
 }
 
-/// What a group's links cost it.
+/// Finds what a group's links cost it.
 fn of_links(found: &mut Vec<PlanWarning>, host: &Host, model: Option<&Model>, server: &LayoutServer) {
     if server.gpus.len() < 2 || server.refused.is_some() {
         return;

@@ -31,7 +31,7 @@ pub(super) fn layouts(host: &Host, wanted: Wanted<'_>) -> (Vec<Layout>, Option<u
 /// A TP size, and how many GPUs go to servers of it.
 type Part = (usize, usize);
 
-/// How GPUs are divided: all to one TP size, for 1, 2, 4, … and all of them; then half to one size above 1 and half to TP=1.
+/// Lists the divisions of GPUs: all to one TP size, for 1, 2, 4, … and all of them; then half to one size above 1, half to TP=1.
 fn partitions(count: usize) -> Vec<Vec<Part>> {
     let mut sizes: Vec<usize> = (0..usize::BITS).map(|bit| 1 << bit).take_while(|&size| size <= count).collect();
     if count > 0 && !sizes.contains(&count) {
@@ -87,7 +87,7 @@ fn groups(host: &Host, left: &mut Vec<usize>, tp: usize, count: usize) -> Vec<Ve
     found
 }
 
-/// How far a GPU is from a group: the farthest link, then whether it is on another node, then its number.
+/// Returns how far a GPU is from a group: the farthest link, then whether it is on another node, then its number.
 fn farness(host: &Host, group: &[usize], gpu: usize) -> (u32, bool, usize) {
     let far = group.iter().map(|&other| host.link(gpu, other).map_or(u32::MAX, Link::distance)).max();
     let elsewhere = group.iter().any(|&other| host.gpus[other].node != host.gpus[gpu].node);

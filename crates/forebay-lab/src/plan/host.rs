@@ -13,7 +13,7 @@ use self::numa::{Node, Set};
 use self::topo::{Link, P2p, Topology};
 use super::mistake::{Fault, Mistake};
 
-/// Whose GPUs they are, which decides the variable by which a server sees some of them.
+/// The maker of GPUs, which decides the variable by which a server sees some of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vendor {
@@ -37,13 +37,13 @@ impl Vendor {
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// Whose GPUs.
+    /// The maker of the GPUs.
     pub vendor: Vendor,
     /// GPU0, GPU1, …
     pub gpus: Vec<HostGpu>,
     /// Row and column by GPU; `None` with itself, or where it was not told.
     pub links: Vec<Vec<Option<Link>>>,
-    /// Whether they read each other's memory, if that was recorded.
+    /// The finding, pair by pair, on whether they read each other's memory, if that was recorded.
     pub p2p: Option<Vec<Vec<Option<P2p>>>>,
     /// The NUMA nodes, if they were listed.
     pub nodes: Vec<Node>,
@@ -56,7 +56,7 @@ pub struct Host {
 pub struct HostGpu {
     /// Its number.
     pub index: usize,
-    /// What it is, if the XML was given.
+    /// The GPU as the XML describes it, if the XML was given.
     pub gpu: Option<Gpu>,
     /// The CPUs near it.
     pub cpus: Option<Set>,
@@ -100,20 +100,20 @@ impl Host {
         Ok(Host { vendor, gpus: (0..count).map(gpu).collect(), links, p2p, nodes, nics })
     }
 
-    /// Whether it has several NUMA nodes, so that binding to one means something.
+    /// Returns whether it has several NUMA nodes, so that binding to one means something.
     #[must_use]
     pub fn has_several_nodes(&self) -> bool {
         let near = Set::of(self.gpus.iter().filter_map(|gpu| gpu.node));
         self.nodes.len() > 1 || near.numbers().len() > 1
     }
 
-    /// Whether its GPUs are of several kinds.
+    /// Returns whether its GPUs are of several kinds.
     #[must_use]
     pub fn is_mixed(&self) -> bool {
         self.gpus.windows(2).any(|pair| !self.same_kind(pair[0].index, pair[1].index))
     }
 
-    /// Whether two GPUs may form one group: the same board with the same memory, as far as is known.
+    /// Returns whether two GPUs may form one group: the same board with the same memory, as far as is known.
     #[must_use]
     pub fn same_kind(&self, a: usize, b: usize) -> bool {
         let kind = |index: usize| self.gpus[index].gpu.as_ref().map(|gpu| (&gpu.name, gpu.total));

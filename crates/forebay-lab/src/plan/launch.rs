@@ -8,7 +8,7 @@ use super::host::{Host, Vendor};
 use super::layout::LayoutServer;
 use super::memory::ServingLoad;
 
-/// How a server is started: variables of its environment, and its command.
+/// The line that starts a server: variables of its environment, and its command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LaunchLine {
     /// Name and value.
@@ -40,7 +40,7 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
-/// How a `server` of the model `name` is started.
+/// Returns the line that starts a `server` of the model `name`.
 #[must_use]
 pub fn launch(host: &Host, server: &LayoutServer, name: &str, load: &ServingLoad, context: Option<u64>) -> LaunchLine {
     let gpus: Vec<String> = server.gpus.iter().map(usize::to_string).collect();

@@ -14,7 +14,7 @@ use crate::plan::host::topo::Link;
 pub struct LayoutServer {
     /// Its GPUs: as many as its TP size.
     pub gpus: Vec<usize>,
-    /// Where it listens.
+    /// The port on which it listens.
     pub port: u16,
     /// The NUMA nodes near its GPUs, if known.
     pub nodes: Option<Set>,
@@ -22,7 +22,7 @@ pub struct LayoutServer {
     pub farthest: Option<Link>,
     /// Its room; `None` where model or memory are not known.
     pub room: Option<Room>,
-    /// Why it would not start.
+    /// The reason why it would not start.
     pub refused: Option<Refused>,
 }
 
@@ -49,7 +49,7 @@ pub struct LayoutArm {
 }
 
 impl LayoutArm {
-    /// How many GPUs it has.
+    /// Returns the number of its GPUs.
     #[must_use]
     pub fn gpus(&self) -> usize {
         self.tp * self.servers.len()
@@ -71,7 +71,7 @@ pub struct Layout {
     pub arms: Vec<LayoutArm>,
     /// GPUs that it leaves alone.
     pub idle: Vec<usize>,
-    /// What speaks against it.
+    /// The warnings that speak against it.
     pub warnings: Vec<PlanWarning>,
 }
 
@@ -81,19 +81,19 @@ impl Layout {
         self.arms.iter().flat_map(|arm| &arm.servers)
     }
 
-    /// Whether all its servers would start, as far as is known.
+    /// Returns whether all its servers would start, as far as is known.
     #[must_use]
     pub fn starts(&self) -> bool {
         !self.warnings.iter().any(PlanWarning::prevents)
     }
 }
 
-/// What the layouts are for.
+/// The model and the load that the layouts are for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
-    /// What is served, if known.
+    /// The model that is served, if known.
     pub model: Option<&'a Model>,
-    /// How, and for what load.
+    /// The way in which it is served, and the load.
     pub load: &'a ServingLoad,
     /// The first server's port; those of the others follow, so that no two servers of any layouts share one.
     pub base_port: u16,

@@ -15,12 +15,12 @@ use crate::plan::host::gpu::Gpu;
 /// Tokens of a block of the KV cache, vLLM's default.
 pub const BLOCK: u64 = 16;
 
-/// How a server is to be started, and for what load the room is asked.
+/// The way in which a server is to be started, and the load for which the room is asked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ServingLoad {
     /// `--gpu-memory-utilization`.
     pub utilization: f64,
-    /// What a server holds on each GPU beside weights and KV cache: activations of its largest step, CUDA graphs, NCCL.
+    /// The memory that a server holds on each GPU beside weights and KV cache: activations of its largest step, CUDA graphs, NCCL.
     pub overhead: Bytes,
     /// `--dtype`, if it is not `auto`.
     pub dtype: Option<String>,
@@ -51,9 +51,9 @@ impl ServingLoad {
 pub struct Room {
     /// Weights on each of its GPUs.
     pub weights: Bytes,
-    /// What its KV cache takes of each of its GPUs.
+    /// The memory that its KV cache takes of each of its GPUs.
     pub kv: Bytes,
-    /// What a token of context takes of each GPU.
+    /// The memory that a token of context takes of each GPU.
     pub per_token: Bytes,
     /// Tokens that its KV cache holds, in whole blocks.
     pub tokens: u64,
@@ -64,14 +64,14 @@ pub struct Room {
 }
 
 impl Room {
-    /// What decodes at once: as many sequences as there is room for, up to the cap.
+    /// Returns the number of sequences that decode at once: as many as there is room for, up to the cap.
     #[must_use]
     pub fn at_once(&self) -> u64 {
         self.sequences.min(self.max_num_seqs)
     }
 }
 
-/// Why a server cannot start.
+/// The reason why a server cannot start.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Refused {
@@ -79,7 +79,7 @@ pub enum Refused {
     Weights {
         /// Weights on each GPU.
         weights: Bytes,
-        /// What it may take of each.
+        /// The memory that it may take of each.
         budget: Bytes,
     },
     /// The TP size does not divide this number.
@@ -106,8 +106,8 @@ impl fmt::Display for Refused {
     }
 }
 
-/// What a token of context takes of each GPU of a group of `tp`: keys and values of each of its KV heads in each layer. A group
-/// with more GPUs than KV heads holds copies; MLA's latent vector is on every GPU.
+/// Returns what a token of context takes of each GPU of a group of `tp`: keys and values of each of its KV heads in each layer.
+/// A group with more GPUs than KV heads holds copies; MLA's latent vector is on every GPU.
 #[must_use]
 pub fn per_token(model: &Model, kv_bits: Bits, tp: u64) -> Bytes {
     let elements = match model.attention {

@@ -6,11 +6,11 @@
 pub struct Mistake {
     /// The line, from 1, where one is to blame.
     pub line: Option<usize>,
-    /// What is wrong there.
+    /// The fault there.
     pub fault: Fault,
 }
 
-/// What is wrong.
+/// A fault in an input.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// There is nothing in the text.
@@ -68,9 +68,9 @@ pub enum Fault {
     /// A GPU without something that is needed.
     #[error("GPU{index} has no readable {what}")]
     NoField {
-        /// Which GPU.
+        /// The GPU.
         index: usize,
-        /// What is missing.
+        /// The field that is missing.
         what: &'static str,
     },
     /// No NUMA node in the text.
@@ -84,9 +84,9 @@ pub enum Fault {
     BadKey {
         /// Its name.
         key: &'static str,
-        /// What is there.
+        /// The value that is there.
         found: String,
-        /// What should be.
+        /// The value that should be there.
         wanted: &'static str,
     },
     /// The two texts name different numbers of GPUs.
@@ -112,7 +112,7 @@ impl Fault {
         Mistake { line: None, fault: self }
     }
 
-    /// What to do about it.
+    /// Returns what to do about it.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {

@@ -28,7 +28,7 @@ use warning::PlanWarning;
 /// A plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// Whose GPUs they are.
+    /// The maker of the GPUs.
     pub vendor: Vendor,
     /// The GPUs.
     pub gpus: Vec<HostGpu>,
@@ -40,13 +40,13 @@ pub struct Plan {
     pub nics: usize,
     /// The model's name in the launch lines.
     pub name: String,
-    /// What is served, if that was told.
+    /// The model that is served, if that was told.
     pub model: Option<Model>,
-    /// How, and for what load.
+    /// The way in which it is served, and the load.
     pub load: ServingLoad,
     /// The `--max-model-len` of every server, where one is needed.
     pub max_model_len: Option<u64>,
-    /// What is to be known of the host.
+    /// The warnings about the host.
     pub warnings: Vec<PlanWarning>,
     /// The ways to use it.
     pub layouts: Vec<Planned>,
@@ -59,7 +59,7 @@ pub struct GpuPair {
     pub a: usize,
     /// The other.
     pub b: usize,
-    /// What lies between them.
+    /// The link between them.
     pub link: Link,
 }
 
@@ -69,9 +69,9 @@ pub struct Planned {
     /// The layout.
     #[serde(flatten)]
     pub layout: Layout,
-    /// Whether all its servers would start, as far as is known.
+    /// True if all its servers would start, as far as is known.
     pub starts: bool,
-    /// How each server is started, in their order.
+    /// The line that starts each server, in their order.
     pub launch: Vec<LaunchLine>,
 }
 

@@ -32,7 +32,7 @@ pub enum Attention {
     },
 }
 
-/// What in a config this plan does not reckon with.
+/// A part of a config that this plan does not reckon with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotModelled {
@@ -44,7 +44,7 @@ pub enum NotModelled {
     OtherModalities,
 }
 
-/// Where the bytes of the weights are from.
+/// The source of the bytes of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WeightsFrom {
@@ -65,13 +65,13 @@ pub struct Model {
     pub hidden: u64,
     /// `num_attention_heads`: a TP size must divide it.
     pub heads: u64,
-    /// What the KV cache holds of a layer.
+    /// The numbers that the KV cache holds of a layer.
     pub attention: Attention,
     /// `intermediate_size`, of the dense layers.
     pub intermediate: Option<u64>,
     /// All weights.
     pub weights: Bytes,
-    /// Where that is from.
+    /// The source of that figure.
     pub weights_from: WeightsFrom,
     /// The weights' format, such as `bfloat16` or `awq, 4 bit`.
     pub format: String,
@@ -79,11 +79,11 @@ pub struct Model {
     pub activation: Bits,
     /// The longest context that the model was made for.
     pub longest: Option<u64>,
-    /// What is left out.
+    /// The parts that are left out.
     pub not_modelled: Vec<NotModelled>,
 }
 
-/// What overrides a config.
+/// The values that override a config.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `--dtype`, unless it is `auto`.
@@ -191,7 +191,7 @@ fn activation(keys: &Keys<'_>) -> Bits {
     }
 }
 
-/// What files of some size take once they are loaded: a checkpoint that is not quantised is cast to the dtype that it is served in.
+/// Returns what files take once they are loaded: a checkpoint that is not quantised is cast to the dtype that it is served in.
 fn as_served(files: Bytes, keys: &Keys<'_>, activation: Bits, quantised: Option<&Quantised>) -> Bytes {
     let stored = keys.text("torch_dtype").or_else(|| keys.text("dtype")).and_then(bits_of);
     match stored {
@@ -235,7 +235,7 @@ fn not_modelled(keys: &Keys<'_>) -> Vec<NotModelled> {
     found
 }
 
-/// How weights are packed.
+/// The packing of quantised weights.
 struct Quantised {
     method: String,
     bits: Bits,

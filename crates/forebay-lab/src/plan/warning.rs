@@ -17,7 +17,7 @@ pub enum PlanWarning {
     Refused {
         /// On which GPUs.
         gpus: Vec<usize>,
-        /// Why.
+        /// The reason.
         why: Refused,
     },
     /// Its KV cache does not hold one sequence of the longest context.
@@ -26,16 +26,16 @@ pub enum PlanWarning {
         gpus: Vec<usize>,
         /// The context.
         context: u64,
-        /// What it holds.
+        /// The tokens that it holds.
         tokens: u64,
     },
     /// Others hold memory that it would take.
     Taken {
         /// The GPU.
         gpu: usize,
-        /// What is free.
+        /// The memory that is free.
         free: Bytes,
-        /// What the server would take.
+        /// The memory that the server would take.
         wanted: Bytes,
         /// The largest utilization that fits, if any does.
         utilization: Option<f64>,
@@ -58,33 +58,33 @@ pub enum PlanWarning {
     P2pOff {
         /// On which GPUs.
         gpus: Vec<usize>,
-        /// Why.
+        /// The reason.
         why: Refusal,
     },
     /// A group with more GPUs than KV heads holds copies of them.
     Copies {
         /// The TP size.
         tp: usize,
-        /// How many times each KV head is held.
+        /// The number of times that each KV head is held.
         times: u64,
     },
     /// GPUs that a layout leaves alone.
     Idle {
-        /// Which.
+        /// The GPUs.
         gpus: Vec<usize>,
     },
     /// A GPU that others use.
     Busy {
-        /// Which.
+        /// The GPU.
         gpu: usize,
-        /// What is in use.
+        /// The memory in use.
         used: Bytes,
         /// By whom.
         by: Vec<String>,
     },
     /// A GPU that is cut into instances.
     Mig {
-        /// Which.
+        /// The GPU.
         gpu: usize,
         /// The memory of each instance.
         instances: Vec<Bytes>,
@@ -96,7 +96,7 @@ pub enum PlanWarning {
     },
     /// A slot with fewer lanes than the board.
     NarrowSlot {
-        /// Which GPU.
+        /// The GPU.
         gpu: usize,
         /// Lanes in use.
         current: u32,
@@ -105,7 +105,7 @@ pub enum PlanWarning {
     },
 }
 
-/// What a group's GPUs tell each other.
+/// The traffic between a group's GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Traffic {
     /// All-reduces in a step: two for each layer.
@@ -115,7 +115,7 @@ pub struct Traffic {
 }
 
 impl PlanWarning {
-    /// Whether a server does not start because of it.
+    /// Returns whether a server does not start because of it.
     #[must_use]
     pub fn prevents(&self) -> bool {
         matches!(self, PlanWarning::Refused { .. } | PlanWarning::TooLong { .. } | PlanWarning::Taken { .. })
@@ -123,7 +123,7 @@ impl PlanWarning {
 }
 
 impl PlanWarning {
-    /// What is to be known of a host, in words.
+    /// Writes what is to be known of a host, in words.
     fn of_host(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PlanWarning::Busy { gpu, used, by } => {

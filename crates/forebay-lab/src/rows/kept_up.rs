@@ -12,7 +12,7 @@ use crate::stats::trend::{self, Timed};
 const ANSWERED: f64 = 0.97;
 /// A TTFT that grows by more than this for each second of the arrivals is a backlog that takes 3 % of the load.
 const GROWTH: f64 = 0.03;
-/// So many failed requests, as a share, are no keeping up.
+/// The share of failed requests from which on servers do not keep up.
 const FAILED: f64 = 0.01;
 /// Servers that were idle at first are faster then: this share of the arrivals says nothing of a trend.
 const EARLY: f64 = 0.2;
@@ -21,10 +21,10 @@ const FEWEST: usize = 20;
 /// A trend is known where it lies so many of its own errors from the limit.
 const SURE: f64 = 2.0;
 
-/// How well what was offered was answered.
+/// The finding on how well what was offered was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct KeptUp {
-    /// Whether the servers kept up.
+    /// True if the servers kept up.
     pub holds: bool,
     /// Answers a second during the arrivals over requests a second. Where an answer comes `g` seconds later for each second that
     /// passes, it is 1 ÷ (1 + g).
@@ -35,9 +35,9 @@ pub struct KeptUp {
     pub failed: f64,
 }
 
-/// Whether the servers of these requests kept up with what was offered: answers a second during the arrivals are at least 0.97 of it,
-/// TTFT has no trend, and less than 1 % failed. None where nothing was offered at a rate of its own (all at once, a closed loop,
-/// conversations), and where too few requests leave it open.
+/// Finds whether the servers of these requests kept up with what was offered: answers a second during the arrivals are at least
+/// 0.97 of it, TTFT has no trend, and less than 1 % failed. None where nothing was offered at a rate of its own (all at once, a
+/// closed loop, conversations), and where too few requests leave it open.
 #[must_use]
 pub fn kept_up(offered: Option<Offered>, records: &[&Record]) -> Option<KeptUp> {
     if !matches!(offered?, Offered::Rate(_) | Offered::Trace(_)) || records.iter().any(|record| record.turn.is_some()) {

@@ -7,9 +7,9 @@ pub const LOAD: (u32, u32, u32) = (300, 100, 600);
 /// A column of its table.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Column {
-    /// What it is called here.
+    /// The name that it has here.
     pub arm: &'static str,
-    /// What that was.
+    /// The arrangement behind that name.
     pub what: &'static str,
     /// The fourteen rows, in the order of [`super::table::benchmark_rows`].
     pub rows: [f64; 14],

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How a request ended.
+/// The way in which a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -44,7 +44,7 @@ pub struct Record {
     /// Its turn in the conversation, from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn: Option<u32>,
-    /// When it was sent, from the begin of the run, in microseconds.
+    /// The time at which it was sent, from the begin of the run, in microseconds.
     pub sent_us: u64,
     /// From sending to the first event with a choice, in microseconds.
     pub first_event_us: Option<u64>,
@@ -66,11 +66,11 @@ pub struct Record {
     pub cached_tokens: Option<u64>,
     /// Tokens of the answer, as the server counted; token events where it did not tell.
     pub output_tokens: u64,
-    /// How it ended.
+    /// The way in which it ended.
     pub outcome: Outcome,
     /// The status of the answer, if there was one.
     pub status: Option<u16>,
-    /// What went wrong.
+    /// The error, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -103,7 +103,7 @@ impl Record {
         }
     }
 
-    /// Whether there was a whole answer.
+    /// Returns whether there was a whole answer.
     #[must_use]
     pub fn succeeded(&self) -> bool {
         self.outcome == Outcome::Success
@@ -129,7 +129,7 @@ impl Record {
         Some((self.e2e()? - self.ttft()?).div_f64(tokens as f64))
     }
 
-    /// The same in the time of a simulation that ran so many times as fast.
+    /// Returns the record in the time of a simulation that ran so many times as fast.
     #[must_use]
     pub fn scaled(&self, factor: f64) -> Record {
         let scale = |micros: u64| (micros as f64 * factor).round() as u64;

@@ -23,7 +23,7 @@ const KINDS: usize = 5;
 pub struct Part {
     /// `all`, an arm, or a backend.
     pub name: String,
-    /// As `vllm bench serve` defines them.
+    /// The figures as `vllm bench serve` defines them.
     #[serde(flatten)]
     pub summary: Summary,
     /// Tokens of answers a second.
@@ -35,13 +35,13 @@ pub struct Part {
 /// Requests that failed alike.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Failures {
-    /// How many.
+    /// The number of requests.
     pub count: usize,
-    /// How.
+    /// The way in which they ended.
     pub outcome: Outcome,
     /// The status of the answers, if there were any.
     pub status: Option<u16>,
-    /// What the first of them said.
+    /// The message of the first of them.
     pub error: String,
 }
 
@@ -79,7 +79,7 @@ fn part(name: &str, records: Vec<&Record>, slo: Option<&Slo>) -> Part {
     }
 }
 
-/// What failed, the most frequent first.
+/// Groups the requests that failed, the most frequent failure first.
 #[must_use]
 pub fn failures(records: &[Record]) -> Vec<Failures> {
     let mut found: Vec<Failures> = Vec::new();
@@ -169,7 +169,7 @@ fn column(part: &Part, gpus: Option<u32>, cached: bool) -> Vec<(String, String)>
     rows
 }
 
-/// What failed, prompts of another length than asked, and the generator's own lag.
+/// Notes what failed, prompts of another length than asked, and the generator's own lag.
 fn notes(run: &RunRows) -> String {
     let mut out = String::new();
     for one in failures(&run.records).iter().take(KINDS) {
@@ -211,7 +211,7 @@ fn notes(run: &RunRows) -> String {
     out
 }
 
-/// The same for a machine.
+/// Returns the results for a machine.
 #[must_use]
 pub fn json(runs: &[RunRows], slo: Option<&Slo>) -> Value {
     let one = |run: &RunRows| {

@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::record::Record;
 
-/// How requests are offered.
+/// The way in which requests are offered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Offered {
     /// All at once.
     #[default]
     Unlimited,
-    /// So many requests a second on average.
+    /// A number of requests a second on average.
     Rate(f64),
-    /// So many under way at any time (a closed loop).
+    /// A number of requests under way at any time (a closed loop).
     Concurrency(u32),
     /// At the times of a trace, so many times as fast.
     Trace(f64),
@@ -27,15 +27,15 @@ pub enum Offered {
 /// The load of a run.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct Load {
-    /// How fast requests are offered.
+    /// The way in which requests are offered, and how fast.
     pub offered: Offered,
-    /// How even a rate's gaps are: 1 is a Poisson process, which none stands for.
+    /// The evenness of a rate's gaps: 1 is a Poisson process, which none stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burstiness: Option<f64>,
     /// Requests under way at once, at most, beside a rate; none: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_concurrency: Option<u32>,
-    /// How many.
+    /// The number of requests.
     pub num_prompts: u32,
     /// The dataset and what shapes it, in words that are equal where it is; none: random prompts that share nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,7 +64,7 @@ pub struct RunHead {
     /// Epochs with the same number shared a start of the servers; none: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<u32>,
-    /// When it began, in milliseconds of Unix time; none: not known.
+    /// The time at which it began, in milliseconds of Unix time; none: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began_ms: Option<u64>,
     /// Starts of the arm's servers that were planned before the first run; none: no plan.
@@ -83,7 +83,7 @@ pub struct RunHead {
     /// `--max-num-seqs` of each server, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_num_seqs: Option<u32>,
-    /// Whether the servers were simulated: said wherever a figure is shown.
+    /// True if the servers were simulated: said wherever a figure is shown.
     #[serde(default)]
     pub simulated: bool,
 }
@@ -93,7 +93,7 @@ pub struct RunHead {
 pub struct Sample {
     /// The server.
     pub backend: String,
-    /// When, from the begin of the run, in microseconds.
+    /// The time of the look, from the begin of the run, in microseconds.
     pub at_us: u64,
     /// Sequences in the running batch (`vllm:num_requests_running`).
     pub running: Option<f64>,
@@ -120,7 +120,7 @@ pub struct Sample {
 /// A run's last line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct RunEnd {
-    /// How late the load generator noted what had come, at the 99th percentile, in microseconds.
+    /// The delay with which the load generator noted what had come, at the 99th percentile, in microseconds.
     pub lag_p99_us: u64,
 }
 
@@ -148,7 +148,7 @@ pub enum RowError {
     Line {
         /// Its number, from 1.
         line: usize,
-        /// Why.
+        /// The reason.
         reason: serde_json::Error,
     },
 }

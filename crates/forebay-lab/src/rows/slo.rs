@@ -33,15 +33,15 @@ pub enum SloError {
     Limit {
         /// The figure.
         figure: String,
-        /// What was given.
+        /// The value that was given.
         value: String,
-        /// Why not.
+        /// The reason why it is no limit.
         reason: String,
     },
 }
 
 impl Slo {
-    /// Whether a request met every limit; one that failed did not.
+    /// Returns whether a request met every limit; one that failed did not.
     #[must_use]
     pub fn met(&self, record: &Record) -> bool {
         let within = |limit: Option<Duration>, value: Option<Duration>, absent: bool| match (limit, value) {

@@ -17,7 +17,7 @@ impl FromIterator<f64> for Distribution {
 }
 
 impl Distribution {
-    /// How many values.
+    /// Returns the number of values.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.len()

@@ -41,7 +41,7 @@ impl Owned {
     }
 }
 
-/// How often each of `count` things comes up in as many draws with replacement.
+/// Counts how often each of `count` things comes up in as many draws with replacement.
 pub fn draw(count: usize, rng: &mut fastrand::Rng) -> Vec<u32> {
     let mut times = vec![0; count];
     for _ in 0..count {

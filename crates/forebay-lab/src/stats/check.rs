@@ -2,8 +2,8 @@
 
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
-/// Whether counts fit shares: Pearson's chi-squared. Gives the counts expected, and the chance of counts at least as uneven; none
-/// with fewer than two shares, one that is not above 0, or nothing counted.
+/// Tests whether counts fit shares: Pearson's chi-squared. Gives the counts expected, and the chance of counts at least as uneven;
+/// none with fewer than two shares, one that is not above 0, or nothing counted.
 #[must_use]
 pub fn sample_ratio(counts: &[u64], shares: &[f64]) -> Option<(Vec<f64>, f64)> {
     let total = counts.iter().sum::<u64>() as f64;

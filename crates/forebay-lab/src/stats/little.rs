@@ -1,6 +1,6 @@
 //! Little's law.
 
-/// How many are inside on average: arrivals a second × mean seconds inside (Little 1961). It holds for any order of service and any
+/// Returns the mean number inside: arrivals a second × mean seconds inside (Little 1961). It holds for any order of service and any
 /// distribution, over a time that begins and ends empty.
 #[must_use]
 pub fn inside(per_second: f64, mean_seconds: f64) -> f64 {

@@ -5,7 +5,7 @@ use super::estimate::{Estimate, mean};
 /// A value and when it was made, in any unit.
 pub type Timed = (f64, f64);
 
-/// What the least squares of two groups with one common slope need.
+/// The sums that the least squares of two groups with one common slope need.
 struct TrendSums {
     count: f64,
     at: f64,

@@ -61,7 +61,7 @@ pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
 /// The benchmark's rows of throughput.
 const OF_THE_LOAD: [&str; 4] = ["requests/s", "input tokens/s", "output tokens/s", "total tokens/s"];
 
-/// What heads each arm's column.
+/// Returns the heads of the arms' columns.
 pub(super) fn heads(point: &Point) -> Vec<String> {
     let head = |cell: &Cell| match cell.epochs.len() {
         1 => format!("{} (1 epoch)", cell.arm),
@@ -88,7 +88,7 @@ pub(super) fn of_all_requests(point: &Point) -> Vec<Vec<String>> {
     rows
 }
 
-/// Whether the benchmark's table has no row for it.
+/// Returns whether the benchmark's table has no row for it.
 fn beyond_seed(figure: Figure) -> bool {
     use Figure::{OutputTokensPerSecond, RequestsPerSecond, TpotMedian, TpotP99, TtftMedian, TtftP99};
     !matches!(figure, OutputTokensPerSecond | RequestsPerSecond | TtftMedian | TtftP99 | TpotMedian | TpotP99)
@@ -127,7 +127,7 @@ pub(super) fn ratios(point: &Point) -> Vec<Vec<String>> {
     rows
 }
 
-/// What bound each arm, and where undecided what would tell.
+/// Says what bound each arm, and where undecided what would tell.
 pub(super) fn diagnoses(point: &Point) -> Vec<String> {
     let said = |cell: &Cell| {
         let diagnosis = cell.diagnosis.as_ref()?;
@@ -139,7 +139,7 @@ pub(super) fn diagnoses(point: &Point) -> Vec<String> {
     point.cells.iter().filter_map(said).collect()
 }
 
-/// What a table's marks mean.
+/// Explains a table's marks.
 fn notes(point: &Point, out: &mut String) {
     out.push('\n');
     for note in footnotes(point) {
@@ -147,7 +147,7 @@ fn notes(point: &Point, out: &mut String) {
     }
 }
 
-/// How intervals were made, and what the asterisk is.
+/// Explains how intervals were made, and what the asterisk is.
 pub(super) fn footnotes(point: &Point) -> Vec<String> {
     let mut notes: Vec<String> = format::whose_throughput(point).map(str::to_owned).into_iter().collect();
     for pair in &point.pairs {

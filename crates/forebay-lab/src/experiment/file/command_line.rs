@@ -1,7 +1,7 @@
 //! Commands as they are written in an experiment: split as a shell would, without a shell, and with `${NAME}` filled in from the
 //! environment, so that one file runs on machines whose folders differ. Pure.
 
-/// Why a text cannot be taken.
+/// The reason why a text cannot be taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum WordError {
     /// A quote that is not closed.
@@ -18,7 +18,7 @@ pub(super) enum WordError {
     Open,
 }
 
-/// Where variables come from.
+/// The function that looks up a variable of the environment.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The words of a command. A variable's value is never split, whatever is in it.

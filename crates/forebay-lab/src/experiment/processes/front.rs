@@ -23,13 +23,13 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// A Forebay that is up, until this is dropped.
 pub(crate) struct Front {
-    /// Where it takes requests.
+    /// The base URL at which it takes requests.
     pub(crate) base: String,
     admin: SocketAddr,
     process: Vec<Process>,
 }
 
-/// Why it is not.
+/// The reason why a Forebay is not up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FrontError {
     /// The system refused.

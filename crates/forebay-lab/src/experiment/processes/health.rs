@@ -18,13 +18,13 @@ const SILENCE_FAILED: Duration = Duration::from_secs(20);
 /// Silence after some exception; a compilation, too, is silent for a while.
 const SILENCE_EXCEPTION: Duration = Duration::from_secs(80);
 
-/// Whether a path answers 200.
+/// Returns whether a path answers 200.
 pub(super) async fn answers(client: &ProbeClient, url: &BackendUrl, path: &str) -> bool {
     let Ok(uri) = format!("{url}{path}").parse() else { return false };
     matches!(client.get(uri, None, ANSWER, MOST_BYTES).await, Ok((StatusCode::OK, _)))
 }
 
-/// Whether somebody listens there already.
+/// Returns whether somebody listens there already.
 pub(super) fn is_taken(url: &BackendUrl) -> bool {
     let uri = url.uri();
     let (Some(host), port) = (uri.host(), uri.port_u16().unwrap_or(80)) else { return false };
@@ -45,7 +45,7 @@ impl Silence {
         Silence { length: 0, since: now }
     }
 
-    /// Whether a server whose log is so long hangs; `read` gives its end.
+    /// Returns whether a server whose log is so long hangs; `read` gives its end.
     pub(super) fn is_final(&mut self, length: u64, read: impl FnOnce() -> String, now: Time) -> bool {
         if length != self.length {
             *self = Silence { length, since: now };

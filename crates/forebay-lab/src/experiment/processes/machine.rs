@@ -12,7 +12,7 @@ use forebay_core::clock::Clock;
 const LIMIT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Where an experiment keeps what is known of the machine.
+/// Returns the file in which an experiment keeps what is known of the machine.
 #[must_use]
 pub fn machine_in(out: &Path) -> PathBuf {
     out.join("machine.txt")

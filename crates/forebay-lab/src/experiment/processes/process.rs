@@ -15,13 +15,13 @@ use forebay_core::clock::Clock;
 
 /// Between two looks whether a process has ended.
 const LOOK: Duration = Duration::from_millis(50);
-/// What was killed is gone by then.
+/// The time after which a killed process is gone.
 const KILLED: Duration = Duration::from_secs(3);
-/// What of a log is shown.
+/// The number of a log's last lines that are shown.
 const TAIL_LINES: usize = 15;
 const TAIL_BYTES: u64 = 64 * 1024;
 
-/// What to start.
+/// A process to start.
 pub(crate) struct Launch<'a> {
     /// Its name, for messages.
     pub(crate) name: &'a str,
@@ -31,9 +31,9 @@ pub(crate) struct Launch<'a> {
     pub(crate) env: &'a [(String, String)],
     /// The folder that it runs in; none: the runner's.
     pub(crate) cwd: Option<&'a Path>,
-    /// Where its output is added.
+    /// The file that its output is added to.
     pub(crate) log: PathBuf,
-    /// How long it may take to end by itself.
+    /// The time that it may take to end by itself.
     pub(crate) grace: Duration,
 }
 
@@ -92,7 +92,7 @@ impl Process {
         &self.name
     }
 
-    /// How it ended, if it has.
+    /// Returns the status with which it ended, if it has.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().ok().flatten();
@@ -105,7 +105,7 @@ impl Process {
         fs::metadata(&self.log).map_or(0, |data| data.len())
     }
 
-    /// What it has said since its start, of the end of its log.
+    /// Returns its output since its start, from the end of its log.
     pub(crate) fn said(&self) -> String {
         let mut text = Vec::new();
         if let Ok(mut file) = File::open(&self.log) {
@@ -136,9 +136,9 @@ impl Process {
     }
 }
 
-/// Whether anything of a group still runs. What has ended and waits to be taken note of by its parent does not: it holds no
-/// memory, and an orphan's new parent, the first process of a container, may take its time or never do it. One whose first
-/// thread has ended and others have not still holds its ports.
+/// Returns whether anything of a group still runs. A process that has ended and waits for its parent to take note does not run: it
+/// holds no memory, and an orphan's new parent, the first process of a container, may take its time or never do it. One whose
+/// first thread has ended and others have not still holds its ports.
 fn lives(group: Pid) -> bool {
     if killpg(group, None).is_err() {
         return false;
@@ -223,7 +223,7 @@ fn leave_note(notes: &Path, id: i32) -> Option<PathBuf> {
     Some(path)
 }
 
-/// When a process was started, in the kernel's own count; none where it is gone or the system does not say.
+/// Returns the start of a process, in the kernel's own count; none where it is gone or the system does not say.
 fn started(id: i32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // the name, in brackets, may hold anything

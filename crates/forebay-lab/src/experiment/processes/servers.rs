@@ -18,7 +18,7 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// Servers that are up, until this is dropped.
 pub(crate) struct Running(Vec<Process>);
 
-/// Why servers did not come up.
+/// The reason why servers did not come up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// Something else listens there.
@@ -39,14 +39,14 @@ pub(crate) enum StartError {
     Failed {
         /// The server's name.
         server: String,
-        /// What happened.
+        /// The event that kept it from getting ready.
         what: String,
         /// The end of its log.
         words: String,
     },
 }
 
-/// How often settings with which a server came up before are tried in one start.
+/// The number of times that settings with which a server came up before are tried in one start.
 const TRIES: u32 = 3;
 
 /// One server on its way.
@@ -149,7 +149,7 @@ impl<'a> Starting<'a> {
         self.variant.checked_sub(1).map_or_else(String::new, |index| self.spec.or_else[index].join(" "))
     }
 
-    /// What went wrong with it, if something did.
+    /// Says what went wrong with it, if something did.
     fn failed(&mut self, now: Time) -> Option<String> {
         let process = self.process.as_mut()?;
         if let Some(status) = process.ended() {

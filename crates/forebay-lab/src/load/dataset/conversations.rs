@@ -50,11 +50,11 @@ impl Think {
 pub struct Script {
     /// Their shape.
     pub shape: Conversations,
-    /// What prompts are written with: words.
+    /// The words that prompts are written with.
     pub vocabulary: Vocabulary,
     /// The rest of each body. Its `num_prompts` counts the prompts of all conversations.
     pub workload: Workload,
-    /// How many times as fast as in the description people think: more than 1 for simulated servers.
+    /// The speed at which people think, as a multiple of the description's: more than 1 for simulated servers.
     pub time_scale: f64,
 }
 
@@ -97,7 +97,7 @@ impl Script {
     }
 }
 
-/// What was said so far in one conversation.
+/// The messages of one conversation so far.
 #[derive(Clone, Debug)]
 pub struct History {
     endpoint: Endpoint,

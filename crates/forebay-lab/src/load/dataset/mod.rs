@@ -15,7 +15,7 @@ use self::conversations::Conversations;
 use self::lines::Line;
 use self::trace::Trace;
 
-/// Where prompts come from.
+/// The source of prompts.
 #[derive(Clone, Debug, Default)]
 pub enum Dataset {
     /// Random words, or token ids.
@@ -36,7 +36,7 @@ pub enum Dataset {
 pub struct Prefixes {
     /// Tokens of a beginning, at least 1.
     pub len: u32,
-    /// How many beginnings there are, at least 1.
+    /// The number of beginnings, at least 1.
     pub count: u32,
 }
 

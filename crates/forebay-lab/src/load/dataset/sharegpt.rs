@@ -20,9 +20,9 @@ const MAX_TOTAL: u32 = 2048;
 /// A prompt and the answer that was given to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptAndAnswer {
-    /// What the person wrote.
+    /// The text that the person wrote.
     pub prompt: String,
-    /// What the model answered.
+    /// The text that the model answered.
     pub answer: String,
 }
 

@@ -21,7 +21,7 @@ const LAST: f64 = 366.0 * 86400.0;
 /// Keeps the keys of tokens that no block number names away from those of block numbers.
 const OWN: u64 = 0x6f77_6e00_0000_0000;
 
-/// How to read a trace.
+/// The form in which a trace is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Form {
     /// Seconds in one unit of a timestamp.
@@ -40,7 +40,7 @@ impl Form {
 /// A request of a trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Row {
-    /// When it is sent, from the first, in seconds.
+    /// The time at which it is sent, from the first, in seconds.
     at: f64,
     input_len: u32,
     output_len: u32,
@@ -67,7 +67,7 @@ pub enum TraceError {
     Line {
         /// Its number, from 1.
         line: usize,
-        /// Why, and what would be right.
+        /// The reason, and what would be right.
         reason: String,
     },
     /// No line.
@@ -190,7 +190,7 @@ impl Trace {
 pub struct Replay {
     /// The trace.
     pub trace: Arc<Trace>,
-    /// What prompts are written with.
+    /// The words that prompts are written with.
     pub vocabulary: Vocabulary,
     /// The rest of each body; its seed is that of the prompts.
     pub workload: Workload,

@@ -10,7 +10,7 @@ use crate::load::workload::{Endpoint, WORDS, Workload};
 /// Words that a vocabulary must have: with fewer, prompts that should differ might begin alike.
 pub const ENOUGH: usize = 16;
 
-/// What prompts are written with.
+/// The vocabulary that prompts are written with.
 #[derive(Clone, Debug)]
 pub enum Vocabulary {
     /// Words, each one token with the space before it.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use forebay_core::clock::{Clock, Time};
 
-/// What a timer of tokio may be late by design: it rounds up to a millisecond, and so does the wait of the event loop.
+/// The delay that a timer of tokio may have by design: it rounds up to a millisecond, and so does the wait of the event loop.
 const ROUNDING: Duration = Duration::from_millis(2);
 
 pub(super) enum Alarm {

@@ -14,11 +14,11 @@ pub struct Gpu {
     pub index: usize,
     /// Such as `NVIDIA GeForce RTX 4090`.
     pub name: String,
-    /// What a CUDA program sees as the total: the board's memory without what the driver reserves.
+    /// The total that a CUDA program sees: the board's memory without what the driver reserves.
     pub total: Bytes,
-    /// What is in use now.
+    /// The memory in use now.
     pub used: Bytes,
-    /// Who uses it; empty also where the driver does not tell (in a container).
+    /// The processes that use it; empty also where the driver does not tell (in a container).
     pub processes: Vec<GpuProcess>,
     /// It is cut into instances (MIG).
     pub mig: Option<Mig>,
@@ -33,7 +33,7 @@ pub struct GpuProcess {
     pub pid: u64,
     /// Its program.
     pub name: String,
-    /// What it holds, if the driver tells.
+    /// The memory that it holds, if the driver tells.
     pub used: Option<Bytes>,
     /// It computes; else it draws, as a desktop does.
     pub computes: bool,
@@ -51,7 +51,7 @@ pub struct Mig {
 pub struct Lanes {
     /// In use.
     pub current: u32,
-    /// What the board could use.
+    /// The lanes that the board could use.
     pub board: u32,
 }
 
@@ -65,7 +65,7 @@ impl Gpu {
         !self.processes.iter().any(|process| process.computes) && self.used < IDLE_BELOW
     }
 
-    /// What is left now.
+    /// Returns the memory that is left now.
     #[must_use]
     pub fn free(&self) -> Bytes {
         self.total.less(self.used)

@@ -5,7 +5,7 @@ use super::numa::Set;
 use super::topo::{GpuPlace, Link, Topology};
 use crate::plan::mistake::{Fault, Mistake};
 
-/// Whether a text is AMD's.
+/// Returns whether a text is AMD's.
 #[must_use]
 pub fn is_amd(text: &str) -> bool {
     ["ROCm System Management Interface", "Link Type between two GPUs", "LINK TYPE TABLE", "NUMA BW TABLE"]

@@ -7,12 +7,12 @@ use serde::{Serialize, Serializer};
 use super::numa::Set;
 use crate::plan::mistake::{Fault, Mistake};
 
-/// What lies between two GPUs, nearest first.
+/// The kind of link between two GPUs, nearest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Link {
     /// AMD's own link.
     Xgmi,
-    /// So many bonded NVLinks.
+    /// A number of bonded NVLinks.
     Nvlink(u32),
     /// One PCIe switch at most.
     Pix,
@@ -56,7 +56,7 @@ impl Link {
         }
     }
 
-    /// What it means, in words.
+    /// Returns what it means, in words.
     #[must_use]
     pub fn words(self) -> String {
         match self {
@@ -71,7 +71,7 @@ impl Link {
         }
     }
 
-    /// How far apart two GPUs are: less is nearer.
+    /// Returns the distance of two GPUs: less is nearer.
     #[must_use]
     pub fn distance(self) -> u32 {
         match self {
@@ -91,7 +91,7 @@ impl Serialize for Link {
     }
 }
 
-/// Whether two GPUs read each other's memory, as `nvidia-smi topo -p2p r` says it.
+/// The finding on whether two GPUs read each other's memory, as `nvidia-smi topo -p2p r` says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum P2p {
@@ -101,7 +101,7 @@ pub enum P2p {
     Off(Refusal),
 }
 
-/// Why two GPUs do not read each other's memory.
+/// The reason why two GPUs do not read each other's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
@@ -154,14 +154,14 @@ pub struct GpuPlace {
     pub nodes: Option<Set>,
 }
 
-/// How the GPUs of a host are linked.
+/// The links between the GPUs of a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// GPU0, GPU1, …
     pub gpus: Vec<GpuPlace>,
     /// Row and column by GPU; `None` with itself.
     pub links: Vec<Vec<Option<Link>>>,
-    /// The same for reading each other's memory, if it was recorded.
+    /// The finding, pair by pair, on whether they read each other's memory, if it was recorded.
     pub p2p: Option<Vec<Vec<Option<P2p>>>>,
     /// Network cards among the columns.
     pub nics: usize,
@@ -204,7 +204,7 @@ pub fn parse(text: &str) -> Result<Topology, Mistake> {
     Ok(Topology { links, gpus, p2p: p2p.filter(|p2p| p2p.len() == first.columns), nics: first.others })
 }
 
-/// Why a text has no matrix.
+/// Finds why a text has no matrix.
 fn no_matrix(text: &str) -> Mistake {
     let failed = text.lines().zip(1..).find(|(line, _)| {
         let line = line.to_ascii_lowercase();
@@ -286,8 +286,8 @@ fn cells<T>(
     Ok(out)
 }
 
-/// What stands behind the links of a row: CPUs, NUMA nodes, the GPU's own node. With many network cards drivers run two
-/// cells together (`NODENODE`), so cells are skipped while they are made of the names of links.
+/// Reads what stands behind the links of a row: CPUs, NUMA nodes, the GPU's own node. With many network cards drivers run
+/// two cells together (`NODENODE`), so cells are skipped while they are made of the names of links.
 fn place(rest: &[&str], line: usize) -> Result<GpuPlace, Mistake> {
     let is_link = |cell: &&&str| {
         let mut rest = **cell;

@@ -14,7 +14,7 @@ enum Scale {
     Log,
 }
 
-/// How values are written.
+/// The way in which values are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AxisUnit {
     Plain,
@@ -27,7 +27,7 @@ pub(super) enum AxisUnit {
 /// An axis.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
-    /// What is beside it; may be empty.
+    /// The text beside it; may be empty.
     pub(super) name: String,
     scale: Scale,
     from: f64,
@@ -79,7 +79,7 @@ impl Axis {
         Axis { name: String::new(), scale: Scale::Straight, from: last, to: -0.5, ticks, unit: AxisUnit::Plain, words }
     }
 
-    /// The same with ticks at these values, if they are few.
+    /// Puts ticks at these values, if they are few.
     pub(super) fn ticks_at(mut self, ticks: Vec<f64>) -> Axis {
         if ticks.len() <= TICKS {
             self.ticks = ticks;
@@ -97,7 +97,7 @@ impl Axis {
         value.clamp(self.from.min(self.to), self.from.max(self.to))
     }
 
-    /// What is written at a value.
+    /// Returns the text that is written at a value.
     pub(super) fn label(&self, value: f64) -> String {
         if let Some(word) = self.words.get(value.round() as usize) {
             return word.clone();

@@ -8,7 +8,7 @@ use plotters::prelude::*;
 
 use super::axis::Axis;
 
-/// Why a chart was not drawn.
+/// The reason why a chart was not drawn.
 pub type DrawError = DrawingAreaErrorKind<io::Error>;
 
 /// Drawn at about twice the size that it is shown at, since plotters places by whole pixels.
@@ -17,7 +17,7 @@ const WIDTH: u32 = 960;
 pub(super) const HEIGHT: u32 = 560;
 /// plotters draws text at 1 / 1.24 of the size it is told.
 const TEXT: u32 = 33;
-/// How wide a character of that text is, about.
+/// The width of a character of that text, about.
 const CHARACTER: u32 = 14;
 const LINE: u32 = 4;
 const MARK: i32 = 10;
@@ -25,7 +25,7 @@ const MARK: i32 = 10;
 const INK: RGBColor = RGBColor(0, 0, 0);
 const GRID: RGBColor = RGBColor(0xD0, 0xD0, 0xD0);
 const GROUND: RGBColor = RGBColor(0xFF, 0xFF, 0xFF);
-/// What belongs to no arm.
+/// The colour of everything that belongs to no arm.
 const QUIET: RGBColor = RGBColor(0x77, 0x77, 0x77);
 
 /// Okabe and Ito's colours, told apart also by those who do not see red or green, but for black and yellow, which a light
@@ -47,7 +47,7 @@ const MARKS: [&[(i32, i32)]; 5] = [
     &[(0, MARK + 3), (MARK + 2, -MARK), (-MARK - 2, -MARK)],
 ];
 
-/// What an arm looks like in every chart of a report.
+/// The colour, dashes and marker of an arm in every chart of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Look(usize);
 
@@ -66,7 +66,7 @@ impl Look {
     }
 }
 
-/// Which way an interval lies.
+/// The way an interval lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Along {
     X,

@@ -7,7 +7,7 @@ use crate::compare::format;
 use crate::compare::model::{Comparison, Gravity, Point, Warning};
 use crate::compare::verdict::{Balance, Balanced, Scope};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CheckResult {
     Passed,
@@ -39,7 +39,7 @@ struct Check {
     figures: String,
 }
 
-/// What heads the report, gravest first.
+/// Renders the warnings that head the report, gravest first.
 pub(super) fn warnings(comparison: &Comparison, failed: bool) -> Markup {
     let wanted = |warning: &&Warning| (warning.gravity == Gravity::FailedCheck) == failed;
     let warnings: Vec<&Warning> = comparison.warnings.iter().filter(wanted).collect();

@@ -19,14 +19,14 @@ use plots::{Plot, Plots, Sweep};
 
 const STYLE: &str = include_str!("style.css");
 
-/// Where a report comes from, as far as its rows do not tell.
+/// The origin of a report, as far as its rows do not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Made {
     /// The command line.
     pub command: String,
     /// The text of the experiment's file, as it was written: variables stand in it by name.
     pub experiment: Option<String>,
-    /// What the experiment recorded of the machine.
+    /// The experiment's record of the machine.
     pub machine: Option<String>,
 }
 
@@ -101,7 +101,7 @@ fn why(point: &Point) -> Markup {
     }
 }
 
-/// What changes with the load.
+/// Renders the charts of what changes with the load.
 fn sweeps(comparison: &Comparison, plots: &Plots) -> Result<Markup, DrawError> {
     let sweeps = Sweep::all(comparison);
     let drawn = sweeps.iter().map(|sweep| plots.of_sweep(comparison, sweep)).collect::<Result<Vec<_>, _>>()?;
@@ -116,7 +116,7 @@ fn sweeps(comparison: &Comparison, plots: &Plots) -> Result<Markup, DrawError> {
     })
 }
 
-/// Where the better arm changes, arm by arm.
+/// Renders where the better arm changes, arm by arm.
 fn crossovers(comparison: &Comparison) -> Markup {
     let of_arm = |name: &str| -> Vec<String> {
         let own = comparison.crossovers.iter().filter(|crossover| crossover.arm == name);

@@ -11,12 +11,12 @@ use crate::rows::row_file::Offered;
 /// A chart in the page.
 pub(super) struct Plot {
     pub(super) title: String,
-    /// How to read it, in a sentence.
+    /// The way to read it, in a sentence.
     pub(super) caption: &'static str,
-    /// What it shows, for who does not see it.
+    /// The description of what it shows, for who does not see it.
     pub(super) description: String,
     pub(super) svg: String,
-    /// What each arm in it looks like: its name, and a piece of its line.
+    /// The key to the arms in it: each one's name, and a piece of its line.
     pub(super) key: Vec<(String, String)>,
 }
 
@@ -305,7 +305,7 @@ fn unit(figure: Figure) -> AxisUnit {
 pub(super) struct Sweep<'a> {
     axis: LoadAxis,
     points: Vec<(f64, &'a Point)>,
-    /// Where the better arm changes.
+    /// The loads at which the better arm changes.
     crossovers: Vec<&'a Crossover>,
 }
 
