@@ -116,7 +116,7 @@ pub(crate) fn target(uri: &http::Uri, plain: &Cow<'_, str>) -> PathAndQuery {
 /// The path is not served, or not with this method.
 pub(crate) fn find<'a>(method: &str, path: &'a str) -> Result<Route<'a>, Unserved> {
     let with = |allowed: &'static str, route: Route<'a>| {
-        let is_allowed = allowed.split(", ").any(|one| one == method);
+        let is_allowed = allowed == method || allowed.split(", ").any(|one| one == method);
         if is_allowed { Ok(route) } else { Err(Unserved::Method(allowed)) }
     };
     if let Some(found) = endpoint(path) {
