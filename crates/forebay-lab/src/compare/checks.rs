@@ -52,7 +52,14 @@ impl Checked {
     /// A failed check of one arm or all.
     fn fail(&mut self, check: &'static str, arm: Option<&str>, text: String) {
         self.failed.push((check, arm.map(str::to_owned)));
-        self.warnings.push(Warning { gravity: Gravity::FailedCheck, check, text });
+        self.say(Warning { gravity: Gravity::FailedCheck, check, text });
+    }
+
+    /// Adds a warning, once: several pairs of arms may have the same to say.
+    fn say(&mut self, warning: Warning) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 
     /// A failed check of one of these arms, or of all.
@@ -158,21 +165,25 @@ impl Checked {
                 self.at,
                 primary.noun()
             );
-            self.warnings.push(Warning { gravity: Gravity::Note, check: "lag", text });
+            self.say(Warning { gravity: Gravity::Note, check: "lag", text });
         }
     }
 }
 
 /// The time in milliseconds that a lateness would change a figure through: its own where it is one, the limits of the SLO, or how long
-/// answers take.
+/// answers take. A TPOT is the mean of an answer's gaps, so that a late look at its first or last event is shared by all of them.
 fn shortest(side: &Side, figure: Figure, slo: Option<&Slo>) -> Option<f64> {
     let least = |values: &mut dyn Iterator<Item = f64>| values.min_by(f64::total_cmp);
+    let gaps = side.measures.iter().map(|measures| measures.summary.gaps_an_answer()).fold(f64::INFINITY, f64::min);
     if figure.is_time() {
-        return least(&mut side.measures.iter().filter_map(|measures| measures.figures.get(&figure).copied()));
+        let times = if matches!(figure, Figure::TpotMedian | Figure::TpotP99) { gaps } else { 1.0 };
+        let own = side.measures.iter().filter_map(|measures| measures.figures.get(&figure).copied());
+        return least(&mut own.map(|value| value * times));
     }
     if let Some(slo) = slo.filter(|_| figure == Figure::SloMisses) {
-        let limits = [slo.ttft, slo.tpot, slo.e2e].into_iter().flatten();
-        return least(&mut limits.map(|limit: Duration| limit.as_secs_f64() * 1e3));
+        let millis = |limit: Option<Duration>| limit.map(|limit| limit.as_secs_f64() * 1e3);
+        let limits = [millis(slo.ttft), millis(slo.tpot).map(|limit| limit * gaps), millis(slo.e2e)];
+        return least(&mut limits.into_iter().flatten());
     }
     least(&mut side.measures.iter().filter_map(|measures| measures.summary.e2e_ms.p50))
 }

@@ -85,6 +85,12 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Gaps between the tokens of an answer, on average; 1 at least.
+    #[must_use]
+    pub fn gaps_an_answer(&self) -> f64 {
+        (self.output_tokens as f64 / self.requests.max(1) as f64 - 1.0).max(1.0)
+    }
+
     /// The figures of these records.
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Summary {
         let records: Vec<&Record> = records.into_iter().collect();

@@ -8,6 +8,7 @@ use forebay_lab::compare::verdict::{Crossing, Unjudged, Verdict};
 use forebay_lab::compare::{Options, compare};
 use forebay_lab::rows::record::{Outcome, Record};
 use forebay_lab::rows::row_file::{self, Load, Offered, RunEnd, RunHead, RunRows};
+use forebay_lab::rows::slo::Slo;
 
 use crate::made::normal;
 use crate::rates::full;
@@ -339,7 +340,7 @@ fn below_saturation_no_throughput_is_compared() {
 #[test]
 fn a_lateness_is_judged_by_what_it_could_change() {
     let mut rng = Rng::with_seed(28);
-    let mut of = |ttft_ms: f64| {
+    let mut of = |ttft_ms: f64, slo: Option<Slo>| {
         let run = |epoch: u32, rng: &mut Rng| {
             let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
             let mut rows = Run { ttft_ms, ..Run::of(arm, epoch, Offered::Rate(10.0)) }.rows(rng);
@@ -347,12 +348,16 @@ fn a_lateness_is_judged_by_what_it_could_change() {
             rows
         };
         let runs: Vec<RunRows> = (0..10).map(|epoch| run(epoch, &mut rng)).collect();
-        let comparison = compare(&runs, &Options::default()).unwrap();
+        let comparison = compare(&runs, &Options { slo, ..Options::default() }).unwrap();
         let gravity = comparison.warnings.iter().find(|warning| warning.check == "lag").unwrap().gravity;
         (gravity, matches!(verdict(&comparison), Verdict::NotJudged { .. }))
     };
-    assert_eq!(of(600.0), (Gravity::Note, false));
-    assert_eq!(of(20.0), (Gravity::FailedCheck, true));
+    assert_eq!(of(600.0, None), (Gravity::Note, false));
+    assert_eq!(of(20.0, None), (Gravity::FailedCheck, true));
+    // Misses of a limit change only by requests near it. A limit of TPOT is one of all of an answer's gaps together.
+    let slo = |text: &str| Some(text.parse::<Slo>().unwrap());
+    assert_eq!(of(20.0, slo("ttft=500ms,tpot=20ms")), (Gravity::Note, false));
+    assert_eq!(of(20.0, slo("ttft=25ms")), (Gravity::FailedCheck, true));
 }
 
 #[test]
