@@ -28,6 +28,6 @@ for panel, file in zip(panels.flat, files):
         (names[arm],) = panel.plot(values, shares, label=arm, **style)
     panel.axvline(500, color="lightgray", linewidth=1, zorder=0)
     panel.set(xscale="log", xlim=(20, 20_000), xlabel="TTFT, ms", ylabel="share of requests", title=name)
-figure.legend(names.values(), names.keys(), loc="lower center", ncols=len(names), frameon=False)
-figure.tight_layout(rect=(0, 0.05, 1, 1))
+figure.legend(names.values(), names.keys(), loc="lower center", ncols=4, frameon=False)
+figure.tight_layout(rect=(0, 0.02 + 0.03 * -(-len(names) // 4), 1, 1))
 figure.savefig(target, dpi=100)
