@@ -87,7 +87,8 @@ impl Dialect {
             Some(data) => data,
         };
         // No API has an event that could be taken for it, so it ends a stream of any.
-        let class = if data.trim_ascii() == b"[DONE]" {
+        // Looked at first by its first byte: nearly every event is an object.
+        let class = if data[0] != b'{' && data.trim_ascii() == b"[DONE]" {
             self.ended = true;
             Class::quiet(EventKind::End)
         } else {

@@ -9,6 +9,9 @@ use std::borrow::Cow;
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr, memchr2};
 
+/// Room that is taken for the rest of an event with its beginning, in bytes: vLLM's events of one token have about 250.
+const REST: usize = 256;
+
 /// A piece of the stream, in order; together they are the input, byte for byte.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Frame {
@@ -95,6 +98,10 @@ impl Framer {
         if self.pending.is_empty() && piece.len() > self.max_event {
             self.oversize = true;
             return Some(Frame::Head(piece));
+        }
+        if self.pending.is_empty() {
+            // The rest of an event that was cut is mostly short: with room for it, it is copied once.
+            self.pending.reserve(piece.len() + REST);
         }
         self.pending.extend_from_slice(&piece);
         if self.pending.len() > self.max_event {
