@@ -53,3 +53,9 @@ fn room_in_the_kv_cache_is_for_long_answers_past_its_wall() {
     let past_the_wall = workloads::w13().at_load(1.6);
     needed(&past_the_wall, 1.35, |f| f.p99, |rows| rows.iter_mut().for_each(|row| row.kv_capacity = None));
 }
+
+/// The engine does not report its limit: what waits for a place there waits beside an idle prefill queue.
+#[test]
+fn a_learned_limit_on_running_sequences_is_for_an_engine_that_has_one() {
+    needed(&workloads::capped(), 1.5, |f| f.p99, |rows| rows.iter_mut().for_each(|row| row.running_limit = None));
+}

@@ -246,6 +246,12 @@ pub(crate) fn storm() -> Workload {
     storm.incidents(&slow)
 }
 
+/// Two equal engines, one of which runs at most 32 sequences.
+pub(crate) fn capped() -> Workload {
+    let capped = EngineConfig { max_num_seqs: 32, ..TP1 };
+    Workload::new("capped", &[TP1, capped], Traffic::Open(Mix::Benchmark)).at_load(0.8)
+}
+
 /// Nothing streamed, on backends of mixed speed.
 pub(crate) fn unstreamed() -> Workload {
     Workload::new("unstreamed", &[TP2_FAST, TP1, TP1, HALF], Traffic::Open(Mix::Unstreamed))

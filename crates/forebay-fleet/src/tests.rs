@@ -350,7 +350,8 @@ fn the_view_is_json_with_every_number_and_no_secret() {
     assert_eq!(shown["load"]["scrape"]["age_seconds"], 0.5);
     assert_eq!(shown["load"]["scrape"]["sample"]["kv_usage"], 0.25);
     let terms = &shown["terms"];
-    let sum: f64 = ["step", "queue", "prompt", "kv_wait"].iter().map(|term| terms[term].as_f64().unwrap()).sum();
+    let sum: f64 =
+        ["step", "queue", "prompt", "kv_wait", "slot_wait"].iter().map(|term| terms[term].as_f64().unwrap()).sum();
     assert!((sum - shown["predicted_ttft_seconds"].as_f64().unwrap()).abs() < 1e-9);
     ticket.finish(AttemptOutcome::Success, at(600));
 }

@@ -86,7 +86,7 @@ fn cells(backend: &ExplainedBackend) -> [String; 18] {
         brief_seconds(terms.step),
         brief_seconds(terms.queue),
         brief_seconds(terms.prompt),
-        brief_seconds(terms.kv_wait),
+        brief_seconds(terms.kv_wait + terms.slot_wait),
         brief_seconds(terms.others + terms.redundancy + terms.eviction),
         fate(backend),
     ]

@@ -52,6 +52,8 @@ pub struct Candidate {
     pub kv_tokens: u64,
     /// Room of the KV cache in tokens; `None` where unknown, which is neutral.
     pub kv_capacity: Option<u64>,
+    /// The most sequences that the engine runs at once, as learned; `None` where it was never seen to stop there.
+    pub running_limit: Option<u32>,
     /// Others' load.
     pub foreign: Foreign,
     /// The request that is being prefilled.
@@ -110,6 +112,7 @@ impl Candidate {
             queued_tokens: 0,
             kv_tokens: 0,
             kv_capacity: None,
+            running_limit: None,
             foreign: Foreign::default(),
             head: None,
             done_per_second: 0.0,

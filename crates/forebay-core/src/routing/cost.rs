@@ -98,6 +98,9 @@ pub struct Terms {
     pub prompt: f64,
     /// Waiting for KV room.
     pub kv_wait: f64,
+    /// Waiting for one of the sequences that the engine runs at once to end, beyond the wait for KV room.
+    #[serde(default)]
+    pub slot_wait: f64,
     /// Delay put on the backend's other sequences: part of the score, not of the TTFT.
     pub others: f64,
     /// Delay put on later requests by computing here what another backend holds: part of the score, not of the TTFT.
@@ -113,7 +116,7 @@ impl Terms {
     #[must_use]
     #[inline]
     pub fn ttft(&self) -> f64 {
-        self.step + self.queue + self.prompt + self.kv_wait
+        self.step + self.queue + self.prompt + self.kv_wait + self.slot_wait
     }
 
     /// The seconds that the policy compares: the predicted TTFT, and what the choice costs other requests. Finite for any input.
@@ -158,6 +161,14 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
         }
         _ => 0.0,
     };
+    // A sequence beyond those that the engine runs at once waits for as many to end as are too many.
+    let mut slot_wait = 0.0;
+    if let Some(limit) = row.running_limit {
+        let too_many = sequences + waiting + f64::from(facts.engine_sequences()) - f64::from(limit);
+        if too_many > 0.0 && facts.engine_sequences() > 0 {
+            slot_wait = (too_many / row.done_per_second.max(MIN_DONE_RATE) - kv_wait).max(0.0);
+        }
+    }
     // Most rows have neither, so that neither is worth a product.
     let (mut redundancy, mut eviction) = (0.0, 0.0);
     if row.redundant > 0 {
@@ -173,6 +184,7 @@ pub fn terms(row: &Candidate, facts: &RequestFacts, now: Time) -> Terms {
         queue: per_token * ahead,
         prompt: per_token * own,
         kv_wait,
+        slot_wait,
         others: OTHERS_WEIGHT * sequences * per_token * own,
         redundancy,
         eviction,
@@ -259,6 +271,22 @@ mod tests {
         let foreign = Candidate { kv_tokens: 0, foreign: others, ..known };
         near(terms(&foreign, &facts(500), NOW).kv_wait, 2.5);
         assert_eq!(terms(&known, &RequestFacts { kind: Kind::Light, ..facts(0) }, NOW).kv_wait, 0.0);
+    }
+
+    #[test]
+    fn a_place_beyond_the_limit_on_running_sequences_costs_the_wait_for_an_end() {
+        let at_limit = Candidate { decoding: 30, prefilling: 1, done_per_second: 4.0, k: 3.0, ..row() };
+        assert_eq!(terms(&at_limit, &facts(500), NOW).slot_wait, 0.0);
+        let known = Candidate { running_limit: Some(32), ..at_limit };
+        assert_eq!(terms(&known, &facts(500), NOW).slot_wait, 0.0, "it is the last that runs");
+        let full = Candidate { foreign: Foreign { running: 1.0, waiting: 1.0, ..Foreign::default() }, ..known };
+        near(terms(&full, &facts(500), NOW).slot_wait, 2.0 / 4.0);
+        near(terms(&full, &facts(500), NOW).ttft() - terms(&full, &facts(500), NOW).raw * 3.0, 2.0 / 4.0);
+        // Both waits are for sequences to end, and the same ends serve both.
+        let no_room = Candidate { kv_tokens: 99_000, kv_capacity: Some(100_000), ..full };
+        let both = terms(&no_room, &facts(500), NOW);
+        near(both.kv_wait + both.slot_wait, 3.0 / 4.0);
+        assert_eq!(terms(&full, &RequestFacts { kind: Kind::Light, sequences: 0, ..facts(0) }, NOW).slot_wait, 0.0);
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl fmt::Display for Decision {
         let t = &self.terms;
         write!(
             f,
-            "{} {} of {} by {} scope={} ttft={:.4} step={:.4} queue={:.4} prompt={:.4} kv_wait={:.4} others={:.4} redundancy={:.4} eviction={:.4} k={:.2} v={:.2}",
+            "{} {} of {} by {} scope={} ttft={:.4} step={:.4} queue={:.4} prompt={:.4} kv_wait={:.4} slot_wait={:.4} others={:.4} redundancy={:.4} eviction={:.4} k={:.2} v={:.2}",
             self.backend,
             self.reason.label(),
             self.considered,
@@ -156,6 +156,7 @@ impl fmt::Display for Decision {
             t.queue,
             t.prompt,
             t.kv_wait,
+            t.slot_wait,
             t.others,
             t.redundancy,
             t.eviction,

@@ -182,7 +182,7 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
         [|t| t.step, |t| t.queue, |t| t.prompt, |t| t.others, |t| t.redundancy, |t| t.eviction];
     // A slow backend is behind in every term. Where the difference goes away at equal speed, speed is the reason, not
     // a queue.
-    let unexplained = scaled.iter().map(|term| at_speed(*term)).sum::<f64>() + behind(|t| t.kv_wait);
+    let unexplained = scaled.iter().map(|term| at_speed(*term)).sum::<f64>() + behind(|t| t.kv_wait + t.slot_wait);
     if slower >= SLOWER && unexplained < 0.5 * (theirs.score() - mine.score()) {
         return format!("({ttft}) was measured {slower:.1} times as slow");
     }
@@ -191,7 +191,7 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
     } else {
         "takes longer for a step".to_owned()
     };
-    let words: [(f64, String); 5] = [
+    let words: [(f64, String); 6] = [
         (behind(|t| t.queue), format!("waits behind {} queued prompt tokens", grouped(other.ahead_tokens))),
         (
             behind(|t| t.prompt + t.redundancy),
@@ -199,6 +199,7 @@ fn difference(decision: &Decision, chosen: &Considered, other: &Considered) -> S
         ),
         (behind(|t| t.step + t.others), busy),
         (behind(|t| t.kv_wait), "waits for room in its KV cache".to_owned()),
+        (behind(|t| t.slot_wait), "waits for one of the sequences that it runs at once to end".to_owned()),
         (behind(|t| t.eviction), "would evict what is likely wanted again".to_owned()),
     ];
     let (by, words) = words.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default();

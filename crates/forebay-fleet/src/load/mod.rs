@@ -8,6 +8,7 @@
 pub(crate) mod backoff;
 pub(crate) mod lease;
 mod prefill;
+mod running_limit;
 mod scrape;
 mod state;
 pub mod view;

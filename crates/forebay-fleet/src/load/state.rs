@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::lease::{Lease, LeaseRequest, Phase};
 use super::prefill::{PrefillQueue, QueuedPrompt};
+use super::running_limit::RunningLimit;
 use super::scrape::{Own, Scrape};
 use super::view::{LoadView, ScrapeView};
 use crate::health::watchdog::differs;
@@ -57,6 +58,7 @@ pub(crate) struct LoadState {
     pub(super) next: u64,
     pub(super) turn: u64,
     pub(super) scrape: Option<Scrape>,
+    pub(super) running_limit: RunningLimit,
     pub(super) scrape_failures: u32,
     /// The last scrape whose figures were others than those of the one before.
     pub(super) moved: Option<Time>,
@@ -92,6 +94,7 @@ impl LoadState {
             next: 0,
             turn: 0,
             scrape: None,
+            running_limit: RunningLimit::default(),
             scrape_failures: 0,
             moved: None,
         }
@@ -116,6 +119,8 @@ impl LoadState {
             queued_tokens: self.queued_tokens,
             kv_tokens: self.kv_tokens,
             kv_capacity: scrape.and_then(|scrape| scrape.sample.kv_capacity_tokens),
+            // A fact of the engine's command line, so that it holds without a fresh scrape.
+            running_limit: self.running_limit.known(),
             foreign: scrape.map_or(Foreign::default(), |scrape| Foreign {
                 running: scrape.running,
                 waiting: scrape.waiting,
@@ -284,7 +289,10 @@ impl LoadState {
         if restarted {
             // An engine is slow while it is cold, so that its first measurements must be forgotten soon.
             self.ttft.renew();
+            // It may have been started with another limit.
+            self.running_limit = RunningLimit::default();
         }
+        self.running_limit.observe(&scrape.sample);
         if self.scrape.is_some_and(|last| differs(&last.sample, &scrape.sample)) {
             self.moved = Some(now);
         }
@@ -317,6 +325,7 @@ impl LoadState {
             completions_per_second: self.done.read(now),
             generated_tokens: self.generated,
             prefix_worth: self.worth.factor(now),
+            running_limit: self.running_limit.known(),
             fails: self.backoff.pauses(),
             open_for_seconds: self.backoff.open_for(now).as_secs_f64(),
             probing: self.backoff.probing(),

@@ -33,6 +33,8 @@ pub struct LoadView {
     pub generated_tokens: u64,
     /// Worth of an expected prefix hit here, 0 to 1, as learned from the hits that vLLM reports; 1 until there is evidence.
     pub prefix_worth: f64,
+    /// The most sequences that its engine runs at once, as scrapes showed it; none where it is not known.
+    pub running_limit: Option<u32>,
     /// Blamed failures since the last success, one for each open period.
     pub fails: u32,
     /// For how much longer the backend is left alone.
