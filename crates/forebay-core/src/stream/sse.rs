@@ -174,15 +174,16 @@ pub(super) fn simple(chunk: &[u8]) -> Option<Event<'_>> {
     let body = chunk.strip_suffix(b"\n\n")?;
     let (name, line) = match body.strip_prefix(b"event: ") {
         Some(rest) => {
-            let end = memchr(b'\n', rest)?;
+            // The name's line ends in LF, or it is not this form.
+            let end = memchr2(b'\n', b'\r', rest).filter(|end| rest[*end] == b'\n')?;
             (&rest[..end], &rest[end + 1..])
         }
         None => (&b""[..], body),
     };
     // Any other form, such as a comment or a field without its space, takes the general way.
     let data = line.strip_prefix(b"data: ")?;
-    // What is left of the chunk must be the one line that it seems to be, and the name no two lines.
-    if memchr2(b'\n', b'\r', data).is_some() || memchr(b'\r', name).is_some() {
+    // What is left of the chunk must be the one line that it seems to be.
+    if memchr2(b'\n', b'\r', data).is_some() {
         return None;
     }
     Some(Event { name, data: Some(Cow::Borrowed(data)), silent: false })

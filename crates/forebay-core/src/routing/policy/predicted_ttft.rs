@@ -15,7 +15,9 @@ use crate::routing::facts::RequestFacts;
 pub const TIE: f64 = 0.02;
 
 /// Scores kept on the stack for a pool of few backends: clearing room for many costs more than such a pick.
-const FEW: usize = 64;
+const FEW: usize = 16;
+/// Scores kept on the stack for a pool of some.
+const SOME: usize = 128;
 /// Scores kept on the stack for a pool of more.
 const MANY: usize = 1024;
 
@@ -25,10 +27,10 @@ pub struct PredictedTtft;
 
 impl Policy for PredictedTtft {
     fn pick(&self, rows: &[Candidate], facts: &RequestFacts, now: Time, rng: &mut fastrand::Rng) -> Option<Choice> {
-        if rows.len() <= FEW {
-            pick_keeping::<FEW>(rows, facts, now, rng)
-        } else {
-            pick_keeping::<MANY>(rows, facts, now, rng)
+        match rows.len() {
+            ..=FEW => pick_keeping::<FEW>(rows, facts, now, rng),
+            ..=SOME => pick_keeping::<SOME>(rows, facts, now, rng),
+            _ => pick_keeping::<MANY>(rows, facts, now, rng),
         }
     }
 

@@ -193,8 +193,10 @@ impl Slot {
 }
 
 fn units(time: Duration) -> u64 {
-    let unit = UNIT.as_nanos();
-    u64::try_from((time.as_nanos() + unit / 2) / unit).unwrap_or(u64::MAX)
+    // A unit divides a second, so that 64 bits are enough: the division of a wider number is a call.
+    const NANOS: u64 = UNIT.as_nanos() as u64;
+    let within = (u64::from(time.subsec_nanos()) + NANOS / 2) / NANOS;
+    time.as_secs().saturating_mul(1_000_000_000 / NANOS).saturating_add(within)
 }
 
 fn quantile(histogram: &Histogram<u32>, quantile: f64) -> Option<f64> {
