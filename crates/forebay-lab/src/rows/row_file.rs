@@ -70,6 +70,9 @@ pub struct RunHead {
     /// Starts of the arm's servers that were planned before the first run; none: no plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned_starts: Option<u32>,
+    /// Runs of the arm with this load that were planned before the first one; none: no such plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_runs: Option<u32>,
     /// The load.
     pub load: Load,
     /// The model asked for.

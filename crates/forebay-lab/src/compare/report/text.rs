@@ -46,7 +46,11 @@ pub fn text(comparison: &Comparison) -> String {
 /// The benchmark's fourteen rows of all requests of each arm, and then what it lacks, over epochs.
 pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
     let mut rows = vec![heads(point)];
+    // A median of all requests and a mean of the epochs' medians are two figures: each part of the table says which it has.
+    let part = |of: &str| [of.to_owned()].into_iter().chain(point.cells.iter().map(|_| String::new())).collect();
+    rows.push(part("of all requests together:"));
     rows.extend(of_all_requests(point));
+    let all = rows.len();
     for figure in Figure::ALL.into_iter().filter(|figure| beyond_seed(*figure)) {
         let values: Vec<Option<String>> = point.cells.iter().map(|cell| measured(cell, figure)).collect();
         if values.iter().any(Option::is_some) {
@@ -54,6 +58,9 @@ pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
             cells.extend(values.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned())));
             rows.push(cells);
         }
+    }
+    if rows.len() > all {
+        rows.insert(all, part("means of epochs:"));
     }
     rows
 }
@@ -152,12 +159,13 @@ pub(super) fn footnotes(point: &Point) -> Vec<String> {
     let mut notes: Vec<String> = format::whose_throughput(point).map(str::to_owned).into_iter().collect();
     for pair in &point.pairs {
         if let Some(first) = pair.ratios.first() {
-            let interval = if first.interval.is_some() { " and the 95 % interval of their ratio" } else { "" };
+            let interval = if first.interval.is_some() { " with its 95 % interval" } else { "" };
             notes.push(format!(
-                "{} / {}: means of epochs{interval}, by {}; p adjusted after Holm, of the figure that decides over all verdicts, of \
+                "{} / {}: means of epochs, and {}{interval}, by {}; p adjusted after Holm, of the figure that decides over all verdicts, of \
                  the others over all of them; \"shown from\" is the smallest difference that 4 of 5 such experiments show so.",
                 pair.arm,
                 pair.baseline,
+                format::whose_ratio(first),
                 format::method(first)
             ));
         }
