@@ -87,6 +87,7 @@ pub fn ratio(ratio: f64, interval: Option<Bounds>) -> String {
 
 /// A ratio of a sentence, with two digits, or as many as keep it from reading as 1.
 fn short(ratio: f64, interval: Bounds) -> (String, String, String) {
+    // "1.00 to 1.00" beside "is better" would contradict itself.
     let digits = [ratio, interval.low, interval.high]
         .iter()
         .map(|value| (2..5).find(|digits| (value - 1.0).abs() >= 0.5 * 0.1_f64.powi(*digits)).unwrap_or(2))

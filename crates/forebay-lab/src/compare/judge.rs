@@ -30,6 +30,9 @@ const RANKED: usize = 6;
 const RANKED_PAIRS: usize = 7;
 /// The factor of p where the smaller of two counts: it keeps 5 % for normal, heavy-tailed and contaminated values alike.
 const BOTH: f64 = 1.5;
+/// The harm of neighbours that is let be: the error of a dozen units is itself not known to a tenth, and starts of several blocks
+/// have no more.
+const SLIGHT: f64 = 1.1;
 /// The harm of neighbours up to which ranks of pairs take part: pairs in A-B-B-A have up to 1.24.
 const COVERED: f64 = 1.25;
 
@@ -57,11 +60,13 @@ pub fn judge(design: &Design, baseline: &[f64], arm: &[f64]) -> Option<Judged> {
         values.iter().map(|value| (*value > 0.0 && value.is_finite()).then(|| value.ln())).collect()
     };
     let logs = [logs(baseline)?, logs(arm)?];
-    let harm = *design.harm.get_or_init(|| harm(design));
-    // A rank test has no error that could be made wider. Where neighbours of one arm would harm it, the t test judges alone.
+    let found = *design.harm.get_or_init(|| harm(design));
+    let harm = if found.inflation > SLIGHT { found } else { Harm { inflation: 1.0, df: f64::INFINITY } };
+    // A rank test has no error that could be made wider, and the trend that is taken out of groups harms it more than the t test.
+    // Where neighbours of one arm would do any harm, the t test judges groups alone.
     let judged = match &design.units {
         Units::Pairs(units) => of_pairs(units, &logs, harm.inflation, design.scope),
-        Units::Groups(groups) => of_groups(groups, &logs, harm.inflation <= 1.0, design.scope),
+        Units::Groups(groups) => of_groups(groups, &logs, found.inflation <= 1.0, design.scope),
         Units::Nothing => None,
     }?;
     if judged.ranks.is_some() {

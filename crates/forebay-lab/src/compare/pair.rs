@@ -134,6 +134,7 @@ pub(super) fn primary(offered: Option<Offered>, slo: bool, gpus_known: bool) -> 
 /// The ratios of an arm to the baseline.
 pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastrand::Rng) -> Raw {
     let clock = [baseline, arm].iter().all(|side| side.trials.iter().all(|trial| trial.began_ms.is_some()));
+    // Numbers of epochs order runs only where all of them lack a clock: half of each would mix two orders.
     let mut design = Design::of(&baseline.turns(clock), &arm.turns(clock), clock);
     let by_session = terms.live.then(|| split(baseline, arm, terms, rng)).flatten();
     if terms.live && by_session.is_none() {
@@ -145,6 +146,7 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
         if figure.follows_load() && !terms.throughput {
             continue;
         }
+        // In all epochs of both or in none: a half more here and not there would itself be a difference.
         let half = baseline.has_zero(figure) || arm.has_zero(figure);
         let (Some(a), Some(b)) = (baseline.values(figure, half), arm.values(figure, half)) else { continue };
         let found = match &by_session {
@@ -222,6 +224,7 @@ fn of_sessions(told: &BySession, figure: Figure, design: &Design, a: &[f64], b: 
         return Some(Judged::of_estimate(means, *by_session, method, Scope::TheseStarts));
     }
     let by_start = judge(design, a, b)?.log;
+    // Sessions tell the chance of the split, starts that of the servers. The errors are of unlike things, and add up.
     let se = by_session.se.hypot(by_start.se);
     let log = Estimate { se, df: by_session.df.min(by_start.df), ..*by_session };
     Some(Judged::of_estimate(means, log, method, Scope::AnyStart))
@@ -273,6 +276,7 @@ pub(super) fn conclude(raws: &mut [Raw]) {
             let raw = &mut raws[*place];
             let ratio = &mut raw.pair.ratios[*at];
             let Some(judged) = raw.judged.get(&ratio.figure) else { continue };
+            // After Holm, since a family's size is known only once all its pairs are.
             ratio.p_adjusted = Some(p);
             ratio.detectable = Some(judged.detectable(ps.len()));
             ratio.shown = judged.shows(p).is_ok();

@@ -218,6 +218,7 @@ pub fn read(mut from: impl BufRead) -> Result<Vec<RunRows>, RowError> {
         if row.is_empty() {
             continue;
         }
+        // Requests are nearly all lines. They are told by their first key, without a look at what else a line could be.
         if row.starts_with("{\"id\"") {
             let record: Record = serde_json::from_str(row).map_err(wrong)?;
             home(&mut runs, &record).records.push(record);
@@ -237,6 +238,7 @@ pub fn read(mut from: impl BufRead) -> Result<Vec<RunRows>, RowError> {
 
 /// The run that a request belongs to: the last with a head, else the one of its arm and epoch.
 fn home<'a>(runs: &'a mut Vec<RunRows>, record: &Record) -> &'a mut RunRows {
+    // Older files have no heads, and the requests of several runs in any order.
     let headed = runs.last().is_some_and(|run| run.head.is_some());
     let like = |run: &RunRows| {
         run.head.is_none()

@@ -394,7 +394,7 @@ fn below_saturation_no_throughput_is_compared() {
 #[test]
 fn a_lateness_is_judged_by_what_it_could_change() {
     let mut rng = generator(28);
-    let mut of = |ttft_ms: f64| {
+    let mut of = |ttft_ms: f64, slo: Option<&str>| {
         let run = |epoch: u32, rng: &mut Rng| {
             let arm = if epoch.is_multiple_of(2) { "a" } else { "b" };
             let mut rows = Run { ttft_ms, ..Run::of(arm, epoch, Offered::Rate(10.0)) }.rows(rng);
@@ -402,12 +402,16 @@ fn a_lateness_is_judged_by_what_it_could_change() {
             rows
         };
         let runs: Vec<RunRows> = (0..10).map(|epoch| run(epoch, &mut rng)).collect();
-        let comparison = compare(&runs, &Options::default()).unwrap();
+        let slo = slo.map(|slo| slo.parse().unwrap());
+        let comparison = compare(&runs, &Options { slo, ..Options::default() }).unwrap();
         let gravity = comparison.warnings.iter().find(|warning| warning.check == "lag").unwrap().gravity;
         (gravity, matches!(verdict(&comparison), Verdict::NotJudged { .. }))
     };
-    assert_eq!(of(600.0), (Gravity::Note, false));
-    assert_eq!(of(20.0), (Gravity::FailedCheck, true));
+    assert_eq!(of(600.0, None), (Gravity::Note, false));
+    assert_eq!(of(20.0, None), (Gravity::FailedCheck, true));
+    // An answer has a hundred tokens: each of them may be late by a hundredth of it.
+    assert_eq!(of(600.0, Some("ttft=500ms,tpot=50ms")), (Gravity::Note, false));
+    assert_eq!(of(600.0, Some("ttft=50ms,tpot=50ms")), (Gravity::FailedCheck, true));
 }
 
 #[test]

@@ -84,6 +84,7 @@ pub(super) fn of_all_requests(point: &Point) -> Vec<Vec<String>> {
     for row in 0..columns.first().map_or(0, |rows| rows.len()) {
         let mut cells = vec![columns[0][row].0.to_owned()];
         for (column, cell) in columns.iter().zip(&point.cells) {
+            // Of 500 requests five are beyond a P99.
             let few = column[row].0.starts_with("P99") && cell.pooled.requests < 500;
             // Not a figure of the arm, and so not shown as one.
             let own = cell.throughput == Throughput::OfTheArm || !OF_THE_LOAD.contains(&column[row].0);
