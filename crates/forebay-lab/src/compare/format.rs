@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::figure::Figure;
 use super::model::{Cell, Comparison, Gravity, Point, Throughput, Warning};
 use super::verdict::{
-    Bounds, Crossing, Crossover, LoadAxis, Method, Pair, Planned, Ratio, Scope, Unjudged, Unshown, Verdict,
+    Bounds, Crossing, Crossover, LoadAxis, Method, Pair, PlannedUnit, Ratio, Scope, Unjudged, Unshown, Verdict,
 };
 use crate::rows::row_file::Offered;
 
@@ -206,10 +206,10 @@ fn not_judged(pair: &Pair, point: &Point) -> String {
     }
 }
 
-fn planned_noun(of: Planned) -> &'static str {
+fn planned_noun(of: PlannedUnit) -> &'static str {
     match of {
-        Planned::Starts => "starts",
-        Planned::Runs => "runs",
+        PlannedUnit::Starts => "starts",
+        PlannedUnit::Runs => "runs",
     }
 }
 

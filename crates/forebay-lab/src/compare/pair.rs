@@ -10,7 +10,7 @@ use super::measure::{Divisors, Measures};
 use super::options::Options;
 use super::sessions::{self, BySession};
 use super::trial::Trial;
-use super::verdict::{Method, Pair, Planned, Ratio, Scope, Unjudged, Verdict};
+use super::verdict::{Method, Pair, PlannedUnit, Ratio, Scope, Unjudged, Verdict};
 use crate::rows::record::Record;
 use crate::rows::row_file::{Offered, RunHead};
 use crate::stats::estimate::Estimate;
@@ -50,11 +50,11 @@ impl Side<'_> {
     /// Returns what was planned of the arm, how much of it there is, and how much was planned; none where the rows tell no plan.
     ///
     /// A plan that grew was made after the first rows, which somebody may have looked at. So the smallest number counts.
-    fn plan(&self) -> Option<Plan> {
+    fn plan(&self) -> Option<FixedNumber> {
         let told = |of: fn(&RunHead) -> Option<u32>| self.trials.iter().filter_map(|trial| of(trial.head?)).min();
         // A start that was cut off is made up for by another one, so that runs say more surely how far a plan is.
-        let runs = |planned| Plan { of: Planned::Runs, done: self.trials.len() as u32, planned };
-        let starts = |planned| Plan { of: Planned::Starts, done: self.starts() as u32, planned };
+        let runs = |planned| FixedNumber { of: PlannedUnit::Runs, done: self.trials.len() as u32, planned };
+        let starts = |planned| FixedNumber { of: PlannedUnit::Starts, done: self.starts() as u32, planned };
         told(|head| head.planned_runs).map(runs).or_else(|| told(|head| head.planned_starts).map(starts))
     }
 
@@ -66,16 +66,16 @@ impl Side<'_> {
 
 /// A number that was fixed before the first report was read.
 #[derive(Clone, Copy)]
-struct Plan {
-    of: Planned,
+struct FixedNumber {
+    of: PlannedUnit,
     done: u32,
     planned: u32,
 }
 
-impl Plan {
+impl FixedNumber {
     /// Returns why a pair is not judged where there are not as many as planned.
     fn off(self) -> Option<Unjudged> {
-        let Plan { of, done, planned } = self;
+        let FixedNumber { of, done, planned } = self;
         match done.cmp(&planned) {
             Ordering::Less => Some(Unjudged::Interim { of, done, planned }),
             Ordering::Equal => None,
@@ -191,16 +191,16 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
 }
 
 /// Returns the plans of both: as the command says, or else the rows.
-fn plans(baseline: &Side, arm: &Side, options: &Options) -> Vec<Plan> {
+fn plans(baseline: &Side, arm: &Side, options: &Options) -> Vec<FixedNumber> {
     if let Some(planned) = options.planned_starts {
         let done = baseline.starts().min(arm.starts()) as u32;
-        return vec![Plan { of: Planned::Starts, done, planned }];
+        return vec![FixedNumber { of: PlannedUnit::Starts, done, planned }];
     }
     [baseline, arm].into_iter().filter_map(Side::plan).collect()
 }
 
 /// Returns the reason why no winner may be named, the gravest first.
-fn bar(design: &Design, terms: &Terms, plans: &[Plan], first: Option<&Ratio>) -> Option<Unjudged> {
+fn bar(design: &Design, terms: &Terms, plans: &[FixedNumber], first: Option<&Ratio>) -> Option<Unjudged> {
     if let Some(check) = terms.failed {
         return Some(Unjudged::FailedCheck { check });
     }

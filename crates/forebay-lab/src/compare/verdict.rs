@@ -165,7 +165,7 @@ pub enum Unshown {
 /// The things whose number was fixed before the first report was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Planned {
+pub enum PlannedUnit {
     /// Starts of an arm's servers.
     Starts,
     /// Runs of an arm with this load.
@@ -204,7 +204,7 @@ pub enum Unjudged {
     /// Fewer runs or starts than were planned: to stop at the first winner would make false ones.
     Interim {
         /// The things that were planned.
-        of: Planned,
+        of: PlannedUnit,
         /// The number that there is.
         done: u32,
         /// The number that was planned.
@@ -213,7 +213,7 @@ pub enum Unjudged {
     /// More runs or starts than were planned: to go on until there is a winner would make false ones.
     BeyondPlan {
         /// The things that were planned.
-        of: Planned,
+        of: PlannedUnit,
         /// The number that there is.
         done: u32,
         /// The number that was planned.

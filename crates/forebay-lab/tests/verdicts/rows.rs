@@ -4,7 +4,7 @@ use fastrand::Rng;
 use forebay_lab::compare::figure::Figure;
 use forebay_lab::compare::model::{Comparison, Gravity, Throughput};
 use forebay_lab::compare::report::text::text;
-use forebay_lab::compare::verdict::{Crossing, Planned, Unjudged, Verdict};
+use forebay_lab::compare::verdict::{Crossing, PlannedUnit, Unjudged, Verdict};
 use forebay_lab::compare::{Options, compare};
 use forebay_lab::rows::record::{Outcome, Record};
 use forebay_lab::rows::row_file::{self, Load, Offered, RunEnd, RunHead, RunRows};
@@ -260,22 +260,22 @@ fn an_experiment_is_judged_when_its_plan_is_done_and_not_before_or_after() {
     };
     let runs: Vec<RunRows> = (0..12).map(|epoch| run(epoch, &mut rng)).collect();
     let of = |count: usize| compare(&runs[..count], &Options::default()).unwrap();
-    assert_eq!(because(&of(8)), Unjudged::Interim { of: Planned::Starts, done: 4, planned: 5 });
+    assert_eq!(because(&of(8)), Unjudged::Interim { of: PlannedUnit::Starts, done: 4, planned: 5 });
     assert!(matches!(verdict(&of(10)), Verdict::Winner { .. }));
-    assert_eq!(because(&of(12)), Unjudged::BeyondPlan { of: Planned::Starts, done: 6, planned: 5 });
+    assert_eq!(because(&of(12)), Unjudged::BeyondPlan { of: PlannedUnit::Starts, done: 6, planned: 5 });
     let told = Options { planned_starts: Some(6), ..Options::default() };
     assert!(matches!(verdict(&compare(&runs, &told).unwrap()), Verdict::Winner { .. }), "the command says it");
     // The plan of an experiment counts runs: a start that was cut off and made up for is no more evidence, and no less.
     let mut counted: Vec<RunRows> = (0..12).map(|epoch| run(epoch, &mut rng)).collect();
     counted.iter_mut().for_each(|rows| rows.head.as_mut().unwrap().planned_runs = Some(6));
     let of = |count: usize| compare(&counted[..count], &Options::default()).unwrap();
-    assert_eq!(because(&of(11)), Unjudged::Interim { of: Planned::Runs, done: 5, planned: 6 });
+    assert_eq!(because(&of(11)), Unjudged::Interim { of: PlannedUnit::Runs, done: 5, planned: 6 });
     assert!(text(&of(11)).contains("5 of 6 planned runs of each arm are here"), "{}", text(&of(11)));
     assert!(matches!(verdict(&of(12)), Verdict::Winner { .. }), "six starts, where the rows once said five");
     // A plan that grew after the first rows was made by somebody who may have read a report.
     counted[0].head.as_mut().unwrap().planned_runs = Some(4);
     let grown = compare(&counted, &Options::default()).unwrap();
-    assert_eq!(because(&grown), Unjudged::BeyondPlan { of: Planned::Runs, done: 6, planned: 4 });
+    assert_eq!(because(&grown), Unjudged::BeyondPlan { of: PlannedUnit::Runs, done: 6, planned: 4 });
     // Stopping at a winner: of experiments without a difference, looked at after every block.
     let mut stopped = 0;
     for _ in 0..sweeps() / 4 {
