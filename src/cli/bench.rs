@@ -33,8 +33,9 @@ const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     about = "Send a load to a server and time it",
-    long_about = "Send a load to Forebay, a vLLM or another server of the OpenAI API, and time it. Figures are defined as \
-        `vllm bench serve` defines them, options are named as there.\n\n\
+    long_about = "Send a load to Forebay, a vLLM or another server of the OpenAI API, and time it. Options are named as \
+        those of `vllm bench serve`, and figures are defined as there, but for two: a stream with an error event or without [DONE] \
+        counts as failed, and at a rate the duration begins with the first request.\n\n\
         One request is sent first and must be served. Random prompts have exactly --input-len tokens by the server's /tokenize \
         (a chat's template comes on top, as with `vllm bench serve`); without one they are token ids (completions) or words.\n\n\
         To measure prefix caching, choose prompts that begin alike: --random-prefix-len, or --dataset-name prefix_repetition, \

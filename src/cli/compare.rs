@@ -24,8 +24,9 @@ use forebay_lab::rows::slo::Slo;
         experiment.toml: that starts each arm's servers, sends them the load in turn, stops them, and goes on from the last whole \
         turn when it is called again.\n\n\
         A start of an arm's servers is the unit: runs of one start resemble each other. A winner is named where each arm has three \
-        starts or more, the arms took turns, no check failed, the 95 % interval of the ratio excludes 1 and the difference is more than \
-        2 %. Otherwise the report says what is missing. One figure decides: output tokens/s per GPU where all requests are sent at once \
+        starts or more, the arms took turns, no check failed, there are as many starts or runs as planned, the 95 % interval of the ratio \
+        excludes 1, the difference is more than 2 %, and all of it holds after an adjustment for the number of verdicts. Otherwise the \
+        report says what is missing. One figure decides: output tokens/s per GPU where all requests are sent at once \
         or in a closed loop; at an offered rate the share that missed --slo, or without one P95 TTFT.\n\n\
         A file whose runs tell no arm is an arm of its file's name. A run whose requests each tell theirs (both arms at once \
         behind `forebay serve`) is cut into epochs of --block.",
@@ -58,8 +59,8 @@ pub struct Args {
     /// The least length of an epoch of a live split
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = block)]
     block: Duration,
-    /// The number of starts of each arm's servers that were planned before the first report was read, where the rows do not tell:
-    /// with fewer, or more, no winner is named
+    /// The number of starts of each arm's servers that were planned before the first report was read: with fewer, or more, no winner
+    /// is named. It takes the place of a plan in the rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     planned_starts: Option<u32>,
     /// For the bootstrap

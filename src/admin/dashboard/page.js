@@ -53,7 +53,9 @@ function mean(values) { const sum = total(values); return sum === null || !value
 function met(figures) { const all = figures.slo_met + figures.slo_missed; return all ? figures.slo_met / all : null; }
 
 // ---- the arms' table ----
-// What is compared shows its ratio to the first arm; `unit` writes a value.
+// What is compared shows its ratio to the first arm; `unit` writes a value. What follows the `load` is no figure of an arm
+// unless each arm has more than it can do, which a queue in every one of its engines shows. A queue that is there now says
+// nothing of the whole window, so such figures are never shown as a ratio.
 const ROWS = [
   { name: "Requests ended", value: (f) => f.requests, unit: number },
   { name: "Failed", value: (f) => f.failed, unit: number, more: (f) => f.refused || f.client_left ? `refused ${number(f.refused)}, client left ${number(f.client_left)}` : "" },
@@ -64,8 +66,8 @@ const ROWS = [
   { name: "TPOT p50", group: true, value: (f) => f.tpot.p50_seconds, unit: time, compare: true },
   { name: "TPOT p95", value: (f) => f.tpot.p95_seconds, unit: time, compare: true },
   { name: "TPOT p99", value: (f) => f.tpot.p99_seconds, unit: time, compare: true, few: (f) => f.tpot.count < 500 },
-  { name: "Output tokens/s per GPU", group: true, value: (f) => f.output_tokens_per_second_per_gpu, unit: number, compare: true },
-  { name: "Goodput/s per GPU", value: (f) => f.goodput_per_second_per_gpu, unit: number, compare: true },
+  { name: "Output tokens/s per GPU", group: true, value: (f) => f.output_tokens_per_second_per_gpu, unit: number, load: true },
+  { name: "Goodput/s per GPU", value: (f) => f.goodput_per_second_per_gpu, unit: number, load: true },
   { name: "Streams within the SLO", value: met, unit: share },
   { name: "In flight now", group: true, now: (arm) => total(arm.backends.map((b) => b.prefilling + b.decoding)), unit: number },
   { name: "Waiting in Forebay", now: (arm) => arm.waiting, unit: number },
@@ -73,6 +75,11 @@ const ROWS = [
   { name: "KV cache in use", now: (arm) => mean(arm.backends.map((b) => b.kv_usage)), unit: share },
   { name: "Prediction off by", value: (f) => f.prediction_error, unit: share, more: (f) => f.prediction_bias === null ? "" : `bias ${digits(f.prediction_bias, 2)}×` },
 ];
+
+function full(arm) {
+  const used = arm.backends.filter((b) => b.state === "healthy");
+  return used.length > 0 && used.every((b) => b.queue_depth > 0);
+}
 
 function key(place) {
   return svg("svg", { class: "key", viewBox: "0 0 24 10", "aria-hidden": "true" }, svg("line", { class: "line a" + (place % 4), x1: 0, x2: 24, y1: 5, y2: 5 }));
@@ -90,14 +97,16 @@ function armsTable(pool, find) {
       state.draw.push(() => {
         const arms = find().arms, of = (arm) => row.now ? row.now(arm) : row.value(arm.figures[state.window]);
         const value = of(arms[place]), first = of(arms[0]), figures = arms[place].figures[state.window];
-        say(shown, row.unit(value));
+        const loads = row.load && arms.length > 1;
+        say(shown, loads && !arms.every(full) ? "follows the load" : row.unit(value));
         const notes = [];
+        if (loads && arms.every(full)) notes.push("if so loaded all the time");
         if (row.compare && place > 0 && value !== null && first) notes.push(`${digits(value / first, 2)}× ${arms[0].name}`);
         if (row.few && value !== null && row.few(figures)) notes.push("of few");
         if (row.more) notes.push(row.more(figures));
         say(more, notes.filter(Boolean).join(", "));
       });
-      const noted = row.compare && pool.arms.length > 1 || row.few || row.more;
+      const noted = (row.compare || row.load) && pool.arms.length > 1 || row.few || row.more;
       return el("td", {}, shown, ...(noted ? [more] : []));
     });
     return el("tr", row.group ? { class: "group" } : {}, el("th", { scope: "row" }, row.name), ...cells);
@@ -110,12 +119,13 @@ function armsTable(pool, find) {
 // ---- plots: fifteen minutes in points of ten seconds ----
 const PLOTS = [
   { name: "TTFT p95", of: (point) => point.ttft_p95_seconds, unit: time },
-  { name: "Output tokens/s per GPU", of: (point, arm) => point.output_tokens / 10 / Math.max(arm.gpus, 1), unit: number, zero: true },
+  { name: "Output tokens/s per GPU", several: "Output tokens/s per GPU: the load, unless all engines queue", of: (point, arm) => point.output_tokens / 10 / Math.max(arm.gpus, 1), unit: number, zero: true },
 ];
 
 function plot(kind, pool, find) {
   const top = el("span", { class: "top" }), now = el("span", { class: "note" });
   const lines = pool.arms.map((_, place) => svg("path", { class: "line a" + (place % 4) }));
+  const name = pool.arms.length > 1 && kind.several || kind.name;
   const picture = svg("svg", { viewBox: "0 -9 89 109", preserveAspectRatio: "none", role: "img" }, ...lines);
   state.draw.push(() => {
     const arms = find().arms;
@@ -125,10 +135,10 @@ function plot(kind, pool, find) {
     all.forEach((values, place) => mark(lines[place], "d", path(values, ceiling)));
     say(top, most > 0 ? kind.unit(most) : "");
     const last = all.map((values, place) => `${arms[place].name} ${kind.unit(values.findLast((value) => value !== null) ?? null)}`).join(", ");
-    mark(picture, "aria-label", `${kind.name}, the last 15 minutes; latest: ${last}`);
+    mark(picture, "aria-label", `${name}, the last 15 minutes; latest: ${last}`);
     say(now, last);
   });
-  return el("figure", {}, el("figcaption", {}, el("span", {}, kind.name), now), el("div", { class: "plot" }, picture, top), el("div", { class: "axis" }, el("span", {}, "15 min ago"), el("span", {}, "now")));
+  return el("figure", {}, el("figcaption", {}, el("span", {}, name), now), el("div", { class: "plot" }, picture, top), el("div", { class: "axis" }, el("span", {}, "15 min ago"), el("span", {}, "now")));
 }
 // The point that is under way is left out: it would always look like a fall.
 function points(arm, kind) {

@@ -105,6 +105,7 @@ impl Checked {
                      other figures are those of the others",
                     side.arm, self.at
                 );
+                // One in a hundred is what `kept_up` allows too: a rate of failures that no latency can make up for.
                 if failed * 100 > all {
                     self.fail("failed", Some(side.arm), text);
                 } else {
@@ -139,6 +140,7 @@ impl Checked {
     fn same_load(&mut self, group: &Group) {
         let sizes = || group.trials.iter().map(|trial| trial.records.len());
         let (least, most) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
+        // Of a live split each block has what came in its time.
         if !group.live && most as f64 > least as f64 * ALIKE {
             let text = format!("epochs{} are not of the same size: {least} to {most} requests", self.at);
             self.fail("same_load", None, text);
@@ -150,6 +152,7 @@ impl Checked {
         let runs = sides.iter().flat_map(|side| &side.trials).map(|trial| trial.run);
         let Some(late) = lag_p99_ms(runs).filter(|late| *late > LATE_MS) else { return };
         let beside = sides.iter().filter_map(|side| shortest(side, primary, slo)).fold(f64::INFINITY, f64::min);
+        // The lateness of the worst hundredth is set against the whole figure: a bound, not an estimate.
         let share = late / beside;
         if share > LEAST - 1.0 {
             let text = format!(
@@ -229,6 +232,7 @@ fn balance(sides: &[Side], live: bool) -> Vec<Balance> {
             let baseline_mean = a.iter().sum::<f64>() / a.len() as f64;
             let arm_mean = baseline_mean + estimate.mean;
             let apart = (arm_mean / baseline_mean).max(baseline_mean / arm_mean);
+            // Both: a sure difference of a thousandth of a token harms nobody, and a large one of few requests may be chance.
             let (arm, p) = (arm.arm.to_owned(), estimate.p());
             out.push(Balance { arm, of, baseline_mean, arm_mean, p, passed: apart <= ALIKE || p >= ALPHA });
         }
@@ -265,6 +269,7 @@ pub(super) fn same_seed(groups: &[Group], warnings: &mut Vec<Warning>) {
         *sent.entry((&trial.arm, start, head.load.seed)).or_default() += 1;
     }
     let mut arms: Vec<&str> = sent.iter().filter(|(_, times)| **times > 1).map(|((arm, ..), _)| *arm).collect();
+    // The map is sorted by arm first, so that equal names are neighbours.
     arms.dedup();
     if !arms.is_empty() {
         let text = format!(

@@ -32,6 +32,7 @@ pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[SweepPoint], rng:
     let (Some(first), Some(last)) = (shown.first(), shown.last()) else { return vec![Crossing::Unshown] };
     let changes: Vec<(usize, usize, f64)> =
         shown.windows(2).filter(|pair| pair[0].1 != pair[1].1).map(|pair| (pair[0].0, pair[1].0, pair[0].1)).collect();
+    // Signs that agree wherever a difference shows: between the loads anything may be, and nothing is said of it.
     if changes.is_empty() {
         let (from, to) = (sweep[first.0].load, sweep[last.0].load);
         return vec![Crossing::Never { better: better(first.1), from, to }];
@@ -61,6 +62,7 @@ fn interval(sweep: &[SweepPoint], sign: f64, load: f64, rng: &mut fastrand::Rng)
     let mut at: Vec<f64> = (0..DRAWS)
         .map(|_| {
             let logs: Vec<f64> = sweep.iter().map(|place| place.log.mean + noise(place.log, rng)).collect();
+            // A drawn curve may cross several times. The crossing at hand is the one next to it.
             let nearest = zeros(sweep, &logs, sign)
                 .map(|(_, at)| at)
                 .min_by(|a, b| (a / load).ln().abs().total_cmp(&(b / load).ln().abs()));

@@ -5,8 +5,10 @@
 //! starts are a group. With fewer than three starts there is no winner: how much another start would change is not known.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use super::verdict::{Scope, Unjudged};
+use crate::stats::serial::Harm;
 
 /// Starts of a side from which a winner is named.
 pub const ENOUGH: usize = 3;
@@ -64,6 +66,10 @@ pub struct Design {
     pub scope: Scope,
     /// The reason why no winner may be named; none: one may.
     pub bar: Option<Unjudged>,
+    /// Side and place of each run, in the order of their times; empty where no order is known.
+    pub(super) order: Vec<(usize, usize)>,
+    /// The harm of runs that resemble their neighbours, once it was asked for.
+    pub(super) harm: OnceLock<Harm>,
 }
 
 impl Design {
@@ -73,12 +79,17 @@ impl Design {
         let runs = Runs { turns: [baseline, arm], clock };
         if baseline.len() < 2 || arm.len() < 2 {
             let bar = Unjudged::FewEpochs { baseline: baseline.len() as u32, arm: arm.len() as u32 };
-            return Design { units: Units::Nothing, scope: Scope::OneRun, bar: Some(bar) };
+            return Design::nothing(Scope::OneRun, bar);
         }
         match runs.starts() {
             Some(starts) => runs.by_start(&starts),
             None => runs.within(&runs.all(), Unjudged::StartsUnknown),
         }
+    }
+
+    /// Returns a design that gives no interval, and the reason why.
+    pub(super) fn nothing(scope: Scope, bar: Unjudged) -> Design {
+        Design { units: Units::Nothing, scope, bar: Some(bar), order: Vec::new(), harm: OnceLock::new() }
     }
 
     /// Returns the number of units of each side: the baseline's, and the arm's.
@@ -124,7 +135,7 @@ impl Runs<'_> {
             1 | 2 if enough => self.in_groups(starts, None),
             units => {
                 let bar = (units < ENOUGH).then_some(few);
-                Design { units: Units::Pairs(linked), scope: Scope::AnyStart, bar }
+                self.design(Units::Pairs(linked), Scope::AnyStart, bar)
             }
         }
     }
@@ -218,10 +229,10 @@ impl Runs<'_> {
     fn within(&self, among: &Places, bar: Unjudged) -> Design {
         let blocks: Vec<Vec<Places>> = self.blocks(among).into_iter().map(|block| vec![block]).collect();
         if blocks.len() >= 2 && (!self.clock || self.apart(&blocks)) {
-            return Design { units: Units::Pairs(self.units(blocks)), scope: Scope::TheseStarts, bar: Some(bar) };
+            return self.design(Units::Pairs(self.units(blocks)), Scope::TheseStarts, Some(bar));
         }
         if among.iter().any(|side| side.len() < 2) {
-            return Design { units: Units::Nothing, scope: Scope::OneRun, bar: Some(bar) };
+            return Design::nothing(Scope::OneRun, bar);
         }
         let groups = [0, 1].map(|side| {
             among[side].iter().map(|place| Alone { runs: vec![*place], at: self.turns[side][*place].at }).collect()
@@ -233,12 +244,21 @@ impl Runs<'_> {
         groups.iter_mut().for_each(|group| group.sort_by(|a, b| a.at.total_cmp(&b.at)));
         if !alternate(&groups) {
             // A drift would look like a difference, and its size is not known.
-            return Design { units: Units::Nothing, scope, bar: Some(Unjudged::NotAlternating) };
+            return Design::nothing(scope, Unjudged::NotAlternating);
         }
         let (least, most) = (groups[0].len().min(groups[1].len()), groups[0].len().max(groups[1].len()));
         let uneven = (least < UNEVEN && most > 2 * least)
             .then_some(Unjudged::Uneven { baseline: groups[0].len() as u32, arm: groups[1].len() as u32 });
-        Design { units: Units::Groups(groups), scope, bar: bar.or(uneven) }
+        self.design(Units::Groups(groups), scope, bar.or(uneven))
+    }
+
+    fn design(&self, units: Units, scope: Scope, bar: Option<Unjudged>) -> Design {
+        // Numbers that were given arm by arm tell no order: then nothing is known of which runs were neighbours.
+        let told = !matches!(&units, Units::Pairs(pairs) if pairs.iter().any(|pair| pair.gap.is_none()));
+        let of = |side: usize| (0..if told { self.turns[side].len() } else { 0 }).map(move |place| (side, place));
+        let mut order: Vec<(usize, usize)> = of(0).chain(of(1)).collect();
+        order.sort_by(|a, b| self.turns[a.0][a.1].at.total_cmp(&self.turns[b.0][b.1].at));
+        Design { units, scope, bar, order, harm: OnceLock::new() }
     }
 }
 

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::figure::Figure;
-use super::model::{Comparison, Gravity, Point, Throughput, Warning};
-use super::verdict::{Bounds, Crossing, Crossover, LoadAxis, Method, Pair, Ratio, Scope, Unjudged, Unshown, Verdict};
+use super::model::{Cell, Comparison, Gravity, Point, Throughput, Warning};
+use super::verdict::{
+    Bounds, Crossing, Crossover, LoadAxis, Method, Pair, PlannedUnit, Ratio, Scope, Unjudged, Unshown, Verdict,
+};
 use crate::rows::row_file::Offered;
 
 /// A load, after what happened at it: "at 4 requests/s".
@@ -85,6 +87,7 @@ pub fn ratio(ratio: f64, interval: Option<Bounds>) -> String {
 
 /// A ratio of a sentence, with two digits, or as many as keep it from reading as 1.
 fn short(ratio: f64, interval: Bounds) -> (String, String, String) {
+    // "1.00 to 1.00" beside "is better" would contradict itself.
     let digits = [ratio, interval.low, interval.high]
         .iter()
         .map(|value| (2..5).find(|digits| (value - 1.0).abs() >= 0.5 * 0.1_f64.powi(*digits)).unwrap_or(2))
@@ -101,7 +104,7 @@ pub fn verdict(pair: &Pair, point: &Point) -> String {
     match &pair.verdict {
         Verdict::Winner { arm, over, figure, ratio, interval, scope } => {
             let (ratio, low, high) = short(*ratio, *interval);
-            let (noun, reach) = (noun(*figure, point), reach(*scope));
+            let (noun, reach) = (noun(*figure, pair, point), reach(*scope));
             format!(
                 "{arm} is better than {over} {at}: it has {ratio} times {over}'s {noun} (95 % interval {low} to {high}){reach}."
             )
@@ -110,7 +113,7 @@ pub fn verdict(pair: &Pair, point: &Point) -> String {
             let smallest = match because {
                 Unshown::TooSmall => "a difference of up to 2 % names no winner".to_owned(),
                 Unshown::MeansDisagree => {
-                    "the means of the epochs say the opposite of their ranks, so a few odd epochs decide".to_owned()
+                    "the plain means of the epochs say the opposite, so a trend or a few odd epochs decide".to_owned()
                 }
                 Unshown::ManyVerdicts => "one of so many verdicts is expected to look like this by chance".to_owned(),
                 Unshown::IncludesOne => format!(
@@ -119,7 +122,7 @@ pub fn verdict(pair: &Pair, point: &Point) -> String {
                 ),
             };
             let (ratio, low, high) = short(*ratio, *interval);
-            let (noun, reach) = (noun(*figure, point), reach(*scope));
+            let (noun, reach) = (noun(*figure, pair, point), reach(*scope));
             format!(
                 "No difference shown between {baseline} and {arm} {at}: {arm} has {ratio} times {baseline}'s {noun} (95 % \
                  interval {low} to {high}){reach}; {smallest}."
@@ -132,8 +135,10 @@ pub fn verdict(pair: &Pair, point: &Point) -> String {
 }
 
 /// A figure in a sentence. Where requests failed, what that means for a time to the first token stands beside it.
-fn noun(figure: Figure, point: &Point) -> String {
-    let failed = point.cells.iter().any(|cell| cell.pooled.failed > 0);
+fn noun(figure: Figure, pair: &Pair, point: &Point) -> String {
+    // Failures of a third arm are nothing to these two.
+    let own = |cell: &&Cell| [&pair.baseline, &pair.arm].contains(&&cell.arm);
+    let failed = point.cells.iter().filter(own).any(|cell| cell.pooled.failed > 0);
     let note = if failed && figure.is_ttft() { ", failed requests counted as infinite," } else { "" };
     format!("{}{note}", figure.noun())
 }
@@ -160,14 +165,18 @@ fn why_not(because: Unjudged) -> String {
                 .to_owned()
         }
         Unjudged::Uneven { baseline, arm } => format!(
-            "{baseline} starts beside {arm} are too few to know their spread. Give both arms as many, or at least five."
+            "{} starts beside {} are too few to know their spread. Give both arms as many, or at least five.",
+            baseline.min(arm),
+            baseline.max(arm)
         ),
-        Unjudged::Interim { starts, planned } => format!(
-            "{starts} of {planned} planned starts are done. To stop at the first report that names a winner would name false ones."
+        Unjudged::Interim { of, done, planned } => format!(
+            "{done} of {planned} planned {} of each arm are here. To stop at the first report that names a winner would name false ones.",
+            planned_noun(of)
         ),
-        Unjudged::BeyondPlan { starts, planned } => format!(
-            "{starts} starts were run and {planned} were planned. To go on until a report names a winner would name false ones. Plan \
-             anew, and compare only what you run then."
+        Unjudged::BeyondPlan { of, done, planned } => format!(
+            "{done} {} of an arm are here and {planned} were planned. To go on until a report names a winner would name false ones. \
+             Plan anew, and compare only what you run then.",
+            planned_noun(of)
         ),
         Unjudged::FailedCheck { check } => format!("the check `{check}` failed. Mend that and measure again."),
         Unjudged::SessionsUnknown => {
@@ -184,7 +193,7 @@ fn why_not(because: Unjudged) -> String {
 /// Words what the figures say where no winner may be named.
 fn not_judged(pair: &Pair, point: &Point) -> String {
     let Some(ratio) = pair.ratios.first().filter(|ratio| ratio.primary) else { return String::new() };
-    let (noun, arm, baseline) = (noun(ratio.figure, point), &pair.arm, &pair.baseline);
+    let (noun, arm, baseline) = (noun(ratio.figure, pair, point), &pair.arm, &pair.baseline);
     match (ratio.interval, &pair.verdict) {
         (Some(interval), verdict) => {
             let (value, low, high) = short(ratio.ratio, interval);
@@ -194,6 +203,13 @@ fn not_judged(pair: &Pair, point: &Point) -> String {
             format!(" {arm} has {value} times {baseline}'s {noun} (95 % interval {low} to {high}){reach}.")
         }
         (None, _) => format!(" In these runs {arm} has {:.2} times {baseline}'s {noun}.", ratio.ratio),
+    }
+}
+
+fn planned_noun(of: PlannedUnit) -> &'static str {
+    match of {
+        PlannedUnit::Starts => "starts",
+        PlannedUnit::Runs => "runs",
     }
 }
 
@@ -284,6 +300,15 @@ pub fn warning(warning: &Warning) -> String {
         Gravity::Note => "note",
     };
     format!("{gravity}: {}", warning.text)
+}
+
+/// The ratio that a table shows beside the means of the epochs, in words: it is not always that of the means.
+pub(super) fn whose_ratio(ratio: &Ratio) -> &'static str {
+    match ratio.method {
+        _ if ratio.p_rank.is_some() => "the median ratio of starts or blocks",
+        Method::Welch { trend: true, .. } | Method::Paired { trend: true, .. } => "their ratio without the trend",
+        _ => "their ratio",
+    }
 }
 
 /// An interval's method, for a note below a table.

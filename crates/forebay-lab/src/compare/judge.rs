@@ -2,15 +2,17 @@
 //!
 //! The rule, one for text, JSON, crossovers and plots: a winner is named where the 95 % interval of the ratio excludes 1, the
 //! difference is more than 2 %, and so it stays after Holm's adjustment for all verdicts of a report. The interval holds every
-//! ratio that neither of two tests rejects: a t test on logarithms, and from five units a side on an exact rank test. The t
+//! ratio that neither of two tests rejects: a t test on logarithms, and from six units a side on an exact rank test. The t
 //! test alone sees little once one run in four is slow; the rank test alone cannot be sure of anything with few units. Since the
-//! better of two counts, each must be surer: both p are multiplied by 1.5. `tests/verdicts` shows what that gives.
+//! better of two counts, each must be surer: both p are multiplied by 1.5. The error of a t test is wide enough for runs that
+//! resemble the ones before them (`stats/serial.rs`). `tests/verdicts` shows what that gives.
 
 use super::design::{Alone, Design, Linked, Units};
 use super::figure::Figure;
 use super::verdict::{Bounds, Method, Scope, Unshown, Verdict};
 use crate::stats::estimate::{Estimate, mean, paired, welch};
 use crate::stats::rank::Ranks;
+use crate::stats::serial::{self, Harm};
 use crate::stats::trend::{self, Timed};
 
 /// The chance with which an interval holds the truth.
@@ -19,15 +21,20 @@ pub const LEVEL: f64 = 0.95;
 const POWER: f64 = 0.8;
 /// A difference up to this is too small to name a winner by.
 pub const LEAST: f64 = 1.02;
-/// Units of each group from which a trend is fitted and a rank test takes part. With fewer, Welch's is on the safe side of any
-/// linear trend in alternating runs, and a rank test could not reject.
-const RANKED: usize = 5;
-/// Pairs from which a rank test takes part: five cannot reject at 5 %.
-const RANKED_PAIRS: usize = 6;
+/// Units of each group from which a trend is fitted. With fewer, Welch's is on the safe side of any linear trend in alternating runs.
+const FITTED: usize = 5;
+/// Units of each group from which a rank test takes part. It can reject with five, and then does so too often where one arm spreads
+/// three times as much as the other.
+const RANKED: usize = 6;
+/// Pairs from which a rank test takes part. Five cannot reject at 5 %, and six do where all have one sign and not otherwise.
+const RANKED_PAIRS: usize = 7;
 /// The factor of p where the smaller of two counts: it keeps 5 % for normal, heavy-tailed and contaminated values alike.
 const BOTH: f64 = 1.5;
-/// And that of pairs too few for ranks: neighbours in A-B-B-A that resemble each other by half would make 5 % 6.6.
-const FEW_PAIRS: f64 = 1.25;
+/// The harm of neighbours that is let be: the error of a dozen units is itself not known to a tenth, and starts of several blocks
+/// have no more.
+const SLIGHT: f64 = 1.1;
+/// The harm of neighbours up to which ranks of pairs take part: pairs in A-B-B-A have up to 1.24.
+const COVERED: f64 = 1.25;
 
 /// The logarithm of arm ÷ baseline, with its error.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,11 +60,37 @@ pub fn judge(design: &Design, baseline: &[f64], arm: &[f64]) -> Option<Judged> {
         values.iter().map(|value| (*value > 0.0 && value.is_finite()).then(|| value.ln())).collect()
     };
     let logs = [logs(baseline)?, logs(arm)?];
-    match &design.units {
-        Units::Pairs(units) => of_pairs(units, &logs, design.scope),
-        Units::Groups(groups) => of_groups(groups, &logs, design.scope),
+    let found = *design.harm.get_or_init(|| harm(design));
+    let harm = if found.inflation > SLIGHT { found } else { Harm { inflation: 1.0, df: f64::INFINITY } };
+    // A rank test has no error that could be made wider, and the trend that is taken out of groups harms it more than the t test.
+    // Where neighbours of one arm would do any harm, the t test judges groups alone.
+    let judged = match &design.units {
+        Units::Pairs(units) => of_pairs(units, &logs, harm.inflation, design.scope),
+        Units::Groups(groups) => of_groups(groups, &logs, found.inflation <= 1.0, design.scope),
         Units::Nothing => None,
+    }?;
+    if judged.ranks.is_some() {
+        return Some(judged);
     }
+    let log = Estimate { se: judged.log.se * harm.inflation.sqrt(), df: judged.log.df.min(harm.df), ..judged.log };
+    Some(Judged { log, ..judged })
+}
+
+/// Returns the harm that runs which resemble their neighbours could do to the t test of this design.
+fn harm(design: &Design) -> Harm {
+    let error = |values: &[f64]| {
+        let mut logs = [0, 1].map(|side| vec![0.0; design.order.iter().filter(|(of, _)| *of == side).count()]);
+        design.order.iter().zip(values).for_each(|((side, place), value)| logs[*side][*place] = *value);
+        match &design.units {
+            Units::Pairs(units) => t_of_pairs(units, &pairs(units, &logs)).map(|found| found.0),
+            Units::Groups(groups) => {
+                let [a, b] = [0, 1].map(|side| timed(&groups[side], &logs[side]));
+                t_of_groups(&a, &b).map(|found| found.0)
+            }
+            Units::Nothing => None,
+        }
+    };
+    serial::harm(design.order.len(), error)
 }
 
 fn average(values: impl ExactSizeIterator<Item = f64>) -> f64 {
@@ -65,24 +98,31 @@ fn average(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / count
 }
 
-fn of_pairs(units: &[Linked], logs: &[Vec<f64>; 2], scope: Scope) -> Option<Judged> {
+/// The baseline's and the arm's value of each unit.
+fn pairs(units: &[Linked], logs: &[Vec<f64>; 2]) -> Vec<(f64, f64)> {
     let of = |unit: &Linked, side: usize| {
         average(unit.blocks.iter().map(|block| average(block[side].iter().map(|place| logs[side][*place]))))
     };
-    let pairs: Vec<(f64, f64)> = units.iter().map(|unit| (of(unit, 0), of(unit, 1))).collect();
+    units.iter().map(|unit| (of(unit, 0), of(unit, 1))).collect()
+}
+
+/// The difference within units, and whether a trend was taken out of it.
+fn t_of_pairs(units: &[Linked], pairs: &[(f64, f64)]) -> Option<(Estimate, bool)> {
+    let Some(gap) = one_order(units) else { return Some((paired(pairs)?, false)) };
     let differences: Vec<f64> = pairs.iter().map(|(a, b)| b - a).collect();
+    let drift: Vec<Timed> = units.iter().zip(pairs).map(|(unit, (a, b))| (unit.at, (a + b) / 2.0)).collect();
+    Some((trend::without_slope(&differences, gap, &drift)?, true))
+}
+
+fn of_pairs(units: &[Linked], logs: &[Vec<f64>; 2], inflation: f64, scope: Scope) -> Option<Judged> {
+    let pairs = pairs(units, logs);
     let means = (average(pairs.iter().map(|pair| pair.0)), average(pairs.iter().map(|pair| pair.1)));
-    let count = units.len() as u32;
-    if let Some(gap) = one_order(units) {
-        let drift: Vec<Timed> = units.iter().zip(&pairs).map(|(unit, (a, b))| (unit.at, (a + b) / 2.0)).collect();
-        let log = trend::without_slope(&differences, gap, &drift)?;
-        let method = Method::Paired { units: count, df: log.df, trend: true };
-        return Some(Judged { means, log, ranks: None, factor: FEW_PAIRS, method, scope });
-    }
-    let log = paired(&pairs)?;
-    let ranks = (pairs.len() >= RANKED_PAIRS).then(|| Ranks::of_differences(&differences));
-    let factor = if ranks.is_some() { BOTH } else { FEW_PAIRS };
-    let method = Method::Paired { units: count, df: log.df, trend: false };
+    let (log, trend) = t_of_pairs(units, &pairs)?;
+    let ranks = (inflation <= COVERED && !trend && pairs.len() >= RANKED_PAIRS)
+        .then(|| Ranks::of_differences(&pairs.iter().map(|(a, b)| b - a).collect::<Vec<f64>>()));
+    // Both tests are harmed alike, so both are made surer by as much as the error of one may be too small.
+    let factor = if ranks.is_some() { BOTH * inflation.sqrt() } else { 1.0 };
+    let method = Method::Paired { units: units.len() as u32, df: log.df, trend };
     Some(Judged { means, log, ranks, factor, method, scope })
 }
 
@@ -94,25 +134,27 @@ fn one_order(units: &[Linked]) -> Option<f64> {
     (found.mean != 0.0 && found.mean.abs() > found.se).then_some(found.mean)
 }
 
-fn of_groups(groups: &[Vec<Alone>; 2], logs: &[Vec<f64>; 2], scope: Scope) -> Option<Judged> {
-    let timed = |side: usize| -> Vec<Timed> {
-        let value = |unit: &Alone| (unit.at, average(unit.runs.iter().map(|place| logs[side][*place])));
-        groups[side].iter().map(value).collect()
-    };
-    let (a, b) = (timed(0), timed(1));
+/// The value of each start of an arm, and its time.
+fn timed(group: &[Alone], logs: &[f64]) -> Vec<Timed> {
+    group.iter().map(|unit| (unit.at, average(unit.runs.iter().map(|place| logs[*place])))).collect()
+}
+
+/// The difference of two groups, and whether a trend was taken out of it.
+fn t_of_groups(a: &[Timed], b: &[Timed]) -> Option<(Estimate, bool)> {
+    let fitted = (a.len().min(b.len()) >= FITTED).then(|| trend::difference(a, b)).flatten();
     let plain = |values: &[Timed]| values.iter().map(|one| one.1).collect::<Vec<f64>>();
+    fitted.map_or_else(|| welch(&plain(a), &plain(b)).map(|log| (log, false)), |log| Some((log, true)))
+}
+
+fn of_groups(groups: &[Vec<Alone>; 2], logs: &[Vec<f64>; 2], ranked: bool, scope: Scope) -> Option<Judged> {
+    let [a, b] = [0, 1].map(|side| timed(&groups[side], &logs[side]));
     let means = (average(a.iter().map(|one| one.1)), average(b.iter().map(|one| one.1)));
-    let units = (a.len() as u32, b.len() as u32);
+    let (log, trend) = t_of_groups(&a, &b)?;
+    let method = Method::Welch { baseline: a.len() as u32, arm: b.len() as u32, df: log.df, trend };
     let (least, most) = (a.len().min(b.len()), a.len().max(b.len()));
-    let fitted = (least >= RANKED).then(|| trend::difference(&a, &b)).flatten();
-    let Some(log) = fitted else {
-        let log = welch(&plain(&a), &plain(&b))?;
-        let method = Method::Welch { baseline: units.0, arm: units.1, df: log.df, trend: false };
-        return Some(Judged { means, log, ranks: None, factor: 1.0, method, scope });
-    };
-    let method = Method::Welch { baseline: units.0, arm: units.1, df: log.df, trend: true };
     // Groups of other sizes may spread by other amounts, which a rank test takes for a shift.
-    let slope = trend::median_slope(&[&a, &b]).filter(|_| 2 * most <= 3 * least);
+    let ranked = ranked && trend && least >= RANKED && 2 * most <= 3 * least;
+    let slope = ranked.then(|| trend::median_slope(&[&a, &b])).flatten();
     let ranks = slope.map(|slope| {
         let level = |values: &[Timed]| values.iter().map(|one| one.1 - slope * one.0).collect::<Vec<f64>>();
         Ranks::of_groups(&level(&a), &level(&b))
@@ -127,10 +169,23 @@ impl Judged {
         Judged { means, log, ranks: None, factor: 1.0, method, scope }
     }
 
+    /// Returns the judgement with an error of at least so much, where something else than the units tells that much. Units that
+    /// happen to be alike are then no certainty, and their ranks none either.
+    #[must_use]
+    pub(super) fn at_least(self, se: f64) -> Judged {
+        if self.log.se >= se {
+            return self;
+        }
+        Judged { log: Estimate { se, ..self.log }, ranks: None, factor: 1.0, ..self }
+    }
+
     /// Arm ÷ baseline: the median of the ratios of units where ranks take part, else of their geometric means; within the interval.
     #[must_use]
     pub fn ratio(&self) -> f64 {
-        let Bounds { low, high } = self.interval();
+        self.ratio_within(self.interval())
+    }
+
+    fn ratio_within(&self, Bounds { low, high }: Bounds) -> f64 {
         self.ranks.as_ref().map_or(self.log.mean, Ranks::estimate).exp().clamp(low, high)
     }
 
@@ -182,7 +237,11 @@ impl Judged {
     /// # Errors
     /// The reason why it is not shown.
     pub fn shows(&self, p_adjusted: f64) -> Result<(), Unshown> {
-        let (ratio, interval) = (self.ratio(), self.interval());
+        self.shows_within(self.interval(), p_adjusted)
+    }
+
+    fn shows_within(&self, interval: Bounds, p_adjusted: f64) -> Result<(), Unshown> {
+        let ratio = self.ratio_within(interval);
         if interval.low <= 1.0 && interval.high >= 1.0 {
             Err(Unshown::IncludesOne)
         } else if ratio.max(1.0 / ratio) <= LEAST {
@@ -199,8 +258,9 @@ impl Judged {
     /// The verdict by this figure, as one of so many of a report. `p_adjusted` is its p after the adjustment for all of them.
     #[must_use]
     pub fn verdict(&self, figure: Figure, names: (&str, &str), p_adjusted: f64, verdicts: usize) -> Verdict {
-        let (ratio, interval, scope) = (self.ratio(), self.interval(), self.scope);
-        if let Err(because) = self.shows(p_adjusted) {
+        let (interval, scope) = (self.interval(), self.scope);
+        let ratio = self.ratio_within(interval);
+        if let Err(because) = self.shows_within(interval, p_adjusted) {
             let detectable = self.detectable(verdicts);
             return Verdict::NoDifference { figure, ratio, interval, detectable, because, scope };
         }

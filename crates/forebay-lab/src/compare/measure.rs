@@ -29,6 +29,7 @@ pub(super) struct Measures {
 
 pub(super) fn measure(trial: &Trial, slo: Option<&Slo>, by: Divisors) -> Measures {
     let mut summary = Summary::of(trial.records.iter().copied());
+    // A block of a live split lasts as long as its clock says, also where nothing came near its end.
     if let Some(seconds) = trial.seconds {
         summary.duration_s = seconds;
     }
@@ -78,6 +79,7 @@ fn ttft(records: &[&Record], share: f64) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let place = share * values.len().checked_sub(1)? as f64;
     let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
+    // Infinity times nothing would be no number.
     let value = if place.fract() > 0.0 { below + (above - below) * place.fract() } else { below };
     value.is_finite().then_some(value)
 }
@@ -128,6 +130,7 @@ pub(super) fn quantiles(values: impl Iterator<Item = std::time::Duration>) -> Ve
 /// Looks at single servers as looks at the arm, at most 200: in each slot of time the last look at each server counts.
 pub(super) fn timeline(samples: &[Sample]) -> Vec<Moment> {
     let Some(last) = samples.iter().map(|sample| sample.at_us).max() else { return Vec::new() };
+    // Servers are looked at once a second: a shorter slot would have gaps.
     let slot = (last / 200).max(1_000_000);
     let mut slots: BTreeMap<u64, BTreeMap<&str, &Sample>> = BTreeMap::new();
     for sample in samples {

@@ -57,6 +57,7 @@ pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, Compar
         return Err(CompareError::NothingInCommon(format::loads_by_arm(&points)));
     }
     let (places, mut raws): (Vec<usize>, Vec<Raw>) = raws.into_iter().unzip();
+    // Verdicts wait for all pairs: how many there are is part of each.
     pair::conclude(&mut raws);
     let scope = raws.iter().map(|raw| raw.scope).max().unwrap_or(Scope::AnyStart);
     if raws.iter().any(|raw| raw.is_judged() && !raw.planned) {
@@ -69,6 +70,7 @@ pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, Compar
     checks::of_runs(runs, scope, &mut warnings);
     checks::same_seed(&groups, &mut warnings);
     unknown_gpus(&arms, &points, &mut warnings);
+    // A stable sort: within a gravity they stay in the order of the loads.
     warnings.sort_by_key(|warning| warning.gravity);
     let (baseline, lag_p99_ms) = (arms[0].name.clone(), checks::lag_p99_ms(runs.iter()));
     Ok(Comparison { warnings, scope, baseline, arms, slo: options.slo, lag_p99_ms, points, crossovers })
@@ -243,6 +245,7 @@ fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastra
     }
     let mut found = Vec::new();
     for ((axis, arm, .., figure), (baseline, sweep)) in sweeps {
+        // One load has no curve.
         if sweep.len() < 2 {
             continue;
         }

@@ -1,17 +1,18 @@
 //! An arm beside the baseline at one load: a ratio for each figure, and after all pairs of a report are known, their verdicts. Pure.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::design::{Design, Turn, Units};
+use super::design::{Design, Turn};
 use super::figure::Figure;
 use super::judge::{Judged, judge};
 use super::measure::{Divisors, Measures};
 use super::options::Options;
 use super::sessions::{self, BySession};
 use super::trial::Trial;
-use super::verdict::{Method, Pair, Ratio, Scope, Unjudged, Verdict};
+use super::verdict::{Method, Pair, PlannedUnit, Ratio, Scope, Unjudged, Verdict};
 use crate::rows::record::Record;
-use crate::rows::row_file::Offered;
+use crate::rows::row_file::{Offered, RunHead};
 use crate::stats::estimate::Estimate;
 use crate::stats::multiple::holm;
 
@@ -46,13 +47,40 @@ impl Side<'_> {
         self.trials.iter().flat_map(|trial| trial.records.iter().copied()).collect()
     }
 
-    fn planned(&self) -> Option<u32> {
-        self.trials.iter().filter_map(|trial| trial.head?.planned_starts).max()
+    /// Returns what was planned of the arm, how much of it there is, and how much was planned; none where the rows tell no plan.
+    ///
+    /// A plan that grew was made after the first rows, which somebody may have looked at. So the smallest number counts.
+    fn plan(&self) -> Option<FixedNumber> {
+        let told = |of: fn(&RunHead) -> Option<u32>| self.trials.iter().filter_map(|trial| of(trial.head?)).min();
+        // A start that was cut off is made up for by another one, so that runs say more surely how far a plan is.
+        let runs = |planned| FixedNumber { of: PlannedUnit::Runs, done: self.trials.len() as u32, planned };
+        let starts = |planned| FixedNumber { of: PlannedUnit::Starts, done: self.starts() as u32, planned };
+        told(|head| head.planned_runs).map(runs).or_else(|| told(|head| head.planned_starts).map(starts))
     }
 
     pub(super) fn starts(&self) -> usize {
         let known: std::collections::BTreeSet<u32> = self.trials.iter().filter_map(|trial| trial.start).collect();
         known.len()
+    }
+}
+
+/// A number that was fixed before the first report was read.
+#[derive(Clone, Copy)]
+struct FixedNumber {
+    of: PlannedUnit,
+    done: u32,
+    planned: u32,
+}
+
+impl FixedNumber {
+    /// Returns why a pair is not judged where there are not as many as planned.
+    fn off(self) -> Option<Unjudged> {
+        let FixedNumber { of, done, planned } = self;
+        match done.cmp(&planned) {
+            Ordering::Less => Some(Unjudged::Interim { of, done, planned }),
+            Ordering::Equal => None,
+            Ordering::Greater => Some(Unjudged::BeyondPlan { of, done, planned }),
+        }
     }
 }
 
@@ -106,10 +134,11 @@ pub(super) fn primary(offered: Option<Offered>, slo: bool, gpus_known: bool) -> 
 /// The ratios of an arm to the baseline.
 pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastrand::Rng) -> Raw {
     let clock = [baseline, arm].iter().all(|side| side.trials.iter().all(|trial| trial.began_ms.is_some()));
+    // Numbers of epochs order runs only where all of them lack a clock: half of each would mix two orders.
     let mut design = Design::of(&baseline.turns(clock), &arm.turns(clock), clock);
     let by_session = terms.live.then(|| split(baseline, arm, terms, rng)).flatten();
     if terms.live && by_session.is_none() {
-        design = Design { units: Units::Nothing, scope: Scope::OneRun, bar: Some(Unjudged::SessionsUnknown) };
+        design = Design::nothing(Scope::OneRun, Unjudged::SessionsUnknown);
     }
     let mut judged = BTreeMap::new();
     let mut ratios = Vec::new();
@@ -117,11 +146,12 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
         if figure.follows_load() && !terms.throughput {
             continue;
         }
+        // In all epochs of both or in none: a half more here and not there would itself be a difference.
         let half = baseline.has_zero(figure) || arm.has_zero(figure);
         let (Some(a), Some(b)) = (baseline.values(figure, half), arm.values(figure, half)) else { continue };
         let found = match &by_session {
             Some(told) => of_sessions(told, figure, &design, &a, &b),
-            None => judge(&design, &a, &b),
+            None => judge(&design, &a, &b).map(|found| found.at_least(of_counts(figure, [baseline, arm]))),
         };
         let few_requests = figure.is_p99() && [baseline, arm].iter().any(|side| few_requests(&side.measures));
         let means = found.as_ref().map_or_else(|| (geometric(&a), geometric(&b)), |found| found.means);
@@ -146,8 +176,8 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
         judged.extend(found.map(|found| (figure, found)));
     }
     ratios.sort_by_key(|ratio| !ratio.primary);
-    let plan = planned(baseline, arm, terms.options);
-    let bar = bar(&design, terms, plan, (baseline.starts().min(arm.starts())) as u32, ratios.first());
+    let plans = plans(baseline, arm, terms.options);
+    let bar = bar(&design, terms, &plans, ratios.first());
     // Sessions too few for the figure that decides.
     let bar = bar.or((terms.live && !judged.contains_key(&terms.primary)).then_some(Unjudged::SessionsUnknown));
     let because = bar.unwrap_or(Unjudged::NoFigure { figure: terms.primary });
@@ -157,27 +187,26 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
         verdict: Verdict::NotJudged { because },
         ratios,
     };
-    Raw { pair, judged, bar, scope: design.scope, planned: plan.is_some() }
+    Raw { pair, judged, bar, scope: design.scope, planned: !plans.is_empty() }
 }
 
-/// Returns the number of starts that were planned of both.
-fn planned(baseline: &Side, arm: &Side, options: &Options) -> Option<u32> {
-    let told = [baseline, arm].iter().filter_map(|side| side.planned()).min();
-    options.planned_starts.or(told)
+/// Returns the plans of both: as the command says, or else the rows.
+fn plans(baseline: &Side, arm: &Side, options: &Options) -> Vec<FixedNumber> {
+    if let Some(planned) = options.planned_starts {
+        let done = baseline.starts().min(arm.starts()) as u32;
+        return vec![FixedNumber { of: PlannedUnit::Starts, done, planned }];
+    }
+    [baseline, arm].into_iter().filter_map(Side::plan).collect()
 }
 
 /// Returns the reason why no winner may be named, the gravest first.
-fn bar(design: &Design, terms: &Terms, plan: Option<u32>, starts: u32, first: Option<&Ratio>) -> Option<Unjudged> {
+fn bar(design: &Design, terms: &Terms, plans: &[FixedNumber], first: Option<&Ratio>) -> Option<Unjudged> {
     if let Some(check) = terms.failed {
         return Some(Unjudged::FailedCheck { check });
     }
-    let off_plan = plan.filter(|_| design.bar.is_none()).and_then(|planned| {
-        (starts < planned)
-            .then_some(Unjudged::Interim { starts, planned })
-            .or((starts > planned).then_some(Unjudged::BeyondPlan { starts, planned }))
-    });
+    let off_plan = || plans.iter().find_map(|plan| plan.off());
     let no_figure = first.is_none_or(|ratio| !ratio.primary).then_some(Unjudged::NoFigure { figure: terms.primary });
-    design.bar.or(off_plan).or(no_figure)
+    design.bar.or_else(off_plan).or(no_figure)
 }
 
 fn split(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastrand::Rng) -> Option<BySession> {
@@ -195,9 +224,27 @@ fn of_sessions(told: &BySession, figure: Figure, design: &Design, a: &[f64], b: 
         return Some(Judged::of_estimate(means, *by_session, method, Scope::TheseStarts));
     }
     let by_start = judge(design, a, b)?.log;
+    // Sessions tell the chance of the split, starts that of the servers. The errors are of unlike things, and add up.
     let se = by_session.se.hypot(by_start.se);
     let log = Estimate { se, df: by_session.df.min(by_start.df), ..*by_session };
     Some(Judged::of_estimate(means, log, method, Scope::AnyStart))
+}
+
+/// The error of the logarithm of a ratio of shares that so many requests have at least, were they independent: epochs that all had
+/// one miss, or none, do not spread, and still tell little. Of other figures it is 0.
+fn of_counts(figure: Figure, sides: [&Side; 2]) -> f64 {
+    let variance = |side: &Side| {
+        let sum = |of: fn(&Measures) -> u64| side.measures.iter().map(of).sum::<u64>() as f64;
+        let (met, all) = (sum(|measures| measures.met), sum(|measures| measures.all));
+        let counted = match figure {
+            Figure::SloMisses => all - met,
+            Figure::Goodput | Figure::GoodputPerGpu => met,
+            _ => return 0.0,
+        };
+        // The delta method, with half a request more on either side as in the shares themselves.
+        1.0 / (counted + 0.5) - 1.0 / (all + 1.0)
+    };
+    (variance(sides[0]) + variance(sides[1])).sqrt()
 }
 
 fn few_requests(measures: &[Measures]) -> bool {
@@ -229,6 +276,7 @@ pub(super) fn conclude(raws: &mut [Raw]) {
             let raw = &mut raws[*place];
             let ratio = &mut raw.pair.ratios[*at];
             let Some(judged) = raw.judged.get(&ratio.figure) else { continue };
+            // After Holm, since a family's size is known only once all its pairs are.
             ratio.p_adjusted = Some(p);
             ratio.detectable = Some(judged.detectable(ps.len()));
             ratio.shown = judged.shows(p).is_ok();

@@ -136,6 +136,7 @@ pub(super) fn compared(
     let [a, b] = sides.map(|(records, by)| split(records).map(|sessions| (sessions, by)));
     let (a, b) = (a?, b?);
     let counts = (a.0.len(), b.0.len());
+    // The arm with fewer sessions sets how well the spread is known.
     let fewest = counts.0.min(counts.1);
     if fewest < FEWEST || seconds <= 0.0 {
         return None;
@@ -145,6 +146,7 @@ pub(super) fn compared(
     let mut drawn: BTreeMap<Figure, Vec<f64>> = BTreeMap::new();
     for _ in 0..DRAWS {
         let [a, b] = [0, 1].map(|side: usize| drawings[side].figures(&draw([counts.0, counts.1][side], rng)));
+        // The ratio of each draw, not that of the draws' means: a ratio's spread is not made of its parts'.
         for (figure, b) in b {
             if let Some(a) = a.get(&figure) {
                 drawn.entry(figure).or_default().push((b / a).ln());

@@ -87,6 +87,7 @@ pub(super) fn gather<'a>(
     let mut blocks = 0;
     for run in runs {
         let head = run.head.as_ref();
+        // The end is written last. A run without one may lack its slowest requests, which would make it look fast.
         if head.is_some() && run.end.is_none() || run.records.is_empty() {
             warnings.push(left_out(run));
             continue;
@@ -94,6 +95,7 @@ pub(super) fn gather<'a>(
         let live = head.is_some_and(|head| head.arm.is_none());
         let trials = if live { cut(run, options, &mut blocks, warnings) } else { vec![whole(run)?] };
         let load = LoadKey::of(head);
+        // A live split at some rate is not the load of a run at that rate: its arms shared it.
         match groups.iter_mut().find(|group| group.load == load && group.live == live) {
             Some(group) => group.trials.extend(trials),
             None => groups.push(Group { load, live, trials }),
@@ -129,6 +131,7 @@ fn cut<'a>(run: &'a RunRows, options: &Options, blocks: &mut u32, warnings: &mut
     let sent = || run.records.iter().map(|record| record.sent_us);
     let (first, last) = (sent().min().unwrap_or(0), sent().max().unwrap_or(0));
     let span = (last - first) as f64 / 1e6;
+    // Equal blocks, the last not a remainder: a short one would have a spread of its own.
     let count = ((span / options.block.as_secs_f64()).floor() as u64).max(1);
     let length = span / count as f64;
     let mut parts: BTreeMap<(u64, &str), Vec<&Record>> = BTreeMap::new();
@@ -144,6 +147,7 @@ fn cut<'a>(run: &'a RunRows, options: &Options, blocks: &mut u32, warnings: &mut
         let text = format!("{lost} requests of a live split had no answer that names their arm; they count for none");
         warnings.push(Warning { gravity: Gravity::Note, check: "no_arm", text });
     }
+    // Blocks of another file are other blocks.
     let base = *blocks;
     *blocks += count as u32;
     let head = run.head.as_ref();
@@ -177,6 +181,7 @@ fn drop_copies(trials: &mut Vec<Trial>, warnings: &mut Vec<Warning>) {
     while index < trials.len() {
         let (before, rest) = trials.split_at(index);
         let trial = &rest[0];
+        // By the rows themselves: a file that was joined twice has the numbers of the first, or new ones.
         let twin = before.iter().find(|other| other.arm == trial.arm && other.records == trial.records);
         if let Some(twin) = twin {
             let text = format!(

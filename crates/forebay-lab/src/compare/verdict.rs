@@ -162,6 +162,16 @@ pub enum Unshown {
     ManyVerdicts,
 }
 
+/// The things whose number was fixed before the first report was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlannedUnit {
+    /// Starts of an arm's servers.
+    Starts,
+    /// Runs of an arm with this load.
+    Runs,
+}
+
 /// The reason why no verdict was made.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "reason")]
@@ -191,18 +201,22 @@ pub enum Unjudged {
         /// Starts of the arm.
         arm: u32,
     },
-    /// Fewer starts than were planned: to stop at the first winner would make false ones.
+    /// Fewer runs or starts than were planned: to stop at the first winner would make false ones.
     Interim {
-        /// Starts so far.
-        starts: u32,
-        /// Starts that were planned.
+        /// The things that were planned.
+        of: PlannedUnit,
+        /// The number that there is.
+        done: u32,
+        /// The number that was planned.
         planned: u32,
     },
-    /// More starts than were planned: to go on until there is a winner would make false ones.
+    /// More runs or starts than were planned: to go on until there is a winner would make false ones.
     BeyondPlan {
-        /// Starts so far.
-        starts: u32,
-        /// Starts that were planned.
+        /// The things that were planned.
+        of: PlannedUnit,
+        /// The number that there is.
+        done: u32,
+        /// The number that was planned.
         planned: u32,
     },
     /// A check failed, so that the figures are not of the same thing.

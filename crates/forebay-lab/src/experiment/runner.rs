@@ -154,12 +154,14 @@ impl Runner<'_> {
         let which = self.which(&todo);
         let need = self.start_estimate(&which) + self.turn_estimate(first);
         if !self.fits(need) {
+            // To start servers only to stop them again would cost a call most of its time, each time.
             (self.say)(&format!("the next start would take about {} s: too long for this call", need.as_secs()));
             return Ok(false);
         }
         let names: Vec<&str> = which.iter().map(|index| self.experiment.servers[*index].name.as_str()).collect();
         (self.say)(&format!("starting {}", names.join(", ")));
         let Some(mut running) = self.bring_up(&which).await? else { return Ok(false) };
+        // A start that goes on after a cut is another start: its servers came up anew.
         let number = self.journal.next_start();
         for epoch in &todo {
             if !self.fits(self.turn_estimate(epoch)) || !self.take(epoch, number, &mut running, plan).await? {
@@ -215,6 +217,7 @@ impl Runner<'_> {
                 Err(_) => return Ok(false),
             },
         };
+        // Looked at before the rows are kept: a turn during which a server died is none.
         if let Some(dead) = running.dead() {
             return Err(Why::Dead(dead));
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::plan::PlannedEpoch;
+use super::plan::{PlannedEpoch, plan};
 use super::spec::{ArmSpec, Experiment, LoadSpec, Route};
 use crate::experiment::processes::front::{self, Front, FrontError};
 use crate::load::client::{Client, Progress, Sending, Target};
@@ -145,6 +145,7 @@ pub(super) fn load_of(experiment: &Experiment, epoch: &PlannedEpoch) -> Load {
     let load = &experiment.loads[epoch.load];
     Load {
         offered: load.offered,
+        max_concurrency: load.max_concurrency.filter(|_| !matches!(load.offered, Offered::Concurrency(_))),
         num_prompts: load.num_prompts,
         dataset: load.prefixes.map(|prefixes| prefixes.to_string()),
         input_len: Some(load.input_len.saturating_add(load.prefixes.map_or(0, |prefixes| prefixes.len))),
@@ -152,6 +153,13 @@ pub(super) fn load_of(experiment: &Experiment, epoch: &PlannedEpoch) -> Load {
         seed: epoch.seed,
         ..Load::default()
     }
+}
+
+/// Returns the number of runs that the plan has for an arm with this load, however often the file names the load.
+fn planned_runs(experiment: &Experiment, epoch: &PlannedEpoch) -> usize {
+    let of = |epoch: &PlannedEpoch| (epoch.arm, Load { seed: 0, ..load_of(experiment, epoch) });
+    let all = plan(experiment);
+    all.iter().flat_map(|start| &start.epochs).filter(|other| of(other) == of(epoch)).count()
 }
 
 fn head(experiment: &Experiment, epoch: &PlannedEpoch, start: u32) -> RunHead {
@@ -162,6 +170,7 @@ fn head(experiment: &Experiment, epoch: &PlannedEpoch, start: u32) -> RunHead {
         block: Some(epoch.block),
         start: Some(start),
         planned_starts: Some(arm.starts),
+        planned_runs: u32::try_from(planned_runs(experiment, epoch)).ok(),
         load: load_of(experiment, epoch),
         model: experiment.model.clone(),
         gpus: Some(arm.gpus),

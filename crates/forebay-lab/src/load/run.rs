@@ -133,7 +133,9 @@ pub async fn run(
 ) -> Result<RunRows, RunError> {
     let (load, sending) = (spec.warm_up_load(), spec.warm_up_sending());
     let warm = client.run(&spec.targets, &load, &prompts.warm_up.supply, &sending, &Arc::default()).await;
+    // A server that refuses its warm-up would give rows of refusals, which look like a run.
     all_served(&warm.records)?;
+    // Both clocks at one moment: rows count from here, and Unix time orders runs of other hosts.
     let begin = client.clock().now();
     let began_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_millis() as u64);
     let sampler = match spec.scrape.is_empty() {
@@ -142,10 +144,12 @@ pub async fn run(
     };
     let supply = prompts.load.supply.clone().paced(spec.time_scale);
     let run = client.run_from(begin, &spec.targets, &spec.paced(), &supply, &spec.sending, progress).await;
+    // After the load, since its last steps are part of what bound it.
     let samples = match sampler {
         Some(sampler) => sampler.end().await,
         None => Vec::new(),
     };
+    // Simulated servers may run faster than the clock. Rows are in the time that they stand for.
     let scale = spec.time_scale;
     let scaled = |micros: u64| (micros as f64 * scale).round() as u64;
     Ok(RunRows {

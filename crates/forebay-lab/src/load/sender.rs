@@ -54,11 +54,13 @@ impl Client {
         let lag = Lag::watch(self.clock.clone());
         let arrivals = supply.arrivals(workload);
         let sender = Sender { client: self, targets, workload, sending, progress, begin };
+        // The kinds of supply differ in when a body exists: before the run, just in time, or only once an answer is there.
         let mut records = match supply {
             Supply::Ready(bodies) => sender.send(Bodies::Ready(bodies.iter()), &arrivals).await,
             Supply::Replay(replay) => sender.send(Bodies::ahead(replay.clone()), &arrivals).await,
             Supply::Conversations(script) => sender.converse(script, &arrivals).await,
         };
+        // Answers end in any order, and rows are read by people.
         records.sort_by_key(|record| record.id);
         Run { records, lag_p99: lag.p99() }
     }
@@ -76,6 +78,7 @@ impl Bodies<'_> {
         let (give, take) = mpsc::channel(AHEAD);
         tokio::task::spawn_blocking(move || {
             for index in 0..replay.len() {
+                // The run is over, and nobody takes the rest.
                 if give.blocking_send(replay.body(index)).is_err() {
                     break;
                 }
@@ -107,12 +110,15 @@ impl Sender<'_> {
         let room = self.room();
         let mut tasks = Vec::with_capacity(arrivals.len());
         for (index, at) in arrivals.iter().enumerate() {
+            // The body first: making it must not take from the time at which it is due.
             let Some(body) = bodies.next().await else { break };
             self.wait_until(*at).await;
+            // Waiting here delays all later requests, as with `vllm bench serve`: a limit makes a closed loop of the rest.
             let permit = enter(room.as_ref()).await;
             let exchange = Exchange { body, ..self.exchange(index, false) };
             let blank = Record::unsent(index as u32, self.sending.epoch);
             tasks.push(tokio::spawn(async move {
+                // The place is given back with the last byte, not with the task's end.
                 let (record, _) = exchange.run(blank).await;
                 drop(permit);
                 vec![record]
@@ -189,6 +195,7 @@ async fn conversation(script: &Script, number: u32, pattern: &Exchange, epoch: u
     let mut history = History::of(script.workload.endpoint);
     let mut records = Vec::with_capacity(turns as usize);
     for turn in 0..turns {
+        // Nobody thinks before the first prompt: its time is the conversation's own.
         if turn > 0 {
             tokio::time::sleep(script.think(number, turn)).await;
         }
@@ -202,6 +209,7 @@ async fn conversation(script: &Script, number: u32, pattern: &Exchange, epoch: u
         if over {
             break;
         }
+        // The server's own words, so that its prefix cache has the whole history.
         history.answer(&answer);
     }
     records

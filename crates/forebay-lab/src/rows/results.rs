@@ -62,6 +62,7 @@ fn split(records: &[Record], slo: Option<&Slo>, by: impl Fn(&Record) -> Option<S
             groups.entry(name).or_default().push(record);
         }
     }
+    // One group would repeat the column of all.
     if groups.len() < 2 {
         return Vec::new();
     }
@@ -181,6 +182,7 @@ fn notes(run: &RunRows) -> String {
             Outcome::Connect => "no connection, or it broke before an answer",
             Outcome::Truncated => "the answer was cut",
         };
+        // Of other outcomes the status is that of the head, which was 200.
         let shown = if one.outcome == Outcome::Status { status.as_str() } else { "" };
         let _ = writeln!(out, "{} failed: {kind}{shown}: {}", one.count, one.error.trim());
     }
@@ -193,6 +195,7 @@ fn notes(run: &RunRows) -> String {
             planned - sent
         );
     }
+    // A tokenizer that the server does not share makes other lengths, and then the load is not the one that was asked for.
     let asked = run.head.as_ref().and_then(|head| head.load.input_len).map(u64::from);
     let counted = || run.records.iter().filter(|record| record.succeeded()).map(|record| record.prompt_tokens);
     if let (Some(asked), Some(least), Some(most)) = (asked, counted().min(), counted().max())

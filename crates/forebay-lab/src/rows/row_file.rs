@@ -70,6 +70,9 @@ pub struct RunHead {
     /// Starts of the arm's servers that were planned before the first run; none: no plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned_starts: Option<u32>,
+    /// Runs of the arm with this load that were planned before the first one; none: no such plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_runs: Option<u32>,
     /// The load.
     pub load: Load,
     /// The model asked for.
@@ -215,6 +218,7 @@ pub fn read(mut from: impl BufRead) -> Result<Vec<RunRows>, RowError> {
         if row.is_empty() {
             continue;
         }
+        // Requests are nearly all lines. They are told by their first key, without a look at what else a line could be.
         if row.starts_with("{\"id\"") {
             let record: Record = serde_json::from_str(row).map_err(wrong)?;
             home(&mut runs, &record).records.push(record);
@@ -234,6 +238,7 @@ pub fn read(mut from: impl BufRead) -> Result<Vec<RunRows>, RowError> {
 
 /// The run that a request belongs to: the last with a head, else the one of its arm and epoch.
 fn home<'a>(runs: &'a mut Vec<RunRows>, record: &Record) -> &'a mut RunRows {
+    // Older files have no heads, and the requests of several runs in any order.
     let headed = runs.last().is_some_and(|run| run.head.is_some());
     let like = |run: &RunRows| {
         run.head.is_none()

@@ -95,6 +95,7 @@ impl Summary {
     pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Summary {
         let records: Vec<&Record> = records.into_iter().collect();
         let good: Vec<&Record> = records.iter().copied().filter(|record| record.succeeded()).collect();
+        // Of all requests: a failed one was part of the load while it lasted.
         let begin = records.iter().map(|record| record.sent_us).min().unwrap_or(0);
         let end = records.iter().map(|record| record.sent_us + record.end_us).max().unwrap_or(0);
         let latency = |of: fn(&Record) -> Option<std::time::Duration>| {
@@ -142,6 +143,7 @@ impl Summary {
 }
 
 fn cached_share(records: &[&Record]) -> Option<f64> {
+    // An answer that does not say it counts on neither side, so that the share is of those that do.
     let told = records.iter().filter_map(|record| Some((record.cached_tokens?, record.prompt_tokens)));
     let (cached, prompts) = told.fold((0, 0), |(cached, prompts), one| (cached + one.0, prompts + one.1));
     (prompts > 0).then(|| cached as f64 / prompts as f64)

@@ -13,6 +13,7 @@ impl FromIterator<(u32, f64)> for Owned {
     fn from_iter<I: IntoIterator<Item = (u32, f64)>>(values: I) -> Owned {
         let mut values: Vec<(f64, u32)> = values.into_iter().map(|(owner, value)| (value, owner)).collect();
         values.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // Evenly in their order, from the middle of a step on, so that the quantiles stay where they are.
         let step = values.len().div_ceil(MOST).max(1);
         Owned(values.into_iter().skip(step / 2).step_by(step).collect())
     }
@@ -30,6 +31,7 @@ impl Owned {
         let (mut passed, mut below) = (0, None);
         for (value, owner) in &self.0 {
             passed += times(*owner);
+            // The two neighbours of a place may lie far apart in the list, with values that were not drawn between them.
             if below.is_none() && passed > floor {
                 below = Some(*value);
             }

@@ -13,6 +13,7 @@ pub fn sample_ratio(counts: &[u64], shares: &[f64]) -> Option<(Vec<f64>, f64)> {
     }
     let expected: Vec<f64> = shares.iter().map(|share| total * share / whole).collect();
     let squares = counts.iter().zip(&expected).map(|(count, expected)| (*count as f64 - expected).powi(2) / expected);
+    // The total is given, so that one count follows from the others.
     let chi = ChiSquared::new((counts.len() - 1) as f64).ok()?;
     let p = chi.sf(squares.sum());
     Some((expected, p))

@@ -69,6 +69,7 @@ pub fn mean(values: &[f64]) -> Option<Estimate> {
 pub fn welch(a: &[f64], b: &[f64]) -> Option<Estimate> {
     let (a, b) = (mean(a)?, mean(b)?);
     let (u, v) = (a.se.powi(2), b.se.powi(2));
+    // Without any spread Satterthwaite's formula is nothing over nothing.
     let df = if u + v > 0.0 { (u + v).powi(2) / (u.powi(2) / a.df + v.powi(2) / b.df) } else { a.df + b.df };
     Some(Estimate { mean: b.mean - a.mean, se: (u + v).sqrt(), df })
 }

@@ -6,4 +6,5 @@ pub mod estimate;
 pub mod little;
 pub mod multiple;
 pub mod rank;
+pub mod serial;
 pub mod trend;

@@ -9,6 +9,7 @@ pub fn holm(ps: &[f64]) -> Vec<f64> {
     let mut adjusted = vec![0.0; ps.len()];
     let mut least = 0.0_f64;
     for (rank, index) in order.into_iter().enumerate() {
+        // Never below a smaller p's: else the order of the adjusted would not be that of the tests.
         least = least.max(ps[index] * (ps.len() - rank) as f64).min(1.0);
         adjusted[index] = least;
     }

@@ -46,6 +46,7 @@ impl Ranks {
     }
 
     fn new(mut shifts: Vec<f64>, chance: Vec<f64>) -> Ranks {
+        // Sorted once: the estimate and both ends of the interval are places in this order.
         shifts.sort_by(f64::total_cmp);
         Ranks { shifts, chance }
     }
@@ -95,6 +96,7 @@ fn of_two_groups(n: usize, m: usize) -> Vec<f64> {
     ways[0] = 1.0;
     for step in 1..=n {
         // times 1 - q^(m + step), over 1 - q^step
+        // From above, so that each place is read before it is changed.
         for place in (m + step..=most).rev() {
             ways[place] -= ways[place - m - step];
         }
@@ -111,6 +113,7 @@ fn of_signs(n: usize) -> Vec<f64> {
     let mut ways = vec![0.0; most + 1];
     ways[0] = 1.0;
     for rank in 1..=n {
+        // From above, so that no rank counts twice.
         for place in (rank..=most).rev() {
             ways[place] += ways[place - rank];
         }

@@ -9,7 +9,7 @@ use forebay_lab::rows::record::{Outcome, Record};
 use forebay_lab::rows::row_file::{Load, Offered, RunEnd, RunHead, RunRows};
 
 use crate::made::normal;
-use crate::rates::{full, margin};
+use crate::rates::{full, generator, margin};
 
 /// An hour of sessions, each of one arm for all its life, which is longer than a block, and as slow as its own prompts are.
 fn split(sessions: u32, each: u32, told: bool, ratio: f64, start: Option<u32>, rng: &mut Rng) -> RunRows {
@@ -53,7 +53,7 @@ fn experiments() -> u32 {
 
 #[test]
 fn a_split_of_sessions_is_checked_and_compared_by_session() {
-    let mut rng = Rng::with_seed(31);
+    let mut rng = generator(31);
     let (mut failed, mut winners, mut covered, mut intervals) = (0, 0, 0, 0);
     for _ in 0..experiments() {
         let comparison = compared(&[split(500, 3, true, 1.0, Some(0), &mut rng)]);
@@ -78,7 +78,7 @@ fn a_split_of_sessions_is_checked_and_compared_by_session() {
 
 #[test]
 fn a_split_whose_sessions_nobody_told_has_no_interval_and_its_ratio_is_not_known() {
-    let mut rng = Rng::with_seed(32);
+    let mut rng = generator(32);
     let comparison = compared(&[split(60, 5, false, 1.0, Some(0), &mut rng)]);
     let point = &comparison.points[0];
     assert_eq!(point.sample_ratio, None);
@@ -89,7 +89,7 @@ fn a_split_whose_sessions_nobody_told_has_no_interval_and_its_ratio_is_not_known
 
 #[test]
 fn a_split_of_three_starts_is_judged() {
-    let mut rng = Rng::with_seed(33);
+    let mut rng = generator(33);
     let runs: Vec<RunRows> = (0..4).map(|start| split(150, 4, true, 2.0, Some(start), &mut rng)).collect();
     let comparison = compared(&runs);
     assert!(

@@ -99,9 +99,16 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    pub(crate) fn judged(&self) -> Option<(Judged, Design)> {
-        let design = Design::of(&self.turns[0], &self.turns[1], false);
-        Some((judge(&design, &self.values[0], &self.values[1])?, design))
+    pub(crate) fn design(&self) -> Design {
+        Design::of(&self.turns[0], &self.turns[1], false)
+    }
+
+    pub(crate) fn judged(&self) -> Option<Judged> {
+        self.judged_as(&self.design())
+    }
+
+    pub(crate) fn judged_as(&self, design: &Design) -> Option<Judged> {
+        judge(design, &self.values[0], &self.values[1])
     }
 
     /// The p of Welch's t test on the logarithms of runs: what the verdict's power is set beside.
@@ -178,6 +185,17 @@ pub(crate) fn shared(design: Shared, rng: &mut Rng) -> Made {
                 (0..design.each).for_each(|_| run(arm, None, 2 * start + arm as u32, rng));
             }
         }
+    }
+    made
+}
+
+/// Runs that resemble the ones before them by half, so many of an arm in a row.
+pub(crate) fn clumps(row: u32, each: u32, rng: &mut Rng) -> Made {
+    let mut made = Made { turns: [vec![], vec![]], values: [vec![], vec![]] };
+    let arms: Vec<usize> = (0..2 * each).map(|turn| (turn / row % 2) as usize).collect();
+    for (turn, log) in spread(Shape::Ar1, 0.1, &arms, rng).into_iter().enumerate() {
+        made.turns[arms[turn]].push(Turn { block: None, start: Some(turn as u32), at: turn as f64 });
+        made.values[arms[turn]].push(100.0 * log.exp());
     }
     made
 }

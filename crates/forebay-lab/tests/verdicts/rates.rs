@@ -6,7 +6,7 @@ use forebay_lab::compare::figure::Figure;
 use forebay_lab::compare::judge::Judged;
 use forebay_lab::compare::verdict::{Unjudged, Verdict};
 
-use crate::made::{Alone, Made, Order, Shape, Shared, alone, normal, shared};
+use crate::made::{Alone, Made, Order, Shape, Shared, alone, clumps, normal, shared};
 
 /// Whether everything is made at its full size.
 pub(crate) fn full() -> bool {
@@ -22,6 +22,12 @@ pub(crate) fn margin() -> f64 {
     if full() { 0.0 } else { 1.0 }
 }
 
+/// A generator of its own for each table: `FOREBAY_SEED` moves them all, so that a method is tried on chance that it never saw.
+pub(crate) fn generator(number: u64) -> Rng {
+    let moved = std::env::var("FOREBAY_SEED").map_or(0, |seed| seed.parse().expect("FOREBAY_SEED is a number"));
+    Rng::with_seed(number.wrapping_add(u64::wrapping_mul(moved, 1_000_003)))
+}
+
 /// What came of many experiments, in percent.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rates {
@@ -32,12 +38,14 @@ struct Rates {
 }
 
 fn rates(name: &str, ratio: f64, seed: u64, mut make: impl FnMut(&mut Rng) -> Made) -> Rates {
-    let mut rng = Rng::with_seed(seed);
+    let mut rng = generator(seed);
     let (mut winner, mut right, mut covered, mut welch) = (0, 0, 0, 0);
+    // Experiments of a table have one design, and what follows from it alone is worked out once.
+    let design = make(&mut generator(seed)).design();
     for _ in 0..experiments() {
         let made = make(&mut rng);
         welch += u32::from(made.welch() < 0.05);
-        let (judged, design) = made.judged().unwrap();
+        let judged = made.judged_as(&design).unwrap();
         let interval = judged.interval();
         covered += u32::from(interval.low <= ratio && ratio <= interval.high);
         if design.bar.is_some() {
@@ -60,11 +68,29 @@ fn head(title: &str) {
     println!("{:<64} {:>7} {:>7} {:>9} {:>7}", "", "winner", "right", "covered", "Welch");
 }
 
-/// No difference: at most 6 % winners, and the interval holds 1 at its rate; in plain data not more often either.
-fn hold_without_a_difference(name: &str, rates: Rates, plain: bool) {
-    assert!(rates.winner <= 6.0 + margin(), "{name}: a winner in {} %", rates.winner);
-    assert!(rates.covered >= 93.5 - margin(), "{name}: covered in {} %", rates.covered);
-    assert!(!plain || rates.covered <= 97.0 + margin(), "{name}: covered in {} %", rates.covered);
+/// What lies outside its bounds. A table is finished before it fails, so that it can be read whole.
+#[derive(Default)]
+struct Outside(Vec<String>);
+
+impl Outside {
+    /// No difference: at most 6 % winners, and the interval holds 1 at its rate; in plain data not more often either.
+    fn without_a_difference(&mut self, name: &str, rates: Rates, plain: bool) {
+        self.hold(rates.winner <= 6.0 + margin(), name, rates);
+        self.hold(rates.covered >= 93.5 - margin(), name, rates);
+        self.hold(!plain || rates.covered <= 97.0 + margin(), name, rates);
+    }
+
+    fn hold(&mut self, holds: bool, name: &str, rates: Rates) {
+        if !holds {
+            self.0.push(format!("{name}: {rates:?}"));
+        }
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        assert!(self.0.is_empty() || std::thread::panicking(), "outside: {:#?}", self.0);
+    }
 }
 
 #[test]
@@ -82,32 +108,73 @@ fn without_a_difference_a_winner_is_rare_and_the_interval_holds_the_truth() {
         (Shape::Arch(4.0), 0.05),
         (Shape::Unlike, 0.05),
     ];
-    let mut seed = 0;
+    let (mut seed, mut outside) = (0, Outside::default());
     for (shape, cv) in shapes {
         for order in [Order::Abab, Order::Abba, Order::AbbaBlocks, Order::AbabBlocks] {
-            for each in [3, 5, 6, 10] {
+            for each in [3, 4, 5, 6, 7, 10, 20] {
                 seed += 1;
                 let name = format!("{shape:?}, CV {:.0} %, {order:?}, {each} a side", cv * 100.0);
                 let design = Alone { shape, order, each, cv, ratio: 1.0 };
                 let rates = rates(&name, 1.0, seed, |rng| alone(design, rng));
-                let linked = matches!(order, Order::AbbaBlocks | Order::AbabBlocks);
-                // Blocks that have nothing in common cost degrees of freedom, and that is all.
-                let plain = matches!(shape, Shape::Normal | Shape::Lognormal) && !linked;
-                hold_without_a_difference(&name, rates, plain);
+                outside.without_a_difference(&name, rates, matches!(shape, Shape::Normal | Shape::Lognormal));
             }
         }
     }
 }
 
 #[test]
+fn runs_that_come_in_clumps_and_resemble_their_neighbours_make_no_false_winners() {
+    head("No difference, runs that resemble the one before by half, so many of an arm in a row");
+    let mut outside = Outside::default();
+    for (row, each) in [(2, 4), (2, 6), (2, 10), (3, 6), (3, 9), (3, 12), (4, 12)] {
+        let make = |rng: &mut Rng| clumps(row, each, rng);
+        let name = format!("{row} in a row, {each} a side");
+        let rates = rates(&name, 1.0, 300 + u64::from(row * 50 + each), make);
+        outside.without_a_difference(&name, rates, false);
+    }
+}
+
+/// The first so many turns of each side.
+fn first(made: &Made, each: usize) -> Made {
+    Made {
+        turns: made.turns.each_ref().map(|turns| turns[..each].to_vec()),
+        values: made.values.each_ref().map(|values| values[..each].to_vec()),
+    }
+}
+
+#[test]
+fn a_report_read_after_every_block_names_many_false_winners_unless_there_is_a_plan() {
+    head("No difference, a report after every block from the third to the twelfth");
+    let whole = Alone { shape: Shape::Lognormal, order: Order::AbbaBlocks, each: 12, cv: 0.05, ratio: 1.0 };
+    let mut rng = generator(18);
+    let designs: Vec<Design> = (3..=12).map(|each| first(&alone(whole, &mut rng), each).design()).collect();
+    let (mut at_any, mut at_last) = (0, 0);
+    for _ in 0..experiments() {
+        let made = alone(whole, &mut rng);
+        let named = |(each, design): (usize, &Design)| {
+            let judged = first(&made, each).judged_as(design).unwrap();
+            judged.shows(judged.p()).is_ok()
+        };
+        at_any += u32::from((3..).zip(&designs).any(named));
+        at_last += u32::from(named((12, &designs[9])));
+    }
+    let percent = |count: u32| 100.0 * f64::from(count) / f64::from(experiments());
+    println!("the first winner ends it: {:.2} %; twelve were planned: {:.2} %", percent(at_any), percent(at_last));
+    // What the documents warn of, and what `Unjudged::Interim` prevents.
+    assert!(percent(at_any) > 10.0, "the warning says more than is so: {:.2} %", percent(at_any));
+    assert!(percent(at_last) <= 6.0 + margin(), "{:.2} %", percent(at_last));
+}
+
+#[test]
 fn starts_of_several_runs_are_one_each() {
     head("No difference, starts of three runs that differ between starts by ICC 0.8");
+    let mut outside = Outside::default();
     for starts in 3..=6 {
         for together in [None, Some(0.9)] {
             let design = Shared { starts, each: 3, icc: 0.8, cv: 0.1, together, told: true, ratio: 1.0 };
             let name = format!("{starts} starts of 3, {}", together.map_or("of each arm's own", |_| "of both arms"));
             let rates = rates(&name, 1.0, 100 + u64::from(starts), |rng| shared(design, rng));
-            hold_without_a_difference(&name, rates, true);
+            outside.without_a_difference(&name, rates, true);
         }
     }
     for starts in [1, 2] {
@@ -126,6 +193,7 @@ fn starts_of_several_runs_are_one_each() {
 #[test]
 fn unequal_numbers_of_starts_make_no_false_winners() {
     head("No difference, unequal numbers");
+    let mut outside = Outside::default();
     for (few, many, spreads) in [(5, 20, 1.0), (8, 16, 1.0), (5, 9, 3.0), (5, 20, 3.0), (6, 12, 0.3)] {
         let make = |rng: &mut Rng| {
             let side = |count: usize, first: u32, cv: f64, rng: &mut Rng| -> (Vec<Turn>, Vec<f64>) {
@@ -141,13 +209,14 @@ fn unequal_numbers_of_starts_make_no_false_winners() {
         };
         let name = format!("{few} beside {many}, the few spread {spreads} times as much");
         let rates = rates(&name, 1.0, few as u64 + many as u64, make);
-        assert!(rates.winner <= 7.0 + margin() && rates.covered >= 93.0 - margin(), "{name}: {rates:?}");
+        outside.hold(rates.winner <= 7.0 + margin() && rates.covered >= 93.5 - margin(), &name, rates);
     }
 }
 
 #[test]
 fn a_true_tenth_is_named_nearly_as_often_as_by_welch_and_rightly() {
     head("A true 10 %");
+    let mut outside = Outside::default();
     let of = |shape, order, each, cv| Alone { shape, order, each, cv, ratio: 1.1 };
     for (design, behind) in [
         (of(Shape::Lognormal, Order::Abab, 3, 0.03), 5.0),
@@ -161,9 +230,9 @@ fn a_true_tenth_is_named_nearly_as_often_as_by_welch_and_rightly() {
     ] {
         let name = format!("{:?}, CV {:.0} %, {} a side", design.shape, design.cv * 100.0, design.each);
         let rates = rates(&name, design.ratio, 7, |rng| alone(design, rng));
-        assert!(rates.right >= rates.welch - behind - margin(), "{name}: {rates:?}");
-        assert!(rates.winner - rates.right < 0.2, "{name}: the wrong one in {} %", rates.winner - rates.right);
-        assert!((93.5 - margin()..=97.0 + margin()).contains(&rates.covered), "{name}: {}", rates.covered);
+        outside.hold(rates.right >= rates.welch - behind - margin(), &name, rates);
+        outside.hold(rates.winner - rates.right < 0.2, &name, rates);
+        outside.hold((93.5 - margin()..=97.0 + margin()).contains(&rates.covered), &name, rates);
     }
     let slow = of(Shape::OneSlow, Order::Abab, 10, 0.03);
     let rates = rates("one run in four 1.6 times as slow, CV 3 %, 10 a side", 1.1, 8, |rng| alone(slow, rng));
@@ -193,7 +262,7 @@ fn the_paired_difference_is_that_of_a_mixed_model() {
     let turn =
         |side: u32| move |n: u32| Turn { block: Some(n), start: Some(n / 3), at: f64::from(2 * n + (n + side) % 2) };
     let turns = [0, 1].map(|side| (0..18).map(turn(side)).collect::<Vec<Turn>>());
-    let (judged, _) = Made { turns, values: H200.map(|values| values.to_vec()) }.judged().unwrap();
+    let judged = Made { turns, values: H200.map(|values| values.to_vec()) }.judged().unwrap();
     // statsmodels 0.14, MixedLM: y ~ arm, by start, re_formula ~arm, and blocks as a variance component: 1.944, 0.0456.
     assert!((judged.log.mean.exp() - 1.944).abs() < 5e-4 && (judged.log.se - 0.0456).abs() < 5e-5, "{judged:?}");
 }
@@ -201,7 +270,7 @@ fn the_paired_difference_is_that_of_a_mixed_model() {
 #[test]
 fn a_drift_costs_little_where_it_is_fitted() {
     head("A true 10 %, and a line of ten times the spread");
-    for (order, each) in [(Order::Abab, 6), (Order::Abba, 6), (Order::Abab, 10)] {
+    for (order, each) in [(Order::Abab, 5), (Order::Abab, 6), (Order::Abba, 6), (Order::Abab, 10)] {
         let design = Alone { shape: Shape::Trend(10.0), order, each, cv: 0.03, ratio: 1.1 };
         let rates = rates(&format!("{order:?}, {each} a side"), 1.1, 10, |rng| alone(design, rng));
         assert!(rates.right >= 90.0 && rates.covered >= 93.5 - margin(), "{rates:?}");
@@ -213,14 +282,14 @@ fn the_detectable_difference_is_shown_in_four_of_five() {
     head("The smallest detectable difference, of one test and of one among ten");
     for (each, tests) in [(5, 1), (10, 1), (5, 10), (10, 10)] {
         let null = Alone { shape: Shape::Lognormal, order: Order::Abab, each, cv: 0.05, ratio: 1.0 };
-        let mut rng = Rng::with_seed(17);
-        let logs: f64 = (0..1000).map(|_| alone(null, &mut rng).judged().unwrap().0.detectable(tests).ln()).sum();
+        let mut rng = generator(17);
+        let logs: f64 = (0..1000).map(|_| alone(null, &mut rng).judged().unwrap().detectable(tests).ln()).sum();
         let ratio = (logs / 1000.0).exp();
         // One of so many tests, the others of no difference: Holm's first step.
         let adjusted = |judged: &Judged| tests as f64 * if tests > 1 { judged.p_of_many() } else { judged.p() };
         let mut shown = 0;
         for _ in 0..experiments() {
-            let (judged, _) = alone(Alone { ratio, ..null }, &mut rng).judged().unwrap();
+            let judged = alone(Alone { ratio, ..null }, &mut rng).judged().unwrap();
             shown += u32::from(judged.shows(adjusted(&judged).min(1.0)).is_ok());
         }
         let power = 100.0 * f64::from(shown) / f64::from(experiments());

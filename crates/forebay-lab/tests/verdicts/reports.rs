@@ -9,7 +9,7 @@ use forebay_lab::compare::{Options, compare};
 use forebay_lab::rows::row_file::{Offered, RunEnd, RunRows};
 
 use crate::made::normal;
-use crate::rates::full;
+use crate::rates::{full, generator};
 use crate::rows::Run;
 
 /// An experiment of any kind: loads, arms, starts, failures, differences.
@@ -56,7 +56,7 @@ fn better<'a>(ratio: &Ratio, names: (&'a str, &'a str)) -> Option<&'a str> {
     ratio.shown.then_some(if arm { names.1 } else { names.0 })
 }
 
-fn check_pairs(comparison: &Comparison) -> usize {
+pub(crate) fn check_pairs(comparison: &Comparison) -> usize {
     let mut named = 0;
     for point in &comparison.points {
         for pair in &point.pairs {
@@ -87,7 +87,7 @@ fn check_pairs(comparison: &Comparison) -> usize {
     named
 }
 
-fn check_crossovers(comparison: &Comparison) -> usize {
+pub(crate) fn check_crossovers(comparison: &Comparison) -> usize {
     let mut named = 0;
     for crossover in &comparison.crossovers {
         let names = (crossover.baseline.as_str(), crossover.arm.as_str());
@@ -124,7 +124,7 @@ fn check_crossovers(comparison: &Comparison) -> usize {
 
 #[test]
 fn no_sentence_contradicts_its_table() {
-    let mut rng = Rng::with_seed(41);
+    let mut rng = generator(41);
     let (mut reports, mut named, mut crossed) = (0, 0, 0);
     for round in 0..if full() { 5000 } else { 500 } {
         let Ok(comparison) = compare(&anything(&mut rng), &Options::default()) else { continue };

@@ -46,7 +46,11 @@ pub fn text(comparison: &Comparison) -> String {
 /// The benchmark's fourteen rows of all requests of each arm, and then what it lacks, over epochs.
 pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
     let mut rows = vec![heads(point)];
+    // A median of all requests and a mean of the epochs' medians are two figures: each part of the table says which it has.
+    let part = |of: &str| [of.to_owned()].into_iter().chain(point.cells.iter().map(|_| String::new())).collect();
+    rows.push(part("of all requests together:"));
     rows.extend(of_all_requests(point));
+    let all = rows.len();
     for figure in Figure::ALL.into_iter().filter(|figure| beyond_seed(*figure)) {
         let values: Vec<Option<String>> = point.cells.iter().map(|cell| measured(cell, figure)).collect();
         if values.iter().any(Option::is_some) {
@@ -54,6 +58,9 @@ pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
             cells.extend(values.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned())));
             rows.push(cells);
         }
+    }
+    if rows.len() > all {
+        rows.insert(all, part("means of epochs:"));
     }
     rows
 }
@@ -77,6 +84,7 @@ pub(super) fn of_all_requests(point: &Point) -> Vec<Vec<String>> {
     for row in 0..columns.first().map_or(0, |rows| rows.len()) {
         let mut cells = vec![columns[0][row].0.to_owned()];
         for (column, cell) in columns.iter().zip(&point.cells) {
+            // Of 500 requests five are beyond a P99.
             let few = column[row].0.starts_with("P99") && cell.pooled.requests < 500;
             // Not a figure of the arm, and so not shown as one.
             let own = cell.throughput == Throughput::OfTheArm || !OF_THE_LOAD.contains(&column[row].0);
@@ -152,12 +160,13 @@ pub(super) fn footnotes(point: &Point) -> Vec<String> {
     let mut notes: Vec<String> = format::whose_throughput(point).map(str::to_owned).into_iter().collect();
     for pair in &point.pairs {
         if let Some(first) = pair.ratios.first() {
-            let interval = if first.interval.is_some() { " and the 95 % interval of their ratio" } else { "" };
+            let interval = if first.interval.is_some() { " with its 95 % interval" } else { "" };
             notes.push(format!(
-                "{} / {}: means of epochs{interval}, by {}; p adjusted after Holm, of the figure that decides over all verdicts, of \
+                "{} / {}: means of epochs, and {}{interval}, by {}; p adjusted after Holm, of the figure that decides over all verdicts, of \
                  the others over all of them; \"shown from\" is the smallest difference that 4 of 5 such experiments show so.",
                 pair.arm,
                 pair.baseline,
+                format::whose_ratio(first),
                 format::method(first)
             ));
         }
