@@ -8,7 +8,7 @@ const RATIOS: [f64; 14] =
 /// The usual ratio, which the hardware sets (`table_diagnosis.rs` says how), and by which factor others depart from it.
 const USUAL: f64 = 200.0;
 const USUAL_FACTOR: f64 = 2.2;
-/// Where a counter is read, it is off by this share of a step at least.
+/// The share of a step by which a counter is off at least, since it is read between two steps.
 const NOISE: f64 = 0.5;
 /// Logarithm of the odds against the best fit up to which other costs are still possible.
 const POSSIBLE: f64 = 2.5;

@@ -22,7 +22,7 @@ pub(super) struct Request {
     pub(super) fails_after: Option<f64>,
 }
 
-/// What the requests meet.
+/// The servers, the network and the client that the requests meet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct World {
     pub(super) servers: usize,
@@ -42,7 +42,7 @@ pub(super) struct World {
     pub(super) gate: usize,
 }
 
-/// What came of it.
+/// The figures of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Replayed {
     /// From the first sending to the last end, in microseconds.
@@ -92,7 +92,7 @@ impl PartialOrd for Due {
     }
 }
 
-struct Replay<'a> {
+struct RunReplay<'a> {
     world: &'a World,
     requests: &'a [Request],
     followers: Vec<Vec<usize>>,
@@ -121,7 +121,7 @@ pub(super) fn replay(world: &World, requests: &[Request]) -> Replayed {
     }
     let begin = sends.peek().map_or(0.0, |Due(at, _)| *at);
     let servers = vec![Server::default(); world.servers.max(1)];
-    let mut made = Replay {
+    let mut made = RunReplay {
         world,
         requests,
         chained: followers.iter().any(|next| !next.is_empty()),
@@ -146,7 +146,7 @@ pub(super) fn replay(world: &World, requests: &[Request]) -> Replayed {
     }
 }
 
-impl Replay<'_> {
+impl RunReplay<'_> {
     fn run(&mut self) {
         loop {
             let busy = (0..self.servers.len()).filter(|index| self.servers[*index].has_work());

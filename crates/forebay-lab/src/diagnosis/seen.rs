@@ -20,7 +20,7 @@ pub(super) struct Seen {
     pub(super) round_trip_us: f64,
     /// The share of the open requests that neither servers nor network had.
     pub(super) unread: f64,
-    /// That as the time that a request spends so, in microseconds.
+    /// The time that a request spends so, in microseconds.
     pub(super) unread_us: f64,
     /// Between two events of one step of one server, and of all servers together, at the client.
     pub(super) event_us: Option<f64>,
@@ -117,7 +117,7 @@ fn pace<'a>(records: &[&'a Record], took_us: f64, of: fn(&'a Record) -> Option<&
     paces.reduce(f64::max)
 }
 
-/// The spans between two looks, where the servers count their steps. `cached`: prompts' tokens that were cached are counted apart.
+/// The spans between two looks, where the servers count their steps.
 pub(super) fn spans(records: &[&Record], samples: &[&Sample], round_trip_us: f64) -> Vec<Span> {
     let mut spans = Vec::new();
     for (server, (backend, looks)) in by_backend(samples).into_iter().enumerate() {

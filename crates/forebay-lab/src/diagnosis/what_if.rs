@@ -37,7 +37,7 @@ pub struct Gain {
     pub most: f64,
 }
 
-/// What twice of each thing would have gained.
+/// The gains from twice of each thing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WhatIf {
     /// The gains, the largest first.
@@ -60,7 +60,7 @@ impl WhatIf {
     }
 }
 
-/// What the replay needs beside the requests.
+/// The facts that the replay needs beside the requests.
 pub(super) struct Known<'a> {
     pub(super) seen: &'a Seen,
     pub(super) fits: &'a [Costs],

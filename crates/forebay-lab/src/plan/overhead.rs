@@ -53,7 +53,7 @@ impl Range {
     }
 }
 
-/// What vLLM takes for its steps where nobody says otherwise.
+/// The limits of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct StepLimits {
     /// `--max-num-seqs`.

@@ -54,7 +54,7 @@ fn the_kv_cache_of_a_real_server_on_an_h200_is_within_a_range_of_three_gib_at_mo
     }
 }
 
-/// The same server with `--kv-cache-memory-bytes 16G`, on one GPU and on two, and one of 1,600 blocks (benches/results).
+/// A server of that kind with `--kv-cache-memory-bytes 16G`, on one GPU and on two, and one of 1,600 blocks (benches/results).
 #[test]
 fn bytes_a_token_are_those_of_real_servers_on_h200() {
     for (tp, tokens) in [(1, 299_584), (2, 599_184)] {

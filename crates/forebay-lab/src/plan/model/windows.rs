@@ -14,7 +14,7 @@ pub struct Sliding {
     pub window: u64,
 }
 
-/// What a config says of its windows.
+/// The windows of a model, as far as its config tells.
 pub(super) enum Windows {
     None,
     Known(Sliding),
