@@ -25,6 +25,8 @@ struct Weighed<'a> {
     arm: &'a LayoutArm,
     /// Sequences that decode at once, by the least KV cache.
     surely: u64,
+    /// Tokens that its KV caches hold, by the least.
+    tokens: u64,
     /// The farthest link within one of its groups.
     farthest: Option<Link>,
     /// Some pair in a group copies through the host's memory.
@@ -38,7 +40,7 @@ impl<'a> Weighed<'a> {
             return None;
         }
         let mean = wanted.load.mean_tokens();
-        let rooms = arm.servers.iter().filter_map(|server| server.room.as_ref());
+        let rooms = || arm.servers.iter().filter_map(|server| server.room.as_ref());
         let off = |a: usize, b: usize| {
             let told = host.p2p.as_ref().and_then(|p2p| p2p.get(a)?.get(b).copied().flatten());
             matches!(told, Some(P2p::Off(_)))
@@ -47,7 +49,8 @@ impl<'a> Weighed<'a> {
         Some(Weighed {
             name: &planned.layout.name,
             arm,
-            surely: rooms.map(|room| (room.tokens_least / mean).min(room.max_num_seqs)).sum(),
+            surely: rooms().map(|room| (room.tokens_least / mean).min(room.max_num_seqs)).sum(),
+            tokens: rooms().map(|room| room.tokens_least).sum(),
             farthest: arm.servers.iter().filter_map(|server| server.farthest).max_by_key(|link| link.distance()),
             without_p2p: arm.servers.iter().any(|server| pairs(&server.gpus)),
         })
@@ -102,6 +105,17 @@ fn changes(host: &Host, first: &Weighed<'_>, others: &[&Weighed<'_>], wanted: Wa
         changes.push(format!(
             "More than {} requests at once of this length, or longer ones: then {}, which holds {}.",
             first.surely, roomier.name, roomier.surely
+        ));
+    }
+    // One copy of the weights leaves more for the KV cache, which counts where requests are long.
+    let longer = others.iter().filter(|one| one.tokens > first.tokens).max_by_key(|one| one.tokens);
+    if let Some(longer) = longer.filter(|one| roomier.is_none_or(|roomier| roomier.name != one.name)) {
+        changes.push(format!(
+            "Requests that hold more than {} tokens each while {} run at once: then {}, whose KV cache holds {} tokens.",
+            first.tokens / wanted.load.concurrency.max(1),
+            wanted.load.concurrency,
+            longer.name,
+            longer.tokens
         ));
     }
     let near = |one: &&&Weighed<'_>| one.farthest.is_some_and(|link| link.is_near()) && !one.without_p2p;
