@@ -83,9 +83,27 @@ fn two_gpus_that_are_sys_apart_are_told_so_and_each_replica_is_bound_to_its_node
         "CUDA_VISIBLE_DEVICES=0,1 vllm serve",
         "--port 8003 --tensor-parallel-size 2 --gpu-memory-utilization 0.9 --max-model-len 8192",
         "CUDA_VISIBLE_DEVICES belongs to the environment of the server",
+        "Try tp1x2 first\n  It holds all 300 requests at once, also by the least KV cache.\n  It needs no all-reduce.",
+        "What would change that:\n  - Requests that hold more than ",
+        "tokens each while 300 run at once: then tp2, whose KV cache holds ",
     ] {
         assert!(said.contains(part), "{part} is not in\n{said}");
     }
+}
+
+#[test]
+fn p2p_that_nobody_told_and_a_kind_that_nobody_told_are_said_to_be_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("topo.txt");
+    fs::write(&path, "GPU0 GPU1 CPU Affinity\nGPU0 X PIX 0-15\nGPU1 PIX X 0-15\n").unwrap();
+    let of = |memory| {
+        let topo = path.to_str().unwrap();
+        text(&plan(&["--topo", topo, "--gpu-memory", memory, "--model-config", MODEL]).stdout)
+    };
+    assert!(of("80GiB").contains("whether the GPUs read each other's memory (P2P) was not told"), "{}", of("80GiB"));
+    assert!(of("80GiB").contains("This plan takes 256; --gpus tells the kind"), "{}", of("80GiB"));
+    assert!(!of("24GiB").contains("--gpus tells the kind"), "{}", of("24GiB"));
+    assert!(of("80GiB").contains("--max-num-seqs is 256 in all"), "{}", of("80GiB"));
 }
 
 #[test]

@@ -60,9 +60,10 @@ pub struct Args {
     /// vLLM's --gpu-memory-utilization, written into every launch line: vLLM's default depends on its version
     #[arg(long, default_value_t = 0.9, value_parser = utilization)]
     gpu_memory_utilization: f64,
-    /// The memory that a server holds on each GPU beside weights and KV cache (activations, CUDA graphs, NCCL)
-    #[arg(long, default_value = "1.5GiB", value_name = "SIZE", value_parser = size)]
-    overhead: Bytes,
+    /// The memory that a server holds on each GPU beside weights and KV cache (activations, sampling, CUDA graphs, NCCL)
+    /// [default: a range, by the model and vLLM's limits on this GPU]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    overhead: Option<Bytes>,
     /// vLLM's --max-model-len [default: the model's own, or what fits into every server]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     max_model_len: Option<u64>,

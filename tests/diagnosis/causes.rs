@@ -14,6 +14,10 @@ const RUNS: usize = if cfg!(debug_assertions) { 6 } else { 100 };
 /// Draws for a run that is what it was drawn for, at most.
 const DRAWS: usize = 60;
 
+/// The causes that the simulator's engines can have: a closed loop and a server's HTTP side are not among them.
+const DRAWN: [Cause; 6] =
+    [Cause::KvRoom, Cause::CapOnRunning, Cause::StepTime, Cause::Prefill, Cause::Arrival, Cause::SlowClient];
+
 /// What became of a cause's runs.
 struct Row {
     cause: Cause,
@@ -89,9 +93,8 @@ fn matrix(rows: &[Row], of: fn(&Row) -> &[Diagnosis]) -> String {
 #[test]
 fn the_cause_of_a_simulated_run_is_named_and_not_another_one() {
     let seed = seed();
-    let causes = &Cause::ALL[..6];
     let rows: Vec<Row> = thread::scope(|scope| {
-        let started: Vec<_> = causes.iter().map(|cause| scope.spawn(move || row(*cause, seed))).collect();
+        let started: Vec<_> = DRAWN.iter().map(|cause| scope.spawn(move || row(*cause, seed))).collect();
         started.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     for row in &rows {

@@ -30,7 +30,13 @@ fn the_seed_s_table_alone_says_what_limited_each_arm_and_what_would_tell_the_res
         }
         let _ = writeln!(out);
         let s3 = diagnose(&arms[1]);
-        assert_eq!(s3.cause, Cause::Undecided, "which room, a table does not tell");
+        assert_eq!(s3.cause, Cause::Undecided, "a table does not tell surely");
+        assert_eq!(
+            s3.candidates[0],
+            Cause::CapOnRunning,
+            "requests began in waves, which short prompts do before a cap"
+        );
+        assert!(s3.sentence.contains("likelier a cap on running sequences than KV room"), "{}", s3.sentence);
         assert!(
             s3.candidates.iter().all(|cause| matches!(cause, Cause::KvRoom | Cause::CapOnRunning | Cause::SlowClient)),
             "{s3:?}"

@@ -103,8 +103,10 @@ pub(crate) fn draw(cause: Cause, rng: &mut fastrand::Rng) -> Setup {
             let run = run(&setup);
             setup.client_us = 1e6 * run.duration / run.events as f64 * between(rng, 1.3, 3.0);
         }
-        Cause::StepTime | Cause::Undecided => {}
+        Cause::StepTime | Cause::Concurrency | Cause::HttpSide | Cause::Undecided => {}
     }
+    // A handful of looks at a short run are few metrics, of which nothing is named.
+    setup.look_s = setup.look_s.min(run(&setup).duration / 12.0);
     setup
 }
 

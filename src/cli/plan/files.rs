@@ -47,7 +47,7 @@ pub(super) fn host(args: &Args) -> Result<Host, PlanError> {
         (Some(topology), Some(gpu::parse(&listed).map_err(in_source("nvidia-smi -q -x"))?))
     };
     let count = topology.as_ref().map_or(0, |topology| topology.gpus.len());
-    let told = |memory| (0..count).map(|index| Gpu::of(index, "GPU", memory)).collect();
+    let told = |memory| (0..count).map(|index| Gpu::unnamed(index, memory)).collect();
     let gpus = gpus.or_else(|| args.gpu_memory.map(told));
     let nodes = match &args.numa {
         Some(path) => read(path, numa::parse_numactl)?,

@@ -16,6 +16,10 @@ pub enum Cause {
     Prefill,
     /// The load: the arm kept up with what was offered.
     Arrival,
+    /// The client's concurrency: a closed loop is a load, and the servers would have taken more of it.
+    Concurrency,
+    /// The server's HTTP side: the engine was done with tokens long before they were sent on.
+    HttpSide,
     /// The load generator or its machine: answers were ready before they were read.
     SlowClient,
     /// Not told by what is known.
@@ -24,12 +28,14 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause that a diagnosis may name, and last the word for none.
-    pub const ALL: [Cause; 7] = [
+    pub const ALL: [Cause; 9] = [
         Cause::KvRoom,
         Cause::CapOnRunning,
         Cause::StepTime,
         Cause::Prefill,
         Cause::Arrival,
+        Cause::Concurrency,
+        Cause::HttpSide,
         Cause::SlowClient,
         Cause::Undecided,
     ];
@@ -43,6 +49,8 @@ impl Cause {
             Cause::StepTime => "step time",
             Cause::Prefill => "prefill",
             Cause::Arrival => "the load offered",
+            Cause::Concurrency => "the client's concurrency",
+            Cause::HttpSide => "the server's HTTP side",
             Cause::SlowClient => "a slow client",
             Cause::Undecided => "undecided",
         }

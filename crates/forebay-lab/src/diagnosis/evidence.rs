@@ -4,14 +4,22 @@ use serde::Serialize;
 
 use crate::rows::kept_up::{KeptUp, kept_up};
 use crate::rows::record::Record;
-use crate::rows::row_file::{Offered, RunRows, Sample};
+use crate::rows::row_file::{Offered, RunHead, RunRows, Sample};
 use crate::rows::summary::{Latency, Summary};
 
+use super::costs::Costs;
+use super::seen::{self, Seen};
 use super::servers::Servers;
-use super::shares::Shares;
+use super::shares::{self, Shares};
+use super::what_if::{Known, WhatIf, what_if};
 
 /// A lag below the first of these shares of TPOT is harmless, above the second it is what was measured.
 const LAG_OF_TPOT: (f64, f64) = (0.5, 2.0);
+
+/// The load generator is slow where its lag is this share of the time that answers were unread.
+const LAG_OF_UNREAD: f64 = 0.4;
+/// And where this share of the open requests was neither at the servers nor on the network.
+const UNREAD: f64 = 0.1;
 
 /// The evidence on an arm under one load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -24,6 +32,11 @@ pub struct Evidence {
     pub offered: Option<Offered>,
     /// The figures of the table.
     pub figures: Summary,
+    /// Requests that the client kept open at once, at most; none: no limit.
+    pub gate: Option<u32>,
+    /// The time that a request was open after the servers were done with it, the network's apart, in milliseconds; none where
+    /// nobody looked.
+    pub unread_ms: Option<f64>,
     /// Its servers.
     pub replicas: Option<u32>,
     /// `--max-num-seqs` of each server.
@@ -40,6 +53,8 @@ pub struct Evidence {
     pub seen: Option<RequestFigures>,
     /// The figures that looks at the servers tell; none where nobody looked.
     pub servers: Option<Servers>,
+    /// The gains from twice of one thing, by a replay of the run; none where nobody looked at the servers.
+    pub what_if: Option<WhatIf>,
 }
 
 /// The figures that requests tell one by one.
@@ -71,22 +86,51 @@ impl Evidence {
         let figures = Summary::of(records.iter().copied());
         let head = run.head.as_ref();
         let max_num_seqs = head.and_then(|head| head.max_num_seqs);
-        let prompt = figures.input_tokens as f64 / figures.requests.max(1) as f64;
-        let servers = Servers::of(&samples, max_num_seqs, prompt);
+        let each = |tokens: u64| tokens as f64 / figures.requests.max(1) as f64;
+        let servers = Servers::of(&samples, max_num_seqs, each(figures.input_tokens), each(figures.output_tokens));
+        let took_us = figures.duration_s * 1e6;
+        let seen = Seen::of(&records, &samples, took_us);
+        let mut spans = seen::spans(&records, &samples, seen.round_trip_us);
+        let mut fits = Costs::fit(&spans);
+        if fits.is_empty() {
+            spans = shares::spans(&records);
+            fits = Costs::fit(&spans);
+        }
+        let offered = head.map(|head| head.load.offered);
+        let lag_us = run.end.map(|end| end.lag_p99_us as f64);
+        let gate = head.and_then(|head| gate(head, arm.is_some(), &records, took_us));
+        let of_requests = RequestFigures::of(&records, &figures, fits.first().map(|costs| Shares::of(&spans, costs)));
         let name = arm.or_else(|| head.and_then(|head| head.arm.as_deref()));
         Evidence {
             arm: name.unwrap_or("the arm").to_owned(),
             simulated: head.is_some_and(|head| head.simulated),
-            kept_up: kept_up(head.map(|head| head.load.offered), &records),
+            kept_up: kept_up(offered, &records),
             // The rate of conversations is not that of their requests, which wait for answers.
-            offered: head.map(|head| head.load.offered).filter(|_| records.iter().all(|one| one.turn.is_none())),
+            offered: offered.filter(|_| records.iter().all(|one| one.turn.is_none())),
             figures,
+            gate,
+            unread_ms: servers.map(|_| seen.unread_us / 1e3),
             replicas: head.and_then(|head| head.replicas).or(servers.as_ref().map(|servers| servers.count)),
             max_num_seqs,
             kv_tokens: servers.as_ref().and_then(|servers| servers.kv_tokens),
             output_len: head.and_then(|head| head.load.output_len),
-            lag_p99_ms: run.end.map(|end| end.lag_p99_us as f64 / 1e3),
-            seen: RequestFigures::of(&records, &figures),
+            lag_p99_ms: lag_us.map(|lag| lag / 1e3),
+            seen: of_requests,
+            what_if: servers.as_ref().and_then(|servers| {
+                let known = Known {
+                    seen: &seen,
+                    fits: &fits,
+                    offered,
+                    gate,
+                    slow_client: seen.unread >= UNREAD
+                        && lag_us.is_some_and(|lag| lag >= LAG_OF_UNREAD * seen.unread_us),
+                    cap: max_num_seqs.map(f64::from),
+                    servers,
+                    decoding: of_requests.map_or(0.0, |seen| seen.decoding),
+                    took_us,
+                };
+                what_if(&records, &known)
+            }),
             servers,
         }
     }
@@ -167,7 +211,7 @@ impl Evidence {
 }
 
 impl RequestFigures {
-    fn of(records: &[&Record], figures: &Summary) -> Option<RequestFigures> {
+    fn of(records: &[&Record], figures: &Summary, shares: Option<Shares>) -> Option<RequestFigures> {
         let first = records.iter().map(|record| record.sent_us).min()?;
         let last = records.iter().map(|record| record.sent_us).max()?;
         let run_us = figures.duration_s * 1e6;
@@ -178,7 +222,17 @@ impl RequestFigures {
             arrivals_s: (last - first) as f64 / 1e6,
             open: open_us / run_us.max(1.0),
             decoding: decoding_us / run_us.max(1.0),
-            shares: Shares::of(records),
+            shares,
         })
     }
+}
+
+/// The requests that the client kept open at once, at most. An arm beside another one has a part of them that nobody set.
+fn gate(head: &RunHead, a_part: bool, records: &[&Record], took_us: f64) -> Option<u32> {
+    let all = match head.load.offered {
+        Offered::Concurrency(most) => Some(most),
+        _ => head.load.max_concurrency,
+    }?;
+    let open: f64 = records.iter().map(|record| record.end_us as f64).sum::<f64>() / took_us.max(1.0);
+    Some(if a_part { (open.round() as u32).clamp(1, all) } else { all })
 }

@@ -4,9 +4,10 @@ use crate::rows::row_file::Offered;
 
 use super::cause::{Cause, Diagnosis};
 use super::evidence::Evidence;
-use super::finding::{Found, drained, unread};
+use super::finding::{Found, drained};
 use super::servers::Servers;
 use super::table_diagnosis::{EVEN, MOST_LATE, Signs, UNEVEN};
+use super::what_if::Gain;
 
 /// A whole number.
 pub(super) fn count(value: f64) -> String {
@@ -22,7 +23,7 @@ fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
-fn listed(causes: &[Cause]) -> String {
+pub(super) fn listed(causes: &[Cause]) -> String {
     let names: Vec<&str> = causes.iter().map(|cause| cause.name()).collect();
     match names.as_slice() {
         [] => "anything".to_owned(),
@@ -35,8 +36,8 @@ pub(super) fn diagnosis(evidence: &Evidence, found: &Found) -> Diagnosis {
     Diagnosis {
         cause: found.cause,
         candidates: found.candidates.clone(),
-        sentence: sentence(evidence, found.cause, &found.candidates),
-        evidence: lines(evidence, found),
+        sentence: sentence(evidence, found),
+        evidence: lines(evidence),
         would_tell: would_tell(evidence, found),
     }
 }
@@ -49,9 +50,10 @@ fn only_room(candidates: &[Cause]) -> bool {
 /// The condition of a cause that a slow client would void.
 const PROVISO: &str = "That holds if the load generator kept up, which is not known here.";
 
-fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
+fn sentence(evidence: &Evidence, found: &Found) -> String {
     let name = &evidence.arm;
-    match cause {
+    let cause = found.cause;
+    let text = match cause {
         Cause::KvRoom | Cause::CapOnRunning => room(evidence, cause),
         Cause::StepTime => format!(
             "{name} is limited by step time: little waited for room, {} of {} sequences decoded at once, and each token \
@@ -75,16 +77,55 @@ fn sentence(evidence: &Evidence, cause: Cause, candidates: &[Cause]) -> String {
             rate(evidence),
             kept_up(evidence),
         ),
-        Cause::SlowClient => {
-            let how =
-                evidence.seen.as_ref().zip(evidence.servers.as_ref()).map_or_else(String::new, |(seen, servers)| {
-                    let at_servers = count(servers.running + servers.waiting);
-                    format!(" {} requests were open there on average, {at_servers} at the servers;", count(seen.open))
-                });
-            format!("{name} is not what limited this run, the load generator is:{how} these figures are not the arm's.")
-        }
-        Cause::Undecided => undecided(evidence, candidates),
+        Cause::Concurrency => format!(
+            "{name} is limited by the client's concurrency: it kept {} requests open and the servers would have taken more, so that \
+             the throughput is the load's.",
+            evidence.gate.unwrap_or(0),
+        ),
+        Cause::HttpSide => format!(
+            "{name} is limited by the server's HTTP side: {}, and the load generator's own lag was {:.1} ms.",
+            unread(evidence),
+            evidence.lag_p99_ms.unwrap_or(0.0),
+        ),
+        Cause::SlowClient => format!(
+            "{name} is not what limited this run, the load generator is: {}; these figures are not the arm's.",
+            evidence.lag_p99_ms.map_or_else(|| unread(evidence), |lag| format!("it noted answers {lag:.1} ms late")),
+        ),
+        Cause::Undecided => return undecided(evidence, found),
+    };
+    match evidence.what_if.as_ref().and_then(|what_if| what_if.gain(cause)).filter(|gain| gain.most > 1.0) {
+        Some(gain) => format!("{text} {}", gain_words(&gain)),
+        None => text,
     }
+}
+
+/// Says what twice of a cause would have gained.
+fn gain_words(gain: &Gain) -> String {
+    let (what, least, most) = (twice(gain.cause), times(gain.least), times(gain.most));
+    if least == most {
+        format!("By a replay, {what} would make it {least} as fast.")
+    } else {
+        format!("By a replay, {what} would make it {least} to {most} as fast.")
+    }
+}
+
+fn twice(cause: Cause) -> &'static str {
+    match cause {
+        Cause::KvRoom => "twice the KV cache",
+        Cause::CapOnRunning => "twice the cap",
+        Cause::StepTime => "steps in half the time",
+        Cause::Prefill => "prompts computed in half the time",
+        Cause::Arrival => "twice the load",
+        Cause::Concurrency => "twice the concurrency",
+        Cause::HttpSide => "half the time for an event",
+        Cause::SlowClient => "a faster load generator",
+        Cause::Undecided => "nothing",
+    }
+}
+
+/// Says how long answers lay unread.
+fn unread(evidence: &Evidence) -> String {
+    format!("answers came {} ms after the engine had made them", count(evidence.unread_ms.unwrap_or(0.0)))
 }
 
 /// Says how one sees that it kept up.
@@ -130,26 +171,39 @@ fn room(evidence: &Evidence, cause: Cause) -> String {
     )
 }
 
-fn undecided(evidence: &Evidence, candidates: &[Cause]) -> String {
+fn undecided(evidence: &Evidence, found: &Found) -> String {
     let name = &evidence.arm;
-    if let [left @ .., Cause::SlowClient] = candidates
-        && !left.is_empty()
-    {
-        let cause = if let [cause] = left { *cause } else { Cause::Undecided };
-        let text = sentence(evidence, cause, left);
-        return format!("{text} {PROVISO}");
-    }
-    let left = listed(candidates);
-    if !only_room(candidates) {
-        return format!("What bound {name} is undecided: {left}.");
-    }
+    // What a slow client would void stands as far as it goes.
+    let (left, client) = match found.candidates.as_slice() {
+        [left @ .., Cause::SlowClient] if !left.is_empty() => (left, true),
+        left => (left, false),
+    };
     let waves = Signs::of(evidence).filter(|signs| signs.half_by >= MOST_LATE).map_or("", |_| ", in waves");
-    format!(
-        "{name} is limited by how much runs at once (about {} of {} sequences{waves}), not by step time; whether {left} sets \
-         that, these figures do not tell.",
-        decoding(evidence),
-        evidence.figures.requests,
-    )
+    let guess = match left {
+        [] => format!("What bound {name} is undecided."),
+        [cause] => {
+            let text = sentence(evidence, &Found::one(*cause));
+            format!("Probably, and not surely: {text}")
+        }
+        [first, others @ ..] if only_room(left) && evidence.servers.is_none() => format!(
+            "{name} is probably limited by how much runs at once (about {} of {} sequences{waves}), not by step time. What sets \
+             that is likelier {} than {}, but these figures do not tell.",
+            decoding(evidence),
+            evidence.figures.requests,
+            first.name(),
+            listed(others),
+        ),
+        _ => format!("What bound {name} is undecided: {}.", listed(left)),
+    };
+    let mut text = guess;
+    if !found.doubts.is_empty() {
+        text.push_str(&format!(" It is not sure, because {}.", found.doubts.join(", and ")));
+    }
+    if client {
+        text.push(' ');
+        text.push_str(PROVISO);
+    }
+    text
 }
 
 fn rate(evidence: &Evidence) -> String {
@@ -159,7 +213,7 @@ fn rate(evidence: &Evidence) -> String {
     }
 }
 
-fn lines(evidence: &Evidence, found: &Found) -> Vec<String> {
+fn lines(evidence: &Evidence) -> Vec<String> {
     let mut lines = Vec::new();
     let figures = &evidence.figures;
     if let Some(tpot) = figures.tpot_ms.mean.or(figures.tpot_ms.p50) {
@@ -184,7 +238,7 @@ fn lines(evidence: &Evidence, found: &Found) -> Vec<String> {
         }
     }
     if let Some(servers) = &evidence.servers {
-        lines.extend(server_lines(servers, evidence));
+        lines.extend(server_lines(servers));
     }
     if let Some(shares) = evidence.seen.and_then(|seen| seen.shares) {
         lines.push(format!(
@@ -199,10 +253,21 @@ fn lines(evidence: &Evidence, found: &Found) -> Vec<String> {
     if let Some(lag) = evidence.lag_p99_ms {
         lines.push(format!("The load generator noted answers {lag:.1} ms late at the 99th percentile."));
     }
-    if !found.share.is_empty() {
-        let shares: Vec<String> =
-            found.share.iter().map(|(cause, share)| format!("{} {}", cause.name(), percent(share.max(0.0)))).collect();
-        lines.push(format!("Of the time could have been shortened by more of: {}.", shares.join(", ")));
+    if let Some(what_if) = &evidence.what_if {
+        let gains = what_if.gains.iter().map(|gain| {
+            format!("{} {} ({:.2} to {:.2})", twice(gain.cause), times(gain.likely), gain.least, gain.most)
+        });
+        lines.push(format!(
+            "A replay took {:.2} × as long as the run. By it, the run would be faster with: {}.",
+            what_if.alike.took,
+            gains.collect::<Vec<_>>().join(", "),
+        ));
+        lines.push(format!(
+            "The network's round trip took {:.1} ms, and {} of the open requests were neither in it nor at the servers{}.",
+            what_if.round_trip_ms,
+            percent(what_if.unread),
+            what_if.event_us.map_or_else(String::new, |us| format!("; two events of one step were {us:.0} µs apart")),
+        ));
     }
     lines
 }
@@ -229,7 +294,7 @@ fn tpot_line(uneven: f64) -> String {
     format!("TPOT: P99 is {uneven:.1} × the median: {shape}.")
 }
 
-fn server_lines(servers: &Servers, evidence: &Evidence) -> Vec<String> {
+fn server_lines(servers: &Servers) -> Vec<String> {
     let mut lines = vec![format!(
         "The servers ran {} sequences on average ({} at most on one) with {} waiting; requests waited at the cap in {} of the steps, for KV blocks in {}, for both in {}, for prompts before them in {}.",
         count(servers.running),
@@ -249,16 +314,6 @@ fn server_lines(servers: &Servers, evidence: &Evidence) -> Vec<String> {
     );
     if !memory.is_empty() {
         lines.push(format!("Memory: {}.", memory.join(", ")));
-    }
-    if let Some(seen) = &evidence.seen {
-        let (done, stale) = unread(seen, servers, evidence.figures.duration_s);
-        lines.push(format!(
-            "The client had {} requests open on average, the servers {}: {} of that was unread, and the servers were done for {} of the run.",
-            count(seen.open),
-            count(servers.running + servers.waiting),
-            percent(stale),
-            percent(done),
-        ));
     }
     lines
 }
@@ -287,6 +342,16 @@ fn would_tell(evidence: &Evidence, found: &Found) -> Vec<String> {
     }
     if has(Cause::Arrival) {
         lines.push("The load: the same arm at twice the rate; if throughput doubles, the arm kept up.");
+    }
+    if has(Cause::Concurrency) {
+        lines.push(
+            "The load: the same arm with twice the requests open; if throughput grows, the concurrency was the limit.",
+        );
+    }
+    if evidence.servers.is_none() && evidence.seen.is_some() {
+        lines.push(
+            "The servers' metrics, scraped during the run: forebay bench does that unless --no-scrape says otherwise.",
+        );
     }
     lines.into_iter().map(str::to_owned).collect()
 }

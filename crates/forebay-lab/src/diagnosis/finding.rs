@@ -1,8 +1,7 @@
 //! What a judgement finds, and the measures that judgement and explanation share. Pure.
 
 use super::cause::Cause;
-use super::evidence::{Evidence, RequestFigures};
-use super::servers::Servers;
+use super::evidence::Evidence;
 use crate::rows::row_file::Offered;
 
 /// An arm keeps up with what is offered where its work goes on for at most this share of the run after the last arrival: then
@@ -11,34 +10,35 @@ pub(super) const KEEPS_UP: f64 = 0.20;
 /// From this share on it did not keep up.
 pub(super) const FALLS_BEHIND: f64 = 0.28;
 
-/// The finding: a cause, or the candidates; and, where it could be told, each one's share of the time.
+/// The finding: a cause, or the candidates, likeliest first; and the reasons why it is not sure.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Found {
     pub(super) cause: Cause,
     pub(super) candidates: Vec<Cause>,
-    pub(super) share: Vec<(Cause, f64)>,
+    pub(super) doubts: Vec<String>,
 }
 
 impl Found {
     pub(super) fn one(cause: Cause) -> Found {
-        Found { cause, candidates: vec![cause], share: Vec::new() }
+        Found { cause, candidates: vec![cause], doubts: Vec::new() }
+    }
+
+    /// One of these, and not told which, even where there is one alone.
+    pub(super) fn open(candidates: &[Cause]) -> Found {
+        Found { cause: Cause::Undecided, candidates: candidates.to_vec(), doubts: Vec::new() }
     }
 
     pub(super) fn between(candidates: &[Cause]) -> Found {
         match candidates {
             [cause] => Found::one(*cause),
-            _ => Found { cause: Cause::Undecided, candidates: candidates.to_vec(), share: Vec::new() },
+            _ => Found::open(candidates),
         }
     }
-}
 
-/// The share of the run for which the servers had made their last token, and that of the open requests that were answered.
-pub(super) fn unread(seen: &RequestFigures, servers: &Servers, duration_s: f64) -> (f64, f64) {
-    let done = servers.last_token_s.map_or(0.0, |last| (1.0 - last / duration_s).max(0.0));
-    // The looks cover a little more than the run, and miss what happened between two of them.
-    let missed = 2.0 * servers.look_s / duration_s;
-    let stale = if seen.open > 0.0 { 1.0 - (servers.running + servers.waiting) / seen.open - missed } else { 0.0 };
-    (done, stale.max(0.0))
+    /// Returns it as a guess, for these reasons.
+    pub(super) fn unsure(self, doubts: Vec<String>) -> Found {
+        Found { cause: Cause::Undecided, doubts, ..self }
+    }
 }
 
 /// The share of the run that went on after the last request was sent; none where requests were not sent at a rate.

@@ -1,48 +1,115 @@
-//! From evidence to a cause, where looks at the servers say what requests waited for. Pure.
+//! From evidence to a cause. Where the servers' metrics were scraped, the cause is what a replay with twice of it gains from;
+//! everything else is a guess, and undecided. Pure.
 
 use super::cause::Cause;
 use super::evidence::Evidence;
-use super::finding::{FALLS_BEHIND, Found, KEEPS_UP, drained, unread};
+use super::finding::{FALLS_BEHIND, Found, KEEPS_UP, drained};
 use super::servers::Servers;
-use super::shares::Shares;
 use super::table_diagnosis;
+use super::what_if::{Gain, WhatIf};
 use crate::rows::row_file::Offered;
 
-/// Room or prefill is named from this share of the time on: twice as much would have made the run about 1.2 times as fast.
-const NAMED: f64 = 0.34;
-/// And step time where neither has this share: twice as much of either would have gained less than an eighth.
-const SLIGHT: f64 = 0.23;
-/// One of them leads the other by so much of the time, or neither is named.
-const LEAD: f64 = 0.10;
-/// A client is slow where its servers were done for this share of the run before it.
-const UNREAD: f64 = 0.20;
-/// Or where this share of the requests open at the client had been answered.
-const STALE: f64 = 0.33;
+/// A cause is named where twice of it gains this by the likeliest costs, and the second of these by any that are possible.
+const GAINS: f64 = 1.17;
+const SURELY: f64 = 1.14;
+/// And step time where twice of nothing else gains more than this by any possible costs.
+const NOTHING_ELSE: f64 = 1.13;
+/// For that the replay is as long as the run to this: what it does not know of may be what gains.
+const CLOSE: f64 = 0.08;
+/// Twice of something that gains this may be the cause.
+const MAYBE: f64 = 1.08;
+/// The server's HTTP side is slow, and surely not the client, where the client's own lag is at most this share of the time that
+/// answers were unread.
+const LITTLE_LAG: f64 = 0.1;
+/// From this share of failed requests on nothing is sure.
+const FAILED: f64 = 0.05;
 
 pub(super) fn judge(evidence: &Evidence) -> Found {
     if evidence.figures.requests == 0 || evidence.figures.duration_s <= 0.0 {
-        return Found::between(&[]);
+        return Found::open(&[]).unsure(vec!["no request got a whole answer".to_owned()]);
     }
-    if let Some(found) = client(evidence) {
-        return found;
+    let found = match (&evidence.servers, &evidence.what_if) {
+        (Some(servers), Some(what_if)) => by_replay(evidence, servers, what_if),
+        _ => guess(evidence),
+    };
+    let doubts = doubts(evidence);
+    if doubts.is_empty() { found } else { found.unsure(doubts) }
+}
+
+/// The reasons why nothing is sure, in words that follow "not sure:".
+fn doubts(evidence: &Evidence) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let failed = evidence.figures.failed as f64 / (evidence.figures.failed + evidence.figures.requests) as f64;
+    if failed >= FAILED {
+        doubts.push(format!("{:.0} % of the requests failed", failed * 100.0));
     }
-    if let Some(found) = arrival(evidence) {
-        return found;
+    let Some(servers) = &evidence.servers else {
+        doubts.push("the servers' metrics were not scraped".to_owned());
+        return doubts;
+    };
+    let lacks = servers.lacks();
+    if !lacks.is_empty() {
+        doubts.push(format!("the scrapes lack {}", lacks.join(", ")));
     }
-    match (&evidence.servers, evidence.seen.and_then(|seen| seen.shares)) {
-        (Some(servers), Some(shares)) => engine(servers, &shares, evidence.max_num_seqs.is_some()),
-        _ => table_diagnosis::judge(evidence),
+    match &evidence.what_if {
+        None => doubts.push("there are too few tokens to say what a step costs".to_owned()),
+        Some(what_if) if !what_if.alike.holds() && lacks.is_empty() => doubts.push(format!(
+            "a replay with the costs that were fitted to the run took {:.2} × as long as the run, with {:.2} × as many running",
+            what_if.alike.took, what_if.alike.running
+        )),
+        Some(_) => {}
+    }
+    doubts
+}
+
+/// Finds what a replay with twice of it gains from.
+fn by_replay(evidence: &Evidence, servers: &Servers, what_if: &WhatIf) -> Found {
+    // Below saturation the load is the cause where it is known that the servers kept up, and elsewhere it is not.
+    let keeps_up = evidence.kept_up.map(|found| found.holds);
+    let load = |gain: &&Gain| gain.cause != Cause::Arrival || keeps_up != Some(false);
+    let others: Vec<Gain> =
+        what_if.gains.iter().filter(|gain| gain.cause != Cause::StepTime).filter(load).copied().collect();
+    let steps = what_if.gain(Cause::StepTime);
+    let sure = |gain: &&Gain| gain.likely >= GAINS && gain.least >= SURELY;
+    // Where it is not known that they kept up, twice the load may only lengthen the queue.
+    let known = |gain: &&Gain| gain.cause != Cause::Arrival || keeps_up == Some(true);
+    let best = others.first().filter(sure).filter(known);
+    if let Some(best) = best {
+        return match best.cause {
+            Cause::HttpSide => behind_the_engine(evidence),
+            cause => Found::one(cause),
+        };
+    }
+    let mut else_gains = what_if.gains.iter().filter(|gain| gain.cause != Cause::StepTime);
+    let nothing_else = else_gains.all(|gain| gain.most <= NOTHING_ELSE);
+    let close = what_if.alike.took.ln().abs() <= CLOSE;
+    if steps.as_ref().filter(sure).is_some() && nothing_else && close {
+        return Found::one(Cause::StepTime);
+    }
+    let mut left: Vec<Cause> = others.iter().filter(|gain| gain.most >= MAYBE).map(|gain| gain.cause).collect();
+    if left.is_empty() && servers.both > 0.0 {
+        // Either alone gains nothing where both are full.
+        left.extend([Cause::KvRoom, Cause::CapOnRunning]);
+    }
+    left.extend(steps.filter(|gain| gain.most >= MAYBE).map(|gain| gain.cause));
+    Found::open(&left)
+}
+
+/// Finds who is slow behind an engine that was done, where the client's lag does not account for it.
+fn behind_the_engine(evidence: &Evidence) -> Found {
+    let share = evidence.lag_p99_ms.zip(evidence.unread_ms).map(|(lag, unread)| lag / unread.max(1e-3));
+    match share {
+        Some(share) if share <= LITTLE_LAG => Found::one(Cause::HttpSide),
+        _ => Found::open(&[Cause::HttpSide, Cause::SlowClient]),
     }
 }
 
-/// Finds whether answers were ready long before they were read.
-fn client(evidence: &Evidence) -> Option<Found> {
-    let Some((seen, servers)) = evidence.seen.as_ref().zip(evidence.servers.as_ref()) else {
-        // Nobody looked at the servers: the generator's own lag is all there is.
-        return (evidence.client_kept_up() == Some(false)).then(|| Found::one(Cause::SlowClient));
-    };
-    let (done, stale) = unread(seen, servers, evidence.figures.duration_s);
-    (done >= UNREAD || stale >= STALE).then(|| Found::one(Cause::SlowClient))
+/// Guesses where nobody looked at the servers: the load generator's lag, the arrivals, and the table.
+fn guess(evidence: &Evidence) -> Found {
+    if evidence.client_kept_up() == Some(false) {
+        return Found::one(Cause::SlowClient);
+    }
+    arrival(evidence).unwrap_or_else(|| table_diagnosis::judge(evidence))
 }
 
 /// Finds whether the arm kept up with what was offered.
@@ -59,43 +126,4 @@ fn arrival(evidence: &Evidence) -> Option<Found> {
         return Some(Found::one(Cause::Arrival));
     }
     (drained < FALLS_BEHIND).then(|| Found::between(&[Cause::Arrival, Cause::StepTime]))
-}
-
-/// Finds what bound servers that were looked at.
-fn engine(servers: &Servers, shares: &Shares, cap_known: bool) -> Found {
-    let whole = (shares.base + shares.tokens + shares.prefill).max(1e-9);
-    let base = shares.base / whole;
-    let room = base * servers.room();
-    let prefill = shares.prefill / whole;
-    let step = 1.0 - room - prefill;
-    let kv = base * (servers.kv_full + servers.both / 2.0);
-    let cap = base * (servers.at_cap + servers.both / 2.0);
-    let mut share =
-        vec![(Cause::Prefill, prefill), (Cause::StepTime, step), (Cause::KvRoom, kv), (Cause::CapOnRunning, cap)];
-    share.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let mut left = candidates(kv, cap, prefill);
-    // Steps full of others' prompts take their time for prompts. Where they did not, a cap that nobody told made the queue.
-    if !cap_known && left == [Cause::StepTime] && servers.in_prefill * base >= SLIGHT.max(prefill) {
-        left.push(Cause::CapOnRunning);
-    }
-    Found { share, ..Found::between(&left) }
-}
-
-/// The causes that these shares of the time leave.
-fn candidates(kv: f64, cap: f64, prefill: f64) -> Vec<Cause> {
-    // Room of both kinds counts as one against prefill, and only then is told apart.
-    let room = kv + cap;
-    let kinds = match (kv >= 2.0 * cap, cap >= 2.0 * kv) {
-        (true, _) => vec![Cause::KvRoom],
-        (_, true) => vec![Cause::CapOnRunning],
-        _ => vec![Cause::KvRoom, Cause::CapOnRunning],
-    };
-    let most = room.max(prefill);
-    let mut left = Vec::new();
-    if room >= SLIGHT && room > most - LEAD {
-        left.extend(kinds);
-    }
-    left.extend((prefill >= SLIGHT && prefill > most - LEAD).then_some(Cause::Prefill));
-    left.extend((most < NAMED).then_some(Cause::StepTime));
-    left
 }

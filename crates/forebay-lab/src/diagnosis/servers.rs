@@ -3,18 +3,22 @@
 //! Why a request waits follows from the scheduler: it starts the head of its queue unless the batch is at its cap, its blocks
 //! are not free, or the step's prompt tokens are used up. So each look with a queue is one of the three.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
+use super::seen::by_backend;
 use crate::rows::row_file::Sample;
 
 /// A batch is at its cap from here on: a gauge may be read between an end and a start.
 const AT_CAP: f64 = 0.97;
 /// Without `--max-num-seqs`, a batch of one size in this share of the looks with a queue is a cap's doing.
 const PLATEAU: f64 = 0.6;
+/// And a queue so many times what ends in a step.
+const LONGER: f64 = 3.0;
 /// KV blocks in use from which on memory is short whatever the next prompt needs.
 const KV_FULL: f64 = 0.97;
+
+/// Looks with work on each server from which on they are enough.
+const FEWEST: u32 = 4;
 
 /// An arm's servers over a run; shares are of the steps that they made (of the looks, where steps are not counted).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -49,6 +53,12 @@ pub struct Servers {
     pub steps: Option<f64>,
     /// Between two looks, in seconds: how exactly the others are known.
     pub look_s: f64,
+    /// Looks with work on one server, the fewest over the servers.
+    pub looks: u32,
+    /// The cap that the looks show, where nobody told one.
+    pub cap_seen: Option<f64>,
+    /// Tokens of the KV cache that a running sequence held, on average.
+    pub held: Option<f64>,
     /// The time of the last token, from the begin of the run, in seconds; none where tokens are not counted.
     pub last_token_s: Option<f64>,
 }
@@ -63,12 +73,9 @@ enum Wait {
 }
 
 impl Servers {
-    /// Sums up these looks; `cap`: `--max-num-seqs`; `prompt`: tokens of a prompt on average. None of fewer than two looks.
-    pub(super) fn of(samples: &[&Sample], cap: Option<u32>, prompt: f64) -> Option<Servers> {
-        let mut by_server: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
-        for sample in samples {
-            by_server.entry(&sample.backend).or_default().push(sample);
-        }
+    /// Sums up these looks; `cap`: `--max-num-seqs`; `prompt` and `answer`: their tokens on average. None of fewer than two looks.
+    pub(super) fn of(samples: &[&Sample], cap: Option<u32>, prompt: f64, answer: f64) -> Option<Servers> {
+        let mut by_server = by_backend(samples);
         by_server.retain(|_, looks| looks.len() > 1);
         let looks: Vec<Vec<&Sample>> = by_server.into_values().collect();
         if looks.is_empty() {
@@ -76,9 +83,14 @@ impl Servers {
         }
         let mut sums = Sums::default();
         let mut servers = Servers { count: looks.len() as u32, ..Servers::default() };
+        servers.looks = u32::MAX;
         for looks in &looks {
+            let busy = looks.iter().filter(|look| look.running.unwrap_or(0.0) > 0.0).count();
+            servers.looks = servers.looks.min(busy as u32);
             servers.gauges(looks);
-            sums.add(looks, cap.map(f64::from), prompt);
+            let seen = plateau(looks, answer);
+            servers.cap_seen = servers.cap_seen.or(seen);
+            sums.add(looks, cap.map(f64::from).or(seen), prompt);
         }
         servers.counters(&looks);
         servers.look_s = looks.iter().filter_map(|looks| between(looks)).fold(0.0, f64::max);
@@ -108,6 +120,10 @@ impl Servers {
         self.running_peak = looks.iter().filter_map(|look| look.running).fold(self.running_peak, f64::max);
         self.kv_peak = looks.iter().filter_map(|look| look.kv_usage).chain(self.kv_peak).reduce(f64::max);
         self.kv_tokens = looks.iter().find_map(|look| look.kv_tokens).or(self.kv_tokens);
+        let held = |look: &&Sample| Some((look.kv_usage? * look.kv_tokens?, look.running?));
+        let (tokens, sequences) =
+            looks.iter().filter_map(held).fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        self.held = (sequences > 0.0 && tokens > 0.0).then(|| tokens / sequences).or(self.held);
     }
 
     fn counters(&mut self, looks: &[Vec<&Sample>]) {
@@ -125,6 +141,20 @@ impl Servers {
             .filter(|pair| pair[1].generation_tokens > pair[0].generation_tokens)
             .map(|pair| pair[1].at_us as f64 / 1e6)
             .reduce(f64::max);
+    }
+
+    /// Returns what the scrapes lack for a diagnosis, in words; empty where they are whole.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<&'static str> {
+        let lacks = [
+            (self.looks < FEWEST, "enough scrapes with work in them"),
+            (self.kv_peak.is_none(), "vllm:kv_cache_usage_perc"),
+            (self.kv_tokens.is_none(), "vllm:cache_config_info"),
+            (self.steps.is_none(), "vllm:iteration_tokens_total"),
+            (self.last_token_s.is_none(), "vllm:generation_tokens_total"),
+            (self.preemptions.is_none(), "vllm:num_preemptions_total"),
+        ];
+        lacks.into_iter().filter(|(lacks, _)| *lacks).map(|(_, what)| what).collect()
     }
 
     /// Share of the steps in which requests waited for room of either kind.
@@ -152,7 +182,6 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, looks: &[&Sample], cap: Option<f64>, prompt: f64) {
-        let cap = cap.or_else(|| plateau(looks));
         for pair in looks.windows(2) {
             let (before, now) = (pair[0], pair[1]);
             let steps = now.steps.zip(before.steps).map(|(now, before)| now - before);
@@ -196,11 +225,17 @@ fn why(look: &Sample, cap: Option<f64>, prompt: f64, lost: bool) -> Option<Wait>
     })
 }
 
-/// The cap that the looks themselves show: the largest batch, where most looks with a queue found just that.
-fn plateau(looks: &[&Sample]) -> Option<f64> {
-    let queued: Vec<f64> =
-        looks.iter().filter(|look| look.waiting.unwrap_or(0.0) >= 1.0).filter_map(|look| look.running).collect();
-    let most = queued.iter().copied().reduce(f64::max)?;
-    let there = queued.iter().filter(|running| **running >= AT_CAP * most).count();
-    (queued.len() > 2 && there as f64 >= PLATEAU * queued.len() as f64).then_some(most)
+/// The cap that the looks themselves show: the largest batch, where most looks with a queue found just that, and a queue too long
+/// for the next step to take. (In a closed loop what ended in one step waits for the next, before a batch that is no cap.)
+fn plateau(looks: &[&Sample], answer: f64) -> Option<f64> {
+    let queued: Vec<&&Sample> = looks.iter().filter(|look| look.waiting.unwrap_or(0.0) >= 1.0).collect();
+    let most = queued.iter().filter_map(|look| look.running).reduce(f64::max)?;
+    // The gauge is read after a step's ends and before others take their places.
+    let least = (AT_CAP * most).min(most - 1.0 - 2.0 * most / answer.max(1.0));
+    let there = queued.iter().filter(|look| look.running.unwrap_or(0.0) >= least);
+    let mut waiting: Vec<f64> = there.filter_map(|look| look.waiting).collect();
+    waiting.sort_by(f64::total_cmp);
+    let stands = queued.len() > 2 && waiting.len() as f64 >= PLATEAU * queued.len() as f64;
+    let passing = LONGER * most / answer.max(1.0) + 1.0;
+    (stands && waiting[waiting.len() / 2] > passing).then_some(most)
 }

@@ -5,19 +5,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::costs::{Costs, Span};
 use crate::rows::record::Record;
 
 /// Slices of a run, at most.
 const SLICES: f64 = 400.0;
 /// Steps in a slice, at least.
 const STEPS: f64 = 6.0;
-
-/// The ratios that are tried: how many sequences, or prompt tokens, cost as much as an empty step.
-const RATIOS: [f64; 11] = [40.0, 60.0, 80.0, 110.0, 150.0, 200.0, 270.0, 360.0, 500.0, 700.0, 1000.0];
-/// The usual ratio.
-const USUAL: f64 = 200.0;
-/// The amount by which another ratio must fit better, for a factor of e.
-const UNUSUAL: f64 = 0.03;
 
 /// The parts of the time of a run. The three shares are of the time in which requests were open, and add up to about 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -36,43 +30,36 @@ pub struct Shares {
     pub per_prompt_token_ms: f64,
 }
 
-/// A slice of the run on one server.
-#[derive(Clone, Copy, Debug, Default)]
-struct Slice {
-    busy: f64,
-    /// Steps that made tokens, tokens, prompt tokens.
-    did: [f64; 3],
-}
-
 impl Shares {
-    /// The shares of a run; none where there is too little to fit.
-    pub(super) fn of(records: &[&Record]) -> Option<Shares> {
-        let mut by_server: BTreeMap<Option<&str>, Vec<&Record>> = BTreeMap::new();
-        for record in records.iter().filter(|record| record.succeeded()) {
-            by_server.entry(record.backend.as_deref()).or_default().push(record);
+    /// The shares of these spans of a run at these costs.
+    pub(super) fn of(spans: &[Span], costs: &Costs) -> Shares {
+        let [base, tokens, prefill] = costs.shares(spans);
+        Shares {
+            base,
+            tokens,
+            prefill,
+            base_ms: costs.step / 1e3,
+            per_token_ms: costs.sequence / 1e3,
+            per_prompt_token_ms: costs.prompt_token / 1e3,
         }
-        let slices: Vec<Slice> = by_server.values().flat_map(|records| slices(records)).collect();
-        let busy: f64 = slices.iter().map(|slice| slice.busy).sum();
-        let cost = fit(&slices)?;
-        let mut shares = [0.0; 3];
-        for slice in &slices {
-            for (share, (cost, did)) in shares.iter_mut().zip(cost.iter().zip(slice.did)) {
-                *share += cost * did / busy;
-            }
-        }
-        Some(Shares {
-            base: shares[0],
-            tokens: shares[1],
-            prefill: shares[2],
-            base_ms: cost[0] / 1e3,
-            per_token_ms: cost[1] / 1e3,
-            per_prompt_token_ms: cost[2] / 1e3,
-        })
     }
 }
 
+/// The spans of a run by its requests alone, where nobody counted the servers' steps.
+pub(super) fn spans(records: &[&Record]) -> Vec<Span> {
+    let mut by_server: BTreeMap<Option<&str>, Vec<&Record>> = BTreeMap::new();
+    for record in records.iter().filter(|record| record.succeeded()) {
+        by_server.entry(record.backend.as_deref()).or_default().push(record);
+    }
+    let numbered = by_server.values().enumerate();
+    let of = |(server, records): (usize, &Vec<&Record>)| {
+        slices(records).into_iter().map(move |span| Span { server, ..span }).collect::<Vec<_>>()
+    };
+    numbered.flat_map(of).collect()
+}
+
 /// One server's run in slices; times in microseconds.
-fn slices(records: &[&Record]) -> Vec<Slice> {
+fn slices(records: &[&Record]) -> Vec<Span> {
     let begin = records.iter().map(|record| record.sent_us).min().unwrap_or(0);
     let end = records.iter().map(|record| record.sent_us + record.end_us).max().unwrap_or(0);
     let mut gaps: Vec<u64> =
@@ -85,7 +72,7 @@ fn slices(records: &[&Record]) -> Vec<Slice> {
     let length = (end - begin) as f64;
     let width = (length / SLICES).max(STEPS * gap).min(length);
     let count = (length / width).ceil() as usize;
-    let mut cut = RunSlices { slices: vec![Slice::default(); count], begin: begin as f64, width };
+    let mut cut = RunSlices { slices: vec![Span::default(); count], begin: begin as f64, width };
     for record in records {
         cut.tokens(record);
     }
@@ -95,7 +82,7 @@ fn slices(records: &[&Record]) -> Vec<Slice> {
 }
 
 struct RunSlices {
-    slices: Vec<Slice>,
+    slices: Vec<Span>,
     begin: f64,
     width: f64,
 }
@@ -115,13 +102,13 @@ impl RunSlices {
             at += *gap as f64;
             let now = self.place(at);
             if now != place {
-                self.slices[place].did[0] = self.slices[place].did[0].max(here);
+                self.slices[place].steps = self.slices[place].steps.max(here);
                 (place, here) = (now, 0.0);
             }
             here += each;
-            self.slices[place].did[1] += each;
+            self.slices[place].tokens += each;
         }
-        self.slices[place].did[0] = self.slices[place].did[0].max(here);
+        self.slices[place].steps = self.slices[place].steps.max(here);
     }
 
     /// Prompts are computed one after the other: each one's tokens lie between the first token before it and its own.
@@ -130,14 +117,18 @@ impl RunSlices {
             .iter()
             .filter_map(|record| {
                 let sent = record.sent_us as f64;
-                Some((sent + record.first_event_us? as f64, sent, record.prompt_tokens as f64))
+                Some((
+                    sent + record.first_event_us? as f64,
+                    sent,
+                    record.prompt_tokens.saturating_sub(record.cached_tokens.unwrap_or(0)) as f64,
+                ))
             })
             .collect();
         firsts.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut before = f64::NEG_INFINITY;
         for (first, sent, tokens) in firsts {
             let from = before.min(first - gap).max(sent).max(self.begin);
-            self.spread(from, first, |slice, share| slice.did[2] += tokens * share);
+            self.spread(from, first, |slice, share| slice.prompts += tokens * share);
             before = first;
         }
     }
@@ -157,7 +148,7 @@ impl RunSlices {
     }
 
     /// Gives each slice its share of a span of time.
-    fn spread(&mut self, from: f64, to: f64, mut give: impl FnMut(&mut Slice, f64)) {
+    fn spread(&mut self, from: f64, to: f64, mut give: impl FnMut(&mut Span, f64)) {
         let (first, last) = (self.place(from), self.place(to));
         for index in first..=last {
             let left = self.begin + index as f64 * self.width;
@@ -165,37 +156,4 @@ impl RunSlices {
             give(&mut self.slices[index], if first == last { 1.0 } else { share });
         }
     }
-}
-
-/// The costs that fit the slices best; none of too few slices.
-///
-/// A run whose batch never changes does not tell what a step costs from what its sequences cost. The hardware ties them (see
-/// `table_diagnosis.rs`), so the fit is sought among sensible ratios, and the usual one is kept unless another fits clearly better.
-fn fit(slices: &[Slice]) -> Option<[f64; 3]> {
-    let slices: Vec<&Slice> = slices.iter().filter(|slice| slice.busy > 0.0).collect();
-    if slices.len() < 8 {
-        return None;
-    }
-    let mut best: Option<(f64, [f64; 3])> = None;
-    for tokens in RATIOS {
-        for prompts in RATIOS {
-            let did = |slice: &Slice| slice.did[0] + slice.did[1] / tokens + slice.did[2] / prompts;
-            let (mut both, mut square) = (0.0, 0.0);
-            for slice in &slices {
-                both += did(slice) * slice.busy;
-                square += did(slice).powi(2);
-            }
-            if square <= 0.0 {
-                continue;
-            }
-            let base = both / square;
-            let off: f64 = slices.iter().map(|slice| (slice.busy - base * did(slice)).powi(2)).sum();
-            let unusual = (tokens / USUAL).ln().powi(2) + (prompts / USUAL).ln().powi(2);
-            let off = off * (1.0 + UNUSUAL * unusual);
-            if best.is_none_or(|(least, _)| off < least) {
-                best = Some((off, [base, base / tokens, base / prompts]));
-            }
-        }
-    }
-    best.map(|(_, cost)| cost)
 }

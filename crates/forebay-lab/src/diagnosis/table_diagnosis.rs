@@ -148,5 +148,7 @@ fn room(evidence: &Evidence, signs: &Signs) -> Vec<Cause> {
     if grows && signs.half_by < MOST_LATE && signs.uneven() && each < 0.7 * half {
         return vec![KvRoom];
     }
-    if signs.uneven() || signs.half_by < MOST_LATE { vec![KvRoom, CapOnRunning] } else { vec![CapOnRunning, KvRoom] }
+    // A late median is a cap's doing where answers grow past their prompts, whatever the single tokens looked like.
+    let waves = signs.half_by >= MOST_LATE && (grows || !signs.uneven());
+    if waves { vec![CapOnRunning, KvRoom] } else { vec![KvRoom, CapOnRunning] }
 }

@@ -1,10 +1,12 @@
 //! Checks a host and its layouts, and gives the warnings that they deserve. Pure.
 
 use super::bytes::Bytes;
-use super::host::Host;
+use super::host::gpu::Gpu;
 use super::host::topo::{Link, P2p};
+use super::host::{Host, Vendor};
 use super::layout::{Layout, LayoutArm, LayoutServer, Wanted};
 use super::model::{Attention, Model};
+use super::overhead::step_limits;
 use super::warning::{PlanWarning, Traffic};
 
 /// Finds what is to be known of a host, whatever the layout.
@@ -21,6 +23,13 @@ pub(super) fn of_host(host: &Host) -> Vec<PlanWarning> {
             }
         }
         found.push(PlanWarning::Mixed { kinds });
+    }
+    if host.vendor == Vendor::Nvidia && host.gpus.len() > 1 && host.p2p.is_none() {
+        found.push(PlanWarning::P2pNotTold);
+    }
+    let maybe_a100 = |gpu: &&Gpu| !gpu.is_named() && (70..90).contains(&(gpu.total.0 >> 30));
+    if let Some(gpu) = gpus.iter().find(|gpu| maybe_a100(gpu)) {
+        found.push(PlanWarning::KindNotTold { max_num_seqs: step_limits(gpu).max_num_seqs });
     }
     for gpu in gpus {
         if let Some(mig) = &gpu.mig {
@@ -79,9 +88,9 @@ fn of_start(
     }
     let context = context.or_else(|| wanted.model?.longest);
     if let (Some(room), Some(context)) = (&server.room, context)
-        && room.tokens < context
+        && room.longest < context
     {
-        found.push(PlanWarning::TooLong { gpus, context, tokens: room.tokens });
+        found.push(PlanWarning::TooLong { gpus, context, tokens: room.longest });
     }
     for &index in &server.gpus {
         let Some(gpu) = &host.gpus[index].gpu else { continue };

@@ -117,7 +117,7 @@ fn context(layouts: &[Layout], wanted: Wanted<'_>) -> Option<u64> {
     let longest = wanted.model?.longest?;
     let needed = wanted.load.input + wanted.load.output;
     let rooms = layouts.iter().flat_map(Layout::servers).filter_map(|server| server.room.as_ref());
-    let least = rooms.map(|room| room.tokens).filter(|&tokens| tokens >= needed).min()?;
+    let least = rooms.map(|room| room.longest).filter(|&tokens| tokens >= needed).min()?;
     // The room is a reckoning, and a server that finds less of it than it was told does not start.
     let power = 1 << least.ilog2();
     (longest > least).then_some(if power >= needed { power } else { needed })

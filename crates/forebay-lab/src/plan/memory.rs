@@ -2,7 +2,8 @@
 //!
 //! The reckoning is vLLM's own (`v1/worker/gpu_worker.py`, `determine_available_memory`): it takes
 //! `--gpu-memory-utilization` of the total, refuses to start where less than that is free, and gives the KV cache what weights
-//! and the pass that it profiles with leave. That last part is known only when it starts: [`ServingLoad::overhead`] stands for it.
+//! and the pass that it profiles with leave. That last part is known only when it starts: `overhead.rs` gives a range for it, and the KV
+//! cache is a range by it.
 
 use std::fmt;
 
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use super::bytes::Bytes;
 use super::model::{Attention, Bits, Model};
+use super::overhead::{Range, StepLimits, overhead, step_limits};
 use crate::plan::host::gpu::Gpu;
 
 /// Tokens of a block of the KV cache, vLLM's default.
@@ -20,8 +22,8 @@ pub const BLOCK: u64 = 16;
 pub struct ServingLoad {
     /// `--gpu-memory-utilization`.
     pub utilization: f64,
-    /// The memory that a server holds on each GPU beside weights and KV cache: activations of its largest step, CUDA graphs, NCCL.
-    pub overhead: Bytes,
+    /// The memory that a server holds on each GPU beside weights and KV cache, where it is known; none: it is estimated.
+    pub overhead: Option<Bytes>,
     /// `--dtype`, if it is not `auto`.
     pub dtype: Option<String>,
     /// `--kv-cache-dtype`, if it is not `auto`.
@@ -46,19 +48,27 @@ impl ServingLoad {
     }
 }
 
-/// The room of one server.
+/// The KV cache of one server, and what else is on its GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Room {
     /// Weights on each of its GPUs.
     pub weights: Bytes,
+    /// The memory that it holds on each beside weights and KV cache.
+    pub overhead: Range,
     /// The memory that its KV cache takes of each of its GPUs.
-    pub kv: Bytes,
-    /// The memory that a token of context takes of each GPU.
+    pub kv: Range,
+    /// The memory that a token of a mean sequence takes of each GPU.
     pub per_token: Bytes,
-    /// Tokens that its KV cache holds, in whole blocks.
+    /// Tokens that its KV cache holds, in whole blocks, by the middle of the range; and the least and the most.
     pub tokens: u64,
+    /// The least of them.
+    pub tokens_least: u64,
+    /// The most of them.
+    pub tokens_most: u64,
     /// Sequences of the mean length that it holds at once.
     pub sequences: u64,
+    /// Tokens of the longest sequence that it surely holds.
+    pub longest: u64,
     /// Sequences that vLLM runs at once by default (`--max-num-seqs`).
     pub max_num_seqs: u64,
 }
@@ -110,12 +120,36 @@ impl fmt::Display for Refused {
 /// A group with more GPUs than KV heads holds copies; MLA's latent vector is on every GPU.
 #[must_use]
 pub fn per_token(model: &Model, kv_bits: Bits, tp: u64) -> Bytes {
+    of_layers(model, kv_bits, tp, model.layers, 1).max(Bytes(1))
+}
+
+/// Returns what a sequence of so many tokens takes: layers with a window hold no more of it than that.
+#[must_use]
+pub fn per_sequence(model: &Model, kv_bits: Bits, tp: u64, tokens: u64) -> Bytes {
+    let (sliding, window) = model.sliding.map_or((0, 0), |sliding| (sliding.layers, sliding.window));
+    let whole = of_layers(model, kv_bits, tp, model.layers - sliding, tokens);
+    let part = of_layers(model, kv_bits, tp, sliding, tokens.min(window));
+    Bytes(whole.0.saturating_add(part.0))
+}
+
+fn of_layers(model: &Model, kv_bits: Bits, tp: u64, layers: u64, tokens: u64) -> Bytes {
     let elements = match model.attention {
         Attention::Heads { kv_heads, head_dim } => 2 * u128::from((kv_heads / tp).max(1)) * u128::from(head_dim),
         Attention::Latent { rank, rope } => u128::from(rank + rope),
     };
-    let bits = elements * u128::from(model.layers) * u128::from(kv_bits.0);
-    Bytes(u64::try_from(bits / 8).unwrap_or(u64::MAX).max(1))
+    let bits = elements * u128::from(layers) * u128::from(kv_bits.0) * u128::from(tokens);
+    Bytes(u64::try_from(bits / 8).unwrap_or(u64::MAX))
+}
+
+/// Tokens of the longest sequence that this memory holds.
+fn longest(model: &Model, kv_bits: Bits, tp: u64, kv: Bytes) -> u64 {
+    let whole = kv.0 / per_token(model, kv_bits, tp).0;
+    let Some(sliding) = model.sliding.filter(|sliding| whole > sliding.window) else { return whole };
+    let rest = kv.less(per_sequence(model, kv_bits, tp, sliding.window));
+    match of_layers(model, kv_bits, tp, model.layers - sliding.layers, 1).0 {
+        0 => u64::MAX,
+        each => sliding.window + rest.0 / each,
+    }
 }
 
 /// The bytes of the weights on each GPU of a group of `tp`: an equal part, and copies of key and value projections where
@@ -132,14 +166,6 @@ fn weights_of_each(model: &Model, tp: u64) -> Bytes {
     Bytes(u64::try_from(all.div_ceil(u128::from(tp))).unwrap_or(u64::MAX))
 }
 
-/// Sequences that a vLLM server runs at once by default, by its GPU (`engine/arg_utils.py`, `get_batch_defaults`, 0.32.0).
-fn default_max_num_seqs(gpu: &Gpu) -> u64 {
-    const GIB: u64 = 1 << 30;
-    let large =
-        gpu.total.0 >= 160 * GIB || (gpu.total.0 >= 70 * GIB && !gpu.name.to_ascii_lowercase().contains("a100"));
-    if large { 1024 } else { 256 }
-}
-
 /// The room of a server of `model` over `gpus`, one group of tensor parallelism. The GPU with the least memory decides.
 ///
 /// # Errors
@@ -150,14 +176,29 @@ pub fn room(model: &Model, load: &ServingLoad, gpus: &[&Gpu]) -> Result<Room, Re
     let total = gpus.iter().map(|gpu| gpu.total).min().unwrap_or_default();
     let budget = Bytes((total.0 as f64 * load.utilization) as u64);
     let weights = weights_of_each(model, tp);
-    let kv = budget.less(weights).less(load.overhead);
-    let per_token = per_token(model, load.kv_bits.unwrap_or(model.activation), tp);
-    let tokens = kv.0 / per_token.0 / BLOCK * BLOCK;
-    if tokens == 0 {
+    let limits = gpus.iter().map(|gpu| step_limits(gpu)).min_by_key(|limits| limits.max_num_seqs);
+    let limits = limits.unwrap_or(StepLimits { max_num_seqs: 256, max_num_batched_tokens: 2048 });
+    let overhead = load.overhead.map_or_else(|| overhead(model, limits, tp), Range::known);
+    let kv = overhead.left_of(budget.less(weights));
+    let kv_bits = load.kv_bits.unwrap_or(model.activation);
+    let mean = load.mean_tokens();
+    let per_token = Bytes((per_sequence(model, kv_bits, tp, mean).0 / mean).max(1));
+    let tokens = |kv: Bytes| kv.0 / per_token.0 / BLOCK * BLOCK;
+    if tokens(kv.middle()) == 0 {
         return Err(Refused::Weights { weights, budget });
     }
-    let max_num_seqs = gpus.iter().map(|gpu| default_max_num_seqs(gpu)).min().unwrap_or(256);
-    Ok(Room { weights, kv, per_token, tokens, sequences: tokens / load.mean_tokens(), max_num_seqs })
+    Ok(Room {
+        weights,
+        overhead,
+        kv,
+        per_token,
+        tokens: tokens(kv.middle()),
+        tokens_least: tokens(kv.least),
+        tokens_most: tokens(kv.most),
+        sequences: tokens(kv.middle()) / mean,
+        longest: longest(model, kv_bits, tp, kv.least) / BLOCK * BLOCK,
+        max_num_seqs: limits.max_num_seqs,
+    })
 }
 
 /// vLLM splits query heads, KV heads (or copies them evenly) and the feed-forward width, and refuses what does not divide.

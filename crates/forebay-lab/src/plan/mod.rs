@@ -2,6 +2,7 @@
 //! speaks against it, and the lines that start it. Everything here is a function of texts; `cli/plan.rs` reads and writes.
 //! It plans and does not promise: which way is better for some traffic is measured (`forebay compare`).
 
+mod advice;
 pub mod bytes;
 mod checks;
 mod division;
@@ -12,11 +13,13 @@ pub mod layout;
 pub mod memory;
 pub mod mistake;
 pub mod model;
+pub mod overhead;
 pub mod report;
 pub mod warning;
 
 use serde::Serialize;
 
+pub use advice::Advice;
 use host::topo::Link;
 use host::{Host, HostGpu, Vendor};
 use launch::LaunchLine;
@@ -50,6 +53,8 @@ pub struct Plan {
     pub warnings: Vec<PlanWarning>,
     /// The ways to use it.
     pub layouts: Vec<Planned>,
+    /// The layout to try first, and what would change that; none without a model.
+    pub advice: Option<Advice>,
 }
 
 /// Two GPUs and what lies between them.
@@ -85,7 +90,7 @@ impl Plan {
             let lines = layout.servers().map(|server| launch::launch(host, server, &name, &load, max_model_len));
             Planned { starts: layout.starts(), launch: lines.collect(), layout }
         };
-        let layouts = layouts.into_iter().map(plan).collect();
+        let layouts: Vec<Planned> = layouts.into_iter().map(plan).collect();
         let pairs = (0..host.gpus.len()).flat_map(|a| (a + 1..host.gpus.len()).map(move |b| (a, b)));
         Plan {
             vendor: host.vendor,
@@ -94,6 +99,7 @@ impl Plan {
             nodes: host.nodes.clone(),
             nics: host.nics,
             warnings: checks::of_host(host),
+            advice: advice::advice(host, &layouts, wanted),
             layouts,
             max_model_len,
             load,

@@ -2,11 +2,16 @@
 //! those of Hugging Face's configurations, read in the order in which vLLM reads them (its
 //! `transformers_utils/model_arch_config_convertor.py`); what is estimated is named as estimated.
 
+mod classes;
+mod windows;
+
 use serde::Serialize;
 use serde_json::Value;
 
 use super::bytes::Bytes;
 use super::mistake::{Fault, Mistake};
+pub use windows::Sliding;
+use windows::{Windows, windows};
 
 /// Bits of a number: of a weight, or of an element of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -36,7 +41,7 @@ pub enum Attention {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotModelled {
-    /// Sliding windows, which need less KV cache than is reckoned.
+    /// Sliding windows of layers that the config does not tell, which need less KV cache than is estimated.
     SlidingWindow,
     /// Layers with a state instead of a KV cache (Mamba, linear attention), which need less.
     StateLayers,
@@ -67,6 +72,10 @@ pub struct Model {
     pub heads: u64,
     /// The numbers that the KV cache holds of a layer.
     pub attention: Attention,
+    /// `vocab_size`.
+    pub vocabulary: Option<u64>,
+    /// Layers that hold no more of a sequence than a window.
+    pub sliding: Option<Sliding>,
     /// `intermediate_size`, of the dense layers.
     pub intermediate: Option<u64>,
     /// All weights.
@@ -106,8 +115,25 @@ impl<'a> Keys<'a> {
         self.text.get(key).or_else(|| self.whole.get(key)).filter(|value| !value.is_null())
     }
 
+    /// The class of the language part, whose defaults stand for what a config leaves out.
+    fn class(&self) -> &'a str {
+        let class = self.text.get("model_type").or_else(|| self.whole.get("model_type"));
+        class.and_then(Value::as_str).unwrap_or_default()
+    }
+
     fn number(&self, key: &str) -> Option<u64> {
-        self.get(key)?.as_u64().filter(|number| (1..MOST).contains(number))
+        match self.get(key) {
+            Some(value) => value.as_u64().filter(|number| (1..MOST).contains(number)),
+            None => classes::default(self.class(), key),
+        }
+    }
+
+    /// `sliding_window`: null says that there is none.
+    fn window(&self) -> Option<u64> {
+        match self.text.get("sliding_window") {
+            Some(Value::Null) => None,
+            _ => self.number("sliding_window"),
+        }
     }
 
     fn first(&self, keys: &[&str]) -> Option<u64> {
@@ -143,6 +169,7 @@ pub fn parse(text: &str, overrides: &Overrides) -> Result<Model, Mistake> {
     let activation = overrides.dtype.unwrap_or_else(|| activation(&keys));
     let quantised = Quantised::of(&keys);
     let shape = Shape { layers, hidden, heads, attention };
+    let windows = windows(&keys, layers);
     let (weights, weights_from) = match overrides.files {
         Some(bytes) => (as_served(bytes, &keys, activation, quantised.as_ref()), WeightsFrom::Files),
         None => (estimate(&keys, &shape, activation, quantised.as_ref())?, WeightsFrom::Estimate),
@@ -157,13 +184,15 @@ pub fn parse(text: &str, overrides: &Overrides) -> Result<Model, Mistake> {
         hidden,
         heads,
         attention,
+        vocabulary: keys.number("vocab_size"),
+        sliding: if let Windows::Known(sliding) = windows { Some(sliding) } else { None },
         intermediate: keys.first(&["intermediate_size", "n_inner"]),
         weights,
         weights_from,
         format,
         activation,
         longest: keys.first(&["max_position_embeddings", "n_positions", "max_seq_len", "seq_length"]),
-        not_modelled: not_modelled(&keys),
+        not_modelled: not_modelled(&keys, &windows),
     })
 }
 
@@ -214,14 +243,11 @@ pub fn bits_of(name: &str) -> Option<Bits> {
     }))
 }
 
-fn not_modelled(keys: &Keys<'_>) -> Vec<NotModelled> {
+fn not_modelled(keys: &Keys<'_>, windows: &Windows) -> Vec<NotModelled> {
     let mut found = Vec::new();
     let types = keys.get("layer_types").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let has = |wanted: &[&str]| types.iter().filter_map(Value::as_str).any(|kind| wanted.contains(&kind));
-    let used = keys.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true);
-    if has(&["sliding_attention", "chunked_attention"])
-        || (types.is_empty() && used && keys.number("sliding_window").is_some())
-    {
+    if matches!(windows, Windows::Unknown) {
         found.push(NotModelled::SlidingWindow);
     }
     let states =
@@ -278,7 +304,7 @@ struct Shape {
 fn estimate(keys: &Keys<'_>, shape: &Shape, activation: Bits, quantised: Option<&Quantised>) -> Result<Bytes, Mistake> {
     let vocabulary = u128::from(keys.need("vocab_size", &[])?);
     let intermediate = keys.first(&["intermediate_size", "n_inner"]).unwrap_or(4 * shape.hidden);
-    let tied = keys.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+    let tied = keys.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or_else(|| classes::ties(keys.class()));
     let embeddings = vocabulary * u128::from(shape.hidden) * if tied { 1 } else { 2 };
     let layers = u128::from(shape.layers);
     let packed = layers * attention_weights(keys, shape) + feed_forward_weights(keys, shape, intermediate);

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use super::layout::{Layout, LayoutArm, LayoutServer};
 use super::memory::Room;
 use super::model::{Attention, Model, NotModelled, WeightsFrom};
+use super::overhead::Range;
 use super::warning::names;
 use super::{Plan, Planned};
 use crate::plan::host::topo::Link;
@@ -84,15 +85,24 @@ fn model(out: &mut String, plan: &Plan) -> fmt::Result {
     writeln!(out, "\nModel {}", plan.name)?;
     writeln!(out, "  weights {} ({}), {from}", model.weights, model.format)?;
     writeln!(out, "  {}", kv_words(model, load.kv_bits.unwrap_or(model.activation).0))?;
+    if let Some(sliding) = model.sliding {
+        writeln!(
+            out,
+            "  {} of {} layers hold the last {} tokens of a sequence alone: longer ones take less for each token",
+            sliding.layers, model.layers, sliding.window
+        )?;
+    }
     for left_out in &model.not_modelled {
         writeln!(out, "  ! {}", left_out_words(*left_out))?;
     }
-    writeln!(
-        out,
-        "  A server takes {} of each GPU (--gpu-memory-utilization) and holds about {} beside weights and KV cache \
-         (--overhead): it says how much when it starts.",
-        load.utilization, load.overhead
-    )?;
+    writeln!(out, "  A server takes {} of each GPU (--gpu-memory-utilization).", load.utilization)?;
+    match load.overhead {
+        Some(overhead) => writeln!(out, "  It holds {overhead} beside weights and KV cache (--overhead).")?,
+        None => writeln!(
+            out,
+            "  What it holds beside weights and KV cache is a range: it says how much when it starts, and --overhead takes that."
+        )?,
+    }
     if let (Some(context), None) = (plan.max_model_len, load.max_model_len) {
         let own = model.longest.map_or_else(String::new, |longest| format!(" of {longest}"));
         writeln!(
@@ -130,7 +140,7 @@ fn kv_words(model: &Model, bits: u32) -> String {
 fn left_out_words(what: NotModelled) -> &'static str {
     match what {
         NotModelled::SlidingWindow => {
-            "sliding windows are not reckoned with: there is room for more sequences than is said here"
+            "which layers have a sliding window is not told: there is room for more sequences than is said here"
         }
         NotModelled::StateLayers => {
             "layers without a KV cache are counted as if they had one: there is more room than is said here"
@@ -178,8 +188,18 @@ fn room(out: &mut String, plan: &Plan, layout: &Layout, arm: &LayoutArm) -> fmt:
     let head = if layout.arms.len() > 1 { format!("{}: ", arm.name) } else { String::new() };
     let alike = rooms.iter().all(|(_, room)| room.tokens == least.tokens);
     let who = if alike { "each GPU".to_owned() } else { format!("the least, {}", names(&server.gpus)) };
-    writeln!(out, "  {head}{who}: {} weights, {} KV cache, {} a token", least.weights, least.kv, least.per_token)?;
-    let total: u64 = rooms.iter().map(|(_, room)| room.tokens).sum();
+    writeln!(
+        out,
+        "  {head}{who}: {} weights, {} for steps, {} KV cache{}, {} a token",
+        least.weights,
+        range_words(least.overhead),
+        range_words(least.kv),
+        error_words(least.kv),
+        least.per_token
+    )?;
+    let sum = |of: fn(&Room) -> u64| rooms.iter().map(|(_, room)| of(room)).sum::<u64>();
+    let (total, fewest, most) = (sum(|room| room.tokens), sum(|room| room.tokens_least), sum(|room| room.tokens_most));
+    let range = if fewest == most { String::new() } else { format!(" ({fewest} to {most})") };
     let sequences: u64 = rooms.iter().map(|(_, room)| room.sequences).sum();
     let cap: u64 = rooms.iter().map(|(_, room)| room.max_num_seqs).sum();
     let at_once = arm.at_once().unwrap_or_default();
@@ -194,7 +214,20 @@ fn room(out: &mut String, plan: &Plan, layout: &Layout, arm: &LayoutArm) -> fmt:
             format!("{at_once} of {concurrency} decode at once, {waits} wait: --max-num-seqs is {cap} in all")
         }
     };
-    writeln!(out, "  {head}{total} tokens of KV cache in all, {sequences} mean sequences: {verdict}")
+    writeln!(out, "  {head}{total} tokens of KV cache in all{range}, {sequences} mean sequences: {verdict}")
+}
+
+fn range_words(range: Range) -> String {
+    let (least, most) = (range.least.to_string(), range.most.to_string());
+    if least == most { least } else { format!("{least} to {most}") }
+}
+
+/// The error of the middle of a range; nothing of a size that is known.
+fn error_words(range: Range) -> String {
+    match range.most.less(range.least).0 / 2 {
+        0 => String::new(),
+        half => format!(" (± {:.1} GiB)", half as f64 / 1_073_741_824.0),
+    }
 }
 
 fn closing(out: &mut String, plan: &Plan) -> fmt::Result {
@@ -210,9 +243,18 @@ fn closing(out: &mut String, plan: &Plan) -> fmt::Result {
     if plan.starting().next().is_none() {
         writeln!(out, "No layout would start as it is: see the lines with `!`.")?;
     }
+    if let Some(advice) = &plan.advice {
+        writeln!(out, "\nTry {} first", advice.first)?;
+        advice.why.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
+        if !advice.changes.is_empty() {
+            writeln!(out, "  What would change that:")?;
+        }
+        advice.changes.iter().try_for_each(|line| writeln!(out, "  - {line}"))?;
+        writeln!(out)?;
+    }
     writeln!(
         out,
-        "These are reckonings. Which layout is better for your traffic is to be measured: --out DIR writes what `forebay compare \
+        "These are estimates. Which layout is better for your traffic is to be measured: --out DIR writes what `forebay compare \
          DIR/experiment.toml` runs."
     )
 }

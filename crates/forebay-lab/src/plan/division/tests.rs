@@ -10,7 +10,7 @@ use crate::plan::warning::PlanWarning;
 
 const LOAD: ServingLoad = ServingLoad {
     utilization: 0.9,
-    overhead: Bytes::mib(1536),
+    overhead: None,
     dtype: None,
     kv_cache_dtype: None,
     kv_bits: None,

@@ -58,6 +58,9 @@ pub struct Lanes {
 /// Less use than this is a driver's own, or a desktop's.
 const IDLE_BELOW: Bytes = Bytes::mib(600);
 
+/// The name of a GPU whose kind is not known.
+const UNNAMED: &str = "GPU";
+
 impl Gpu {
     /// Nobody computes on it.
     #[must_use]
@@ -72,6 +75,18 @@ impl Gpu {
     }
 
     /// A GPU of which only the memory is known.
+    #[must_use]
+    pub fn unnamed(index: usize, total: Bytes) -> Gpu {
+        Gpu::of(index, UNNAMED, total)
+    }
+
+    /// Returns whether its kind is known.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.name != UNNAMED
+    }
+
+    /// A GPU of a kind and with a memory that nobody uses.
     #[must_use]
     pub fn of(index: usize, name: impl Into<String>, total: Bytes) -> Gpu {
         let (used, processes) = (Bytes::default(), Vec::new());

@@ -71,6 +71,12 @@ impl Link {
         }
     }
 
+    /// Returns whether it goes over no CPU: NVLink and its like, or PCIe switches.
+    #[must_use]
+    pub fn is_near(self) -> bool {
+        self.distance() <= Link::Pxb.distance()
+    }
+
     /// Returns the distance of two GPUs: less is nearer.
     #[must_use]
     pub fn distance(self) -> u32 {

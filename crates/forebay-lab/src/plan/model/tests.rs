@@ -28,6 +28,66 @@ fn estimates_are_within_one_percent_of_the_published_sizes() {
     }
 }
 
+/// Gemma 3's published configs name little more than what departs from their class. Sizes by the parameters that its cards give,
+/// without the vision part: 27.0 and 3.88 thousand million.
+#[test]
+fn a_config_that_leaves_most_to_its_class_is_read() {
+    let text = |inner: &str| {
+        format!(r#"{{"model_type":"gemma3","text_config":{{{inner}}},"torch_dtype":"bfloat16","vision_config":{{}}}}"#)
+    };
+    let large = text(
+        r#""hidden_size":5376,"intermediate_size":21504,"model_type":"gemma3_text","num_attention_heads":32,
+        "num_hidden_layers":62,"num_key_value_heads":16,"head_dim":128,"sliding_window":1024"#,
+    );
+    let small = text(
+        r#""hidden_size":2560,"intermediate_size":10240,"model_type":"gemma3_text","num_hidden_layers":34,"sliding_window":1024"#,
+    );
+    for (text, published, sliding) in [(large, 54.0, 52), (small, 7.76, 29)] {
+        let model = read(&text);
+        assert!((gigabytes(&model) / published - 1.0).abs() < 0.02, "{} for {published}", gigabytes(&model));
+        assert_eq!(model.sliding, Some(Sliding { layers: sliding, window: 1024 }));
+        assert_eq!((model.vocabulary, model.longest), (Some(262_208), Some(131_072)));
+        assert_eq!(model.not_modelled, [NotModelled::OtherModalities]);
+    }
+}
+
+#[test]
+fn an_embedding_is_the_head_too_where_the_class_has_it_so_and_the_config_says_nothing() {
+    let of = |class: &str, said: &str| {
+        let config = format!(
+            r#"{{"model_type":"{class}","hidden_size":64,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":100000{said}}}"#
+        );
+        read(&config).weights.0
+    };
+    for class in ["gemma", "gemma2", "gemma3_text", "cohere", "falcon", "opt", "starcoder2", "gpt2"] {
+        assert_eq!(of(class, ""), of(class, r#","tie_word_embeddings":true"#), "{class}");
+        assert!(of(class, r#","tie_word_embeddings":false"#) > of(class, ""), "{class}");
+    }
+    for class in ["llama", "qwen2", "qwen3", "mistral", "phi3", "deepseek_v3"] {
+        assert_eq!(of(class, ""), of(class, r#","tie_word_embeddings":false"#), "{class}");
+    }
+}
+
+#[test]
+fn windows_are_read_from_every_way_to_write_them() {
+    let of = |class: &str, more: &str| {
+        let config = format!(
+            r#"{{"model_type":"{class}","hidden_size":64,"num_hidden_layers":12,"num_attention_heads":2,"vocab_size":100{more}}}"#
+        );
+        let model = read(&config);
+        (model.sliding.map(|sliding| (sliding.layers, sliding.window)), model.not_modelled.is_empty())
+    };
+    let types = r#","layer_types":["sliding_attention","full_attention","sliding_attention","full_attention"]"#;
+    assert_eq!(of("gpt_oss", &format!("{types},\"sliding_window\":128")), (Some((2, 128)), true));
+    assert_eq!(of("gpt_oss", types), (None, false), "a window of unknown length");
+    assert_eq!(of("mistral", r#","sliding_window":4096"#), (Some((12, 4096)), true));
+    assert_eq!(of("mistral", r#","sliding_window":null"#), (None, true));
+    assert_eq!(of("qwen2", r#","sliding_window":4096"#), (None, true), "its class does not use it");
+    let used = r#","sliding_window":4096,"use_sliding_window":true,"max_window_layers":8"#;
+    assert_eq!(of("qwen2", used), (Some((4, 4096)), true));
+    assert_eq!(of("gemma2", r#","head_dim":32"#), (Some((6, 4096)), true));
+}
+
 #[test]
 fn four_bit_weights_leave_embedding_and_head_alone() {
     let awq = r#""quantization_config":{"bits":4,"group_size":128,"quant_method":"awq"},"vocab_size""#;
@@ -67,7 +127,10 @@ fn the_language_part_of_a_larger_model_is_read_and_the_rest_named() {
 fn what_is_not_reckoned_with_is_named() {
     assert_eq!(read(QWEN_7B).not_modelled, [], "its sliding window is switched off");
     let on = QWEN_7B.replace("\"use_sliding_window\": false", "\"use_sliding_window\": true");
-    assert_eq!(read(&on).not_modelled, [NotModelled::SlidingWindow]);
+    // Qwen2's windows begin at layer 28, and this model has 28.
+    assert_eq!((read(&on).not_modelled, read(&on).sliding), (vec![], None));
+    let untold = QWEN_7B.replace("\"vocab_size\"", "\"layer_types\":[\"chunked_attention\"],\"vocab_size\"");
+    assert_eq!(read(&untold).not_modelled, [NotModelled::SlidingWindow]);
     let hybrid =
         QWEN_7B.replace("\"vocab_size\"", "\"layer_types\":[\"linear_attention\",\"full_attention\"],\"vocab_size\"");
     assert_eq!(read(&hybrid).not_modelled, [NotModelled::StateLayers]);
