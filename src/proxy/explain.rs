@@ -73,12 +73,12 @@ impl Proxy {
         let peek = parsed.peek.as_ref();
         let (route, model) = (Route::Model(endpoint), parsed.model.as_deref());
         let home = match stored::id_of(route, peek) {
-            Some(id) => Some(search_in(&self.0, &snapshot, model, id, &mut None)?),
+            Some(id) => Some(search_in((&self.0, &snapshot), None, model, id, &mut None)?),
             None => None,
         };
         let (pool, pinned) = match &home {
             Some(home) => (&home.pool, Some(home.backend)),
-            None => (pool_for(&snapshot, route, model)?, None),
+            None => (pool_for(&snapshot, route, model, None)?, None),
         };
         // As for a request that is served: where a header has the session, the body's member of that name is none.
         let in_body = || match &pool.session {

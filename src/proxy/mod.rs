@@ -160,10 +160,7 @@ where
     let route = match checked {
         Ok(route) => route,
         Err(refusal) => {
-            // A client that waits for `100 Continue` has sent nothing.
-            if !head.headers.contains_key(http::header::EXPECT) {
-                intake::drain(body, head.version);
-            }
+            refuse_unread(head, body);
             return Err(refusal);
         }
     };
@@ -172,12 +169,17 @@ where
     match route {
         // As any request without a body that goes to a backend.
         Route::Models | Route::OneModel(_) if models::are_unlisted(&snapshot) => {}
-        Route::Models => return Ok(Admitted::Answer(models::list(&snapshot))),
+        Route::Models => return Ok(Admitted::Answer(models::list(&snapshot, record.client_key.as_deref()))),
         Route::OneModel(id) => {
-            let unknown = || Refusal::UnknownModel { model: repeated(id), served: models::names(&snapshot) };
-            return models::one(&snapshot, id).map(Admitted::Answer).ok_or_else(unknown);
+            let client = record.client_key.as_deref();
+            let unknown = || models::unknown(&snapshot, id, client);
+            return models::one(&snapshot, id, client).map(Admitted::Answer).ok_or_else(unknown);
         }
         _ => {}
+    }
+    if let Err(refusal) = record.enter(&head.headers) {
+        refuse_unread(head, body);
+        return Err(refusal);
     }
     let limits = BodyLimits {
         one: settings.limits.body,
@@ -197,7 +199,20 @@ where
     let target = route::target(&head.uri, &path);
     let intake = work::Intake { head, route, target, bytes, held };
     let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
+    record.charge(work.facts.kind, work.facts.est_tokens)?;
     Ok(Admitted::Work(Box::new(work)))
+}
+
+/// Reads the body of a request that is refused for its head.
+fn refuse_unread<B>(head: &http::request::Parts, body: B)
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Send,
+{
+    // A client that waits for `100 Continue` has sent nothing.
+    if !head.headers.contains_key(http::header::EXPECT) {
+        intake::drain(body, head.version);
+    }
 }
 
 /// Prepares a request's head as the proxy does for every request: finds the route, checks the head, and returns the headers that
@@ -242,7 +257,7 @@ fn check<'a>(
         Route::StoredResponse(_) => Api::Responses,
         _ => Api::Other,
     };
-    record.client_key = auth::client(&head.headers, settings.clients.keys.as_deref())?.map(str::to_owned);
+    record.client_key = auth::client(&head.headers, &shared.clients)?;
     let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
     intake::check_head(&head.headers, json, settings.limits.body)?;
     Ok(route)

@@ -13,6 +13,7 @@ use super::shutdown::Shutdown;
 use crate::upstream::Upstream;
 use forebay_core::clock::Clock;
 use forebay_fleet::Fleet;
+use forebay_fleet::clients::KnownClients;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::AccessLog;
@@ -26,6 +27,8 @@ pub struct Parts {
     pub settings: Arc<ArcSwap<Config>>,
     /// Pools, arms and backends.
     pub fleet: Fleet,
+    /// The clients that have keys.
+    pub clients: Arc<KnownClients>,
     /// The HTTP clients of the backends.
     pub upstream: Arc<Upstream>,
     /// Metrics.
@@ -44,6 +47,7 @@ pub struct Parts {
 pub(crate) struct Shared {
     pub(crate) settings: Arc<ArcSwap<Config>>,
     pub(crate) fleet: Fleet,
+    pub(crate) clients: Arc<KnownClients>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) access_log: AccessLog,
@@ -61,10 +65,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
-        let Parts { settings, fleet, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
+        let Parts { settings, fleet, clients, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
         Shared {
             settings,
             fleet,
+            clients,
             upstream,
             telemetry,
             access_log,

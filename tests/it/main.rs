@@ -30,6 +30,7 @@ mod figures;
 mod h2;
 mod health;
 mod hints;
+mod keys;
 mod lifecycle;
 mod logs;
 mod lying;

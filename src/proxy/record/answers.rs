@@ -47,6 +47,7 @@ impl Record {
     /// Puts our headers on an answer.
     pub(crate) fn mark(&self, answer: &mut HeaderMap) {
         answer.insert(headers::REQUEST_ID, self.request_id.clone());
+        self.mark_limits(answer);
         if let Some(backend) = &self.backend {
             let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
             answer.insert(headers::BACKEND, backend.url.host_header().clone());

@@ -20,6 +20,7 @@ use forebay_core::routing::facts::ArmIndex;
 use forebay_core::stream::timings::{Timings, tpot_of_sequences};
 use forebay_core::stream::{Api, Usage};
 use forebay_core::units::BackendId;
+use forebay_fleet::clients::{Allowance, Client};
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::log::AccessRecord;
 use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
@@ -28,6 +29,7 @@ use forebay_fleet::{Backend, Dispatched, Pool};
 mod answers;
 mod ended;
 mod explanation;
+mod limits;
 
 /// The facts that are known of a request so far.
 pub(crate) struct Record {
@@ -36,7 +38,10 @@ pub(crate) struct Record {
     pub(crate) arrival: Time,
     pub(crate) request_id: HeaderValue,
     client: Option<SocketAddr>,
-    pub(crate) client_key: Option<String>,
+    /// The client by its key, where keys are configured.
+    pub(crate) client_key: Option<Arc<Client>>,
+    /// Its part of the client's limits, while it is under way.
+    allowance: Option<Allowance>,
     method: Method,
     path: String,
     /// The API of its path, as it is counted.
@@ -82,6 +87,7 @@ impl Record {
             request_id: headers::request_id(&head.headers),
             client,
             client_key: None,
+            allowance: None,
             method: head.method.clone(),
             path: repeated(head.uri.path()),
             api: Api::Other,
@@ -308,7 +314,7 @@ impl Record {
         AccessRecord {
             request_id: self.request_id.to_str().unwrap_or_default().into(),
             client: self.client,
-            client_key: self.client_key.as_deref().map(Arc::from),
+            client_key: self.client_key.as_ref().map(|client| Arc::clone(&client.name)),
             method: self.method.as_str().into(),
             path: self.path.as_str().into(),
             model: self.model.as_deref().map(Arc::from),
@@ -382,6 +388,7 @@ impl Drop for Record {
         let phase = self.abort_phase();
         self.waited(end);
         let timings = self.timings(end);
+        self.settle(outcome, end);
         self.count(outcome, phase, &timings);
         if self.shared.access_log.is_on() {
             self.shared.access_log.write(self.access_record(outcome, &timings));

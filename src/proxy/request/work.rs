@@ -193,12 +193,14 @@ pub(crate) async fn prepare(
     };
     record.model = parsed.model.as_deref().map(repeated);
     let (mut search, peek) = (None, parsed.peek.as_ref());
+    let client = record.client_key.clone();
+    let client = client.as_deref();
     let (pool, pinned) = match stored::id_of(route, peek) {
         Some(id) => {
-            let home = search_in(shared, snapshot, parsed.model.as_deref(), id, &mut search)?;
+            let home = search_in((shared, snapshot), client, parsed.model.as_deref(), id, &mut search)?;
             (home.pool, Some(home.backend))
         }
-        None => (Arc::clone(pool_for(snapshot, route, parsed.model.as_deref())?), None),
+        None => (Arc::clone(pool_for(snapshot, route, parsed.model.as_deref(), client)?), None),
     };
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     record.streamed = streamed;
@@ -212,10 +214,11 @@ pub(crate) async fn prepare(
     let (body, usage_injected) = outgoing(&pool, (settings, head), endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();
     let ours = (&record.request_id, shared.via.entry(head.version));
-    headers::for_backend(&mut headers, ours, streamed, settings.clients.keys.is_none());
+    headers::for_backend(&mut headers, ours, streamed, client.is_none());
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, head.uri.path(), parsed.peek.as_ref()) },
-        lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
+        lane: LaneKey::of(session.as_deref(), client.map(|client| &*client.name))
+            .ranked(client.map(|client| client.priority).unwrap_or_default()),
         session: kept,
         pool,
         api: endpoint.api,

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::bucket::{Bucket, PerMinute};
 use crate::clock::Time;
+use crate::error::Over;
 
 /// The time after which a client with as many requests under way as it may have is asked to come again: nobody knows when one ends.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -24,32 +25,6 @@ pub struct Limits {
     pub concurrent: Option<u32>,
 }
 
-/// The limit that a request is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
-    /// Requests a minute.
-    Requests,
-    /// Tokens a minute.
-    Tokens,
-    /// Requests at once.
-    Concurrent,
-}
-
-impl Over {
-    /// Every limit.
-    pub const ALL: &'static [Over] = &[Over::Requests, Over::Tokens, Over::Concurrent];
-
-    /// The value of the `limit` label.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Over::Requests => "requests",
-            Over::Tokens => "tokens",
-            Over::Concurrent => "concurrent",
-        }
-    }
-}
-
 /// A request that is over a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -61,7 +36,7 @@ pub struct Refused {
 
 /// The state of one limit by the minute, as clients are told it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Standing {
+pub struct LimitState {
     /// The limit a minute.
     pub limit: u32,
     /// Units that may be used now, in whole ones.
@@ -77,6 +52,8 @@ pub struct Account {
     tokens: Option<Bucket>,
     concurrent: Option<u32>,
     in_flight: u32,
+    admitted: u64,
+    limited: u64,
 }
 
 impl Account {
@@ -89,6 +66,8 @@ impl Account {
             tokens: limits.tokens.map(full),
             concurrent: limits.concurrent,
             in_flight: 0,
+            admitted: 0,
+            limited: 0,
         }
     }
 
@@ -96,6 +75,24 @@ impl Account {
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight
+    }
+
+    /// Requests that may be under way at once.
+    #[must_use]
+    pub fn concurrent(&self) -> Option<u32> {
+        self.concurrent
+    }
+
+    /// Requests that passed every limit.
+    #[must_use]
+    pub fn admitted(&self) -> u64 {
+        self.admitted
+    }
+
+    /// Requests that were over a limit.
+    #[must_use]
+    pub fn limited(&self) -> u64 {
+        self.limited
     }
 
     /// Lets a request in, which takes one request and a place. `tokens` is what it will probably cost: it takes none of them yet, and
@@ -110,6 +107,7 @@ impl Account {
             self.requests.as_ref().and_then(|bucket| Some((Over::Requests, bucket.wait_for(1.0, now)?)))
         };
         if let Some((over, wait)) = over {
+            self.limited += 1;
             let after = [self.requests.as_ref().and_then(|bucket| bucket.wait_for(1.0, now)), self.wait(tokens, now)];
             return Err(Refused { over, after: after.into_iter().flatten().fold(wait, Duration::max) });
         }
@@ -123,28 +121,26 @@ impl Account {
     /// Takes the tokens of a request that is in. One that costs none is not held to them.
     ///
     /// # Errors
-    /// The client has too few left, or owes some. Nothing is taken; the request is to [`Account::turn_away`].
+    /// The client has too few left, or owes some. No token is taken, and the request is given back: what is refused costs nothing. Its
+    /// place stays taken until it [leaves](Account::leave).
     pub fn charge(&mut self, tokens: u64, now: Time) -> Result<(), Refused> {
         if let Some(after) = self.wait(tokens, now) {
+            self.limited += 1;
+            if let Some(bucket) = &mut self.requests {
+                bucket.give_back(1.0, now);
+            }
             return Err(Refused { over: Over::Tokens, after });
         }
         if let Some(bucket) = &mut self.tokens {
             bucket.take(tokens as f64, now);
         }
+        self.admitted += 1;
         Ok(())
     }
 
     /// Returns how long it takes until a request of so many tokens may pass.
     fn wait(&self, tokens: u64, now: Time) -> Option<Duration> {
         self.tokens.as_ref().filter(|_| tokens > 0)?.wait_for(tokens as f64, now)
-    }
-
-    /// Undoes [`Account::enter`] for a request that has too few tokens: what is refused costs nothing.
-    pub fn turn_away(&mut self, now: Time) {
-        if let Some(bucket) = &mut self.requests {
-            bucket.give_back(1.0, now);
-        }
-        self.leave();
     }
 
     /// Puts in place of the tokens that were taken those that were used.
@@ -164,12 +160,12 @@ impl Account {
 
     /// The state of the limits by the minute: of requests, and of tokens.
     #[must_use]
-    pub fn standing(&self, now: Time) -> [Option<Standing>; 2] {
+    pub fn standing(&self, now: Time) -> [Option<LimitState>; 2] {
         [&self.requests, &self.tokens].map(|bucket| {
             let bucket = bucket.as_ref()?;
             // A float too large or below zero becomes the nearest whole number.
             let remaining = bucket.level(now).max(0.0) as u32;
-            Some(Standing { limit: bucket.limit().limit, remaining, reset: bucket.until_full(now) })
+            Some(LimitState { limit: bucket.limit().limit, remaining, reset: bucket.until_full(now) })
         })
     }
 

@@ -11,7 +11,7 @@ use crate::clock::Time;
 
 /// The part of a limit that a bucket holds, unless it is told another size.
 const PART: f64 = 0.1;
-/// What rounding may take away: a client that comes back exactly when it was told to is not sent away again.
+/// The part of a unit that rounding may take away: a client that comes back exactly when it was told to is not sent away again.
 const ROUNDING: f64 = 1e-6;
 
 /// A limit by the minute.
@@ -143,7 +143,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client does, it gets no more than the minutes brought and one bucket; and who comes back when it was told to,
+        /// No client gets more than the minutes brought and one bucket, and one that comes back when it was told to
         /// passes.
         #[test]
         fn nobody_gets_more_than_time_and_one_bucket(

@@ -6,5 +6,5 @@
 pub mod account;
 pub mod bucket;
 
-pub use account::{Account, Limits, Over, Refused, Standing};
+pub use account::{Account, LimitState, Limits, Refused};
 pub use bucket::{Bucket, PerMinute};

@@ -285,6 +285,31 @@ impl<K: ValueKind> ValueKind for OrOff<K> {
     }
 }
 
+/// A kind of value that need not be there, for a key whose default depends on another.
+#[derive(Debug)]
+pub struct IfSet<K>(K);
+
+/// Returns the kind of what `kind` takes, or of no value where the key is not written.
+pub fn set<K: ValueKind>(kind: K) -> IfSet<K> {
+    IfSet(kind)
+}
+
+impl<K: ValueKind> ValueKind for IfSet<K> {
+    type Of = Option<K::Of>;
+
+    fn read(&self, value: &Value<'_>) -> Result<Option<K::Of>, Wrong> {
+        self.0.read(value).map(Some)
+    }
+
+    fn written(&self, value: &Option<K::Of>) -> Notation {
+        value.as_ref().map_or(Notation::Nothing, |value| self.0.written(value))
+    }
+
+    fn takes(&self) -> String {
+        self.0.takes()
+    }
+}
+
 /// A kind with a hint of its own for every wrong value.
 #[derive(Debug)]
 pub struct Hinted<K> {

@@ -1,8 +1,9 @@
-//! The kinds of values that only this file has: threads, the path of a socket, a salt, a header, a backend's URL.
+//! The kinds of values that only this file has: threads, the path of a socket, a salt, a header, a rank, a backend's URL.
 
 use std::path::PathBuf;
 
 use super::url::{BackendUrl, UrlError};
+use forebay_core::routing::wait_room::Priority;
 use forebay_core::toml_reader::notation::Notation;
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Value, ValueKind, Wrong, quoted};
@@ -100,6 +101,27 @@ impl ValueKind for HeaderName {
 
     fn takes(&self) -> String {
         "name of a request header".to_owned()
+    }
+}
+
+/// The rank of a client among those that wait.
+pub(super) struct Rank;
+
+impl ValueKind for Rank {
+    type Of = Priority;
+
+    fn read(&self, value: &Value<'_>) -> Result<Priority, Wrong> {
+        let hint = "100 is served first, and keys without a priority have 50";
+        let rank = values::whole(0..=100_u32)(value).map_err(|wrong| wrong.hint(hint))?;
+        Ok(Priority(u8::try_from(rank).expect("it is at most 100")))
+    }
+
+    fn written(&self, value: &Priority) -> Notation {
+        Notation::Whole(value.0.into())
+    }
+
+    fn takes(&self) -> String {
+        "whole number, 0 to 100".to_owned()
     }
 }
 

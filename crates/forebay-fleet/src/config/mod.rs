@@ -3,6 +3,7 @@
 
 mod affinity;
 mod between;
+mod client_keys;
 pub mod diff;
 #[cfg(test)]
 mod document;

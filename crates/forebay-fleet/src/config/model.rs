@@ -8,8 +8,8 @@ use forebay_core::toml_reader::{Change, Key, Keys, Section, Table};
 
 pub use super::affinity::Affinity;
 pub use super::keys::{
-    Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Drain, Ejection, Explain, HealthConfig, Limits,
-    Listen, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream, UsageMode, WaitRoom,
+    Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Drain, Ejection, Explain, HealthConfig, KeyConfig,
+    Limits, Listen, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream, UsageMode, WaitRoom,
 };
 pub use super::secret::Secret;
 pub use super::unknown_models::UnknownModels;

@@ -32,7 +32,7 @@ fn what_is_refused_costs_nothing() {
     account.enter(1, at(0.0)).unwrap();
     let refused = account.charge(10, at(0.0)).unwrap_err();
     assert_eq!(refused, Refused { over: Over::Tokens, after: Duration::from_secs(1) });
-    account.turn_away(at(0.0));
+    account.leave();
     let [requests, tokens] = account.standing(at(0.0)).map(Option::unwrap);
     assert_eq!((account.in_flight(), requests.remaining, tokens.remaining), (1, 59, 0));
     assert_eq!(
@@ -105,7 +105,7 @@ fn three_minutes(account: &mut Account, limit: f64, seconds: f64, chance: &mut f
                 requests += 1.0;
                 ends.push_back((now + seconds, estimate, used));
             }
-            Err(_) => account.turn_away(at(now)),
+            Err(_) => account.leave(),
         }
     }
 }
@@ -139,7 +139,7 @@ proptest! {
                 if account.enter(tokens, at(0.0)).is_ok() {
                     match account.charge(tokens, at(0.0)) {
                         Ok(()) => under_way.push(tokens),
-                        Err(_) => account.turn_away(at(0.0)),
+                        Err(_) => account.leave(),
                     }
                 }
             } else if !under_way.is_empty() {
@@ -153,7 +153,7 @@ proptest! {
         }
     }
 
-    /// Who comes back when it was told to passes, whichever limit it was over.
+    /// A client that comes back when it was told to passes, whichever limit it was over.
     #[test]
     fn who_comes_back_in_time_passes(requests in 1_u32..600, tokens in 1_u32..6000, costs in prop::collection::vec(1_u64..500, 1..60)) {
         let mut account = Account::new(limits(requests, tokens, 0), at(0.0));
@@ -164,7 +164,7 @@ proptest! {
                 Ok(()) => match account.charge(cost, now) {
                     Ok(()) => continue,
                     Err(refused) => {
-                        account.turn_away(now);
+                        account.leave();
                         refused
                     }
                 },
