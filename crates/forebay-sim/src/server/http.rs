@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::Service;
 
+use super::cors;
 use super::faults::answers;
 use super::faults::{Faults, Port, Signal};
 use super::framing::Framing;
@@ -263,6 +264,7 @@ pub fn router(sim: Arc<Sim>) -> Router {
             plain(StatusCode::METHOD_NOT_ALLOWED, r#"{"detail":"Method Not Allowed"}"#.to_owned())
         })
         .layer(from_fn_with_state(Arc::clone(&sim.faults), answers::gate))
+        .layer(from_fn(cors::allow))
         .layer(DefaultBodyLimit::disable())
         .with_state(sim)
 }
