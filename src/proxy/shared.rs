@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::cors::Allowances;
 use super::fingerprints::Fingerprints;
 use super::headers::Via;
 use super::request::intake::BodyMemory;
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) shutdown: Shutdown,
     pub(crate) bodies: Arc<BodyMemory>,
     pub(crate) responses: ResponseHomes,
+    pub(crate) cors: Allowances,
     pub(crate) fingerprints: Fingerprints,
     /// Its name to other proxies.
     pub(crate) via: Via,
@@ -66,6 +68,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
         let Parts { settings, fleet, clients, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
+        let cors = Allowances::new(clock.now());
         Shared {
             settings,
             fleet,
@@ -78,6 +81,7 @@ impl Shared {
             shutdown,
             bodies: BodyMemory::new(),
             responses: ResponseHomes::default(),
+            cors,
             fingerprints: Fingerprints::default(),
             via: Via::new(),
             seed: RandomState::new().hash_one(0),

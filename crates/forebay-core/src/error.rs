@@ -206,6 +206,9 @@ pub enum Refusal {
         /// The methods that it takes, as in the header `allow`.
         allowed: &'static str,
     },
+    /// A web page of an origin that may not send requests.
+    #[error("pages of the origin `{0}` may not send requests here (cors.origins)")]
+    OriginNotAllowed(String),
     /// A model that no pool serves.
     #[error("The model `{model}` does not exist here; served: {served}")]
     UnknownModel {
@@ -223,8 +226,8 @@ pub enum Refusal {
     /// One body over its limit.
     #[error("the request body is larger than the limit of {0} bytes (limits.body)")]
     TooLarge(u64),
-    /// A JSON path with a content-encoding.
-    #[error("a request body with content-encoding `{0}` is not taken; send it unencoded")]
+    /// A JSON body in a coding that is not understood.
+    #[error("a request body with content-encoding `{0}` is not taken; send it plain, or as gzip or zstd alone")]
     Encoded(String),
     /// All bodies together over their limit.
     #[error("too many request bodies are in memory (limits.bodies_in_memory); try again shortly")]
@@ -286,6 +289,7 @@ impl Refusal {
         match self {
             Refusal::BadRequest(_) | Refusal::BadHost | Refusal::NoModel(_) => 400,
             Refusal::Unauthorized => 401,
+            Refusal::OriginNotAllowed(_) => 403,
             Refusal::PathNotAllowed { .. } | Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) => 404,
             Refusal::ModelNotAllowed { .. } => 404,
             Refusal::MethodNotAllowed { .. } => 405,
@@ -310,6 +314,7 @@ impl Refusal {
             Refusal::Loop => "forebay_loop",
             Refusal::NoModel(_) => "forebay_no_model",
             Refusal::Unauthorized => "forebay_unauthorized",
+            Refusal::OriginNotAllowed(_) => "forebay_origin_not_allowed",
             Refusal::PathNotAllowed { .. } => "forebay_path_not_allowed",
             Refusal::MethodNotAllowed { .. } => "forebay_method_not_allowed",
             Refusal::UnknownModel { .. } => "forebay_unknown_model",

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use http::header::HeaderValue;
 use http::{Method, StatusCode};
 
+use crate::proxy::forwarded::Peer;
 use crate::proxy::headers;
 use crate::proxy::shared::Shared;
 use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal, repeated};
 use forebay_core::routing::facts::ArmIndex;
-use forebay_core::stream::timings::{Timings, tpot_of_sequences};
+use forebay_core::stream::timings::Timings;
 use forebay_core::stream::{Api, Usage};
 use forebay_core::units::BackendId;
 use forebay_fleet::clients::{Allowance, Client};
@@ -37,6 +38,9 @@ pub(crate) struct Record {
     settings: Arc<Config>,
     pub(crate) arrival: Time,
     pub(crate) request_id: HeaderValue,
+    /// The other end of its connection.
+    pub(crate) peer: Arc<Peer>,
+    /// The client's address: the peer's, or the one that a trusted proxy names.
     client: Option<SocketAddr>,
     /// The client by its key, where keys are configured.
     pub(crate) client_key: Option<Arc<Client>>,
@@ -79,12 +83,14 @@ pub(crate) struct Record {
 
 impl Record {
     /// A request whose head has just been parsed.
-    pub(crate) fn new(shared: &Arc<Shared>, client: Option<SocketAddr>, head: &http::request::Parts) -> Record {
+    pub(crate) fn new(shared: &Arc<Shared>, peer: Arc<Peer>, head: &http::request::Parts) -> Record {
         let settings = shared.settings.load_full();
+        let client = peer.client(&head.headers, &settings.forwarding.trusted_proxies);
         Record {
             shared: Arc::clone(shared),
             arrival: shared.clock.now(),
             request_id: headers::request_id(&head.headers),
+            peer,
             client,
             client_key: None,
             allowance: None,
@@ -297,14 +303,6 @@ impl Record {
             Some(usage) => Some((TokenSource::Usage, usage.completion_tokens)),
             None if self.first_token.is_some() => Some((TokenSource::Events, self.token_events)),
             None => None,
-        }
-    }
-
-    fn tpot(&self, timings: &Timings) -> Option<Duration> {
-        let (_, tokens) = self.tokens()?;
-        match self.decoded {
-            None => timings.tpot(tokens),
-            Some((decoding, sequences)) => tpot_of_sequences(decoding, tokens, sequences),
         }
     }
 

@@ -38,10 +38,18 @@ pub(crate) fn pool_for<'a>(
     client: Option<&Client>,
 ) -> Result<&'a Arc<Pool>, Refusal> {
     let pool = match route {
-        Route::Version | Route::Models | Route::OneModel(_) => snapshot.pools.first(),
+        Route::AnyBackend | Route::Models | Route::OneModel(_) | Route::Options(_) => any_pool(snapshot, None),
         _ => find_pool(snapshot, model, client)?,
     };
     pool.ok_or_else(|| Refusal::NoBackend("any model".to_owned()))
+}
+
+/// A pool with a backend that takes requests, of those whose models the client may use; else any of these.
+fn any_pool<'a>(snapshot: &'a Snapshot, client: Option<&Client>) -> Option<&'a Arc<Pool>> {
+    let may = |pool: &&Arc<Pool>| client.is_none_or(|client| client.may_use_some_of(pool));
+    let mut pools = snapshot.pools.iter().filter(may);
+    let first = pools.clone().next();
+    pools.find(|pool| pool.members().iter().any(|member| member.state.is_usable())).or(first)
 }
 
 fn find_pool<'a>(

@@ -310,6 +310,36 @@ impl<K: ValueKind> ValueKind for IfSet<K> {
     }
 }
 
+/// The kind of a list.
+#[derive(Debug)]
+pub struct ListOf<K>(K);
+
+/// Returns the kind of a list of what `kind` takes. Values of `kind` must be written as strings.
+pub fn list_of<K: ValueKind>(kind: K) -> ListOf<K> {
+    ListOf(kind)
+}
+
+impl<K: ValueKind> ValueKind for ListOf<K> {
+    type Of = Vec<K::Of>;
+
+    fn read(&self, value: &Value<'_>) -> Result<Vec<K::Of>, Wrong> {
+        let items = values::items(value)?;
+        items.iter().map(|item| self.0.read(item)).collect()
+    }
+
+    fn written(&self, value: &Vec<K::Of>) -> Notation {
+        let text = |item: &K::Of| match self.0.written(item) {
+            Notation::Text(text) => text,
+            other => other.to_string(),
+        };
+        Notation::List(value.iter().map(text).collect())
+    }
+
+    fn takes(&self) -> String {
+        format!("list of: {}", self.0.takes())
+    }
+}
+
 /// A kind with a hint of its own for every wrong value.
 #[derive(Debug)]
 pub struct Hinted<K> {

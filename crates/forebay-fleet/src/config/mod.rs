@@ -11,6 +11,7 @@ mod files;
 mod keys;
 mod kinds;
 pub mod model;
+mod origins;
 mod pools;
 mod resolve;
 mod schema;

@@ -2,8 +2,8 @@
 //! in `keys/`.
 
 use super::keys::{
-    Admin, ArmConfig, BackendConfig, Budget, Clients, Drain, Ejection, HealthConfig, KeyConfig, Limits, Listen,
-    PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
+    Admin, ArmConfig, BackendConfig, Budget, Clients, Cors, Drain, Ejection, Forwarding, HealthConfig, KeyConfig,
+    Limits, Listen, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
 };
 use super::model::ROOT;
 use forebay_core::toml_reader::{Keys, Schema};
@@ -18,6 +18,9 @@ pub(super) static SCHEMA: Schema = Schema {
         Admin::SECTION,
         Clients::SECTION,
         KeyConfig::SECTION,
+        Paths::SECTION,
+        Cors::SECTION,
+        Forwarding::SECTION,
         Limits::SECTION,
         Stream::SECTION,
         Retry::SECTION,

@@ -209,6 +209,7 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
         Refusal::BadRequest(none()),
         Refusal::NoModel(none()),
         Refusal::Unauthorized,
+        Refusal::OriginNotAllowed(none()),
         Refusal::PathNotAllowed { method: none(), path: none() },
         Refusal::MethodNotAllowed { method: none(), path: none(), allowed: "" },
         Refusal::BadHost,
@@ -261,6 +262,7 @@ mod tests {
         }
         match refusal {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized => {}
+            Refusal::OriginNotAllowed(_) => {}
             Refusal::PathNotAllowed { .. } | Refusal::MethodNotAllowed { .. } | Refusal::BadHost | Refusal::Loop => {}
             Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) | Refusal::BodyTimeout(_) => {}
             Refusal::ModelNotAllowed { .. } | Refusal::RateLimited { .. } => {}

@@ -3,12 +3,14 @@
 
 mod attempts;
 mod client_key;
+mod neighbours;
 mod pool;
 mod serving;
 mod watched;
 
 pub use attempts::{Budget, Retry, Slo, Stream, UsageMode};
 pub use client_key::{ClientKey, KeyConfig};
+pub use neighbours::{Cors, Forwarding, Paths};
 pub(super) use pool::SESSION;
 pub use pool::{ArmConfig, BackendConfig, PoolConfig, SessionKey, WaitRoom};
 pub use serving::{Admin, Clients, Drain, Explain, Limits, Listen};
