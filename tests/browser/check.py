@@ -13,13 +13,59 @@ import http.server
 import json
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import urllib.request
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "dashboard"))
-from check import FAILED, Browser, call, check, eventually, free_port  # noqa: E402
+FAILED = []
+
+
+def check(holds, what):
+    print(("ok     " if holds else "FAILED ") + what, flush=True)
+    if not holds:
+        FAILED.append(what)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def call(url, body=None, method=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def eventually(what, look, limit=30):
+    end = time.monotonic() + limit
+    while not look():
+        if time.monotonic() > end:
+            raise SystemExit(f"not within {limit} s: {what}")
+        time.sleep(0.1)
+
+
+class Browser:
+    """A tab, over chromedriver."""
+
+    def __init__(self, driver):
+        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]}
+        always = {"browserName": "chrome", "goog:chromeOptions": options, "timeouts": {"script": 60000}}
+        session = call(f"{driver}/session", {"capabilities": {"alwaysMatch": always}})["value"]["sessionId"]
+        self.base = f"{driver}/session/{session}"
+
+    def open(self, url):
+        call(f"{self.base}/url", {"url": url})
+
+    def close(self):
+        call(self.base, method="DELETE")
+
 
 # What the page does: a streamed chat and a refusal, with a header that makes the browser ask first.
 FETCH = """
