@@ -2,8 +2,8 @@
 """A web page of another origin before Forebay, in a real browser, headless.
 
     check.py FOREBAY                     before a simulated server
-    check.py FOREBAY URL MODEL           before the server at URL, which allows every origin (vLLM's default)
-    check.py FOREBAY URL MODEL denied    before one that allows another origin (--allowed-origins)
+    check.py FOREBAY URL MODEL           before the server at URL, which allows every origin (--allowed-origins '["*"]')
+    check.py FOREBAY URL MODEL denied    before one that does not allow the page's origin (vLLM's default)
 
 The page streams a chat with fetch, and reads a refusal. At defaults it may what the server allows; with `[cors]` what that says.
 Python's standard library and Debian's chromium-driver. What it starts, it ends.
@@ -73,7 +73,7 @@ const [base, model, done] = arguments;
 (async () => {
   const ask = (name) => fetch(base + '/v1/chat/completions', {
     method: 'POST', headers: {'content-type': 'application/json', authorization: 'Bearer none'},
-    body: JSON.stringify({model: name, stream: true, max_tokens: 12, messages: [{role: 'user', content: 'Hello'}]})});
+    body: JSON.stringify({model: name, stream: true, max_tokens: 300, messages: [{role: 'user', content: 'Hello'}]})});
   try {
     const list = await (await fetch(base + '/v1/models')).json();
     const answer = await ask(model), reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -141,7 +141,7 @@ def main():
             if not server:
                 port = free_port()
                 server = f"http://127.0.0.1:{port}"
-                sim = [binary, "sim", "--port", str(port), "--served-model-name", "sim"]
+                sim = [binary, "sim", "--port", str(port), "--served-model-name", "sim", "--allowed-origins", "*"]
                 started.append(Server(sim, f"{server}/health"))
             driver = free_port()
             started.append(Server([shutil.which("chromedriver"), f"--port={driver}"], f"http://127.0.0.1:{driver}/status"))

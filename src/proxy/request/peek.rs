@@ -206,40 +206,7 @@ fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekE
     if let Some(salt) = members.cache_salt {
         prefix.aside(salt.get().as_bytes()); // vLLM shares no cache between two salts
     }
-    let (mut claims, mut shape) = (Claims::default(), Shape::Other);
-    for (name, value) in PROMPT.iter().zip(members.prompt) {
-        let Some(value) = value else { continue };
-        // Tools are put into the prompt as JSON, keys included, so that all of their bytes are text.
-        if *name == "tools" {
-            weight.text += value.get().len() as u64;
-            prefix.text(value.get().as_bytes(), 0);
-            continue;
-        }
-        if matches!(*name, "images" | "audio" | "videos") {
-            // Each is a URL or data, of which no byte is text.
-            let elements = Weight::default().add(value.get().as_bytes(), &mut Prefix::new(None));
-            weight.media = weight.media.saturating_add(u32::try_from(elements.all).unwrap_or(u32::MAX));
-            claims.inputs = claims.inputs.max(elements.all);
-            continue;
-        }
-        let elements = weight.add(value.get().as_bytes(), &mut prefix);
-        match *name {
-            "messages" => shape = Shape::Messages,
-            "prompt" if shape == Shape::Other => shape = Shape::Prompt,
-            "query" | "queries" | "documents" | "text_1" | "data_1" if shape == Shape::Other => shape = Shape::Pairs,
-            _ => {}
-        }
-        match *name {
-            "prompt" => claims.prompts = elements.batch(),
-            "messages" => claims.conversations = elements.batch(),
-            "input" => claims.inputs = elements.batch(),
-            "inputs" | "texts" => claims.inputs = claims.inputs.max(elements.all),
-            "documents" | "items" | "queries" | "text_1" | "text_2" | "data_1" | "data_2" => {
-                claims.pairs = claims.pairs.max(elements.all);
-            }
-            _ => {}
-        }
-    }
+    let (mut claims, shape) = members.weigh(&mut weight, &mut prefix);
     let count = |value: Option<&RawValue>| value.and_then(number);
     claims.n = count(members.n).unwrap_or(1);
     Ok(Peek {
@@ -287,6 +254,47 @@ impl<'a> Members<'a> {
             },
         };
         *member = Some(value);
+    }
+
+    /// Weighs the members of the prompt, and returns the numbers that an API may make sequences of, and whose members these are.
+    fn weigh(&self, weight: &mut Weight, prefix: &mut Prefix) -> (Claims, Shape) {
+        let (mut claims, mut shape) = (Claims::default(), Shape::Other);
+        for (name, value) in PROMPT.iter().zip(self.prompt) {
+            let Some(value) = value else { continue };
+            // Tools are put into the prompt as JSON, keys included, so that all of their bytes are text.
+            if *name == "tools" {
+                weight.text += value.get().len() as u64;
+                prefix.text(value.get().as_bytes(), 0);
+                continue;
+            }
+            if matches!(*name, "images" | "audio" | "videos") {
+                // Each is a URL or data, of which no byte is text.
+                let elements = Weight::default().add(value.get().as_bytes(), &mut Prefix::new(None));
+                weight.media = weight.media.saturating_add(u32::try_from(elements.all).unwrap_or(u32::MAX));
+                claims.inputs = claims.inputs.max(elements.all);
+                continue;
+            }
+            let elements = weight.add(value.get().as_bytes(), prefix);
+            match *name {
+                "messages" => shape = Shape::Messages,
+                "prompt" if shape == Shape::Other => shape = Shape::Prompt,
+                "query" | "queries" | "documents" | "text_1" | "data_1" if shape == Shape::Other => {
+                    shape = Shape::Pairs
+                }
+                _ => {}
+            }
+            match *name {
+                "prompt" => claims.prompts = elements.batch(),
+                "messages" => claims.conversations = elements.batch(),
+                "input" => claims.inputs = elements.batch(),
+                "inputs" | "texts" => claims.inputs = claims.inputs.max(elements.all),
+                "documents" | "items" | "queries" | "text_1" | "text_2" | "data_1" | "data_2" => {
+                    claims.pairs = claims.pairs.max(elements.all);
+                }
+                _ => {}
+            }
+        }
+        (claims, shape)
     }
 
     /// The session keys that are strings; the last value of each counts.

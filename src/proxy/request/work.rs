@@ -182,25 +182,7 @@ pub(crate) async fn prepare(
         _ => Endpoint::LIGHT,
     };
     let mut bytes = bytes;
-    let parsed = match route {
-        Route::Model(endpoint) if endpoint.body.is_json() => {
-            let (sessions, seed) = (body_sessions(snapshot), seed(shared, snapshot));
-            match parse_json(&bytes, sessions.clone(), seed).await {
-                Ok(parsed) => parsed,
-                Err(refusal) => {
-                    bytes = in_utf8(&bytes).ok_or(refusal)?;
-                    parse_json(&bytes, sessions, seed).await?
-                }
-            }
-        }
-        Route::Model(Endpoint { body: BodyForm::Unknown, .. }) => {
-            let parsed = parse_json(&bytes, body_sessions(snapshot), seed(shared, snapshot)).await;
-            parsed.unwrap_or(Parsed { peek: None, model: None })
-        }
-        // On the heap: few requests are forms, and all would carry the room for reading one.
-        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, &bytes)).await },
-        _ => Parsed { peek: None, model: None },
-    };
+    let parsed = read_body((shared, snapshot), route, head, &mut bytes).await?;
     let endpoint = endpoint_of(endpoint, parsed.peek.as_ref());
     if endpoint.body == BodyForm::JsonOfAny {
         record.api = endpoint.api;
@@ -248,6 +230,34 @@ pub(crate) async fn prepare(
         headers,
         body,
         held: Some(held),
+    })
+}
+
+/// Reads what is needed of a body. One that is JSON in another encoding becomes UTF-8.
+async fn read_body(
+    (shared, snapshot): (&Shared, &Snapshot),
+    route: Route<'_>,
+    head: &Parts,
+    bytes: &mut Bytes,
+) -> Result<Parsed, Refusal> {
+    Ok(match route {
+        Route::Model(endpoint) if endpoint.body.is_json() => {
+            let (sessions, seed) = (body_sessions(snapshot), seed(shared, snapshot));
+            match parse_json(bytes, sessions.clone(), seed).await {
+                Ok(parsed) => parsed,
+                Err(refusal) => {
+                    *bytes = in_utf8(bytes).ok_or(refusal)?;
+                    parse_json(bytes, sessions, seed).await?
+                }
+            }
+        }
+        Route::Model(Endpoint { body: BodyForm::Unknown, .. }) => {
+            let parsed = parse_json(bytes, body_sessions(snapshot), seed(shared, snapshot)).await;
+            parsed.unwrap_or(Parsed { peek: None, model: None })
+        }
+        // On the heap: few requests are forms, and all would carry the room for reading one.
+        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, bytes)).await },
+        _ => Parsed { peek: None, model: None },
     })
 }
 

@@ -12,8 +12,7 @@ section! {
     /// Web pages of other origins (CORS).
     #[derive(Clone, Debug, PartialEq)]
     pub struct Cors {
-        /// Origins whose pages may send requests. `"backend"`: those that the backends allow, which are all unless vLLM's
-        /// `--allowed-origins` says otherwise. A list is answered by Forebay, whatever the backends allow; `["*"]` is every origin.
+        /// Origins whose pages may send requests. `"backend"`: those that the backends allow, as vLLM's `--allowed-origins` says. A list is answered by Forebay, whatever the backends allow; `["*"]` is every origin.
         /// `"off"`: none.
         origins: Origins { takes: OriginsKind, default: Origins::Backend, reload: AtOnce },
     }
