@@ -90,7 +90,10 @@ fn an_example_with_keys_reads_them_and_shows_none() {
     assert!(!shown.contains(KEY) && !shown.contains(token), "{shown}");
     let json = serde_json::to_value(&config).unwrap();
     assert_eq!(json["admin"]["token"], "[redacted]");
-    assert_eq!(json["clients"]["keys"][0], serde_json::json!({ "name": "alice" }));
+    let no_limits = serde_json::json!({ "requests": null, "tokens": null, "concurrent": null });
+    let alice = serde_json::json!({ "name": "alice", "limits": no_limits, "models": null, "priority": 50 });
+    assert_eq!(json["clients"]["keys"][0], alice);
+    assert_eq!(json["clients"]["keys"][1]["limits"]["requests"], serde_json::json!({ "limit": 600, "burst": null }));
     assert_eq!(json["listen"]["keep_alive"], "1m15s");
     assert_eq!(json["limits"]["body"], "64MiB");
     assert_eq!(json["stream"]["first_token_timeout"], "off");

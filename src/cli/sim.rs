@@ -61,6 +61,9 @@ pub struct Args {
     /// Count requests under way in /load, which is 0 without
     #[arg(long)]
     pub enable_server_load_tracking: bool,
+    /// Origins whose web pages may use the server; * is every one
+    #[arg(long, value_name = "ORIGIN", num_args = 1..)]
+    pub allowed_origins: Vec<String>,
 }
 
 fn profiles() -> String {
@@ -95,6 +98,7 @@ fn options(args: Args) -> Result<SimOptions, String> {
         time_scale: args.time_scale,
         prompt_tokens_details: args.enable_prompt_tokens_details,
         load_tracking: args.enable_server_load_tracking,
+        allowed_origins: args.allowed_origins,
     })
 }
 

@@ -10,8 +10,8 @@ use super::Proxy;
 use super::request::lookup::{not_serving, pool_for, search_in};
 use super::request::peek::peek;
 use super::request::stored;
-use super::request::work::{Parsed, body_sessions, marks, seed, weigh};
-use super::route::{BodyForm, Endpoint, Route, find, plain};
+use super::request::work::{Parsed, body_sessions, endpoint_of, marks, seed, weigh};
+use super::route::{Route, find, plain};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
 use forebay_core::units::BackendId;
@@ -54,7 +54,7 @@ impl Proxy {
         let path = plain(&question.path);
         let route = find("POST", &path);
         let endpoint = match route {
-            Ok(Route::Model(endpoint @ Endpoint { body: BodyForm::Json, .. })) => endpoint,
+            Ok(Route::Model(endpoint)) if endpoint.body.is_json() => endpoint,
             Ok(_) => {
                 return Err(Refusal::BadRequest(format!("{} takes no JSON body that names a model", question.path)));
             }
@@ -71,14 +71,15 @@ impl Proxy {
         // would lie.
         let parsed = Parsed { model: peek.model.clone(), peek: Some(peek) };
         let peek = parsed.peek.as_ref();
+        let endpoint = endpoint_of(endpoint, peek);
         let (route, model) = (Route::Model(endpoint), parsed.model.as_deref());
         let home = match stored::id_of(route, peek) {
-            Some(id) => Some(search_in(&self.0, &snapshot, model, id, &mut None)?),
+            Some(id) => Some(search_in((&self.0, &snapshot), None, model, id, &mut None)?),
             None => None,
         };
         let (pool, pinned) = match &home {
             Some(home) => (&home.pool, Some(home.backend)),
-            None => (pool_for(&snapshot, route, model)?, None),
+            None => (pool_for(&snapshot, route, model, None)?, None),
         };
         // As for a request that is served: where a header has the session, the body's member of that name is none.
         let in_body = || match &pool.session {
@@ -95,7 +96,7 @@ impl Proxy {
             arm,
             pinned,
             marks: marks(seed, pool, session.as_deref(), &parsed),
-            ..weigh(endpoint, &question.path, peek)
+            ..weigh(endpoint, peek)
         };
         let not_serving = not_serving(pool, parsed.model.as_deref(), self.0.clock.now());
         let matched = supposed(pool, &question.matched)?;

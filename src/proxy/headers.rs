@@ -16,6 +16,8 @@ pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-forebay-attem
 pub(crate) const ERROR: HeaderName = HeaderName::from_static("x-forebay-error");
 /// Tells the clients of OpenAI and Anthropic whether to repeat a request that failed.
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// Tells nginx, and who does as it does, not to hold a stream back.
+pub(crate) const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// In a request with the value `1`: tell me why. In its answer: why.
 pub(crate) const EXPLAIN: HeaderName = HeaderName::from_static("x-forebay-explain");
 
@@ -94,6 +96,11 @@ pub(crate) fn authorize(headers: &mut HeaderMap, key: &str) {
 /// Turns a backend's answer headers into those sent to the client. What begins as ours do is not the backend's to say.
 pub(crate) fn for_client(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
+    remove_ours(headers);
+}
+
+/// Removes the headers whose names begin as ours do.
+pub(crate) fn remove_ours(headers: &mut HeaderMap) {
     let is_ours = |name: &&HeaderName| name.as_str().starts_with(OURS);
     if headers.keys().any(|name| is_ours(&name)) {
         let ours: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();

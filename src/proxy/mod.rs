@@ -7,9 +7,11 @@
 
 pub(crate) mod answer;
 mod attempt;
+mod cors;
 mod exchange;
 mod explain;
 mod fingerprints;
+mod forwarded;
 mod headers;
 mod models;
 mod record;
@@ -18,6 +20,7 @@ mod responses;
 mod route;
 mod shared;
 mod shutdown;
+mod tunnel;
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -28,21 +31,25 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::header::ORIGIN;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
 
+use self::answer::body::Ours;
 pub use self::answer::body::{AnswerBody, Cut};
 use self::exchange::Exchange;
 
+use self::forwarded::Peer;
 use self::record::Record;
-use self::request::auth;
 use self::request::intake::{self, BodyLimits};
 use self::request::work::{self, Work};
-use self::route::{BodyForm, Route, Unserved};
+use self::request::{auth, decode};
+use self::route::{Route, Unserved};
 use self::shared::Shared;
 pub use self::shared::{Parts, Readiness};
 pub use self::shutdown::Shutdown;
+use self::tunnel::Tunnel;
 
 use forebay_core::error::{ErrorShape, Refusal, refusal_json, repeated};
 use forebay_core::stream::Api;
@@ -64,7 +71,7 @@ impl Proxy {
     /// The service for one client connection.
     #[must_use]
     pub fn for_client(&self, client: Option<SocketAddr>) -> ClientService {
-        ClientService { shared: Arc::clone(&self.0), client }
+        ClientService { shared: Arc::clone(&self.0), peer: Arc::new(Peer::new(client, false)) }
     }
 }
 
@@ -72,7 +79,7 @@ impl Proxy {
 #[derive(Clone)]
 pub struct ClientService {
     shared: Arc<Shared>,
-    client: Option<SocketAddr>,
+    peer: Arc<Peer>,
 }
 
 impl<B> tower::Service<Request<B>> for ClientService
@@ -99,19 +106,34 @@ where
             Ok(Route::Ready) if is_sound() => Some(probe((shared.ready)())),
             _ => None,
         };
-        if let Some(answer) = probed {
-            return Box::pin(std::future::ready(Ok(answer)));
+        let origin = head.headers.get(ORIGIN).cloned();
+        if let Some(mut answer) = probed {
+            return Box::pin(async move {
+                if let Some(origin) = &origin {
+                    cors::finish(&shared, origin, &mut answer).await;
+                }
+                Ok(answer)
+            });
         }
         // From here on everything is counted: the record's drop writes the log, whatever happens.
-        let record = Record::new(&shared, self.client, &head);
+        let record = Record::new(&shared, Arc::clone(&self.peer), &head);
+        let is_nameless = !record.settings().forwarding.own_headers;
         let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
         let telemetry = Arc::clone(&shared.telemetry);
         // A future that holds another by value has room for it twice, as its argument and as what it waits for, and each move
         // copies all of that.
-        let serving = Box::pin(serve(shared, record, head, body));
+        let serving = Box::pin(serve(Arc::clone(&shared), record, head, body));
         Box::pin(async move {
             let served = caught(&telemetry, Panicked::Request, serving).await;
-            Ok(served.unwrap_or_else(|| internal_error(&request_id, shape)))
+            let mut answer = served.unwrap_or_else(|| internal_error(&request_id, shape));
+            if is_nameless {
+                headers::remove_ours(answer.headers_mut());
+            }
+            if let Some(origin) = &origin {
+                // On the heap: few requests come from a page of another origin.
+                Box::pin(cors::finish(&shared, origin, &mut answer)).await;
+            }
+            Ok(answer)
         })
     }
 }
@@ -125,6 +147,12 @@ where
     let work = match admit(&shared, &settings, &mut record, &head, body).await {
         Ok(Admitted::Work(work)) => work,
         Ok(Admitted::Answer(json)) => return record.local(StatusCode::OK, json),
+        Ok(Admitted::Tunnel(tunnel)) => return Box::pin(tunnel.open(&shared, record)).await,
+        Ok(Admitted::Preflight(preflight)) => {
+            let mut response = record.local(StatusCode::NO_CONTENT, String::new());
+            preflight.answer(&mut response);
+            return response;
+        }
         Err(refusal) => return record.refuse(&refusal),
     };
     // Whoever waits for the head may be dropped by hyper at any moment. The task below goes on and sees it by the
@@ -142,6 +170,8 @@ where
 enum Admitted {
     Work(Box<Work>),
     Answer(String),
+    Preflight(cors::Preflight),
+    Tunnel(Box<Tunnel>),
 }
 
 async fn admit<B>(
@@ -160,24 +190,35 @@ where
     let route = match checked {
         Ok(route) => route,
         Err(refusal) => {
-            // A client that waits for `100 Continue` has sent nothing.
-            if !head.headers.contains_key(http::header::EXPECT) {
-                intake::drain(body, head.version);
-            }
+            refuse_unread(head, body);
             return Err(refusal);
         }
     };
+    if let Route::Options(allowed) = route
+        && let Some(answer) = cors::preflight(settings, head, allowed)
+    {
+        return answer.map(Admitted::Preflight);
+    }
     // Once for a request: all that follows is about one configuration, also if another one is taken over meanwhile.
     let snapshot = shared.fleet.snapshot();
     match route {
         // As any request without a body that goes to a backend.
         Route::Models | Route::OneModel(_) if models::are_unlisted(&snapshot) => {}
-        Route::Models => return Ok(Admitted::Answer(models::list(&snapshot))),
+        Route::Models => return Ok(Admitted::Answer(models::list(&snapshot, record.client_key.as_deref()))),
         Route::OneModel(id) => {
-            let unknown = || Refusal::UnknownModel { model: repeated(id), served: models::names(&snapshot) };
-            return models::one(&snapshot, id).map(Admitted::Answer).ok_or_else(unknown);
+            let client = record.client_key.as_deref();
+            let unknown = || models::unknown(&snapshot, id, client);
+            return models::one(&snapshot, id, client).map(Admitted::Answer).ok_or_else(unknown);
         }
         _ => {}
+    }
+    if let Err(refusal) = record.enter(&head.headers) {
+        refuse_unread(head, body);
+        return Err(refusal);
+    }
+    if route == Route::Realtime {
+        let asked = (head, route::target(&head.uri, &path));
+        return Tunnel::prepare(shared, settings, &snapshot, record, asked).map(Box::new).map(Admitted::Tunnel);
     }
     let limits = BodyLimits {
         one: settings.limits.body,
@@ -192,12 +233,30 @@ where
             return Err(refusal);
         }
     };
+    let coding = decode::coding(&head.headers, false)?;
+    let (bytes, held) = match coding {
+        Some(coding) => Box::pin(decode::decode(bytes, coding, held, limits)).await?,
+        None => (bytes, held),
+    };
     // The time until here is the client's own, and no overhead.
     record.body_read = Some(shared.clock.now());
     let target = route::target(&head.uri, &path);
-    let intake = work::Intake { head, route, target, bytes, held };
+    let intake = work::Intake { head, route, target, bytes, held, decoded: coding.is_some() };
     let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
+    record.charge(work.facts.kind, work.facts.est_tokens)?;
     Ok(Admitted::Work(Box::new(work)))
+}
+
+/// Reads the body of a request that is refused for its head.
+fn refuse_unread<B>(head: &http::request::Parts, body: B)
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Send,
+{
+    // A client that waits for `100 Continue` has sent nothing.
+    if !head.headers.contains_key(http::header::EXPECT) {
+        intake::drain(body, head.version);
+    }
 }
 
 /// Prepares a request's head as the proxy does for every request: finds the route, checks the head, and returns the headers that
@@ -207,7 +266,7 @@ where
 pub fn backend_headers(head: &http::request::Parts, body_limit: u64) -> Option<http::HeaderMap> {
     let path = route::plain(head.uri.path());
     let route = route::find(head.method.as_str(), &path).ok()?;
-    let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
+    let json = matches!(route, Route::Model(endpoint) if endpoint.body.is_json());
     intake::check_head(&head.headers, json, body_limit).ok()?;
     let mut headers = head.headers.clone();
     let via = http::HeaderValue::from_static("1.1 forebay");
@@ -230,7 +289,7 @@ fn check<'a>(
         return Err(Refusal::Loop);
     }
     let method = head.method.as_str();
-    let route = route::find(method, path).map_err(|unserved| {
+    let route = route::find_with(&settings.paths, method, path).map_err(|unserved| {
         let (method, path) = (repeated(method), repeated(head.uri.path()));
         match unserved {
             Unserved::Path => Refusal::PathNotAllowed { method, path },
@@ -242,8 +301,11 @@ fn check<'a>(
         Route::StoredResponse(_) => Api::Responses,
         _ => Api::Other,
     };
-    record.client_key = auth::client(&head.headers, settings.clients.keys.as_deref())?.map(str::to_owned);
-    let json = matches!(route, Route::Model(endpoint) if endpoint.body == BodyForm::Json);
+    // A browser sends no key with the question what it may send.
+    if !matches!(route, Route::Options(_)) {
+        record.client_key = auth::client(&head.headers, &shared.clients)?;
+    }
+    let json = matches!(route, Route::Model(endpoint) if endpoint.body.is_json());
     intake::check_head(&head.headers, json, settings.limits.body)?;
     Ok(route)
 }
@@ -255,6 +317,7 @@ fn probe(result: Result<(), String>) -> Response<AnswerBody> {
     };
     let mut response = Response::new(AnswerBody::whole(text));
     *response.status_mut() = status;
+    response.extensions_mut().insert(Ours);
     response
 }
 
@@ -264,6 +327,7 @@ fn internal_error(request_id: &http::HeaderValue, shape: ErrorShape) -> Response
     let text = refusal_json(shape, &refusal);
     let mut response = Response::new(AnswerBody::whole(text));
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response.extensions_mut().insert(Ours);
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(http::header::CONTENT_TYPE, json);
     response.headers_mut().insert(headers::REQUEST_ID, request_id.clone());

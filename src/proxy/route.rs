@@ -8,6 +8,7 @@ use http::uri::PathAndQuery;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use forebay_core::stream::Api;
+use forebay_fleet::config::model::Paths;
 
 /// The characters that a path may not hold as they are (RFC 3986 section 3.3).
 const NOT_IN_A_PATH: &AsciiSet =
@@ -16,7 +17,7 @@ const NOT_IN_A_PATH: &AsciiSet =
 /// The thing that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
-    /// A body that names a model; goes to a backend of its pool.
+    /// A body that may name a model; goes to a backend of its pool.
     Model(Endpoint),
     /// `/v1/responses/{id}` and what is under it: goes to the backend that made the response.
     StoredResponse(&'a str),
@@ -24,12 +25,16 @@ pub(crate) enum Route<'a> {
     Models,
     /// `/v1/models/{id}`: answered here.
     OneModel(&'a str),
-    /// `/version`: any backend's.
-    Version,
+    /// Any backend's, such as `/version`.
+    AnyBackend,
     /// `/health`: Forebay's own.
     Health,
-    /// `/ready`: Forebay's own.
+    /// `/ready`, and `/ping`, by which SageMaker asks a server of its own: Forebay's own.
     Ready,
+    /// `/v1/realtime`: a WebSocket to a backend.
+    Realtime,
+    /// The question of a web page what it may send to a path, which takes these methods.
+    Options(&'static str),
 }
 
 /// An endpoint that takes a body.
@@ -38,14 +43,27 @@ pub(crate) struct Endpoint {
     pub(crate) api: Api,
     pub(crate) body: BodyForm,
     pub(crate) effort: Effort,
+    /// The part of the body that the engine makes sequences of.
+    pub(crate) counting: Counting,
 }
 
 /// The form in which the body says which model it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyForm {
     Json,
+    /// JSON in the form of one of several APIs, as `/invocations` takes it: its members say of which.
+    JsonOfAny,
     /// A form with a file; passed on untouched.
     Multipart,
+    /// Any body, for a path that an operator added: JSON is read, all else is passed on.
+    Unknown,
+}
+
+impl BodyForm {
+    /// Returns whether the body must be JSON.
+    pub(crate) fn is_json(self) -> bool {
+        matches!(self, BodyForm::Json | BodyForm::JsonOfAny)
+    }
 }
 
 /// The work that the engine has to do for an answer.
@@ -59,25 +77,96 @@ pub(crate) enum Effort {
     None,
 }
 
-const fn json(api: Api, effort: Effort) -> Option<Endpoint> {
-    Some(Endpoint { api, body: BodyForm::Json, effort })
+/// The part of a request that an API makes sequences of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counting {
+    /// One sequence, whatever the body says.
+    One,
+    /// `n` choices.
+    Choices,
+    /// `n` choices for each prompt.
+    Prompts,
+    /// Each element of `input`, or of what other APIs call it.
+    Inputs,
+    /// Each conversation of `messages`.
+    Conversations,
+    /// Each pair of a query and a document; one of the two may be a single one.
+    Pairs,
 }
 
-fn endpoint(path: &str) -> Option<Endpoint> {
-    match path {
-        "/v1/chat/completions" => json(Api::Chat, Effort::Generate),
-        "/v1/completions" => json(Api::Completions, Effort::Generate),
-        "/v1/responses" => json(Api::Responses, Effort::Generate),
-        "/v1/messages" => json(Api::Messages, Effort::Generate),
-        "/v1/messages/count_tokens" | "/tokenize" | "/detokenize" => json(Api::Other, Effort::None),
-        "/v1/embeddings" | "/rerank" | "/v1/rerank" | "/v2/rerank" | "/score" | "/v1/score" | "/pooling"
-        | "/classify" => json(Api::Other, Effort::Prefill),
-        "/v1/audio/transcriptions" | "/v1/audio/translations" => {
-            Some(Endpoint { api: Api::Other, body: BodyForm::Multipart, effort: Effort::Generate })
-        }
-        _ => None,
+impl Endpoint {
+    /// A request that the API server answers by itself.
+    pub(crate) const LIGHT: Endpoint =
+        Endpoint { api: Api::Other, body: BodyForm::Json, effort: Effort::None, counting: Counting::One };
+    /// A path that an operator added.
+    pub(crate) const ADDED: Endpoint =
+        Endpoint { body: BodyForm::Unknown, effort: Effort::Generate, ..Endpoint::LIGHT };
+
+    const fn json(api: Api, effort: Effort, counting: Counting) -> Route<'static> {
+        Route::Model(Endpoint { api, body: BodyForm::Json, effort, counting })
+    }
+
+    const fn other(effort: Effort, counting: Counting) -> Route<'static> {
+        Endpoint::json(Api::Other, effort, counting)
+    }
+
+    const fn of(body: BodyForm) -> Route<'static> {
+        Route::Model(Endpoint { body, effort: Effort::Generate, ..Endpoint::LIGHT })
     }
 }
+
+const POST: &str = "POST";
+const GET: &str = "GET, HEAD";
+
+/// Every path of vLLM 0.32 that serves clients, with its methods (the most usual first), and where it leads. What is not here is
+/// closed: development and management (`/pause`, `/sleep`, `/v1/load_lora_adapter`, `/inference/v1/abort_requests`), and what speaks of
+/// one server (`/load`, `/metrics`, `/kv_event_sources`, `/scale_elastic_ep`, `/openapi.json`).
+const TABLE: &[(&str, &str, Route<'static>)] = &[
+    ("/v1/chat/completions", POST, Endpoint::json(Api::Chat, Effort::Generate, Counting::Choices)),
+    ("/v1/completions", POST, Endpoint::json(Api::Completions, Effort::Generate, Counting::Prompts)),
+    ("/v1/responses", POST, Endpoint::json(Api::Responses, Effort::Generate, Counting::One)),
+    ("/v1/messages", POST, Endpoint::json(Api::Messages, Effort::Generate, Counting::One)),
+    ("/v1/models", GET, Route::Models),
+    ("/v1/embeddings", POST, Endpoint::other(Effort::Prefill, Counting::Inputs)),
+    ("/v2/embed", POST, Endpoint::other(Effort::Prefill, Counting::Inputs)),
+    ("/pooling", POST, Endpoint::other(Effort::Prefill, Counting::Inputs)),
+    ("/classify", POST, Endpoint::other(Effort::Prefill, Counting::Inputs)),
+    ("/rerank", POST, Endpoint::other(Effort::Prefill, Counting::Pairs)),
+    ("/v1/rerank", POST, Endpoint::other(Effort::Prefill, Counting::Pairs)),
+    ("/v2/rerank", POST, Endpoint::other(Effort::Prefill, Counting::Pairs)),
+    ("/score", POST, Endpoint::other(Effort::Prefill, Counting::Pairs)),
+    ("/v1/score", POST, Endpoint::other(Effort::Prefill, Counting::Pairs)),
+    // One token of each item is generated, and only its probabilities are told.
+    ("/generative_scoring", POST, Endpoint::other(Effort::Prefill, Counting::Pairs)),
+    ("/v1/systemone", POST, Endpoint::other(Effort::Prefill, Counting::One)),
+    ("/v1/chat/completions/batch", POST, Endpoint::other(Effort::Generate, Counting::Conversations)),
+    ("/cohere/v2/chat", POST, Endpoint::other(Effort::Generate, Counting::One)),
+    ("/inference/v1/generate", POST, Endpoint::other(Effort::Generate, Counting::One)),
+    ("/invocations", POST, Endpoint::of(BodyForm::JsonOfAny)),
+    ("/v1/audio/transcriptions", POST, Endpoint::of(BodyForm::Multipart)),
+    ("/v1/audio/translations", POST, Endpoint::of(BodyForm::Multipart)),
+    ("/tokenize", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/detokenize", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/v1/messages/count_tokens", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/v1/chat/completions/render", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/v1/chat/completions/derender", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/v1/completions/render", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/v1/completions/derender", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/v1/responses/render", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/v1/messages/render", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/cohere/v2/chat/render", POST, Endpoint::other(Effort::None, Counting::One)),
+    ("/tokenizer_info", GET, Route::AnyBackend),
+    ("/version", GET, Route::AnyBackend),
+    ("/health", GET, Route::Health),
+    ("/ready", GET, Route::Ready),
+    ("/ping", "GET, HEAD, POST", Route::Ready),
+];
+
+/// The path of WebSockets, which is open where it is asked for.
+const REALTIME: &str = "/v1/realtime";
+
+/// The methods of a path that an operator added.
+const ADDED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
 
 /// The reason why a request has no route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,10 +206,14 @@ pub(crate) fn target(uri: &http::Uri, plain: &Cow<'_, str>) -> PathAndQuery {
 pub(crate) fn find<'a>(method: &str, path: &'a str) -> Result<Route<'a>, Unserved> {
     let with = |allowed: &'static str, route: Route<'a>| {
         let is_allowed = allowed == method || allowed.split(", ").any(|one| one == method);
-        if is_allowed { Ok(route) } else { Err(Unserved::Method(allowed)) }
+        match (is_allowed, method) {
+            (true, _) => Ok(route),
+            (false, "OPTIONS") => Ok(Route::Options(allowed)),
+            (false, _) => Err(Unserved::Method(allowed)),
+        }
     };
-    if let Some(found) = endpoint(path) {
-        return with("POST", Route::Model(found));
+    if let Some((_, allowed, route)) = TABLE.iter().find(|(known, ..)| *known == path) {
+        return with(allowed, *route);
     }
     if let Some(rest) = path.strip_prefix("/v1/responses/") {
         let id = rest.split('/').next().unwrap_or_default();
@@ -133,17 +226,33 @@ pub(crate) fn find<'a>(method: &str, path: &'a str) -> Result<Route<'a>, Unserve
         };
         return with(allowed, Route::StoredResponse(id));
     }
-    let route = match path {
-        "/v1/models" => Route::Models,
-        "/version" => Route::Version,
-        "/health" => Route::Health,
-        "/ready" => Route::Ready,
-        _ => match path.strip_prefix("/v1/models/") {
-            Some(id) if !id.is_empty() => Route::OneModel(id),
-            _ => return Err(Unserved::Path),
-        },
-    };
-    with("GET, HEAD", route)
+    match path.strip_prefix("/v1/models/") {
+        Some(id) if !id.is_empty() => with(GET, Route::OneModel(id)),
+        _ => Err(Unserved::Path),
+    }
+}
+
+/// Finds the route of a request, also to a path that an operator added or opened.
+///
+/// # Errors
+/// As [`find`].
+pub(crate) fn find_with<'a>(settings: &Paths, method: &str, path: &'a str) -> Result<Route<'a>, Unserved> {
+    if settings.realtime && path == REALTIME {
+        return match method {
+            "GET" => Ok(Route::Realtime),
+            "OPTIONS" => Ok(Route::Options("GET")),
+            _ => Err(Unserved::Method("GET")),
+        };
+    }
+    let found = find(method, path);
+    if found != Err(Unserved::Path) || !settings.allow.iter().any(|one| one == path) {
+        return found;
+    }
+    match method {
+        "OPTIONS" => Ok(Route::Options(ADDED_METHODS)),
+        _ if ADDED_METHODS.split(", ").any(|one| one == method) => Ok(Route::Model(Endpoint::ADDED)),
+        _ => Err(Unserved::Method(ADDED_METHODS)),
+    }
 }
 
 /// The shape in which the clients of a path expect an error.
@@ -207,7 +316,6 @@ mod tests {
     fn a_wrong_method_is_told_the_right_ones() {
         for (method, path, allowed) in [
             ("GET", "/v1/chat/completions", "POST"),
-            ("OPTIONS", "/tokenize", "POST"),
             ("POST", "/v1/models", "GET, HEAD"),
             ("DELETE", "/v1/models/m", "GET, HEAD"),
             ("POST", "/health", "GET, HEAD"),
@@ -215,6 +323,90 @@ mod tests {
             ("GET", "/v1/responses/r/cancel", "POST"),
         ] {
             assert_eq!(find(method, path), Err(Unserved::Method(allowed)), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_page_may_ask_what_it_may_send_to_a_path_that_is_served() {
+        for (path, allowed) in [("/tokenize", "POST"), ("/v1/models/m", GET), ("/v1/responses/r", "GET, DELETE")] {
+            assert_eq!(find("OPTIONS", path), Ok(Route::Options(allowed)), "{path}");
+        }
+        assert_eq!(find("OPTIONS", "/pause"), Err(Unserved::Path));
+    }
+
+    #[test]
+    fn what_speaks_of_one_server_or_manages_it_is_closed_in_every_spelling() {
+        let closed = [
+            "/load",
+            "/metrics",
+            "/kv_event_sources",
+            "/scale_elastic_ep",
+            "/is_scaling_elastic_ep",
+            "/server_info",
+            "/openapi.json",
+            "/docs",
+            "/redoc",
+            "/static/x",
+            "/start_profile",
+            "/stop_profile",
+            "/sleep",
+            "/wake_up",
+            "/is_sleeping",
+            "/pause",
+            "/resume",
+            "/is_paused",
+            "/abort_requests",
+            "/inference/v1/abort_requests",
+            "/reset_prefix_cache",
+            "/reset_mm_cache",
+            "/reset_encoder_cache",
+            "/collective_rpc",
+            "/update_weights",
+            "/release_kv_cache_memory",
+            "/v1/load_lora_adapter",
+            "/v1/unload_lora_adapter",
+            "/fault_tolerance/apply",
+            "/fault_tolerance/status",
+            "/get_world_size",
+            "/weight_info",
+            "/init_weight_transfer_engine",
+            "/v1/realtime",
+        ];
+        for path in closed {
+            // The second letter encoded, a slash at the end, one more in front, a dot, another case.
+            let encoded = format!("/%{:02X}{}", path.as_bytes()[1], &path[2..]);
+            for spelling in [
+                path.to_owned(),
+                encoded,
+                format!("{path}/"),
+                format!("/{path}"),
+                format!("/.{path}"),
+                path.to_ascii_uppercase(),
+            ] {
+                for method in ["GET", "POST", "OPTIONS", "HEAD", "DELETE"] {
+                    assert_eq!(find(method, &plain(&spelling)), Err(Unserved::Path), "{method} {spelling}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_added_path_is_served_in_every_spelling_and_no_other_is() {
+        let added = Paths { allow: vec!["/v1/files".to_owned()], realtime: false };
+        for path in ["/v1/files", "/v1/fil%65s", "/v1/files/"] {
+            assert_eq!(find_with(&added, "PUT", &plain(path)), Ok(Route::Model(Endpoint::ADDED)), "{path}");
+        }
+        assert_eq!(find_with(&added, "OPTIONS", "/v1/files"), Ok(Route::Options(ADDED_METHODS)));
+        assert_eq!(find_with(&added, "TRACE", "/v1/files"), Err(Unserved::Method(ADDED_METHODS)));
+        for path in ["/v1/files/x", "/v1/file", "/pause", REALTIME] {
+            assert_eq!(find_with(&added, "POST", path), Err(Unserved::Path), "{path}");
+        }
+    }
+
+    #[test]
+    fn each_path_is_in_the_table_once_and_is_plain() {
+        for (at, (path, ..)) in TABLE.iter().enumerate() {
+            assert!(TABLE[at + 1..].iter().all(|(other, ..)| other != path) && plain(path) == *path, "{path}");
         }
     }
 

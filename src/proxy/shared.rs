@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::cors::Allowances;
 use super::fingerprints::Fingerprints;
 use super::headers::Via;
 use super::request::intake::BodyMemory;
@@ -13,6 +14,7 @@ use super::shutdown::Shutdown;
 use crate::upstream::Upstream;
 use forebay_core::clock::Clock;
 use forebay_fleet::Fleet;
+use forebay_fleet::clients::KnownClients;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::log::AccessLog;
@@ -26,6 +28,8 @@ pub struct Parts {
     pub settings: Arc<ArcSwap<Config>>,
     /// Pools, arms and backends.
     pub fleet: Fleet,
+    /// The clients that have keys.
+    pub clients: Arc<KnownClients>,
     /// The HTTP clients of the backends.
     pub upstream: Arc<Upstream>,
     /// Metrics.
@@ -44,6 +48,7 @@ pub struct Parts {
 pub(crate) struct Shared {
     pub(crate) settings: Arc<ArcSwap<Config>>,
     pub(crate) fleet: Fleet,
+    pub(crate) clients: Arc<KnownClients>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) access_log: AccessLog,
@@ -52,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) shutdown: Shutdown,
     pub(crate) bodies: Arc<BodyMemory>,
     pub(crate) responses: ResponseHomes,
+    pub(crate) cors: Allowances,
     pub(crate) fingerprints: Fingerprints,
     /// Its name to other proxies.
     pub(crate) via: Via,
@@ -61,10 +67,12 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
-        let Parts { settings, fleet, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
+        let Parts { settings, fleet, clients, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
+        let cors = Allowances::new(clock.now());
         Shared {
             settings,
             fleet,
+            clients,
             upstream,
             telemetry,
             access_log,
@@ -73,6 +81,7 @@ impl Shared {
             shutdown,
             bodies: BodyMemory::new(),
             responses: ResponseHomes::default(),
+            cors,
             fingerprints: Fingerprints::default(),
             via: Via::new(),
             seed: RandomState::new().hash_one(0),

@@ -14,6 +14,7 @@ use crate::upstream::Upstream;
 use crate::upstream::descriptors::Descriptors;
 use arc_swap::ArcSwap;
 use forebay_core::clock::Clock;
+use forebay_fleet::clients::KnownClients;
 use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::membership::controller::Settings;
 use forebay_fleet::telemetry::Telemetry;
@@ -43,6 +44,7 @@ async fn a_panic_in_a_request_is_a_500_is_counted_and_holds_nothing() {
     let proxy = Proxy::new(Parts {
         settings: Arc::new(ArcSwap::from_pointee(config)),
         fleet: controller.fleet().clone(),
+        clients: Arc::new(KnownClients::new(Arc::clone(&telemetry))),
         upstream: Arc::new(Upstream::new(limits, clock.clone())),
         telemetry: Arc::clone(&telemetry),
         access_log: AccessLog::off(),

@@ -28,6 +28,7 @@ use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
+use forebay_fleet::clients::KnownClients;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
@@ -56,6 +57,7 @@ impl ServiceFor for Proxy {
 pub(super) struct Common {
     pub(super) settings: Arc<ArcSwap<Config>>,
     pub(super) controller: Arc<Controller>,
+    pub(super) clients: Arc<KnownClients>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) access_log: AccessLog,
@@ -73,6 +75,8 @@ impl Common {
         let telemetry = Arc::new(Telemetry::new());
         let controller = Arc::new(Controller::new(Settings::from(config), Arc::clone(&telemetry)));
         controller.apply(&config.pools, clock.now());
+        let clients = Arc::new(KnownClients::new(Arc::clone(&telemetry)));
+        clients.apply(config.clients.keys.as_deref(), clock.now());
         let limits = Limits {
             descriptors: Arc::clone(&descriptors),
             connect_timeout: CONNECT_TIMEOUT,
@@ -81,6 +85,7 @@ impl Common {
         Ok(Common {
             settings: Arc::new(ArcSwap::from_pointee(config.clone())),
             controller,
+            clients,
             upstream: Arc::new(Upstream::new(limits, clock.clone())),
             access_log: open_log(format, &telemetry)?,
             telemetry,
@@ -136,14 +141,15 @@ impl Common {
     fn live(&self) -> admin::dashboard::Live {
         let (telemetry, clock, ready) = (Arc::clone(&self.telemetry), self.clock.clone(), self.readiness());
         let (fleet, settings) = (self.controller.fleet().clone(), Arc::clone(&self.settings));
+        let clients = Arc::clone(&self.clients);
         Arc::new(move || {
             let (telemetry, clock, ready) = (Arc::clone(&telemetry), clock.clone(), Arc::clone(&ready));
-            let (fleet, settings) = (fleet.clone(), Arc::clone(&settings));
+            let (fleet, settings, clients) = (fleet.clone(), Arc::clone(&settings), Arc::clone(&clients));
             let watching = telemetry.decisions.watch();
             Box::new(move || {
                 let _told_meanwhile = &watching;
                 let (fleet, config) = (fleet.snapshot(), settings.load());
-                admin::dashboard::json(&fleet, &telemetry.decisions, &config, ready().err(), clock.now())
+                admin::dashboard::json(&fleet, &clients, &telemetry.decisions, &config, ready().err(), clock.now())
             })
         })
     }
@@ -152,6 +158,7 @@ impl Common {
         Proxy::new(Parts {
             settings: Arc::clone(&self.settings),
             fleet: self.controller.fleet().clone(),
+            clients: Arc::clone(&self.clients),
             upstream: Arc::clone(&self.upstream),
             telemetry: Arc::clone(&self.telemetry),
             access_log: self.access_log.clone(),

@@ -38,6 +38,8 @@ pub(super) struct ConnState {
     /// Requests of HTTP/2 that are over, and those of them that were reset at once.
     ended: AtomicU32,
     reset: AtomicU32,
+    /// Connections that were handed over to another protocol, and are still open.
+    handed_over: AtomicUsize,
     /// Woken when most of very many requests were reset at once.
     abused: Notify,
 }
@@ -60,6 +62,7 @@ impl ConnState {
             h2: AtomicBool::new(false),
             ended: AtomicU32::new(0),
             reset: AtomicU32::new(0),
+            handed_over: AtomicUsize::new(0),
             abused: Notify::new(),
         })
     }
@@ -71,6 +74,17 @@ impl ConnState {
         self.h2.store(h2, Ordering::Relaxed);
         let begun = h2.then(|| self.clock.now());
         Active { state: Arc::clone(self), begun, whole: false }
+    }
+
+    /// The connection is handed over to another protocol; it is over when the guard is dropped.
+    pub(super) fn hand_over(self: &Arc<Self>) -> HandedOver {
+        self.handed_over.fetch_add(1, Ordering::Relaxed);
+        HandedOver(Arc::clone(self))
+    }
+
+    /// Returns whether the connection goes on in another protocol.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Relaxed) > 0
     }
 
     /// Waits until the client has reset most of very many requests at once.
@@ -130,6 +144,15 @@ impl ConnState {
             limits.header.map(|limit| if head == 0 { idle } else { Time::from_micros(head) } + limit)
         };
         due.map(|due| due.since(self.clock.now()))
+    }
+}
+
+/// A connection that goes on in another protocol, such as a WebSocket.
+pub(super) struct HandedOver(Arc<ConnState>);
+
+impl Drop for HandedOver {
+    fn drop(&mut self) {
+        self.0.handed_over.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use metrics::Gauge;
@@ -26,12 +27,15 @@ use super::ear::watched;
 use super::streams::StreamExecutor;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
+use crate::upstream::tunnel::ClientEnd;
 use forebay_core::clock::{Clock, Time};
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::throttle::Throttle;
 
 /// A connection's limits of time are looked at this often, so they are kept to this precision.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// A connection that was handed over is looked at this often, for its end.
+const HANDED_OVER_LOOK: Duration = Duration::from_millis(250);
 /// An h2 connection is pinged this often, and has as long to answer.
 const PING: Duration = Duration::from_secs(20);
 /// The time for which an h2 connection without a request lives on after it was told to end. A client answers the first GOAWAY
@@ -147,25 +151,35 @@ impl<F: ServiceFor> HyperApp<F> {
         self.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// Serves a connection to its end.
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
-        let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
         let state = ConnState::new(self.clock.clone());
-        let (io, ear) = watched(WriteStall::new(stream, self.write_stall), &state);
-        let requests = Arc::clone(&state);
+        self.serve_http(stream, &state, shutdown).await;
+        // What goes on in another protocol is an open connection, which a drain waits for. hyper has let go of it.
+        while state.is_handed_over() {
+            tokio::time::sleep(HANDED_OVER_LOOK).await;
+        }
+    }
+
+    async fn serve_http(&self, stream: Stream, state: &Arc<ConnState>, shutdown: &ShutdownWatch) {
+        let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        let (io, ear) = watched(WriteStall::new(stream, self.write_stall), state);
+        let requests = Arc::clone(state);
         let inner = self.services.service_for(client);
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
         // services are always ready, so that nothing need be awaited before.
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            offer(&mut request, &requests);
             let active = requests.begin(request.version() == Version::HTTP_2);
             let answer = inner.clone().call(request);
             async move { Ok::<_, Infallible>(answer.await?.map(|body| Counted::new(body, active))) }
         });
-        let connection = self.builder.serve_connection(TokioIo::new(io), service);
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
         let mut shutdown = shutdown.clone();
         let mut ending: Option<Time> = None;
         loop {
-            let wait = self.left(&state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
+            let wait = self.left(state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
@@ -187,7 +201,7 @@ impl<F: ServiceFor> HyperApp<F> {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = tokio::time::sleep(wait) => {
-                    if self.left(&state, ending).is_some_and(|left| left.is_zero()) {
+                    if self.left(state, ending).is_some_and(|left| left.is_zero()) {
                         if ending.is_some() || !state.was_served() {
                             return;
                         }
@@ -210,6 +224,15 @@ impl<F> HyperApp<F> {
             }
             _ => state.left(self.idle),
         }
+    }
+}
+
+/// Lets the service have the connection of a request that asks for another protocol.
+fn offer(request: &mut Request<Incoming>, state: &Arc<ConnState>) {
+    // hyper puts it there for such a request, and for no other.
+    if let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() {
+        let open = Arc::new(state.hand_over());
+        request.extensions_mut().insert(ClientEnd::new(upgrade, open));
     }
 }
 

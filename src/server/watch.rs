@@ -86,6 +86,8 @@ impl Common {
         let config = in_force(&self.settings.load(), config);
         let pools = config.pools.clone();
         self.controller.configure(Settings::from(&config), self.clock.now());
+        // The clients first: a request that sees the new settings finds them.
+        self.clients.apply(config.clients.keys.as_deref(), self.clock.now());
         self.settings.store(Arc::new(config));
         self.take_pools(&pools);
     }

@@ -100,7 +100,7 @@ fn a_body_that_is_not_encoded_may_say_so() {
     let mock = Mock::start();
     let forebay = one(&mock);
     for (encoding, status) in
-        [("Identity", 200), ("", 200), ("identity, IDENTITY", 200), ("gzip", 415), ("identity, br", 415)]
+        [("Identity", 200), ("", 200), ("identity, IDENTITY", 200), ("br", 415), ("identity, br", 415)]
     {
         let answer = forebay.open().ask(&post(PATH, &[("content-encoding", encoding)], UNARY.as_bytes()));
         assert_eq!(answer.status, status, "{encoding:?}: {}", answer.text());
@@ -175,7 +175,7 @@ fn a_wrong_method_is_405_and_names_the_right_ones() {
     for (method, path, allowed) in [
         ("GET", PATH, "POST"),
         ("PUT", "/v1/embeddings/", "POST"),
-        ("OPTIONS", "/tokenize", "POST"),
+        ("TRACE", "/tokenize", "POST"),
         ("POST", "/v1/models", "GET, HEAD"),
         ("DELETE", "/v1/models/tiny", "GET, HEAD"),
         ("POST", "/health", "GET, HEAD"),

@@ -19,6 +19,7 @@ mod bodies;
 mod bounds;
 mod chaos;
 mod claims;
+mod cors;
 mod dashboard;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
@@ -30,16 +31,20 @@ mod figures;
 mod h2;
 mod health;
 mod hints;
+mod keys;
 mod lifecycle;
 mod logs;
 mod lying;
 mod manners;
+mod neighbours;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
+mod paths;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod peers;
 mod progress;
 mod prometheus;
+mod realtime;
 mod refusals;
 mod reload;
 mod requests;

@@ -44,7 +44,7 @@ fn a_refusal_reaches_a_client_that_sends_all_before_it_reads() {
             ("an unknown path", "/nothing", format!("{right}{length}"), 404),
             ("a wrong method", "/v1/models", format!("{right}{length}"), 405),
             ("a declared length over the limit", PATH, format!("{right}{length}"), 413),
-            ("an encoded body", PATH, format!("{right}content-encoding: gzip\r\ncontent-length: {}\r\n", 3 << 20), 415),
+            ("an encoded body", PATH, format!("{right}content-encoding: br\r\ncontent-length: {}\r\n", 3 << 20), 415),
             ("two hosts", PATH, format!("host: g\r\n{right}{length}"), 400),
         ] {
             let head = format!("POST {path} HTTP/1.1\r\nhost: f\r\n{headers}\r\n");

@@ -1,5 +1,6 @@
 """What the official clients make of a stream that was cut: an exception, never a short answer taken for a whole one. And of what is
-refused: the class of its exception, and how often they repeat a call that engines die of.
+refused: the class of its exception, how often they repeat a call that engines die of, and that one over a limit succeeds when it is
+repeated.
 
     check.py FOREBAY FIXTURES [NODE_MODULES]
 
@@ -289,6 +290,42 @@ def calls(binary, fixtures, modules):
                 yield {"sdk": sdk, "language": language, "api": api, "play": call, "right": right, "seen": seen}
 
 
+# A key that may send one request at once, and one a second.
+LIMITED = '[[clients.keys]]\nname = "limited"\nkey_env = "LIMITED_KEY"\nrequests_per_minute = 60\nrequests_burst = 1'
+SENT = 3
+
+
+def limited(binary, fixtures):
+    """Calls of a key over its limit, sent one after the other: the clients' own retries wait for as long as they are told."""
+    backend = Backend(fixtures)
+    os.environ["LIMITED_KEY"] = "sk-limited"
+    with tempfile.TemporaryDirectory() as folder:
+        forebay = Forebay(binary, [backend], folder, more=LIMITED)
+        base, user = f"http://127.0.0.1:{forebay.port}", [{"role": "user", "content": "hello"}]
+        headers = {"x-play": "unary-whole"}
+        try:
+            for api in ("chat", "messages"):
+                begun, came = time.monotonic(), []
+                for _ in range(SENT):
+                    try:
+                        if api == "chat":
+                            client = openai.OpenAI(base_url=f"{base}/v1", api_key="sk-limited", timeout=20.0)
+                            raw = client.chat.completions.with_raw_response.create(model="tiny", messages=user, extra_headers=headers)
+                        else:
+                            client = anthropic.Anthropic(base_url=base, api_key="sk-limited", timeout=20.0)
+                            raw = client.messages.with_raw_response.create(model="tiny", max_tokens=8, messages=user, extra_headers=headers)
+                        came.append(f"{raw.headers['x-ratelimit-limit-requests']} a minute, {raw.retries_taken} retries")
+                    except Exception as error:  # noqa: BLE001: whatever the caller would see
+                        came.append(f"{type(error).__name__}: {str(error)[:60]}")
+                took = time.monotonic() - begun
+                right = all(seen.startswith("60 a minute") for seen in came) and took >= SENT - 2
+                seen = "; ".join(came) + f"; {took:.1f} s"
+                sdk = "anthropic" if api == "messages" else "openai"
+                yield {"sdk": sdk, "language": "python", "api": api, "play": "over-its-limit", "right": right, "seen": seen}
+        finally:
+            forebay.stop()
+
+
 def main():
     binary, fixtures, *modules = sys.argv[1:]
     backend = Backend(pathlib.Path(fixtures))
@@ -306,6 +343,7 @@ def main():
         result["right"] = ("raised" in result) == must_fail
         result["seen"] = result.get("raised") or f"ended, {result['ended']} pieces"
     results += calls(binary, pathlib.Path(fixtures), modules)
+    results += limited(binary, pathlib.Path(fixtures))
     for result in results:
         wrong += not result["right"]
         print("%-5s %-10s %-7s %-11s %-16s %s" % (

@@ -2,11 +2,14 @@
 //! and nowhere else; which failure leads to another attempt is `routing::retry`'s. Knows no HTTP library: hyper's errors
 //! are mapped to [`Failure`] in `upstream`.
 
+mod json;
+mod over;
 mod words;
 
 use std::time::Duration;
 
-use self::words::{MESSAGE, cut};
+pub use self::json::{ErrorShape, error_json, refusal_json};
+pub use self::over::Over;
 pub use self::words::{repeated, with_causes};
 
 /// The way in which one attempt on one backend failed: a row of the table in docs/failures.md.
@@ -203,6 +206,9 @@ pub enum Refusal {
         /// The methods that it takes, as in the header `allow`.
         allowed: &'static str,
     },
+    /// A web page of an origin that may not send requests.
+    #[error("pages of the origin `{0}` may not send requests here (cors.origins)")]
+    OriginNotAllowed(String),
     /// A model that no pool serves.
     #[error("The model `{model}` does not exist here; served: {served}")]
     UnknownModel {
@@ -220,8 +226,8 @@ pub enum Refusal {
     /// One body over its limit.
     #[error("the request body is larger than the limit of {0} bytes (limits.body)")]
     TooLarge(u64),
-    /// A JSON path with a content-encoding.
-    #[error("a request body with content-encoding `{0}` is not taken; send it unencoded")]
+    /// A JSON body in a coding that is not understood.
+    #[error("a request body with content-encoding `{0}` is not taken; send it plain, or as gzip or zstd alone")]
     Encoded(String),
     /// All bodies together over their limit.
     #[error("too many request bodies are in memory (limits.bodies_in_memory); try again shortly")]
@@ -237,6 +243,24 @@ pub enum Refusal {
     /// Every backend at its limit for as long as a request waits.
     #[error("no backend of `{0}` had room in time (pools.wait_room.timeout); try again shortly")]
     WaitTimeout(String),
+    /// A model that the client's key may not use, or that does not exist: the key is not told which.
+    #[error("The model `{model}` does not exist here, or this key may not use it; served to it: {served}")]
+    ModelNotAllowed {
+        /// The model that the client asked for.
+        model: String,
+        /// The names that are served to the key, comma separated.
+        served: String,
+    },
+    /// A client over one of its limits.
+    #[error("the key `{client}` is over its limit of {}; try again in {} s", over.words(), whole_seconds(*after))]
+    RateLimited {
+        /// The name of the client's key.
+        client: String,
+        /// The limit.
+        over: Over,
+        /// The time after which the request would pass.
+        after: Duration,
+    },
     /// Attempts ended and no backend answered.
     #[error("{attempts} attempts on the backends of `{model}` failed; the last: {}", failure.label())]
     Exhausted {
@@ -265,11 +289,14 @@ impl Refusal {
         match self {
             Refusal::BadRequest(_) | Refusal::BadHost | Refusal::NoModel(_) => 400,
             Refusal::Unauthorized => 401,
+            Refusal::OriginNotAllowed(_) => 403,
             Refusal::PathNotAllowed { .. } | Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) => 404,
+            Refusal::ModelNotAllowed { .. } => 404,
             Refusal::MethodNotAllowed { .. } => 405,
             Refusal::BodyTimeout(_) => 408,
             Refusal::TooLarge(_) => 413,
             Refusal::Encoded(_) => 415,
+            Refusal::RateLimited { .. } => 429,
             Refusal::BodiesFull | Refusal::NoBackend(_) | Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) => 503,
             Refusal::Shortage | Refusal::ShuttingDown => 503,
             Refusal::Exhausted { failure, .. } => failure.status(),
@@ -287,9 +314,12 @@ impl Refusal {
             Refusal::Loop => "forebay_loop",
             Refusal::NoModel(_) => "forebay_no_model",
             Refusal::Unauthorized => "forebay_unauthorized",
+            Refusal::OriginNotAllowed(_) => "forebay_origin_not_allowed",
             Refusal::PathNotAllowed { .. } => "forebay_path_not_allowed",
             Refusal::MethodNotAllowed { .. } => "forebay_method_not_allowed",
             Refusal::UnknownModel { .. } => "forebay_unknown_model",
+            Refusal::ModelNotAllowed { .. } => "forebay_model_not_allowed",
+            Refusal::RateLimited { .. } => "forebay_rate_limited",
             Refusal::UnknownResponse(_) => "forebay_unknown_response",
             Refusal::BodyTimeout(_) => "forebay_body_timeout",
             Refusal::TooLarge(_) => "forebay_too_large",
@@ -312,7 +342,7 @@ impl Refusal {
     #[must_use]
     pub fn error_type(&self) -> &'static str {
         match self {
-            Refusal::UnknownModel { .. } => "NotFoundError",
+            Refusal::UnknownModel { .. } | Refusal::ModelNotAllowed { .. } => "NotFoundError",
             _ => self.kind(),
         }
     }
@@ -321,7 +351,7 @@ impl Refusal {
     #[must_use]
     pub fn param(&self) -> Option<&'static str> {
         match self {
-            Refusal::UnknownModel { .. } => Some("model"),
+            Refusal::UnknownModel { .. } | Refusal::ModelNotAllowed { .. } => Some("model"),
             _ => None,
         }
     }
@@ -342,43 +372,17 @@ impl Refusal {
     /// Seconds for the Retry-After header, where trying again is sensible.
     #[must_use]
     pub fn retry_after(&self) -> Option<u32> {
-        match self.status() {
-            503 | 429 => Some(1),
+        match (self, self.status()) {
+            (Refusal::RateLimited { after, .. }, _) => Some(whole_seconds(*after)),
+            (_, 503 | 429) => Some(1),
             _ => None,
         }
     }
 }
 
-/// The shape in which an API's clients expect an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorShape {
-    /// `{"error":{"message","type","param","code"}}`
-    OpenAi,
-    /// `{"type":"error","error":{"type","message"}}`
-    Anthropic,
-}
-
-/// The JSON text of an error, in the API's own form.
-#[must_use]
-pub fn error_json(shape: ErrorShape, status: u16, kind: &str, message: &str) -> String {
-    json_of(shape, status, (kind, None), message)
-}
-
-/// The JSON text of a refusal, in the API's own form.
-#[must_use]
-pub fn refusal_json(shape: ErrorShape, refusal: &Refusal) -> String {
-    json_of(shape, refusal.status(), (refusal.error_type(), refusal.param()), &refusal.to_string())
-}
-
-fn json_of(shape: ErrorShape, status: u16, (kind, param): (&str, Option<&str>), message: &str) -> String {
-    let message = cut(message, MESSAGE);
-    let value = match shape {
-        ErrorShape::OpenAi => {
-            serde_json::json!({"error": {"message": message, "type": kind, "param": param, "code": status}})
-        }
-        ErrorShape::Anthropic => serde_json::json!({"type": "error", "error": {"type": kind, "message": message}}),
-    };
-    value.to_string()
+/// Returns the seconds of `after`, at least 1, rounded up: a client that comes a moment too early would be refused again.
+fn whole_seconds(after: Duration) -> u32 {
+    u32::try_from(after.as_micros().div_ceil(1_000_000)).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]

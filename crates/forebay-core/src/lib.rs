@@ -1,4 +1,4 @@
-//! What Forebay decides and reads, as functions of their arguments: which backend a request goes to and what follows a
+//! What Forebay decides and reads, as functions of their arguments: which backend a request goes to, what a client may use, what follows a
 //! failure, streams' bytes as events, the text of a vLLM server's `/metrics`, and TOML files that people write. No async, no
 //! I/O, no lock: time and chance come in.
 
@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod rate_limit;
 pub mod routing;
 pub mod sample;
 pub mod stream;

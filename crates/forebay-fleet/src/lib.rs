@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod clients;
 pub mod config;
 pub mod health;
 pub mod load;

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use forebay_core::clock::Time;
 use forebay_core::units::BackendId;
+use forebay_fleet::clients::KnownClients;
+use forebay_fleet::clients::view::ClientsView;
 use forebay_fleet::config::Config;
 use forebay_fleet::telemetry::decisions::{Decisions, Told};
 use forebay_fleet::telemetry::figures::{Figures, Point, Scratch, Summary, Window};
@@ -32,6 +34,8 @@ pub(super) struct Live {
     pub(super) slo: SloView,
     /// The windows that figures are given for, the shortest first.
     pub(super) windows: Vec<&'static str>,
+    /// The client keys and their limits, where keys are configured.
+    pub(super) clients: Option<ClientsView>,
     /// In the order of the config.
     pub(super) pools: Vec<LivePool>,
     /// The latest first; a sample, taken while somebody watches.
@@ -154,6 +158,7 @@ impl Live {
     #[must_use]
     pub(super) fn new(
         snapshot: &Snapshot,
+        clients: &KnownClients,
         decisions: &Decisions,
         config: &Config,
         not_ready: Option<String>,
@@ -170,6 +175,7 @@ impl Live {
             not_ready,
             slo: SloView { ttft_seconds: config.slo.ttft.as_secs_f64(), tpot_seconds: config.slo.tpot.as_secs_f64() },
             windows: Window::ALL.map(Window::key).to_vec(),
+            clients: clients.view(now),
             pools: pools.map(|(view, pool)| LivePool::new(view, pool, now, &mut scratch)).collect(),
             decisions: decisions.latest().into_iter().map(|told| DecisionView::new(told, now)).collect(),
         }

@@ -15,6 +15,7 @@ use super::Admin;
 use super::routes::error;
 use forebay_core::clock::Time;
 use forebay_fleet::Snapshot;
+use forebay_fleet::clients::KnownClients;
 use forebay_fleet::config::Config;
 use forebay_fleet::telemetry::decisions::Decisions;
 
@@ -31,8 +32,15 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 
 /// Returns what the page shows of a fleet, as one line of JSON.
 #[must_use]
-pub fn json(fleet: &Snapshot, decisions: &Decisions, config: &Config, not_ready: Option<String>, now: Time) -> String {
-    let live = live::Live::new(fleet, decisions, config, not_ready, now);
+pub fn json(
+    fleet: &Snapshot,
+    clients: &KnownClients,
+    decisions: &Decisions,
+    config: &Config,
+    not_ready: Option<String>,
+    now: Time,
+) -> String {
+    let live = live::Live::new(fleet, clients, decisions, config, not_ready, now);
     serde_json::to_string(&live).expect("plain structs with string keys are JSON")
 }
 

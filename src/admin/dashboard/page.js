@@ -220,6 +220,24 @@ function section(pool, at) {
   return el("section", {}, el("h2", {}, pool.model), about, nothingYet(pool, find), side, el("h3", {}, "Backends"), backendsTable(pool, find));
 }
 
+// ---- client keys ----
+function clients(view) {
+  $("clients").hidden = !view;
+  if (!view) return;
+  const left = (limit) => limit === null ? "no limit" : `${number(limit.remaining)} · ${number(limit.limit)} a minute`;
+  const labels = ["In flight", "Requests left", "Tokens left", "Admitted", "Limited", "Priority"];
+  const body = $("clients").querySelector("tbody"), there = new Map([...body.children].map((row) => [row.dataset.name, row]));
+  const rows = view.shown.map((client) => {
+    const row = there.get(client.name) || el("tr", { "data-name": client.name }, el("th", { scope: "row", class: "who" }, client.name), ...labels.map((label) => el("td", { "data-label": label }, el("span"))));
+    const inFlight = client.concurrent === null ? number(client.in_flight) : `${number(client.in_flight)} of ${number(client.concurrent)}`;
+    const values = [inFlight, left(client.requests), left(client.tokens), number(client.admitted), number(client.limited), number(client.priority)];
+    values.forEach((value, at) => say(row.children[at + 1].firstChild, value));
+    return row;
+  });
+  body.replaceChildren(...rows);
+  say($("clients").querySelector(".note"), view.more > 0 ? `and ${number(view.more)} more` : "");
+}
+
 // ---- decisions ----
 function decisions(list) {
   const shown = $("decisions").querySelector("ol"), latest = list.slice(0, SHOWN_DECISIONS);
@@ -259,6 +277,7 @@ function show() {
     $("decisions").hidden = false;
   }
   for (const draw of state.draw) draw();
+  clients(tick.clients);
   decisions(tick.decisions);
   say($("about"), `version ${tick.version} · up ${span(tick.uptime_seconds)} · requests at ${tick.listen}`);
 }

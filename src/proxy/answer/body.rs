@@ -20,6 +20,10 @@ pub(crate) enum Message {
     End,
 }
 
+/// The mark of an answer that is Forebay's own, among a response's extensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours;
+
 /// The answer was cut: the body's error.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the answer was cut before its end")]

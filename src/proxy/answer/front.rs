@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
-use super::body::{AnswerBody, Message};
+use super::body::{AnswerBody, Message, Ours};
 use crate::proxy::headers;
 
 /// Pieces between a request's task and its client's connection.
@@ -59,7 +59,9 @@ fn early_head(request_id: &HeaderValue, messages: mpsc::Receiver<Message>) -> Re
     let of = response.headers_mut();
     of.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     of.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    of.insert(headers::BUFFERING, HeaderValue::from_static("no"));
     of.insert(headers::REQUEST_ID, request_id.clone());
+    response.extensions_mut().insert(Ours);
     response
 }
 

@@ -178,6 +178,7 @@ impl Exchange {
         if matches!(form, Form::Events(_)) {
             // Comments may be gone from it, our usage event too.
             head.headers.remove(CONTENT_LENGTH);
+            head.headers.entry(headers::BUFFERING).or_insert(HeaderValue::from_static("no"));
         }
         let (tx, messages) = mpsc::channel(CHANNEL);
         // A client that left just now: the ticket's drop tells the backend.

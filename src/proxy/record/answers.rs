@@ -1,10 +1,10 @@
 //! Answers made here, and Forebay's headers on any answer.
 
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 
 use super::Record;
-use crate::proxy::answer::body::AnswerBody;
+use crate::proxy::answer::body::{AnswerBody, Ours};
 use crate::proxy::headers;
 use crate::proxy::route::error_shape;
 use forebay_core::error::{Refusal, refusal_json};
@@ -21,6 +21,9 @@ impl Record {
         }
         if let Refusal::MethodNotAllowed { allowed, .. } = refusal {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+        }
+        if let Refusal::Encoded(_) = refusal {
+            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, zstd"));
         }
         if *refusal == Refusal::Shortage {
             // Its own connection is one of those that are too many.
@@ -39,6 +42,7 @@ impl Record {
         self.outcome.get_or_insert(Outcome::Success);
         let mut response = Response::new(AnswerBody::whole(json));
         *response.status_mut() = status;
+        response.extensions_mut().insert(Ours);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         self.mark(response.headers_mut());
         response
@@ -47,6 +51,7 @@ impl Record {
     /// Puts our headers on an answer.
     pub(crate) fn mark(&self, answer: &mut HeaderMap) {
         answer.insert(headers::REQUEST_ID, self.request_id.clone());
+        self.mark_limits(answer);
         if let Some(backend) = &self.backend {
             let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
             answer.insert(headers::BACKEND, backend.url.host_header().clone());

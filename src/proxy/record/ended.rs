@@ -3,13 +3,24 @@
 //!
 //! Hot path: plain copies, and the figures' own short locks.
 
+use std::time::Duration;
+
 use super::Record;
 use forebay_core::clock::Time;
-use forebay_core::stream::timings::Timings;
+use forebay_core::stream::timings::{Timings, tpot_of_sequences};
 use forebay_fleet::telemetry::figures::Ended;
 use forebay_fleet::telemetry::metrics::Outcome;
 
 impl Record {
+    /// The time of a token after the first.
+    pub(super) fn tpot(&self, timings: &Timings) -> Option<Duration> {
+        let (_, tokens) = self.tokens()?;
+        match self.decoded {
+            None => timings.tpot(tokens),
+            Some((decoding, sequences)) => tpot_of_sequences(decoding, tokens, sequences),
+        }
+    }
+
     /// The request as it is counted.
     pub(super) fn ended(&self, outcome: Outcome, timings: &Timings) -> Ended {
         let ended = Ended {

@@ -11,15 +11,17 @@ use bytes::Bytes;
 use http::header::HeaderValue;
 use http::{Method, StatusCode};
 
+use crate::proxy::forwarded::Peer;
 use crate::proxy::headers;
 use crate::proxy::shared::Shared;
 use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal, repeated};
 use forebay_core::routing::facts::ArmIndex;
-use forebay_core::stream::timings::{Timings, tpot_of_sequences};
+use forebay_core::stream::timings::Timings;
 use forebay_core::stream::{Api, Usage};
 use forebay_core::units::BackendId;
+use forebay_fleet::clients::{Allowance, Client};
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::log::AccessRecord;
 use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
@@ -28,6 +30,7 @@ use forebay_fleet::{Backend, Dispatched, Pool};
 mod answers;
 mod ended;
 mod explanation;
+mod limits;
 
 /// The facts that are known of a request so far.
 pub(crate) struct Record {
@@ -35,8 +38,14 @@ pub(crate) struct Record {
     settings: Arc<Config>,
     pub(crate) arrival: Time,
     pub(crate) request_id: HeaderValue,
+    /// The other end of its connection.
+    pub(crate) peer: Arc<Peer>,
+    /// The client's address: the peer's, or the one that a trusted proxy names.
     client: Option<SocketAddr>,
-    pub(crate) client_key: Option<String>,
+    /// The client by its key, where keys are configured.
+    pub(crate) client_key: Option<Arc<Client>>,
+    /// Its part of the client's limits, while it is under way.
+    allowance: Option<Allowance>,
     method: Method,
     path: String,
     /// The API of its path, as it is counted.
@@ -74,14 +83,17 @@ pub(crate) struct Record {
 
 impl Record {
     /// A request whose head has just been parsed.
-    pub(crate) fn new(shared: &Arc<Shared>, client: Option<SocketAddr>, head: &http::request::Parts) -> Record {
+    pub(crate) fn new(shared: &Arc<Shared>, peer: Arc<Peer>, head: &http::request::Parts) -> Record {
         let settings = shared.settings.load_full();
+        let client = peer.client(&head.headers, &settings.forwarding.trusted_proxies);
         Record {
             shared: Arc::clone(shared),
             arrival: shared.clock.now(),
             request_id: headers::request_id(&head.headers),
+            peer,
             client,
             client_key: None,
+            allowance: None,
             method: head.method.clone(),
             path: repeated(head.uri.path()),
             api: Api::Other,
@@ -294,21 +306,13 @@ impl Record {
         }
     }
 
-    fn tpot(&self, timings: &Timings) -> Option<Duration> {
-        let (_, tokens) = self.tokens()?;
-        match self.decoded {
-            None => timings.tpot(tokens),
-            Some((decoding, sequences)) => tpot_of_sequences(decoding, tokens, sequences),
-        }
-    }
-
     fn access_record(&self, outcome: Outcome, timings: &Timings) -> AccessRecord {
         let tokens = self.tokens();
         let backend = self.backend.as_ref();
         AccessRecord {
             request_id: self.request_id.to_str().unwrap_or_default().into(),
             client: self.client,
-            client_key: self.client_key.as_deref().map(Arc::from),
+            client_key: self.client_key.as_ref().map(|client| Arc::clone(&client.name)),
             method: self.method.as_str().into(),
             path: self.path.as_str().into(),
             model: self.model.as_deref().map(Arc::from),
@@ -382,6 +386,7 @@ impl Drop for Record {
         let phase = self.abort_phase();
         self.waited(end);
         let timings = self.timings(end);
+        self.settle(outcome, end);
         self.count(outcome, phase, &timings);
         if self.shared.access_log.is_on() {
             self.shared.access_log.write(self.access_record(outcome, &timings));

@@ -2,6 +2,7 @@
 
 pub(crate) mod auth;
 pub mod counting;
+pub(crate) mod decode;
 mod form;
 pub(crate) mod intake;
 mod lenient;
@@ -11,5 +12,6 @@ pub mod peek;
 mod prefix;
 pub mod splice;
 pub(crate) mod stored;
+mod stream_options;
 mod weight;
 pub(crate) mod work;

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::counting::Claims;
 use super::lenient;
 use super::prefix::Prefix;
+pub use super::stream_options::{Flag, StreamOptions, StreamOptionsForm};
 use super::weight::Weight;
 use forebay_core::routing::affinity::Marks;
 
@@ -36,6 +37,8 @@ pub struct Peek {
     pub max_tokens: Option<u64>,
     /// The numbers that an API may make sequences of.
     pub claims: Claims,
+    /// The API whose members it has.
+    pub shape: Shape,
     /// Bytes of text in the prompt.
     pub text_bytes: u64,
     /// Images, audio clips, videos and files in the prompt.
@@ -50,40 +53,6 @@ pub struct Peek {
     pub marks: Marks,
     /// Position after the brace that opens the body.
     pub inside: usize,
-}
-
-/// `stream_options` as written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamOptions {
-    /// The place of the value.
-    pub at: Range<usize>,
-    /// The form of the value.
-    pub form: StreamOptionsForm,
-}
-
-/// The value of `stream_options`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamOptionsForm {
-    /// `null`
-    Null,
-    /// An object.
-    Object {
-        /// True if it has no member.
-        empty: bool,
-        /// `include_usage`, if it is there.
-        include_usage: Option<Flag>,
-        /// `continuous_usage_stats`, if it is there.
-        continuous_usage_stats: Option<Flag>,
-    },
-}
-
-/// A member that is true or false.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flag {
-    /// The place of the value.
-    pub at: Range<usize>,
-    /// Its value; null is false.
-    pub on: bool,
 }
 
 /// The reason why a body cannot be routed.
@@ -130,7 +99,7 @@ impl Peek {
 
 /// Members that make up the prompt, in all APIs: those first that a template puts first, so that what begins a prompt is read
 /// first.
-const PROMPT: [&str; 14] = [
+const PROMPT: [&str; 22] = [
     "tools",
     "system",
     "instructions",
@@ -145,7 +114,28 @@ const PROMPT: [&str; 14] = [
     "text_2",
     "data_1",
     "data_2",
+    "inputs",
+    "texts",
+    "token_ids",
+    "state",
+    "questions",
+    "images",
+    "audio",
+    "videos",
 ];
+
+/// The members by which an endpoint of several APIs knows whose a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `messages`
+    Messages,
+    /// `prompt`
+    Prompt,
+    /// Two sides of a comparison.
+    Pairs,
+    /// None of these.
+    Other,
+}
 
 /// The members that are read.
 #[derive(Default)]
@@ -216,25 +206,7 @@ fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekE
     if let Some(salt) = members.cache_salt {
         prefix.aside(salt.get().as_bytes()); // vLLM shares no cache between two salts
     }
-    let mut claims = Claims::default();
-    for (name, value) in PROMPT.iter().zip(members.prompt) {
-        let Some(value) = value else { continue };
-        // Tools are put into the prompt as JSON, keys included, so that all of their bytes are text.
-        if *name == "tools" {
-            weight.text += value.get().len() as u64;
-            prefix.text(value.get().as_bytes(), 0);
-            continue;
-        }
-        let elements = weight.add(value.get().as_bytes(), &mut prefix);
-        match *name {
-            "prompt" => claims.prompts = elements.batch(),
-            "input" => claims.inputs = elements.batch(),
-            "documents" | "items" | "queries" | "text_1" | "text_2" | "data_1" | "data_2" => {
-                claims.pairs = claims.pairs.max(elements.all);
-            }
-            _ => {}
-        }
-    }
+    let (mut claims, shape) = members.weigh(&mut weight, &mut prefix);
     let count = |value: Option<&RawValue>| value.and_then(number);
     claims.n = count(members.n).unwrap_or(1);
     Ok(Peek {
@@ -250,6 +222,7 @@ fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekE
             .or(count(members.max_tokens))
             .or(count(members.max_output_tokens)),
         claims,
+        shape,
         text_bytes: weight.text,
         media_parts: weight.media,
         token_ids: weight.ids,
@@ -281,6 +254,47 @@ impl<'a> Members<'a> {
             },
         };
         *member = Some(value);
+    }
+
+    /// Weighs the members of the prompt, and returns the numbers that an API may make sequences of, and whose members these are.
+    fn weigh(&self, weight: &mut Weight, prefix: &mut Prefix) -> (Claims, Shape) {
+        let (mut claims, mut shape) = (Claims::default(), Shape::Other);
+        for (name, value) in PROMPT.iter().zip(self.prompt) {
+            let Some(value) = value else { continue };
+            // Tools are put into the prompt as JSON, keys included, so that all of their bytes are text.
+            if *name == "tools" {
+                weight.text += value.get().len() as u64;
+                prefix.text(value.get().as_bytes(), 0);
+                continue;
+            }
+            if matches!(*name, "images" | "audio" | "videos") {
+                // Each is a URL or data, of which no byte is text.
+                let elements = Weight::default().add(value.get().as_bytes(), &mut Prefix::new(None));
+                weight.media = weight.media.saturating_add(u32::try_from(elements.all).unwrap_or(u32::MAX));
+                claims.inputs = claims.inputs.max(elements.all);
+                continue;
+            }
+            let elements = weight.add(value.get().as_bytes(), prefix);
+            match *name {
+                "messages" => shape = Shape::Messages,
+                "prompt" if shape == Shape::Other => shape = Shape::Prompt,
+                "query" | "queries" | "documents" | "text_1" | "data_1" if shape == Shape::Other => {
+                    shape = Shape::Pairs
+                }
+                _ => {}
+            }
+            match *name {
+                "prompt" => claims.prompts = elements.batch(),
+                "messages" => claims.conversations = elements.batch(),
+                "input" => claims.inputs = elements.batch(),
+                "inputs" | "texts" => claims.inputs = claims.inputs.max(elements.all),
+                "documents" | "items" | "queries" | "text_1" | "text_2" | "data_1" | "data_2" => {
+                    claims.pairs = claims.pairs.max(elements.all);
+                }
+                _ => {}
+            }
+        }
+        (claims, shape)
     }
 
     /// The session keys that are strings; the last value of each counts.

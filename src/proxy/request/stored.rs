@@ -9,6 +9,7 @@ use crate::proxy::route::Route;
 use crate::proxy::shared::Shared;
 use forebay_core::error::{Refusal, repeated};
 use forebay_core::units::BackendId;
+use forebay_fleet::clients::Client;
 use forebay_fleet::health::HealthState;
 use forebay_fleet::{Member, Pool, Snapshot};
 
@@ -49,8 +50,8 @@ pub(crate) fn id_of<'a>(route: Route<'a>, peek: Option<&'a Peek>) -> Option<&'a 
 /// # Errors
 /// All of them said a moment ago that they do not have it.
 pub(crate) fn search(
-    shared: &Shared,
-    snapshot: &Snapshot,
+    (shared, snapshot): (&Shared, &Snapshot),
+    client: Option<&Client>,
     id: &str,
     pool: Option<&Arc<Pool>>,
 ) -> Result<Search, Refusal> {
@@ -60,8 +61,10 @@ pub(crate) fn search(
     }
     let pools = pool.map_or(snapshot.pools.as_slice(), std::slice::from_ref);
     let hint = shared.responses.find(id);
+    // A response that a model made which the client may not use is not there for it.
+    let pools = pools.iter().filter(|pool| client.is_none_or(|client| client.may_use_some_of(pool)));
     let mut members: Vec<(&Arc<Pool>, &Member)> =
-        pools.iter().flat_map(|pool| pool.members().iter().map(move |member| (pool, member))).collect();
+        pools.flat_map(|pool| pool.members().iter().map(move |member| (pool, member))).collect();
     // Those that take requests first: one that is out is asked if nobody else has it.
     members.sort_by_key(|(_, member)| (Some(member.backend.id) != hint, !member.state.is_usable()));
     let mut search = Search { id: id.to_owned(), scope, left: VecDeque::new(), unasked: false };

@@ -3,23 +3,22 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{CONTENT_ENCODING, HOST};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
 use twox_hash::XxHash3_64;
 
-use super::counting::Counting;
 use super::form;
 use super::intake::Held;
 use super::lookup::{not_serving, pool_for, search_in};
 use super::multipart;
-use super::peek::{Peek, in_utf8, peek};
+use super::peek::{Peek, Shape, in_utf8, peek};
 use super::splice::Splice;
 use super::stored::{self, Home, Search};
 use crate::proxy::headers;
 use crate::proxy::record::Record;
-use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
+use crate::proxy::route::{BodyForm, Counting, Effort, Endpoint, Route};
 use crate::proxy::shared::Shared;
 use crate::upstream::{self, Pieces};
 use forebay_core::clock::Time;
@@ -157,6 +156,8 @@ pub(crate) struct Intake<'a> {
     pub(crate) target: PathAndQuery,
     pub(crate) bytes: Bytes,
     pub(crate) held: Held,
+    /// The body came compressed.
+    pub(crate) decoded: bool,
 }
 
 /// Finds out what a request is.
@@ -170,35 +171,32 @@ pub(crate) async fn prepare(
     record: &mut Record,
     intake: Intake<'_>,
 ) -> Result<Work, Refusal> {
-    let Intake { head, route, target, bytes, held } = intake;
+    let Intake { head, route, target, bytes, held, decoded } = intake;
+    let route = match route {
+        // Nothing says that an engine has work with a request without a body, or for which model.
+        Route::Model(Endpoint { body: BodyForm::Unknown, .. }) if bytes.is_empty() => Route::AnyBackend,
+        route => route,
+    };
     let endpoint = match route {
         Route::Model(endpoint) => endpoint,
-        _ => Endpoint { api: Api::Other, body: BodyForm::Json, effort: Effort::None },
+        _ => Endpoint::LIGHT,
     };
     let mut bytes = bytes;
-    let parsed = match route {
-        Route::Model(Endpoint { body: BodyForm::Json, .. }) => {
-            let (sessions, seed) = (body_sessions(snapshot), seed(shared, snapshot));
-            match parse_json(&bytes, sessions.clone(), seed).await {
-                Ok(parsed) => parsed,
-                Err(refusal) => {
-                    bytes = in_utf8(&bytes).ok_or(refusal)?;
-                    parse_json(&bytes, sessions, seed).await?
-                }
-            }
-        }
-        // On the heap: few requests are forms, and all would carry the room for reading one.
-        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, &bytes)).await },
-        _ => Parsed { peek: None, model: None },
-    };
+    let parsed = read_body((shared, snapshot), route, head, &mut bytes).await?;
+    let endpoint = endpoint_of(endpoint, parsed.peek.as_ref());
+    if endpoint.body == BodyForm::JsonOfAny {
+        record.api = endpoint.api;
+    }
     record.model = parsed.model.as_deref().map(repeated);
     let (mut search, peek) = (None, parsed.peek.as_ref());
+    let client = record.client_key.clone();
+    let client = client.as_deref();
     let (pool, pinned) = match stored::id_of(route, peek) {
         Some(id) => {
-            let home = search_in(shared, snapshot, parsed.model.as_deref(), id, &mut search)?;
+            let home = search_in((shared, snapshot), client, parsed.model.as_deref(), id, &mut search)?;
             (home.pool, Some(home.backend))
         }
-        None => (Arc::clone(pool_for(snapshot, route, parsed.model.as_deref())?), None),
+        None => (Arc::clone(pool_for(snapshot, route, parsed.model.as_deref(), client)?), None),
     };
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     record.streamed = streamed;
@@ -212,10 +210,15 @@ pub(crate) async fn prepare(
     let (body, usage_injected) = outgoing(&pool, (settings, head), endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();
     let ours = (&record.request_id, shared.via.entry(head.version));
-    headers::for_backend(&mut headers, ours, streamed, settings.clients.keys.is_none());
+    headers::for_backend(&mut headers, ours, streamed, client.is_none());
+    if decoded {
+        headers.remove(CONTENT_ENCODING);
+    }
+    record.peer.tell(head, &mut headers, &settings.forwarding);
     Ok(Work {
-        facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, head.uri.path(), parsed.peek.as_ref()) },
-        lane: LaneKey::of(session.as_deref(), record.client_key.as_deref()),
+        facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, parsed.peek.as_ref()) },
+        lane: LaneKey::of(session.as_deref(), client.map(|client| &*client.name))
+            .ranked(client.map(|client| client.priority).unwrap_or_default()),
         session: kept,
         pool,
         api: endpoint.api,
@@ -227,6 +230,34 @@ pub(crate) async fn prepare(
         headers,
         body,
         held: Some(held),
+    })
+}
+
+/// Reads what is needed of a body. One that is JSON in another encoding becomes UTF-8.
+async fn read_body(
+    (shared, snapshot): (&Shared, &Snapshot),
+    route: Route<'_>,
+    head: &Parts,
+    bytes: &mut Bytes,
+) -> Result<Parsed, Refusal> {
+    Ok(match route {
+        Route::Model(endpoint) if endpoint.body.is_json() => {
+            let (sessions, seed) = (body_sessions(snapshot), seed(shared, snapshot));
+            match parse_json(bytes, sessions.clone(), seed).await {
+                Ok(parsed) => parsed,
+                Err(refusal) => {
+                    *bytes = in_utf8(bytes).ok_or(refusal)?;
+                    parse_json(bytes, sessions, seed).await?
+                }
+            }
+        }
+        Route::Model(Endpoint { body: BodyForm::Unknown, .. }) => {
+            let parsed = parse_json(bytes, body_sessions(snapshot), seed(shared, snapshot)).await;
+            parsed.unwrap_or(Parsed { peek: None, model: None })
+        }
+        // On the heap: few requests are forms, and all would carry the room for reading one.
+        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, bytes)).await },
+        _ => Parsed { peek: None, model: None },
     })
 }
 
@@ -308,8 +339,21 @@ pub(crate) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parse
     }
 }
 
-/// Returns what routing weighs a request to this path by; its arm and what it is recognised by are filled in by who knows them.
-pub(crate) fn weigh(endpoint: Endpoint, path: &str, peek: Option<&Peek>) -> RequestFacts {
+/// Returns the endpoint that a body is for. Where it may have the form of one of several APIs, vLLM takes the first whose members it
+/// has.
+pub(crate) fn endpoint_of(endpoint: Endpoint, peek: Option<&Peek>) -> Endpoint {
+    let Some(peek) = peek.filter(|_| endpoint.body == BodyForm::JsonOfAny) else { return endpoint };
+    let (api, effort, counting) = match peek.shape {
+        Shape::Messages => (Api::Chat, Effort::Generate, Counting::Choices),
+        Shape::Prompt => (Api::Completions, Effort::Generate, Counting::Prompts),
+        Shape::Pairs => (Api::Other, Effort::Prefill, Counting::Pairs),
+        Shape::Other => (Api::Other, Effort::Prefill, Counting::Inputs),
+    };
+    Endpoint { api, effort, counting, ..endpoint }
+}
+
+/// Returns what routing weighs a request to this endpoint by; its arm and what it is recognised by are filled in by who knows them.
+pub(crate) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
     let streamed = peek.is_some_and(|peek| peek.stream);
     let kind = match endpoint.effort {
         Effort::None => Kind::Light,
@@ -319,7 +363,7 @@ pub(crate) fn weigh(endpoint: Endpoint, path: &str, peek: Option<&Peek>) -> Requ
     };
     let (est_tokens, sequences) = match peek {
         _ if kind == Kind::Light => (0, 0),
-        Some(peek) => (peek.est_tokens(), peek.claims.sequences(Counting::of(path))),
+        Some(peek) => (peek.est_tokens(), peek.claims.sequences(endpoint.counting)),
         None => (MEDIA_TOKENS, 1),
     };
     RequestFacts { est_tokens, sequences, kind, arm: ArmIndex::default(), pinned: None, marks: Marks::NONE }

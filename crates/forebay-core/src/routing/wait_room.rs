@@ -1,10 +1,12 @@
-//! The order in which requests wait for a backend with room: clients (by key) in turn, the sessions of a client in turn, first
-//! come first served within a session. So a client gains nothing by naming new sessions. Bounded: a full room gives up the last of
-//! the longest line to one that has less, so that a noisy client or session can neither starve the others nor keep them out. Knows nothing of backends: whether a waiter can be served is its
+//! The order in which requests wait for a backend with room: clients (by key) of the highest priority first, those of one priority
+//! in turn, the sessions of a client in turn, first come first served within a session. So a client gains nothing by naming new
+//! sessions. Bounded: a full room gives up the last of the longest line to one that has less, so that a noisy client or session can
+//! neither starve the others of its priority nor keep them out. Knows nothing of backends: whether a waiter can be served is its
 //! caller's to say.
 //!
 //! Hot path: none. Nothing here runs while no request waits.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -16,11 +18,36 @@ pub fn fits(in_flight: u32, sequences: u32, limit: u32) -> bool {
     sequences == 0 || in_flight == 0 || in_flight.saturating_add(sequences) <= limit
 }
 
+/// The rank of a client among those that wait: a higher one is served first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub struct Priority(pub u8);
+
+impl Default for Priority {
+    /// In the middle, so that there is room above and below.
+    fn default() -> Priority {
+        Priority(50)
+    }
+}
+
 /// The key of a lane, whose requests take turns with those of other lanes. Two that collide share their turns, no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneKey {
-    client: u64,
+    client: ClientKey,
     session: u64,
+}
+
+/// The key of a client. Another priority makes another client, so that those of its requests that wait keep theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct ClientKey {
+    priority: Priority,
+    name: u64,
+}
+
+/// The turn of a client: the first is served next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    priority: Reverse<Priority>,
+    number: u64,
 }
 
 impl LaneKey {
@@ -33,7 +60,14 @@ impl LaneKey {
             name.hash(&mut hasher);
             hasher.finish()
         };
-        LaneKey { client: hash(client), session: hash(session) }
+        let client = ClientKey { priority: Priority::default(), name: hash(client) };
+        LaneKey { client, session: hash(session) }
+    }
+
+    /// Returns the lane with this priority of its client.
+    #[must_use]
+    pub fn ranked(self, priority: Priority) -> LaneKey {
+        LaneKey { client: ClientKey { priority, ..self.client }, ..self }
     }
 }
 
@@ -67,9 +101,9 @@ pub enum Entered<T> {
 /// The waiters.
 #[derive(Debug)]
 pub struct WaitRoom<T> {
-    clients: HashMap<u64, Client<T>>,
+    clients: HashMap<ClientKey, Client<T>>,
     /// The clients by turn: the first is served next.
-    turns: BTreeMap<u64, u64>,
+    turns: BTreeMap<Turn, ClientKey>,
     next_turn: u64,
     /// Numbers rise within a lane: those that wait again get falling ones, and so stand in front.
     next_back: i64,
@@ -79,7 +113,7 @@ pub struct WaitRoom<T> {
 
 #[derive(Debug)]
 struct Client<T> {
-    turn: u64,
+    turn: Turn,
     lanes: HashMap<u64, Lane<T>>,
     /// The lanes by turn.
     turns: BTreeMap<u64, u64>,
@@ -140,14 +174,14 @@ impl<T> WaitRoom<T> {
             return Entered::Full(waiter);
         }
         if self.len >= size {
-            match self.last_of_a_longer_line(lane) {
+            match self.last_of_a_lower_or_longer_line(lane) {
                 Some(place) => displaced = self.leave(place),
                 None => return Entered::Full(waiter),
             }
         }
         let client = self.clients.entry(lane.client).or_insert_with(|| {
             // Behind all that wait: a client gains no earlier turn by leaving and coming back.
-            let turn = next(&mut self.next_turn);
+            let turn = Turn { priority: Reverse(lane.client.priority), number: next(&mut self.next_turn) };
             self.turns.insert(turn, lane.client);
             Client { turn, lanes: HashMap::new(), turns: BTreeMap::new(), from: 0, len: 0 }
         });
@@ -172,13 +206,22 @@ impl<T> WaitRoom<T> {
         Entered::At(Place { lane, number }, displaced)
     }
 
-    /// The last place of the longest lane of the client with most waiters, if that has over one waiter more than the newcomer's; else
-    /// the last place of the longest lane of the newcomer's own client, on the same terms: what the newcomer's line gains, no other
-    /// must then have less than.
-    fn last_of_a_longer_line(&self, newcomer: LaneKey) -> Option<Place> {
-        let own = self.clients.get(&newcomer.client);
+    /// The place that a newcomer to a full room takes over. Of clients of a lower priority, the longest lane of the lowest gives up its
+    /// last place. Else the client of the newcomer's priority with most waiters does, if it has over one more than the newcomer's; else
+    /// the longest lane of the newcomer's own client, on the same terms: what the newcomer's line gains, no other must then have less
+    /// than.
+    fn last_of_a_lower_or_longer_line(&self, newcomer: LaneKey) -> Option<Place> {
         // Ties go by turn, not by the order of the map: of equals, the one that would be served last gives up a place.
-        let (key, most) = self.clients.iter().max_by_key(|(_, client)| (client.len, client.turn))?;
+        let by_length = |(_, client): &(&ClientKey, &Client<T>)| (client.len, client.turn);
+        let priority = newcomer.client.priority;
+        // The last turn is one of the lowest priority that waits.
+        let lowest = self.turns.last_key_value().map(|(turn, _)| turn.priority.0)?;
+        if lowest < priority {
+            let (key, most) = self.clients.iter().filter(|(key, _)| key.priority == lowest).max_by_key(by_length)?;
+            return most.last_place(*key, 0);
+        }
+        let own = self.clients.get(&newcomer.client);
+        let (key, most) = self.clients.iter().filter(|(key, _)| key.priority == priority).max_by_key(by_length)?;
         if most.len > own.map_or(0, |client| client.len) + 1 {
             return most.last_place(*key, 0);
         }
@@ -213,15 +256,15 @@ impl<T> WaitRoom<T> {
     /// served with.
     pub fn serve<R>(&mut self, mut look: impl FnMut(&mut T) -> Step<R>) -> Vec<(T, R)> {
         let mut served = Vec::new();
-        let mut from = 0;
+        let mut from = Turn { priority: Reverse(Priority(u8::MAX)), number: 0 };
         // A lane that was passed is not looked at again in a round, however often its client's turn comes.
         for client in self.clients.values_mut() {
             client.from = 0;
         }
         while let Some((&turn, &key)) = self.turns.range(from..).next() {
-            // A served lane gets a turn behind all others, which is past this point too: it is looked at again in the
-            // same round.
-            from = turn + 1;
+            // A served lane gets a turn behind all others of its priority, which is past this point too: it is looked at
+            // again in the same round.
+            from = Turn { number: turn.number + 1, ..turn };
             let client = self.clients.get_mut(&key).expect("a turn is removed with its client");
             match client.serve_one(&mut look, &mut self.next_turn) {
                 Step::Serve(one) => served.push(one),
@@ -233,7 +276,7 @@ impl<T> WaitRoom<T> {
             if client.len == 0 {
                 self.clients.remove(&key);
             } else {
-                client.turn = next(&mut self.next_turn);
+                client.turn = Turn { number: next(&mut self.next_turn), ..turn };
                 self.turns.insert(client.turn, key);
             }
         }
@@ -243,7 +286,7 @@ impl<T> WaitRoom<T> {
 
 impl<T> Client<T> {
     /// The last place of the longest lane, if that is longer than `over`.
-    fn last_place(&self, client: u64, over: usize) -> Option<Place> {
+    fn last_place(&self, client: ClientKey, over: usize) -> Option<Place> {
         let (session, longest) = self.lanes.iter().max_by_key(|(_, lane)| (lane.line.len(), lane.turn))?;
         let (number, _) = longest.line.back().filter(|_| longest.line.len() > over)?;
         Some(Place { lane: LaneKey { client, session: *session }, number: *number })
@@ -401,6 +444,41 @@ mod tests {
         assert_eq!(displaced, Some(3), "the last lane of the client with most waiters");
     }
 
+    #[test]
+    fn a_higher_priority_is_served_first_and_within_one_all_take_turns() {
+        let of = |client: &str, priority: u8| LaneKey::of(None, Some(client)).ranked(Priority(priority));
+        let mut room = WaitRoom::default();
+        for (client, priority, id) in
+            [("low", 10, 1), ("mid", 50, 2), ("mid", 50, 3), ("other", 50, 4), ("high", 90, 5), ("high", 90, 6)]
+        {
+            assert!(matches!(room.enter(of(client, priority), id, false, 99), Entered::At(_, None)));
+        }
+        assert_eq!(serve(&mut room, 2), [5, 6]);
+        // One that comes later goes before all of a lower priority, and those that wait keep their turns.
+        assert!(matches!(room.enter(of("high", 90), 7, false, 99), Entered::At(_, None)));
+        assert_eq!(serve(&mut room, 9), [7, 2, 4, 3, 1]);
+    }
+
+    #[test]
+    fn a_full_room_gives_up_the_last_of_the_lowest_priority_and_none_of_a_higher() {
+        let of = |client: &str, priority: u8| LaneKey::of(None, Some(client)).ranked(Priority(priority));
+        let mut room = WaitRoom::default();
+        for id in 0..3 {
+            _ = room.enter(of("low", 10), id, false, 4);
+        }
+        _ = room.enter(of("mid", 50), 10, false, 4);
+        let displaced = |entered: Entered<u32>| match entered {
+            Entered::At(_, displaced) => displaced,
+            Entered::Full(_) => None,
+        };
+        assert_eq!(displaced(room.enter(of("high", 90), 20, false, 4)), Some(2));
+        assert_eq!(displaced(room.enter(of("mid", 50), 11, false, 4)), Some(1), "also by one that has more than it");
+        assert_eq!(displaced(room.enter(of("mid", 50), 12, false, 4)), Some(0));
+        assert_eq!(room.enter(of("low", 10), 3, false, 4), Entered::Full(3));
+        assert_eq!(displaced(room.enter(of("other", 50), 30, false, 4)), Some(12), "of equals, of who has more");
+        assert_eq!(serve(&mut room, 9), [20, 10, 30, 11]);
+    }
+
     proptest! {
         #[test]
         fn nobody_is_lost_and_nobody_is_served_twice(
@@ -410,7 +488,7 @@ mod tests {
             let mut there: Vec<(u32, Place)> = Vec::new();
             for (id, (step, session, which)) in (0_u32..).zip(steps) {
                 match step {
-                    0 | 1 => match room.enter(LaneKey::of(Some(&session.to_string()), (session > 2).then_some("k")), id, step == 1, 12) {
+                    0 | 1 => match room.enter(LaneKey::of(Some(&session.to_string()), (session > 2).then_some("k")).ranked(Priority(session / 2)), id, step == 1, 12) {
                         Entered::At(place, displaced) => {
                             there.retain(|(id, _)| Some(*id) != displaced);
                             there.push((id, place));
@@ -429,6 +507,8 @@ mod tests {
                             there.swap_remove(at.unwrap());
                         }
                         prop_assert!(there.iter().all(|(id, _)| id % 3 != 0));
+                        let ranks: Vec<u8> = room.turns.keys().map(|turn| turn.priority.0.0).collect();
+                        prop_assert!(ranks.is_sorted_by(|one, next| one >= next));
                     }
                 }
                 prop_assert_eq!(room.len(), there.len());

@@ -285,6 +285,61 @@ impl<K: ValueKind> ValueKind for OrOff<K> {
     }
 }
 
+/// A kind of value that need not be there, for a key whose default depends on another.
+#[derive(Debug)]
+pub struct IfSet<K>(K);
+
+/// Returns the kind of what `kind` takes, or of no value where the key is not written.
+pub fn set<K: ValueKind>(kind: K) -> IfSet<K> {
+    IfSet(kind)
+}
+
+impl<K: ValueKind> ValueKind for IfSet<K> {
+    type Of = Option<K::Of>;
+
+    fn read(&self, value: &Value<'_>) -> Result<Option<K::Of>, Wrong> {
+        self.0.read(value).map(Some)
+    }
+
+    fn written(&self, value: &Option<K::Of>) -> Notation {
+        value.as_ref().map_or(Notation::Nothing, |value| self.0.written(value))
+    }
+
+    fn takes(&self) -> String {
+        self.0.takes()
+    }
+}
+
+/// The kind of a list.
+#[derive(Debug)]
+pub struct ListOf<K>(K);
+
+/// Returns the kind of a list of what `kind` takes. Values of `kind` must be written as strings.
+pub fn list_of<K: ValueKind>(kind: K) -> ListOf<K> {
+    ListOf(kind)
+}
+
+impl<K: ValueKind> ValueKind for ListOf<K> {
+    type Of = Vec<K::Of>;
+
+    fn read(&self, value: &Value<'_>) -> Result<Vec<K::Of>, Wrong> {
+        let items = values::items(value)?;
+        items.iter().map(|item| self.0.read(item)).collect()
+    }
+
+    fn written(&self, value: &Vec<K::Of>) -> Notation {
+        let text = |item: &K::Of| match self.0.written(item) {
+            Notation::Text(text) => text,
+            other => other.to_string(),
+        };
+        Notation::List(value.iter().map(text).collect())
+    }
+
+    fn takes(&self) -> String {
+        format!("list of: {}", self.0.takes())
+    }
+}
+
 /// A kind with a hint of its own for every wrong value.
 #[derive(Debug)]
 pub struct Hinted<K> {

@@ -32,6 +32,8 @@ pub enum Notation {
     Number(f64),
     /// `true` or `false`.
     Flag(bool),
+    /// A list of strings.
+    List(Vec<String>),
     /// The absence of a value.
     Nothing,
 }
@@ -43,6 +45,7 @@ impl fmt::Display for Notation {
             Notation::Whole(number) => write!(f, "{number}"),
             Notation::Number(number) => write!(f, "{number}"),
             Notation::Flag(yes) => write!(f, "{yes}"),
+            Notation::List(texts) => write!(f, "{texts:?}"),
             Notation::Nothing => Ok(()),
         }
     }
@@ -55,6 +58,7 @@ impl Serialize for Notation {
             Notation::Whole(number) => serializer.serialize_u64(*number),
             Notation::Number(number) => serializer.serialize_f64(*number),
             Notation::Flag(yes) => serializer.serialize_bool(*yes),
+            Notation::List(texts) => texts.serialize(serializer),
             Notation::Nothing => serializer.serialize_none(),
         }
     }

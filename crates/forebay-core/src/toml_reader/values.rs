@@ -29,6 +29,16 @@ pub fn text<'a>(value: &Value<'a>) -> Result<&'a str, Wrong> {
     }
 }
 
+/// The values of a list.
+pub fn items<'a>(value: &Value<'a>) -> Result<Vec<Value<'a>>, Wrong> {
+    match value.value {
+        DeValue::Array(items) => {
+            Ok(items.iter().map(|item| Value { value: item.get_ref(), span: item.span() }).collect())
+        }
+        _ => Err(value.expected("a list")),
+    }
+}
+
 /// A string with something in it, on one line, of at most `most` bytes.
 pub fn line(most: usize) -> impl Fn(&Value<'_>) -> Result<String, Wrong> {
     move |value| {

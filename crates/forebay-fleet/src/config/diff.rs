@@ -184,8 +184,11 @@ mod tests {
         let mut keys: Vec<String> = Vec::new();
         for (section, content) in shown.as_object().unwrap() {
             for key in content.as_object().into_iter().flatten().map(|(key, _)| key) {
-                let file = matches!((section.as_str(), key.as_str()), ("admin", "token") | ("clients", "keys"));
+                let file = matches!((section.as_str(), key.as_str()), ("admin", "token"));
                 keys.push(format!("{section}.{key}{}", if file { "_file" } else { "" }));
+                if (section.as_str(), key.as_str()) == ("clients", "keys") {
+                    keys.push("clients.keys_file".to_owned());
+                }
             }
         }
         let sections =

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::load_text;
-use super::model::Config;
+use super::model::{ClientKey, Config, KeyConfig};
 use super::schema::SCHEMA;
-use forebay_core::toml_reader::{DefaultText, Key, Reload, Section};
+use forebay_core::toml_reader::{DefaultText, Key, Keys, Reload, Section};
 
 /// The line after which the document is generated.
 const MARK: &str =
@@ -99,7 +99,9 @@ fn every_key_is_described() {
 fn every_default_of_the_document_reads_back_as_the_default() {
     let pool = "model = \"m\"\nbackends = [{ url = \"http://a\" }]\n";
     let mut text = String::new();
-    for section in sections().filter(|section| section.head.starts_with('[') && section.name != "pools.arms") {
+    let whole =
+        |section: &&Section| section.head.starts_with('[') && !matches!(section.name, "pools.arms" | "clients.keys");
+    for section in sections().filter(whole) {
         let _ = write!(text, "{}\n{}", section.head, if section.name == "pools" { pool } else { "" });
         for key in section.keys {
             if let DefaultText::Written(value) = (key.default)() {
@@ -114,6 +116,20 @@ fn every_default_of_the_document_reads_back_as_the_default() {
     let written = read(&text);
     assert_eq!(written, read(&format!("[[pools]]\n{pool}")));
     assert_eq!(written, Config { pools: written.pools.clone(), ..Config::default() });
+}
+
+#[test]
+fn a_client_key_with_the_defaults_of_the_document_may_use_everything() {
+    let defaults = KeyConfig::SECTION.keys.iter().filter_map(|key| match (key.default)() {
+        DefaultText::Written(value) => Some(format!("{} = {value}\n", key.name)),
+        DefaultText::Words(_) => None,
+    });
+    let pool = "[[pools]]\nmodel = \"m\"\nbackends = [{ url = \"http://a\" }]\n";
+    let key = "[[clients.keys]]\nname = \"k\"\nkey_env = \"K\"\n";
+    let text = format!("{pool}{key}{}", defaults.collect::<String>());
+    let loaded = load_text(Path::new("f.toml"), &text, &|_| Some("secret".to_owned()));
+    let keys = loaded.unwrap_or_else(|report| panic!("{}", report.render(false))).config.clients.keys.unwrap();
+    assert_eq!(keys, [ClientKey::unlimited("k", keys[0].sha256)]);
 }
 
 #[test]

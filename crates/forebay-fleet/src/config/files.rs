@@ -135,7 +135,7 @@ impl<'a> Outside<'a> {
     }
 
     /// The key in the environment variable `name`.
-    pub(super) fn backend_key(&self, name: &str) -> Result<Secret, Wrong> {
+    pub(super) fn variable(&self, name: &str) -> Result<Secret, Wrong> {
         // what is no name may be the key itself: it is not repeated
         if !values::is_variable(name) {
             return Err(Wrong::because("this is no name of an environment variable")
@@ -168,7 +168,7 @@ fn client_key(line: &str) -> Result<ClientKey, Wrong> {
     let sha256 = from_hex(hash.trim()).ok_or_else(|| {
         Wrong::because("the part after the `=` is no SHA-256 hash of 64 hexadecimal digits").hint(KEY_FORM)
     })?;
-    Ok(ClientKey { name: name.to_owned(), sha256 })
+    Ok(ClientKey::unlimited(name, sha256))
 }
 
 /// Refuses a name or a hash that an earlier line has.

@@ -1,8 +1,14 @@
-//! The kinds of values that only this file has: threads, the path of a socket, a salt, a header, a backend's URL.
+//! The kinds of values that only this file has: threads, the path of a socket, a salt, a header, a rank, networks, origins, paths, a backend's
+//! URL.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
+use super::origins::{Origins, is_origin};
 use super::url::{BackendUrl, UrlError};
+use forebay_core::routing::wait_room::Priority;
 use forebay_core::toml_reader::notation::Notation;
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Value, ValueKind, Wrong, quoted};
@@ -100,6 +106,124 @@ impl ValueKind for HeaderName {
 
     fn takes(&self) -> String {
         "name of a request header".to_owned()
+    }
+}
+
+/// The rank of a client among those that wait.
+pub(super) struct Rank;
+
+impl ValueKind for Rank {
+    type Of = Priority;
+
+    fn read(&self, value: &Value<'_>) -> Result<Priority, Wrong> {
+        let hint = "100 is served first, and keys without a priority have 50";
+        let rank = values::whole(0..=100_u32)(value).map_err(|wrong| wrong.hint(hint))?;
+        Ok(Priority(u8::try_from(rank).expect("it is at most 100")))
+    }
+
+    fn written(&self, value: &Priority) -> Notation {
+        Notation::Whole(value.0.into())
+    }
+
+    fn takes(&self) -> String {
+        "whole number, 0 to 100".to_owned()
+    }
+}
+
+/// The network of a proxy, or its address.
+pub(super) struct Network;
+
+impl ValueKind for Network {
+    type Of = IpNet;
+
+    fn read(&self, value: &Value<'_>) -> Result<IpNet, Wrong> {
+        let text = values::text(value)?;
+        let one = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse::<IpNet>().map(|net| net.trunc()).or_else(|_| one()).map_err(|_| {
+            Wrong::because(format!("{} is no network", quoted(text)))
+                .hint("write it as \"10.0.0.0/8\" or \"fd00::/8\", or one address as \"192.0.2.7\"")
+        })
+    }
+
+    fn written(&self, value: &IpNet) -> Notation {
+        Notation::Text(value.to_string())
+    }
+
+    fn takes(&self) -> String {
+        "network such as `10.0.0.0/8`, or an address".to_owned()
+    }
+}
+
+/// The origins whose pages may send requests.
+pub(super) struct OriginsKind;
+
+impl ValueKind for OriginsKind {
+    type Of = Origins;
+
+    fn read(&self, value: &Value<'_>) -> Result<Origins, Wrong> {
+        const FORM: &str = "write \"backend\", \"off\" or a list such as [\"https://chat.example.com\"]; a browser sends an origin \
+                            in lower case, without a path and without the port 80 or 443 of its scheme";
+        match values::text(value) {
+            Ok("backend") => return Ok(Origins::Backend),
+            Ok("off") => return Ok(Origins::Off),
+            Ok(other) => return Err(Wrong::because(format!("{} is no choice", quoted(other))).hint(FORM)),
+            Err(_) => {}
+        }
+        let items = values::items(value).map_err(|wrong| wrong.hint(FORM))?;
+        let origin = |item: &Value<'_>| match values::text(item)? {
+            text if text == "*" || is_origin(text) => Ok(text.to_owned()),
+            text => Err(Wrong::because(format!("{} is no origin", quoted(text))).hint(FORM)),
+        };
+        let origins = items.iter().map(origin).collect::<Result<Vec<_>, _>>()?;
+        if origins.is_empty() {
+            return Err(Wrong::because("the list is empty").hint("write \"off\" to allow no origin"));
+        }
+        Ok(Origins::These(origins))
+    }
+
+    fn written(&self, value: &Origins) -> Notation {
+        match value {
+            Origins::Backend => Notation::Text("backend".to_owned()),
+            Origins::Off => Notation::Text("off".to_owned()),
+            Origins::These(origins) => Notation::List(origins.clone()),
+        }
+    }
+
+    fn takes(&self) -> String {
+        "`\"backend\"`, `\"off\"` or a list of origins".to_owned()
+    }
+}
+
+/// A path that goes to backends.
+pub(super) struct ServedPath;
+
+impl ValueKind for ServedPath {
+    type Of = String;
+
+    fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
+        let text = values::line(256)(value)?;
+        let hint = "write one whole path, decoded, as \"/v1/files\"; there are no patterns, so that nothing is opened by mistake";
+        let has = |bad: &[char]| text.contains(bad);
+        if !text.starts_with('/') || text.len() == 1 || text.ends_with('/') || has(&['*', '?', '#', '%', '{', '\\']) {
+            return Err(Wrong::because(format!("{} is no path", quoted(&text))).hint(hint));
+        }
+        if text.split('/').skip(1).any(|part| matches!(part, "" | "." | "..")) {
+            return Err(Wrong::because(format!("{} has an empty part or dots in it", quoted(&text))).hint(hint));
+        }
+        // They are Forebay's own, whatever else is allowed.
+        if matches!(text.as_str(), "/health" | "/ready" | "/ping" | "/v1/models" | "/v1/realtime") {
+            let hint = if text == "/v1/realtime" { "set paths.realtime = true" } else { "leave it out" };
+            return Err(Wrong::because(format!("{text} is served without this key")).hint(hint));
+        }
+        Ok(text)
+    }
+
+    fn written(&self, value: &String) -> Notation {
+        Notation::Text(value.clone())
+    }
+
+    fn takes(&self) -> String {
+        "path such as `/v1/files`".to_owned()
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod affinity;
 mod between;
+mod client_keys;
 pub mod diff;
 #[cfg(test)]
 mod document;
@@ -10,6 +11,7 @@ mod files;
 mod keys;
 mod kinds;
 pub mod model;
+mod origins;
 mod pools;
 mod resolve;
 mod schema;

@@ -8,9 +8,11 @@ use forebay_core::toml_reader::{Change, Key, Keys, Section, Table};
 
 pub use super::affinity::Affinity;
 pub use super::keys::{
-    Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Drain, Ejection, Explain, HealthConfig, Limits,
-    Listen, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream, UsageMode, WaitRoom,
+    Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain, Forwarding,
+    HealthConfig, KeyConfig, Limits, Listen, Paths, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream,
+    UsageMode, WaitRoom,
 };
+pub use super::origins::Origins;
 pub use super::secret::Secret;
 pub use super::unknown_models::UnknownModels;
 pub use super::url::{BackendUrl, UrlError};
@@ -81,6 +83,12 @@ sections! {
     admin: Admin,
     /// The clients that may send requests.
     clients: Clients,
+    /// Paths that clients may use beside those of vLLM's API.
+    paths: Paths,
+    /// Web pages of other origins (CORS).
+    cors: Cors,
+    /// Other proxies, before and behind Forebay.
+    forwarding: Forwarding,
     /// Limits on the cost of a single client or backend.
     limits: Limits,
     /// Time limits of an answer, and what Forebay adds to a request.

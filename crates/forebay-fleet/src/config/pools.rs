@@ -197,7 +197,7 @@ fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, around
 fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &Around<'_>) -> BackendConfig {
     let mut backend = BackendConfig::of(unread());
     backend.read(table);
-    backend.key = table.or("key_env", None, |value| around.outside.backend_key(values::text(value)?).map(Some));
+    backend.key = table.or("key_env", None, |value| around.outside.variable(values::text(value)?).map(Some));
     let url = table.got("url", &backend.url);
     match url.span {
         None => table.note("backends.url: the backend has no URL", "add url = \"http://127.0.0.1:8001\""),

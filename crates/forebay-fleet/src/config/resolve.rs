@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use super::between::both;
 use super::files::Outside;
-use super::model::{Admin, ClientKey, Config, Secret, Tables};
-use super::pools;
+use super::model::{Admin, Config, Secret, Tables};
+use super::{client_keys, pools};
 use forebay_core::toml_reader::kinds::{ValueKind, line};
 use forebay_core::toml_reader::{Diagnostic, Got, Table};
 
@@ -17,25 +17,15 @@ pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
     let data = tables.listen.got("address", config.listen.address);
     config.admin.token = token(&tables.admin, outside);
     check_admin(&config.admin, &tables.admin, &data);
-    config.clients.keys = client_keys(&tables.clients, outside);
+    config.clients.keys = client_keys::client_keys(&tables.clients, outside);
     config.pools = pools::pools(root, &pools::Around { outside, listener: &data });
     config
 }
 
 /// Reads the file that `admin.token_file` names.
 fn token(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<Secret> {
-    let file = file_name(table, "token_file");
+    let file = table.get("token_file", None, |value| line(4096).read(value).map(Some));
     outside.token(&file.value?, file.span?, table.notes())
-}
-
-/// Reads the file that `clients.keys_file` names.
-fn client_keys(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<Vec<ClientKey>> {
-    let file = file_name(table, "keys_file");
-    outside.client_keys(&file.value?, file.span?, table.notes())
-}
-
-fn file_name(table: &Table<'_>, key: &'static str) -> Got<Option<String>> {
-    table.get(key, None, |value| line(4096).read(value).map(Some))
 }
 
 /// Notes an admin listener that anybody could use, and one whose port clients have.

@@ -2,8 +2,8 @@
 //! in `keys/`.
 
 use super::keys::{
-    Admin, ArmConfig, BackendConfig, Budget, Clients, Drain, Ejection, HealthConfig, Limits, Listen, PoolConfig, Retry,
-    SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
+    Admin, ArmConfig, BackendConfig, Budget, Clients, Cors, Drain, Ejection, Forwarding, HealthConfig, KeyConfig,
+    Limits, Listen, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
 };
 use super::model::ROOT;
 use forebay_core::toml_reader::{Keys, Schema};
@@ -17,6 +17,10 @@ pub(super) static SCHEMA: Schema = Schema {
         Drain::SECTION,
         Admin::SECTION,
         Clients::SECTION,
+        KeyConfig::SECTION,
+        Paths::SECTION,
+        Cors::SECTION,
+        Forwarding::SECTION,
         Limits::SECTION,
         Stream::SECTION,
         Retry::SECTION,
@@ -47,6 +51,9 @@ fn needless(section: &str, key: &str) -> Option<&'static str> {
 }
 
 fn instead(section: &str, key: &str) -> Option<&'static str> {
+    if section == "clients.keys" && matches!(key, "key" | "sha256" | "hash" | "value" | "secret") {
+        return Some("keys stay out of this file: write the hash into clients.keys_file, or key_env = \"NAME\"");
+    }
     (section == "backends" && key.contains("key"))
         .then_some("keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it")
 }

@@ -3,7 +3,9 @@
 //!
 //! Hot path: `label` is a match that gives a static word.
 
-use forebay_core::error::{Failure, Refusal};
+use std::time::Duration;
+
+use forebay_core::error::{Failure, Over, Refusal};
 
 macro_rules! label_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $label:literal,)* }) => {
@@ -207,11 +209,14 @@ pub(super) fn refusal_labels() -> Vec<&'static str> {
         Refusal::BadRequest(none()),
         Refusal::NoModel(none()),
         Refusal::Unauthorized,
+        Refusal::OriginNotAllowed(none()),
         Refusal::PathNotAllowed { method: none(), path: none() },
         Refusal::MethodNotAllowed { method: none(), path: none(), allowed: "" },
         Refusal::BadHost,
         Refusal::Loop,
         Refusal::UnknownModel { model: none(), served: none() },
+        Refusal::ModelNotAllowed { model: none(), served: none() },
+        Refusal::RateLimited { client: none(), over: Over::Requests, after: Duration::ZERO },
         Refusal::UnknownResponse(none()),
         Refusal::BodyTimeout(""),
         Refusal::TooLarge(0),
@@ -257,8 +262,10 @@ mod tests {
         }
         match refusal {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized => {}
+            Refusal::OriginNotAllowed(_) => {}
             Refusal::PathNotAllowed { .. } | Refusal::MethodNotAllowed { .. } | Refusal::BadHost | Refusal::Loop => {}
             Refusal::UnknownModel { .. } | Refusal::UnknownResponse(_) | Refusal::BodyTimeout(_) => {}
+            Refusal::ModelNotAllowed { .. } | Refusal::RateLimited { .. } => {}
             Refusal::TooLarge(_) | Refusal::Encoded(_) | Refusal::BodiesFull | Refusal::NoBackend(_) => {}
             Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } => {}
             Refusal::Shortage | Refusal::ShuttingDown | Refusal::Internal => {}

@@ -12,11 +12,13 @@ use metrics::{Counter, Gauge, Histogram};
 pub use super::labels::{AbortPhase, BackendState, Ejection, Outcome, Panicked, ProbeFailure, Reload, TokenSource};
 use super::labels::{failure_labels, labels_of, later_refusal_labels, refusal_labels};
 use super::recorder::{Def, Kind, Registry};
-use forebay_core::error::Failure;
+use forebay_core::error::{Failure, Over};
 use forebay_core::stream::Api;
 
 /// The label value where no pool, arm or backend was chosen.
 pub const NONE: &str = "none";
+/// The label value of the client keys that have no series of their own.
+pub const OTHER: &str = "other";
 
 // vLLM 0.32's own edges (its `le` labels), so that quantiles can be set beside the engine's, with finer ones below 10
 // ms (E2E: below 300 ms, where embeddings, errors and small models are).
@@ -78,6 +80,10 @@ defs! {
     ARM_CROSSED = "forebay_arm_crossed_total", Kind::Counter, "Requests assigned to the arm and served by another.";
     OVERHEAD = "forebay_overhead_seconds", Kind::Histogram(OVERHEAD_EDGES), "Time of a request spent in the proxy itself, before the attempt that answered was sent.";
     BODY_READ = "forebay_body_read_seconds", Kind::Histogram(BODY_EDGES), "Request head parsed to request body read; a part of TTFT.";
+    CLIENT_REQUESTS = "forebay_client_requests_total", Kind::Counter, "Requests of a client key that passed its limits.";
+    CLIENT_LIMITED = "forebay_client_limited_total", Kind::Counter, "Requests of a client key that were refused, by the limit that they were over.";
+    CLIENT_TOKENS = "forebay_client_tokens_total", Kind::Counter, "Tokens of a client key, as the backends' usage counts them, by kind.";
+    CLIENT_IN_FLIGHT = "forebay_client_in_flight", Kind::Gauge, "Requests of a client key under way.";
     CONNECTIONS = "forebay_connections", Kind::Gauge, "Client connections open.";
     CONFIG_RELOADS = "forebay_config_reloads_total", Kind::Counter, "Times a new configuration was read, by result.";
     PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
@@ -228,6 +234,45 @@ impl BackendMetrics {
         if !measured.is_zero() {
             self.prediction_error.record(predicted.abs_diff(measured).as_secs_f64() / measured.as_secs_f64());
         }
+    }
+}
+
+/// The handles of one client key.
+#[derive(Debug)]
+pub struct ClientMetrics {
+    /// Requests that passed its limits.
+    pub requests: Counter,
+    /// Requests under way.
+    pub in_flight: Gauge,
+    prompt_tokens: Counter,
+    output_tokens: Counter,
+    limited: ByLabel,
+}
+
+impl ClientMetrics {
+    pub(crate) fn new(registry: &Registry, client: &str) -> ClientMetrics {
+        let label = ("client", client);
+        let tokens = |kind| registry.counter(&CLIENT_TOKENS, &[label, ("kind", kind)]);
+        let limited =
+            |over: &Over| (over.label(), registry.counter(&CLIENT_LIMITED, &[label, ("limit", over.label())]));
+        ClientMetrics {
+            requests: registry.counter(&CLIENT_REQUESTS, &[label]),
+            in_flight: registry.gauge(&CLIENT_IN_FLIGHT, &[label]),
+            prompt_tokens: tokens("prompt"),
+            output_tokens: tokens("output"),
+            limited: ByLabel(Over::ALL.iter().map(limited).collect()),
+        }
+    }
+
+    /// A request was refused for this limit.
+    pub fn limited(&self, over: Over) {
+        self.limited.add(over.label(), 1);
+    }
+
+    /// Tokens of one answer.
+    pub fn tokens(&self, prompt: u64, output: u64) {
+        self.prompt_tokens.increment(prompt);
+        self.output_tokens.increment(output);
     }
 }
 

@@ -16,11 +16,11 @@ pub mod trace;
 mod writer;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use self::decisions::Decisions;
 use self::live::{ArmRow, BackendRow};
-use self::metrics::{ALL, BackendMetrics, NONE, ProcessMetrics};
+use self::metrics::{ALL, BackendMetrics, ClientMetrics, NONE, ProcessMetrics};
 use self::recorder::{Labels, Registry, Text};
 
 /// The metrics of one process. Cheap to make; handles outlive it.
@@ -33,6 +33,8 @@ pub struct Telemetry {
     pub unrouted: Arc<BackendMetrics>,
     /// The last decisions, while somebody watches.
     pub decisions: Decisions,
+    /// The client keys whose series are shown.
+    clients: Mutex<HashSet<String>>,
 }
 
 impl Default for Telemetry {
@@ -48,7 +50,7 @@ impl Telemetry {
         let registry = Registry::new(ALL);
         let process = ProcessMetrics::new(&registry);
         let unrouted = Arc::new(BackendMetrics::new(&registry, NONE, NONE, NONE));
-        Telemetry { registry, process, unrouted, decisions: Decisions::default() }
+        Telemetry { registry, process, unrouted, decisions: Decisions::default(), clients: Mutex::default() }
     }
 
     /// The handles of a backend, or of a pool's or an arm's [`NONE`]. The same labels give the same series, so that a
@@ -56,6 +58,17 @@ impl Telemetry {
     #[must_use]
     pub fn backend(&self, pool: &str, arm: &str, backend: &str) -> Arc<BackendMetrics> {
         Arc::new(BackendMetrics::new(&self.registry, pool, arm, backend))
+    }
+
+    /// The handles of a client key. The same name gives the same series.
+    #[must_use]
+    pub fn client(&self, name: &str) -> Arc<ClientMetrics> {
+        Arc::new(ClientMetrics::new(&self.registry, name))
+    }
+
+    /// Shows the series of these client keys from now on, and no others.
+    pub fn know_clients(&self, names: HashSet<String>) {
+        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
     /// The text of `/metrics`: what was recorded, the live rows, the process. Series of backends, arms and pools that are in
@@ -69,7 +82,11 @@ impl Telemetry {
         let known_pools: HashSet<&str> = arms.iter().map(|row| row.pool.as_str()).collect();
         // Handles of a removed backend live as long as its streams. Its series go at once, or a dashboard would show
         // it as idle.
+        let known_clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let keep = |labels: &Labels| {
+            if let Some(client) = labels.get("client") {
+                return known_clients.contains(client);
+            }
             let (Some(pool), Some(arm)) = (labels.get("pool"), labels.get("arm")) else { return true };
             match labels.get("backend") {
                 Some(backend) if backend != NONE => known_backends.contains(&(pool, arm, backend)),

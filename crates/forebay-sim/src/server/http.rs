@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::Service;
 
+use super::cors;
 use super::faults::answers;
 use super::faults::{Faults, Port, Signal};
 use super::framing::Framing;
@@ -56,6 +57,8 @@ pub struct SimOptions {
     pub prompt_tokens_details: bool,
     /// True if `/load` counts; else it is always 0, as in vLLM.
     pub load_tracking: bool,
+    /// Origins whose pages may use it; `*` is every one.
+    pub allowed_origins: Vec<String>,
 }
 
 impl SimOptions {
@@ -69,6 +72,7 @@ impl SimOptions {
             time_scale: 1.0,
             prompt_tokens_details: false,
             load_tracking: false,
+            allowed_origins: Vec::new(),
         }
     }
 }
@@ -248,6 +252,7 @@ async fn completions(State(sim): State<Arc<Sim>>, headers: HeaderMap, body: Byte
 /// The routes.
 pub fn router(sim: Arc<Sim>) -> Router {
     let version = json!({"version": concat!("0.32.0+forebay-sim.", env!("CARGO_PKG_VERSION"))}).to_string();
+    let origins: Arc<[String]> = sim.options.allowed_origins.clone().into();
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
@@ -263,6 +268,7 @@ pub fn router(sim: Arc<Sim>) -> Router {
             plain(StatusCode::METHOD_NOT_ALLOWED, r#"{"detail":"Method Not Allowed"}"#.to_owned())
         })
         .layer(from_fn_with_state(Arc::clone(&sim.faults), answers::gate))
+        .layer(from_fn_with_state(origins, cors::allow))
         .layer(DefaultBodyLimit::disable())
         .with_state(sim)
 }

@@ -2,12 +2,16 @@
 //! reader, `/api/config`, the reload and `docs/configuration.md` follow from it.
 
 mod attempts;
+mod client_key;
+mod neighbours;
 mod pool;
 mod serving;
 mod watched;
 
 pub use attempts::{Budget, Retry, Slo, Stream, UsageMode};
+pub use client_key::{ClientKey, KeyConfig};
+pub use neighbours::{Cors, Forwarding, Paths};
 pub(super) use pool::SESSION;
 pub use pool::{ArmConfig, BackendConfig, PoolConfig, SessionKey, WaitRoom};
-pub use serving::{Admin, ClientKey, Clients, Drain, Explain, Limits, Listen};
+pub use serving::{Admin, Clients, Drain, Explain, Limits, Listen};
 pub use watched::{Ejection, HealthConfig, ScrapeConfig};

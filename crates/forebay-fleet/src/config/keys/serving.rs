@@ -1,6 +1,5 @@
 //! The keys of what clients and operators connect to: listeners, client keys, and what one peer may cost.
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,10 +9,11 @@ use serde::Serialize;
 use super::super::between::{both, shown};
 use super::super::kinds::{SocketPath, Threads};
 use super::super::secret::Secret;
+use super::client_key::ClientKey;
 use forebay_core::section;
 use forebay_core::toml_reader::kinds::{address, choice, delay, limit, or_off, size, whole};
 use forebay_core::toml_reader::notation::size_text;
-use forebay_core::toml_reader::{ByHand, Nested, Table};
+use forebay_core::toml_reader::{ByHand, DefaultText, Key, Nested, Reload, Table};
 
 section! {
     name: "listen", head: "[listen]", form: "[listen] and its keys below", later: ["tls"];
@@ -79,15 +79,13 @@ section! {
 }
 
 section! {
-    name: "clients", head: "[clients]", form: "[clients] and its keys below";
+    name: "clients", head: "[clients]", form: "[clients] and its keys below", also: [KEYS_FILE];
     /// The clients that may send requests.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Clients {
-        /// File with the keys that are accepted, one a line: `name = SHA-256 of the key, in hex`. Without it every client may
-        /// send requests, and its `authorization` header goes on to the backend.
+        /// The keys that have limits, and those whose value is in the environment. A key of `keys_file` without a table has no limits.
         keys: Option<Vec<ClientKey>> {
-            key: "keys_file",
-            takes: ByHand("path, relative to the configuration file"),
+            takes: ByHand("`[[clients.keys]]`, once for each key with limits"),
             default: None,
             said: "no keys",
             reload: AtOnce,
@@ -130,6 +128,17 @@ fn one_body_fits(limits: &Limits, table: &Table<'_>) {
     }
 }
 
+/// `keys_file` of the clients, whose keys are in [`Clients::keys`].
+const KEYS_FILE: Key = Key {
+    name: "keys_file",
+    full: "clients.keys_file",
+    takes: || "path, relative to the configuration file".to_owned(),
+    default: || DefaultText::Words("no keys"),
+    reload: Reload::AtOnce,
+    about: "File with the keys that are accepted, one a line: `name = SHA-256 of the key, in hex`. Without it and without \
+            `[[clients.keys]]` every client may send requests, and its `authorization` header goes on to the backend.",
+};
+
 /// Clients that get an explanation for the header `x-forebay-explain: 1`, which shows how many backends there are, and their load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -156,22 +165,6 @@ impl Explain {
             Explain::Loopback => client.is_some_and(|client| client.ip().to_canonical().is_loopback()),
             Explain::All => true,
         }
-    }
-}
-
-/// A client's key, kept as its hash.
-#[derive(Clone, PartialEq, Eq, Serialize)]
-pub struct ClientKey {
-    /// The client's name in logs.
-    pub name: String,
-    /// SHA-256 of the key.
-    #[serde(skip)]
-    pub sha256: [u8; 32],
-}
-
-impl fmt::Debug for ClientKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientKey").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
