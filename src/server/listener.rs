@@ -24,6 +24,7 @@ use tower::Service;
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
 use super::streams::StreamExecutor;
+use super::transport::Transport;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use forebay_core::clock::{Clock, Time};
@@ -150,7 +151,7 @@ impl<F: ServiceFor> HyperApp<F> {
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
         let state = ConnState::new(self.clock.clone());
-        let (io, ear) = watched(WriteStall::new(stream, self.write_stall), &state);
+        let (io, ear) = watched(Transport::Plain(WriteStall::new(stream, self.write_stall)), &state);
         let requests = Arc::clone(&state);
         let inner = self.services.service_for(client);
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both

@@ -8,6 +8,7 @@ mod ear;
 mod lifecycle;
 mod listener;
 mod streams;
+mod transport;
 mod upgrade;
 mod watch;
 

@@ -14,11 +14,11 @@ use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::descriptors::{Descriptor, Descriptors};
 use super::dial::dial;
 use super::stall::WriteStall;
+use super::transport::Transport;
 use forebay_fleet::obstacle::Unresolved;
 
 /// The facts known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
@@ -85,7 +85,7 @@ impl tower::Service<Uri> for Connector {
             };
             stream.set_nodelay(true)?;
             Ok(TokioIo::new(BackendIo {
-                io: WriteStall::new(stream, write_stall),
+                io: Transport::Tcp(WriteStall::new(stream, write_stall)),
                 mark: UseMark::default(),
                 _place: place,
             }))
@@ -100,7 +100,7 @@ async fn resolve(host: &str, port: u16) -> io::Result<impl Iterator<Item = Socke
 
 /// One connection to a backend.
 pub(super) struct BackendIo {
-    io: WriteStall<TcpStream>,
+    io: Transport,
     mark: UseMark,
     _place: Descriptor,
 }

@@ -8,6 +8,7 @@ mod connect;
 pub mod descriptors;
 mod dial;
 pub mod stall;
+mod transport;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
