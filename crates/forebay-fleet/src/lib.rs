@@ -17,6 +17,7 @@ pub mod obstacle;
 pub mod pool;
 pub mod probe;
 pub mod telemetry;
+pub mod tls;
 pub mod view;
 
 pub use health::{HealthState, Probed, Rules};
