@@ -19,7 +19,8 @@ use pingora::services::listening::Service;
 
 use super::descriptors;
 use super::lifecycle::{DrainEnd, Signals};
-use super::listener::{Connections, HyperApp, ServiceFor};
+use super::listener::{Connections, HyperApp, Peer, ServiceFor};
+use super::tls::Listeners;
 use super::upgrade::{Meeting, reserve};
 use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError};
@@ -47,8 +48,8 @@ impl ServiceFor for Proxy {
     type Service = crate::proxy::ClientService;
     type Body = crate::proxy::AnswerBody;
 
-    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service {
-        self.for_client(client)
+    fn service_for(&self, peer: Peer) -> Self::Service {
+        self.for_client(peer.client)
     }
 }
 
@@ -61,6 +62,7 @@ pub(super) struct Common {
     pub(super) access_log: AccessLog,
     pub(super) clock: Clock,
     pub(super) draining: Arc<AtomicBool>,
+    pub(super) tls: Listeners,
     /// The room for connections of clients and to backends.
     descriptors: Arc<Descriptors>,
     shutdown: Shutdown,
@@ -73,6 +75,8 @@ impl Common {
         let telemetry = Arc::new(Telemetry::new());
         let controller = Arc::new(Controller::new(Settings::from(config), Arc::clone(&telemetry)));
         controller.apply(&config.pools, clock.now());
+        let tls = Listeners::default();
+        tls.take(config, &telemetry);
         let limits = Limits {
             descriptors: Arc::clone(&descriptors),
             connect_timeout: CONNECT_TIMEOUT,
@@ -86,6 +90,7 @@ impl Common {
             telemetry,
             clock,
             draining: Arc::new(AtomicBool::new(false)),
+            tls,
             descriptors,
             shutdown: Shutdown::default(),
             listening: Arc::new(AtomicBool::new(false)),
@@ -247,10 +252,12 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         let proxy = common.proxy();
         let app = HyperApp::new(proxy.clone(), &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone())
-            .within(Arc::clone(&common.descriptors));
+            .within(Arc::clone(&common.descriptors))
+            .secured(common.tls.requests.clone());
         server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
-        let router = admin::router(common.admin(proxy.clone()), config.admin.token.as_ref());
-        let app = HyperApp::new(AdminServices(router), &config, Connections::default(), common.clock.clone());
+        let services = AdminServices::new(&common.admin(proxy.clone()), &config);
+        let app = HyperApp::new(services, &config, Connections::default(), common.clock.clone())
+            .secured(common.tls.admin.clone());
         server.add_service(listening("admin", app, config.admin.address, 1));
         server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));
         if signals {
@@ -308,13 +315,26 @@ fn await_listener(address: SocketAddr) -> Result<(), StartError> {
 }
 
 /// The admin API, the same for every client.
-struct AdminServices(admin::Router);
+struct AdminServices {
+    /// Over plain HTTP.
+    plain: admin::Router,
+    /// Over TLS.
+    secure: admin::Router,
+}
+
+impl AdminServices {
+    fn new(admin: &Admin, config: &Config) -> AdminServices {
+        let of = |way| admin::router(admin.clone(), config.admin.token.as_ref(), way);
+        AdminServices { plain: of(admin::Way::Plain), secure: of(admin::Way::Tls) }
+    }
+}
 
 impl ServiceFor for AdminServices {
     type Service = tower::util::BoxCloneSyncService<Request<Incoming>, Response<Self::Body>, Infallible>;
     type Body = admin::Body;
 
-    fn service_for(&self, _: Option<SocketAddr>) -> Self::Service {
-        tower::util::BoxCloneSyncService::new(self.0.clone())
+    fn service_for(&self, peer: Peer) -> Self::Service {
+        let router = if peer.secure { &self.secure } else { &self.plain };
+        tower::util::BoxCloneSyncService::new(router.clone())
     }
 }

@@ -24,6 +24,7 @@ use tower::Service;
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
 use super::streams::StreamExecutor;
+use super::tls::{Secured, handshake};
 use super::transport::Transport;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
@@ -52,7 +53,16 @@ fn most_headers(bytes: usize) -> usize {
     (bytes / 64).clamp(100, MOST_HEADERS)
 }
 
-/// A tower service for the requests of one connection, made from the client's address.
+/// What is known of a connection before its first request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    /// The client's address.
+    pub(super) client: Option<SocketAddr>,
+    /// It speaks TLS.
+    pub(super) secure: bool,
+}
+
+/// A tower service for the requests of one connection, made from what is known of its client.
 pub(super) trait ServiceFor: Send + Sync + 'static {
     /// The service.
     type Service: Service<Request<Incoming>, Response = Response<Self::Body>, Error = Infallible, Future: Send>
@@ -63,7 +73,7 @@ pub(super) trait ServiceFor: Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static;
 
     /// The service for a client.
-    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service;
+    fn service_for(&self, peer: Peer) -> Self::Service;
 }
 
 /// Open connections of one listener.
@@ -73,6 +83,7 @@ pub(super) type Connections = Arc<AtomicUsize>;
 pub(super) struct HyperApp<F> {
     services: F,
     builder: auto::Builder<StreamExecutor>,
+    tls: Secured,
     connections: Connections,
     max_connections: usize,
     /// Refused connections that are read to their end.
@@ -85,6 +96,8 @@ pub(super) struct HyperApp<F> {
     /// Of the warnings of connections refused, and of clients that reset requests.
     refusals: Throttle,
     resets: Throttle,
+    /// Of the news of handshakes that failed.
+    handshakes: Throttle,
 }
 
 impl<F: ServiceFor> HyperApp<F> {
@@ -107,6 +120,7 @@ impl<F: ServiceFor> HyperApp<F> {
         HyperApp {
             services,
             builder,
+            tls: Secured::default(),
             connections,
             max_connections: config.listen.max_connections.unwrap_or(usize::MAX),
             lingering: AtomicUsize::new(0),
@@ -117,7 +131,14 @@ impl<F: ServiceFor> HyperApp<F> {
             descriptors: Descriptors::unlimited(),
             refusals: Throttle::new(),
             resets: Throttle::new(),
+            handshakes: Throttle::new(),
         }
+    }
+
+    /// Speaks TLS while this says so.
+    pub(super) fn secured(mut self, tls: Secured) -> Self {
+        self.tls = tls;
+        self
     }
 
     /// Takes the connections' places in this room, which others share.
@@ -134,9 +155,16 @@ impl<F: ServiceFor> HyperApp<F> {
 
     /// Tells a client that there are too many. A close while its request is unread would reset the connection, and with it the
     /// answer: what it sends is read for a moment, for a bounded number of such clients, where its descriptor can be spared.
-    async fn refuse(&self, mut stream: Stream, spared: bool) {
+    async fn refuse(&self, stream: Stream, spared: bool) {
         let lingers = self.lingering.fetch_add(1, Ordering::AcqRel) < MOST_LINGERING && spared;
         let telling = async {
+            let plain = WriteStall::new(stream, None);
+            let mut stream = match self.tls.acceptor() {
+                None => Transport::Plain(plain),
+                // A handshake costs more than the rest of a refusal: it is for those that are heard out, too.
+                Some(acceptor) if lingers => handshake(acceptor, plain, None).await?,
+                Some(_) => return Ok(()),
+            };
             stream.write_all(FULL).await?;
             stream.shutdown().await?;
             let mut rest = [0; 4096];
@@ -148,12 +176,31 @@ impl<F: ServiceFor> HyperApp<F> {
         self.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+    /// The connection as its client speaks on it; `None` where the two do not come together.
+    async fn open(&self, stream: Stream) -> Option<(Transport, Peer)> {
         let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        let stream = WriteStall::new(stream, self.write_stall);
+        let Some(acceptor) = self.tls.acceptor() else {
+            return Some((Transport::Plain(stream), Peer { client, secure: false }));
+        };
+        match handshake(acceptor, stream, self.idle.header).await {
+            Ok(stream) => Some((stream, Peer { client, secure: true })),
+            Err(error) => {
+                // Whoever scans ports makes many of these. A client that is kept out is worth a line.
+                if let Some(held_back) = self.handshakes.pass(self.clock.now()) {
+                    tracing::info!(?client, %error, held_back, "no TLS handshake: connection closed");
+                }
+                None
+            }
+        }
+    }
+
+    async fn serve(&self, (stream, peer): (Transport, Peer), shutdown: &ShutdownWatch) {
+        let client = peer.client;
         let state = ConnState::new(self.clock.clone());
-        let (io, ear) = watched(Transport::Plain(WriteStall::new(stream, self.write_stall)), &state);
+        let (io, ear) = watched(stream, &state);
         let requests = Arc::clone(&state);
-        let inner = self.services.service_for(client);
+        let inner = self.services.service_for(peer);
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
         // services are always ready, so that nothing need be awaited before.
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -240,7 +287,9 @@ impl<F: ServiceFor> ServerApp for HyperApp<F> {
             self.refuse(stream, place.is_some()).await;
             return None;
         }
-        self.serve(stream, shutdown).await;
+        if let Some(opened) = self.open(stream).await {
+            self.serve(opened, shutdown).await;
+        }
         drop(open);
         None
     }

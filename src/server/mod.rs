@@ -8,6 +8,7 @@ mod ear;
 mod lifecycle;
 mod listener;
 mod streams;
+mod tls;
 mod transport;
 mod upgrade;
 mod watch;

@@ -85,6 +85,10 @@ impl Common {
     fn take_config(&self, config: &Config) {
         let config = in_force(&self.settings.load(), config);
         let pools = config.pools.clone();
+        let old = self.settings.load_full();
+        if (&old.listen.tls, &old.admin.tls) != (&config.listen.tls, &config.admin.tls) {
+            self.tls.take(&config, &self.telemetry);
+        }
         self.controller.configure(Settings::from(&config), self.clock.now());
         self.settings.store(Arc::new(config));
         self.take_pools(&pools);

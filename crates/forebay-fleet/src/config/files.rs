@@ -82,6 +82,11 @@ impl<'a> Outside<'a> {
         }
     }
 
+    /// The content of the file called `name` at `span`, unless it cannot be read, which is noted under `key`.
+    pub(super) fn content(&mut self, key: &str, name: &str, span: Range<usize>, notes: &Notes) -> Option<String> {
+        self.named(key, name, span, notes).map(|(_, text)| text)
+    }
+
     /// The admin token in the file called `name`: its content without the space around it.
     pub(super) fn token(&mut self, name: &str, span: Range<usize>, notes: &Notes) -> Option<Secret> {
         let (path, text) = self.named("admin.token_file", name, span, notes)?;

@@ -14,6 +14,7 @@ mod pools;
 mod resolve;
 mod schema;
 mod secret;
+mod tls;
 mod unknown_models;
 mod url;
 

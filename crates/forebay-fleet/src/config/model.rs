@@ -12,6 +12,7 @@ pub use super::keys::{
     Listen, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream, UsageMode, WaitRoom,
 };
 pub use super::secret::Secret;
+pub use super::tls::ListenerTls;
 pub use super::unknown_models::UnknownModels;
 pub use super::url::{BackendUrl, UrlError};
 

@@ -6,6 +6,7 @@ use super::keys::{
     SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
 };
 use super::model::ROOT;
+use super::tls::{ADMIN_TLS, LISTEN_TLS};
 use forebay_core::toml_reader::{Keys, Schema};
 
 /// The whole file, in the order of the documentation.
@@ -14,8 +15,10 @@ pub(super) static SCHEMA: Schema = Schema {
     sections: &[
         ROOT,
         Listen::SECTION,
+        LISTEN_TLS,
         Drain::SECTION,
         Admin::SECTION,
+        ADMIN_TLS,
         Clients::SECTION,
         Limits::SECTION,
         Stream::SECTION,

@@ -80,6 +80,7 @@ defs! {
     BODY_READ = "forebay_body_read_seconds", Kind::Histogram(BODY_EDGES), "Request head parsed to request body read; a part of TTFT.";
     CONNECTIONS = "forebay_connections", Kind::Gauge, "Client connections open.";
     CONFIG_RELOADS = "forebay_config_reloads_total", Kind::Counter, "Times a new configuration was read, by result.";
+    CERTIFICATE_EXPIRY = "forebay_certificate_expiry_timestamp_seconds", Kind::Gauge, "Last second in which a certificate of the configuration is valid, since unix epoch; by the key that names it.";
     PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
     LOG_DROPPED = "forebay_access_log_dropped_total", Kind::Counter, "Access log lines dropped because their reader did not keep up.";
     PROCESS_LOG_DROPPED = "forebay_log_dropped_total", Kind::Counter, "Lines of the process's own log dropped because their reader did not keep up.";

@@ -16,12 +16,13 @@ pub mod trace;
 mod writer;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use self::decisions::Decisions;
-use self::live::{ArmRow, BackendRow};
+use self::live::{ArmRow, BackendRow, CertificateRow};
 use self::metrics::{ALL, BackendMetrics, NONE, ProcessMetrics};
 use self::recorder::{Labels, Registry, Text};
+use crate::locked;
 
 /// The metrics of one process. Cheap to make; handles outlive it.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ pub struct Telemetry {
     pub unrouted: Arc<BackendMetrics>,
     /// The last decisions, while somebody watches.
     pub decisions: Decisions,
+    certificates: Mutex<Vec<CertificateRow>>,
 }
 
 impl Default for Telemetry {
@@ -48,7 +50,7 @@ impl Telemetry {
         let registry = Registry::new(ALL);
         let process = ProcessMetrics::new(&registry);
         let unrouted = Arc::new(BackendMetrics::new(&registry, NONE, NONE, NONE));
-        Telemetry { registry, process, unrouted, decisions: Decisions::default() }
+        Telemetry { registry, process, unrouted, decisions: Decisions::default(), certificates: Mutex::default() }
     }
 
     /// The handles of a backend, or of a pool's or an arm's [`NONE`]. The same labels give the same series, so that a
@@ -56,6 +58,11 @@ impl Telemetry {
     #[must_use]
     pub fn backend(&self, pool: &str, arm: &str, backend: &str) -> Arc<BackendMetrics> {
         Arc::new(BackendMetrics::new(&self.registry, pool, arm, backend))
+    }
+
+    /// Shows these certificates, in place of all before.
+    pub fn show_certificates(&self, rows: Vec<CertificateRow>) {
+        *locked(&self.certificates) = rows;
     }
 
     /// The text of `/metrics`: what was recorded, the live rows, the process. Series of backends, arms and pools that are in
@@ -78,6 +85,7 @@ impl Telemetry {
         };
         self.registry.render(&mut text, keep);
         live::render(&mut text, backends, arms);
+        live::render_certificates(&mut text, &locked(&self.certificates));
         process::render(&mut text);
         text.finish()
     }
