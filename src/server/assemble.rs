@@ -184,7 +184,7 @@ fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog,
 pub fn start(options: Options) -> Result<Handle, StartError> {
     let Options { mut config, source, access_log, signals, upgrade } = options;
     let listed = match &source {
-        Source::Backends(urls) => urls.len(),
+        Source::Backends(backends) => backends.len(),
         _ => config.pools.iter().flat_map(|pool| &pool.arms).map(|arm| arm.backends.len()).sum(),
     };
     let descriptors = descriptors::prepare(&config, listed);
@@ -253,7 +253,8 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         let app = HyperApp::new(proxy.clone(), &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone())
             .within(Arc::clone(&common.descriptors))
-            .secured(common.tls.requests.clone());
+            .secured(common.tls.requests.clone())
+            .behind_proxy(config.listen.proxy_protocol);
         server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
         let services = AdminServices::new(&common.admin(proxy.clone()), &config);
         let app = HyperApp::new(services, &config, Connections::default(), common.clock.clone())

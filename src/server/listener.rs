@@ -23,13 +23,14 @@ use tower::Service;
 
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
+use super::proxy_protocol;
 use super::streams::StreamExecutor;
-use super::tls::{Secured, handshake};
-use super::transport::Transport;
+use super::tls::{Secured, Transport, handshake, within};
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use forebay_core::clock::{Clock, Time};
 use forebay_fleet::config::model::Config;
+use forebay_fleet::reach::Wire;
 use forebay_fleet::telemetry::throttle::Throttle;
 
 /// A connection's limits of time are looked at this often, so they are kept to this precision.
@@ -84,6 +85,8 @@ pub(super) struct HyperApp<F> {
     services: F,
     builder: auto::Builder<StreamExecutor>,
     tls: Secured,
+    /// Connections begin with the header of the PROXY protocol.
+    behind_proxy: bool,
     connections: Connections,
     max_connections: usize,
     /// Refused connections that are read to their end.
@@ -121,6 +124,7 @@ impl<F: ServiceFor> HyperApp<F> {
             services,
             builder,
             tls: Secured::default(),
+            behind_proxy: false,
             connections,
             max_connections: config.listen.max_connections.unwrap_or(usize::MAX),
             lingering: AtomicUsize::new(0),
@@ -133,6 +137,12 @@ impl<F: ServiceFor> HyperApp<F> {
             resets: Throttle::new(),
             handshakes: Throttle::new(),
         }
+    }
+
+    /// Reads from each connection whose it is, if `yes`.
+    pub(super) fn behind_proxy(mut self, yes: bool) -> Self {
+        self.behind_proxy = yes;
+        self
     }
 
     /// Speaks TLS while this says so.
@@ -158,9 +168,12 @@ impl<F: ServiceFor> HyperApp<F> {
     async fn refuse(&self, stream: Stream, spared: bool) {
         let lingers = self.lingering.fetch_add(1, Ordering::AcqRel) < MOST_LINGERING && spared;
         let telling = async {
-            let plain = WriteStall::new(stream, None);
+            let mut plain = WriteStall::new(stream, None);
+            if self.behind_proxy && lingers {
+                _ = proxy_protocol::read(&mut plain).await?;
+            }
             let mut stream = match self.tls.acceptor() {
-                None => Transport::Plain(plain),
+                None => Wire::Plain(plain),
                 // A handshake costs more than the rest of a refusal: it is for those that are heard out, too.
                 Some(acceptor) if lingers => handshake(acceptor, plain, None).await?,
                 Some(_) => return Ok(()),
@@ -178,21 +191,33 @@ impl<F: ServiceFor> HyperApp<F> {
 
     /// The connection as its client speaks on it; `None` where the two do not come together.
     async fn open(&self, stream: Stream) -> Option<(Transport, Peer)> {
-        let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
-        let stream = WriteStall::new(stream, self.write_stall);
+        let mut client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        let mut stream = WriteStall::new(stream, self.write_stall);
+        if self.behind_proxy {
+            match within(self.idle.header, proxy_protocol::read(&mut stream)).await {
+                // A proxy that speaks for itself is its own client.
+                Ok(said) => client = said.or(client),
+                Err(error) => return self.tell(client, &error),
+            }
+        }
         let Some(acceptor) = self.tls.acceptor() else {
-            return Some((Transport::Plain(stream), Peer { client, secure: false }));
+            return Some((Wire::Plain(stream), Peer { client, secure: false }));
         };
         match handshake(acceptor, stream, self.idle.header).await {
             Ok(stream) => Some((stream, Peer { client, secure: true })),
-            Err(error) => {
-                // Whoever scans ports makes many of these. A client that is kept out is worth a line.
-                if let Some(held_back) = self.handshakes.pass(self.clock.now()) {
-                    tracing::info!(?client, %error, held_back, "no TLS handshake: connection closed");
-                }
-                None
-            }
+            Err(error) => self.tell(client, &error),
         }
+    }
+
+    /// Tells of a connection that did not begin as it should, now and then: whoever scans ports makes many of these. One that said
+    /// nothing at all is no news.
+    fn tell<T>(&self, client: Option<SocketAddr>, error: &std::io::Error) -> Option<T> {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            tracing::debug!(?client, %error, "connection ended before it began");
+        } else if let Some(held_back) = self.handshakes.pass(self.clock.now()) {
+            tracing::info!(?client, %error, held_back, "connection closed before its first request");
+        }
+        None
     }
 
     async fn serve(&self, (stream, peer): (Transport, Peer), shutdown: &ShutdownWatch) {

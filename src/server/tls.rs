@@ -12,11 +12,14 @@ use pingora::protocols::Stream;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use super::transport::Transport;
 use crate::upstream::stall::WriteStall;
 use forebay_fleet::config::model::{Config, ListenerTls};
+use forebay_fleet::reach::Wire;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::live::CertificateRow;
+
+/// A client's connection.
+pub(super) type Transport = Wire<WriteStall<Stream>>;
 
 /// The time for a handshake where `listen.header_timeout` is off: a client that says nothing must not hold a connection for ever.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -46,11 +49,20 @@ pub(super) async fn handshake(
     limit: Option<Duration>,
 ) -> io::Result<Transport> {
     // On the heap: the state of a handshake is large, and every connection's task would carry room for it.
-    let shaking = Box::pin(acceptor.accept(stream));
-    match tokio::time::timeout(limit.unwrap_or(HANDSHAKE), shaking).await {
-        Ok(shaken) => Ok(Transport::Tls(Box::new(TlsStream::Server(shaken?)))),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time")),
-    }
+    let shaken = within(limit, Box::pin(acceptor.accept(stream))).await?;
+    Ok(Wire::Tls(Box::new(TlsStream::Server(shaken)), None))
+}
+
+/// Waits for what a connection must begin with.
+///
+/// # Errors
+/// Those of `beginning`, and that it takes longer than `limit`.
+pub(super) async fn within<T>(
+    limit: Option<Duration>,
+    beginning: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake, or no PROXY header, in time");
+    tokio::time::timeout(limit.unwrap_or(HANDSHAKE), beginning).await.map_err(late)?
 }
 
 /// TLS of both listeners.
@@ -77,6 +89,24 @@ impl Listeners {
                 None => {
                     tracing::info!(key, file = tls.cert_file, valid_until = validity.until(), "certificate in force")
                 }
+            }
+        }
+        for pool in &config.pools {
+            let Some((tls, validity)) = pool.tls.as_ref().and_then(|tls| Some((tls, tls.client.validity()?))) else {
+                continue;
+            };
+            rows.push(CertificateRow {
+                key: "pools.tls",
+                pool: Some(pool.model.clone()),
+                not_after: validity.not_after,
+            });
+            if let Some(fault) = validity.fault_now() {
+                tracing::error!(
+                    key = "pools.tls",
+                    pool = pool.model,
+                    file = tls.cert_file,
+                    "{fault}: backends will refuse it"
+                );
             }
         }
         telemetry.show_certificates(rows);

@@ -7,6 +7,7 @@
 mod certificates;
 mod client;
 mod frames;
+mod fronts;
 mod harness;
 mod mock;
 mod tls_client;
@@ -54,3 +55,4 @@ mod tls;
 mod upgrade;
 mod wait_room;
 mod watchdog;
+mod ways;

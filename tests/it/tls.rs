@@ -124,7 +124,9 @@ fn a_handshake_that_says_nothing_or_half_of_it_holds_no_place_for_long() {
     eventually("they are gone", || (forebay.metric("forebay_connections", &[]) == 0.0).then_some(()));
     let mut conn = TlsConn::open(forebay.address, "forebay.test", &config).unwrap();
     assert!(conn.ask(HEALTH, "\r\n\r\n").unwrap().starts_with("HTTP/1.1 200"));
-    eventually("the log has it", || (forebay.logged("no TLS handshake") > 0).then_some(()));
+    eventually("the log has it", || {
+        (forebay.logged("no TLS handshake, or no PROXY header, in time") > 0).then_some(())
+    });
 }
 
 /// Whether a client with this certificate, or none, is served at an address.
@@ -307,4 +309,44 @@ fn a_slow_reader_over_tls_is_not_cut() {
         conn.read_some(200_000).unwrap();
     }
     conn.until("[DONE]").unwrap();
+}
+
+#[test]
+fn the_header_of_the_proxy_protocol_names_the_client() {
+    let (ca, mock) = (Authority::new("ca"), Mock::start());
+    let keys = "proxy_protocol = true\nmax_connections = 2\nheader_timeout = \"400ms\"";
+    let forebay = secured(&mock, &ca.server(), keys).start();
+    let version_1 = b"PROXY TCP4 192.0.2.7 192.0.2.1 4242 443\r\n".to_vec();
+    let addresses = [192, 0, 2, 8, 192, 0, 2, 1, 0x10, 0x92, 1, 0xbb];
+    let version_2 = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(), &addresses].concat();
+    let by_itself = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec();
+    for (header, client) in [(version_1, "192.0.2.7:4242"), (version_2, "192.0.2.8:4242"), (by_itself, "127.0.0.1:")] {
+        let mut conn = forebay.open();
+        let answer = conn.ask(&[header, post(CHAT, &[], STREAM.as_bytes())].concat());
+        assert_eq!(answer.status, 200);
+        let record = forebay.record(answer.header("x-request-id").unwrap());
+        assert!(record["client"].as_str().unwrap().starts_with(client), "{record}");
+    }
+    let mut without = forebay.open();
+    without.send(&post(CHAT, &[], STREAM.as_bytes()));
+    without.closed();
+    assert_eq!(without.received(), "");
+    let mut silent = forebay.open();
+    silent.send(b"PROXY TCP4 192.0.2.7");
+    assert!(silent.closed() < DEADLINE);
+    assert_eq!(mock.seen().len(), 3);
+    eventually("they are gone", || (forebay.metric("forebay_connections", &[]) == 0.0).then_some(()));
+}
+
+#[test]
+fn tls_follows_the_header_of_the_proxy_protocol() {
+    let (ca, mock) = (Authority::new("ca"), Mock::start());
+    let forebay = secured(&mock, &ca.server(), &format!("{TLS}\nproxy_protocol = true")).start();
+    let mut socket = TcpStream::connect(forebay.address).unwrap();
+    std::io::Write::write_all(&mut socket, b"PROXY TCP6 2001:db8::7 2001:db8::1 4242 443\r\n").unwrap();
+    let mut conn = TlsConn::on(socket, "forebay.test", &client(&ca, BOTH, &[], None)).unwrap();
+    conn.send(&post(CHAT, &[], STREAM.as_bytes())).unwrap();
+    conn.until("[DONE]").unwrap();
+    let record = eventually("its line", || forebay.access().pop());
+    assert_eq!(record["client"], "[2001:db8::7]:4242");
 }

@@ -21,7 +21,11 @@ pub(crate) struct TlsConn {
 impl TlsConn {
     /// Connects and does the handshake, as far as the client can see it: under TLS 1.3 the server may yet refuse a certificate.
     pub(crate) fn open(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> io::Result<TlsConn> {
-        let socket = TcpStream::connect(address)?;
+        TlsConn::on(TcpStream::connect(address)?, name, config)
+    }
+
+    /// Does the handshake on a connection that was made.
+    pub(crate) fn on(socket: TcpStream, name: &str, config: &Arc<ClientConfig>) -> io::Result<TlsConn> {
         socket.set_read_timeout(Some(DEADLINE))?;
         socket.set_write_timeout(Some(DEADLINE))?;
         let name = ServerName::try_from(name.to_owned()).unwrap();

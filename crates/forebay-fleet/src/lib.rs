@@ -16,6 +16,7 @@ pub mod membership;
 pub mod obstacle;
 pub mod pool;
 pub mod probe;
+pub mod reach;
 pub mod telemetry;
 pub mod tls;
 pub mod view;

@@ -10,6 +10,7 @@ mod files;
 mod keys;
 mod kinds;
 pub mod model;
+mod pool_tls;
 mod pools;
 mod resolve;
 mod schema;

@@ -11,6 +11,7 @@ pub use super::keys::{
     Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Drain, Ejection, Explain, HealthConfig, Limits,
     Listen, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream, UsageMode, WaitRoom,
 };
+pub use super::pool_tls::PoolTls;
 pub use super::secret::Secret;
 pub use super::tls::ListenerTls;
 pub use super::unknown_models::UnknownModels;

@@ -22,7 +22,7 @@ pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
     config.admin.token = token(&tables.admin, outside);
     check_admin(&config.admin, (&tables.admin, &admin_tls), &data);
     config.clients.keys = client_keys(&tables.clients, outside);
-    config.pools = pools::pools(root, &pools::Around { outside, listener: &data });
+    config.pools = pools::pools(root, &mut pools::Around { outside, listener: &data });
     config
 }
 

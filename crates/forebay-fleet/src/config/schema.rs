@@ -6,6 +6,7 @@ use super::keys::{
     SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
 };
 use super::model::ROOT;
+use super::pool_tls::POOL_TLS;
 use super::tls::{ADMIN_TLS, LISTEN_TLS};
 use forebay_core::toml_reader::{Keys, Schema};
 
@@ -30,6 +31,7 @@ pub(super) static SCHEMA: Schema = Schema {
         Slo::SECTION,
         PoolConfig::SECTION,
         SESSION,
+        POOL_TLS,
         WaitRoom::SECTION,
         ArmConfig::SECTION,
         BackendConfig::SECTION,
@@ -51,7 +53,7 @@ fn needless(section: &str, key: &str) -> Option<&'static str> {
 
 fn instead(section: &str, key: &str) -> Option<&'static str> {
     (section == "backends" && key.contains("key"))
-        .then_some("keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it")
+        .then_some("keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it, or key_file = \"PATH\"")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tokio_rustls::rustls::sign::SingleCertAndKey;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::material::{Fault, Fingerprint, authorities, fingerprint, pair};
+use super::meeting::{Meeting, Noting};
 use super::provider;
 use super::validity::Validity;
 
@@ -25,6 +26,7 @@ pub struct ClientTls {
     name: Option<ServerName<'static>>,
     made_of: Fingerprint,
     validity: Option<Validity>,
+    meeting: Arc<Meeting>,
 }
 
 impl ClientTls {
@@ -57,7 +59,8 @@ impl ClientTls {
         let shown = name.map(ServerName::to_str);
         let (certificate, key) = certificate.unzip();
         let made_of = fingerprint(&[ca, shown.as_deref(), certificate, key]);
-        Ok(ClientTls { config: Arc::new(config), name: name.cloned(), made_of, validity })
+        let meeting = Meeting::new(validity.is_some());
+        Ok(ClientTls { config: Arc::new(config), name: name.cloned(), made_of, validity, meeting })
     }
 
     /// Returns TLS that trusts whom the system trusts.
@@ -71,7 +74,10 @@ impl ClientTls {
     pub fn of_its_own(&self) -> ClientTls {
         let mut config = ClientConfig::clone(&self.config);
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
-        ClientTls { config: Arc::new(config), ..self.clone() }
+        let meeting = Meeting::new(self.validity.is_some());
+        let inner = Arc::clone(&config.client_auth_cert_resolver);
+        config.client_auth_cert_resolver = Arc::new(Noting { inner, meeting: Arc::clone(&meeting) });
+        ClientTls { config: Arc::new(config), meeting, ..self.clone() }
     }
 
     /// Speaks TLS on a connection to `host`.
@@ -83,7 +89,14 @@ impl ClientTls {
             Some(name) => name.clone(),
             None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,
         };
-        TlsConnector::from(Arc::clone(&self.config)).connect(name, io).await.map(TlsStream::Client)
+        let shaken = TlsConnector::from(Arc::clone(&self.config)).connect(name, io).await;
+        shaken.map(TlsStream::Client).map_err(|error| self.meeting.meaning_of(error))
+    }
+
+    /// What the backend has shown of itself, if these settings are [its own](ClientTls::of_its_own).
+    #[must_use]
+    pub fn meeting(&self) -> &Arc<Meeting> {
+        &self.meeting
     }
 
     /// The time in which the certificate that is shown to backends is valid, if there is one.

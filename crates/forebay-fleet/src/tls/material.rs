@@ -76,6 +76,12 @@ pub(super) fn pair(certificate: &str, key: &str) -> Result<Pair, Fault> {
             "the key is not the key of the certificate",
             "give the key that the certificate was made with; the server's own certificate comes first in cert_file",
         ),
+        // Of version 1, most likely, as openssl makes them without extensions.
+        Error::InvalidCertificate(reason) => Fault::new(
+            Part::Certificate,
+            format!("the certificate cannot be used: {reason}"),
+            "make one of version 3 with its names: openssl x509 -req … -extfile <(echo subjectAltName=DNS:NAME)",
+        ),
         _ => Fault::new(
             Part::Key,
             "the key is of no kind that TLS can use here",

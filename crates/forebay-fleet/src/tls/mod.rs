@@ -3,6 +3,7 @@
 
 pub mod client;
 mod material;
+pub mod meeting;
 pub mod server;
 mod validity;
 pub mod words;
@@ -11,6 +12,7 @@ use std::sync::{Arc, LazyLock};
 
 pub use client::ClientTls;
 pub use material::{Fault, Part};
+pub use meeting::{Meeting, NotLetIn};
 pub use server::{MinVersion, ServerTls};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 pub use validity::Validity;

@@ -1,7 +1,19 @@
 //! The meaning of a TLS error for the operator: two sides that do not fit, and what to change. A server that breaks a connection for
 //! another reason is not told from one without TLS.
 
+use super::NotLetIn;
 use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+
+/// Returns what to do about a server that did not let us in.
+#[must_use]
+pub fn meaning_of_close(error: &NotLetIn) -> String {
+    let hint = if error.shown {
+        "it does not accept ours: see cert_file in the pool's tls, and the server's own CA (--ssl-ca-certs)"
+    } else {
+        "set cert_file and key_file in the pool's tls"
+    };
+    format!("TLS: {error}; {hint}")
+}
 
 /// Returns what does not fit between us and a backend, and what to do about it. `None` where the error says nothing of the kind: the
 /// backend's server has a trouble of its own.

@@ -12,7 +12,7 @@ use super::super::kinds::{SocketPath, Threads};
 use super::super::secret::Secret;
 use super::super::tls::ListenerTls;
 use forebay_core::section;
-use forebay_core::toml_reader::kinds::{address, choice, delay, limit, or_off, size, whole};
+use forebay_core::toml_reader::kinds::{address, boolean, choice, delay, limit, or_off, size, whole};
 use forebay_core::toml_reader::notation::size_text;
 use forebay_core::toml_reader::{ByHand, Nested, Table};
 
@@ -27,6 +27,9 @@ section! {
         tls: Option<ListenerTls> {
             takes: ByHand("the keys of `listen.tls`"), default: None, said: "plain HTTP", reload: AtOnce
         },
+        /// True if every connection begins with the header of the PROXY protocol, version 1 or 2. The address in it is the client's.
+        /// Only a proxy may reach the port then, since whoever does may claim any address.
+        proxy_protocol: bool { takes: boolean(), default: false, reload: Restart },
         /// Client connections that may be open at once. Forebay answers further ones with 503 and closes them.
         max_connections: Option<usize> { takes: or_off(whole(1..=10_000_000)), default: Some(20_000), reload: Restart },
         /// Time limit for a request's head, from its first byte. A new connection that sends nothing has the same limit.
