@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::auth::{Token, require};
 use super::changes::{drain, no_page, undrain};
 use super::host::own_host;
-use super::{Admin, Router, Way, dashboard};
+use super::{Admin, Channel, Router, dashboard};
 use forebay_core::error::{ErrorShape, Refusal, error_json};
 
 const INDEX: &str = "forebay: admin API
@@ -34,9 +34,9 @@ const MAX_BODY: usize = 4096;
 /// A request that is asked about: a prompt of two million tokens fits into this.
 const MAX_QUESTION: usize = 8 << 20;
 
-pub(super) fn router(admin: Admin, token: Option<Token>, way: Way) -> Router {
+pub(super) fn router(admin: Admin, token: Option<Token>, channel: Channel) -> Router {
     // A name of the internet may be meant: a token guards what it could reach, or a certificate has it.
-    let named = token.is_some() || way == Way::Tls;
+    let named = token.is_some() || channel == Channel::Tls;
     let changes = axum::Router::new()
         .route("/api/backends/{backend}/drain", post(drain))
         .route("/api/backends/{backend}/undrain", post(undrain))

@@ -326,7 +326,7 @@ struct AdminServices {
 impl AdminServices {
     fn new(admin: &Admin, config: &Config) -> AdminServices {
         let of = |way| admin::router(admin.clone(), config.admin.token.as_ref(), way);
-        AdminServices { plain: of(admin::Way::Plain), secure: of(admin::Way::Tls) }
+        AdminServices { plain: of(admin::Channel::Plain), secure: of(admin::Channel::Tls) }
     }
 }
 

@@ -54,7 +54,7 @@ fn most_headers(bytes: usize) -> usize {
     (bytes / 64).clamp(100, MOST_HEADERS)
 }
 
-/// What is known of a connection before its first request.
+/// The client's end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
     /// The client's address.

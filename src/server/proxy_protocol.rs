@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of these bytes, and what is left of them.
+    /// Reads a header from these bytes; returns the rest, too.
     fn of(bytes: &[u8]) -> (Result<Option<SocketAddr>, String>, Vec<u8>) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {

@@ -33,7 +33,7 @@ impl Secured {
         self.0.store(tls.map(|tls| tls.server.config()));
     }
 
-    /// What accepts a connection's handshake; `None` where the listener speaks plain HTTP.
+    /// Returns the settings of a connection's handshake; `None` where the listener speaks plain HTTP.
     pub(super) fn acceptor(&self) -> Option<TlsAcceptor> {
         self.0.load_full().map(TlsAcceptor::from)
     }

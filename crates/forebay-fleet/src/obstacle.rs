@@ -45,7 +45,8 @@ pub fn obstacle(error: &(dyn Error + 'static)) -> Option<Failure> {
     unresolved.then_some(Failure::Unreachable)
 }
 
-/// What keeps this host and a backend from speaking TLS, and what to do about it, where the error, or one of its causes, says so.
+/// Returns what keeps this host and a backend from speaking TLS, and what to do about it, where the error, or one of its causes, says
+/// so.
 #[must_use]
 pub fn mistrust(error: &(dyn Error + 'static)) -> Option<String> {
     causes(error).find_map(|error| match error.downcast_ref() {

@@ -66,7 +66,7 @@ pub enum UrlError {
 }
 
 impl UrlError {
-    /// What would be right.
+    /// Returns what would be right.
     #[must_use]
     pub fn hint(self) -> &'static str {
         match self {

@@ -7,15 +7,15 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::record::{Change, MemberRecord};
+pub use super::settings::Settings;
 use super::snapshot::{Fleet, Snapshot};
-use crate::config::model::{self, Budget, Config, UnknownModels};
+use crate::config::model::{self, Budget, UnknownModels};
 use crate::health::reports::{HealthKeeper, Reports};
-use crate::health::{Effect, Probed, Rules};
+use crate::health::{Effect, Probed};
 use crate::load::{Load, LoadState};
 use crate::locked;
 use crate::pool::backend::Backend;
@@ -33,31 +33,6 @@ use forebay_core::routing::facts::ArmIndex;
 use forebay_core::routing::retry::TokenBucket;
 use forebay_core::routing::split::Split;
 use forebay_core::units::BackendId;
-
-/// The settings that the fleet takes from the configuration beside its pools.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// The age from which a scraped figure counts as absent.
-    pub stale_after: Duration,
-    /// Rules for taking a backend out, and for how long.
-    pub rules: Rules,
-    /// The retry budget of each pool.
-    pub budget: Budget,
-}
-
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Settings {
-        Settings {
-            stale_after: config.scrape.stale_after,
-            rules: Rules {
-                failures: config.health.failures,
-                base: config.health.ejection.base,
-                max: config.health.ejection.max,
-            },
-            budget: config.retry.budget,
-        }
-    }
-}
 
 /// The writer.
 #[derive(Debug)]

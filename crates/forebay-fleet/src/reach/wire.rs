@@ -16,7 +16,7 @@ use crate::tls::Meeting;
 /// A connection over `S`.
 #[derive(Debug)]
 pub enum Wire<S> {
-    /// As it is.
+    /// No TLS.
     Plain(S),
     /// With TLS; of a backend, with what it has shown of itself. What limits writes belongs beneath it: what a peer takes is seen
     /// there, and TLS keeps some back.

@@ -22,7 +22,7 @@ use self::decisions::Decisions;
 use self::live::{ArmRow, BackendRow, CertificateRow};
 use self::metrics::{ALL, BackendMetrics, NONE, ProcessMetrics};
 use self::recorder::{Labels, Registry, Text};
-use crate::locked;
+use crate::lock::locked;
 
 /// The metrics of one process. Cheap to make; handles outlive it.
 #[derive(Debug)]

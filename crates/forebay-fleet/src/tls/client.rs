@@ -93,7 +93,7 @@ impl ClientTls {
         shaken.map(TlsStream::Client).map_err(|error| self.meeting.meaning_of(error))
     }
 
-    /// What the backend has shown of itself, if these settings are [its own](ClientTls::of_its_own).
+    /// Returns what the backend has shown of itself, if these settings are [its own](ClientTls::of_its_own).
     #[must_use]
     pub fn meeting(&self) -> &Arc<Meeting> {
         &self.meeting

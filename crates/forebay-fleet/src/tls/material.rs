@@ -27,7 +27,7 @@ pub struct Fault {
     pub part: Part,
     /// The reason, to follow the name of the key.
     pub reason: String,
-    /// What to do about it.
+    /// A way to mend it.
     pub hint: &'static str,
 }
 

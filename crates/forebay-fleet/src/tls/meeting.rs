@@ -18,7 +18,7 @@ pub struct NotLetIn {
     pub shown: bool,
 }
 
-/// What one backend has shown of itself.
+/// The manners of one backend, as it has shown them.
 #[derive(Debug, Default)]
 pub struct Meeting {
     asks: AtomicBool,

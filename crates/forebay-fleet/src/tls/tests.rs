@@ -1,3 +1,5 @@
+//! What is made of certificates and keys, and what a handshake between the two sides says.
+
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
