@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// siblings do not know each other. What one crate may take from another is in its `Cargo.toml`, and the compiler holds it.
 const TREES: &[Tree] = &[
     Tree { src: "src/", layers: &[&["cli"], &["server"], &["proxy", "tasks", "admin"], &["upstream"]], open: false },
-    Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"], &["lock"]], open: true },
+    Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"], &["tls"], &["lock"]], open: true },
     Tree {
         src: "crates/forebay-core/src/",
         layers: &[
@@ -110,6 +110,7 @@ const HOMES: &[Home] = &[
         words: &["SystemTime"],
         homes: &[
             "crates/forebay-fleet/src/telemetry/log.rs",
+            "crates/forebay-fleet/src/tls/validity.rs",
             "crates/forebay-lab/src/load/run.rs",
             "crates/forebay-sim/src/server/http.rs",
         ],

@@ -51,9 +51,18 @@ pub type Explain = Arc<dyn Fn(&[u8]) -> Result<Value, Refusal> + Send + Sync>;
 /// The function that drains backends.
 pub type Drain = Arc<dyn Fn(&str, Option<&str>) -> Vec<BackendId> + Send + Sync>;
 
+/// The kind of connection on which the API is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// Plain HTTP.
+    Plain,
+    /// TLS. A browser shows no page under a name that the certificate does not have, so that no name can be pointed here.
+    Tls,
+}
+
 /// The API. With a `token`, all but `/health` and `/ready` answer only to `authorization: Bearer TOKEN`.
-pub fn router(admin: Admin, token: Option<&Secret>) -> Router {
-    routes::router(admin, token.map(auth::Token::new))
+pub fn router(admin: Admin, token: Option<&Secret>, channel: Channel) -> Router {
+    routes::router(admin, token.map(auth::Token::new), channel)
 }
 
 #[cfg(test)]

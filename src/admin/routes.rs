@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::auth::{Token, require};
 use super::changes::{drain, no_page, undrain};
 use super::host::own_host;
-use super::{Admin, Router, dashboard};
+use super::{Admin, Channel, Router, dashboard};
 use forebay_core::error::{ErrorShape, Refusal, error_json};
 
 const INDEX: &str = "forebay: admin API
@@ -34,16 +34,18 @@ const MAX_BODY: usize = 4096;
 /// A request that is asked about: a prompt of two million tokens fits into this.
 const MAX_QUESTION: usize = 8 << 20;
 
-pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
+pub(super) fn router(admin: Admin, token: Option<Token>, channel: Channel) -> Router {
+    // A name of the internet may be meant: a token guards what it could reach, or a certificate has it.
+    let named = token.is_some() || channel == Channel::Tls;
     let changes = axum::Router::new()
         .route("/api/backends/{backend}/drain", post(drain))
         .route("/api/backends/{backend}/undrain", post(undrain))
-        .route_layer(from_fn_with_state(token.is_some(), no_page))
+        .route_layer(from_fn_with_state(named, no_page))
         .layer(DefaultBodyLimit::max(MAX_BODY));
     // It changes nothing, but answers about a fleet that no page of another site may ask about.
     let questions = axum::Router::new()
         .route("/api/explain", post(explain))
-        .route_layer(from_fn_with_state(token.is_some(), no_page))
+        .route_layer(from_fn_with_state(named, no_page))
         .layer(DefaultBodyLimit::max(MAX_QUESTION));
     let mut guarded = axum::Router::new()
         .route("/", get(index))
@@ -54,14 +56,13 @@ pub(super) fn router(admin: Admin, token: Option<Token>) -> Router {
         .merge(changes)
         .merge(questions)
         .fallback(not_found);
-    let is_guarded = token.is_some();
     if let Some(token) = token {
         guarded = guarded.layer(from_fn_with_state(token, require));
     }
     // An orchestrator's probes carry no token, and neither answer says more than a word.
     let open = axum::Router::new().route("/health", get("alive\n")).route("/ready", get(ready));
     let mut all = open.merge(dashboard::page()).merge(guarded).method_not_allowed_fallback(method_not_allowed);
-    if !is_guarded {
+    if !named {
         all = all.layer(from_fn(own_host));
     }
     all.layer(map_response(with_headers)).with_state(admin)

@@ -52,7 +52,7 @@ async fn ask(router: Router, method: &str, path: &str, authorization: Option<&st
 
 #[tokio::test]
 async fn every_path_of_the_index_answers() {
-    let router = router(admin(Ok(())), None);
+    let router = router(admin(Ok(())), None, Channel::Plain);
     let index = ask(router.clone(), "GET", "/", None).await;
     let reads = index.text.lines().filter(|line| line.starts_with('/'));
     let paths: Vec<&str> = reads.filter_map(|line| line.split(' ').next()).collect();
@@ -71,15 +71,15 @@ async fn every_path_of_the_index_answers() {
 
 #[tokio::test]
 async fn not_ready_says_why() {
-    let answer = ask(router(admin(Err("draining".into())), None), "GET", "/ready", None).await;
+    let answer = ask(router(admin(Err("draining".into())), None, Channel::Plain), "GET", "/ready", None).await;
     assert_eq!((answer.status, answer.text.as_str()), (503, "not ready: draining\n"));
-    let alive = ask(router(admin(Err("draining".into())), None), "GET", "/health", None).await;
+    let alive = ask(router(admin(Err("draining".into())), None, Channel::Plain), "GET", "/health", None).await;
     assert_eq!(alive.status, 200);
 }
 
 #[tokio::test]
 async fn with_a_token_only_the_probes_are_open() {
-    let router = router(admin(Ok(())), Some(&Secret::new("open sesame")));
+    let router = router(admin(Ok(())), Some(&Secret::new("open sesame")), Channel::Plain);
     for path in ["/", "/metrics", "/api/fleet", "/api/config", "/nothing"] {
         for wrong in [
             None,
@@ -117,7 +117,7 @@ const HOST: (&str, &str) = ("host", "127.0.0.1:9090");
 
 #[tokio::test]
 async fn a_backend_is_drained_by_id_or_address() {
-    let open = router(admin(Ok(())), None);
+    let open = router(admin(Ok(())), None, Channel::Plain);
     for (path, body, status) in [
         ("/api/backends/b7/drain", "", 200),
         ("/api/backends/b7/undrain", "", 200),
@@ -134,8 +134,8 @@ async fn a_backend_is_drained_by_id_or_address() {
 
 #[tokio::test]
 async fn a_page_of_another_site_changes_nothing() {
-    let open = router(admin(Ok(())), None);
-    let guarded = router(admin(Ok(())), Some(&Secret::new("open sesame")));
+    let open = router(admin(Ok(())), None, Channel::Plain);
+    let guarded = router(admin(Ok(())), Some(&Secret::new("open sesame")), Channel::Plain);
     let path = "/api/backends/b7/drain";
     let token = ("authorization", "Bearer open sesame");
     for (headers, status) in [
@@ -160,7 +160,7 @@ async fn a_page_of_another_site_changes_nothing() {
 
 #[tokio::test]
 async fn mistakes_are_answered_in_json() {
-    let router = router(admin(Ok(())), None);
+    let router = router(admin(Ok(())), None, Channel::Plain);
     for (method, path, status) in [("GET", "/nothing", 404), ("POST", "/api/config", 405), ("DELETE", "/ready", 405)] {
         let answer = ask(router.clone(), method, path, None).await;
         assert_eq!((answer.status, answer.content_type.as_str()), (status, "application/json"), "{method} {path}");
@@ -178,7 +178,7 @@ async fn the_configuration_shows_no_secret() {
     config.pools = vec![PoolConfig::of("m", vec![backend])];
     let mut admin = admin(Ok(()));
     admin.config = Arc::new(move || serde_json::to_value(&config).unwrap());
-    let text = ask(router(admin, None), "GET", "/api/config", None).await.text;
+    let text = ask(router(admin, None, Channel::Plain), "GET", "/api/config", None).await.text;
     assert!(text.contains("[redacted]") && !text.contains("sesame") && !text.contains("sk-123"), "{text}");
 }
 

@@ -39,6 +39,11 @@ pub fn run(args: Args) -> ExitCode {
     let file = args.file.or(args.config).unwrap_or_default();
     match config::load(&file) {
         Ok(loaded) => {
+            let faults = out_of_date(&loaded.config);
+            if !faults.is_empty() {
+                eprintln!("{}", faults.join("\n"));
+                return ExitCode::from(2);
+            }
             let mut text = format!("ok: {}\n", summary(&loaded.config));
             if args.verbose {
                 text.push_str(&details(&loaded.config));
@@ -59,6 +64,26 @@ pub fn print_report(report: &Report) {
     let stderr = std::io::stderr();
     let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     _ = stderr.lock().write_all(report.render(colour).as_bytes());
+}
+
+/// Certificates that are not valid at present. `serve` warns of them and goes on, so that no reload fails for a date.
+fn out_of_date(config: &Config) -> Vec<String> {
+    let listeners = [("listen.tls", &config.listen.tls), ("admin.tls", &config.admin.tls)];
+    let of_listeners = listeners.into_iter().filter_map(|(key, tls)| {
+        let tls = tls.as_ref()?;
+        Some((key, tls.cert_file.as_str(), tls.server.validity()))
+    });
+    let of_pools = config.pools.iter().filter_map(|pool| {
+        let tls = pool.tls.as_ref()?;
+        Some(("pools.tls", tls.cert_file.as_deref()?, tls.client.validity()?))
+    });
+    let faults = of_listeners.chain(of_pools).filter_map(|(key, file, validity)| {
+        let fault = validity.fault_now()?;
+        Some(format!(
+            "error: {key}.cert_file: {file}: {fault}\n  = help: put a new certificate and its key into the files"
+        ))
+    });
+    faults.collect()
 }
 
 /// `2 pools, 3 arms, 5 backends`.

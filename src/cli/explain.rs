@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 
 use forebay_core::units::BackendId;
 use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::telemetry::labels::ProbeFailure;
 use forebay_fleet::view::explain::Explanation;
 
 /// The variable of the environment that holds the admin API's token.
@@ -133,7 +134,7 @@ fn ask(args: &Args, question: String) -> Result<Vec<u8>, ExplainError> {
     let uri: Uri = format!("{}/api/explain", url.trim_end_matches('/'))
         .parse()
         .map_err(|error| ExplainError::Proxy(format!("--url {url}: {error}; {form}")))?;
-    if uri.scheme_str() != Some("http") {
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err(ExplainError::Proxy(format!("--url {url}: {form}")));
     }
     let token = token(args.token_file.as_deref()).map_err(ExplainError::Proxy)?;
@@ -144,7 +145,11 @@ fn ask(args: &Args, question: String) -> Result<Vec<u8>, ExplainError> {
     let client = ProbeClient::new(PATIENCE);
     let answer = runtime.block_on(client.post(uri, token.as_deref(), question, PATIENCE, MAX_ANSWER));
     let (status, body) = answer.map_err(|error| {
-        ExplainError::Proxy(format!("cannot ask {url}: {error}; is this the admin address of a running proxy?"))
+        let hint = match error.failure {
+            ProbeFailure::Tls => "name the file of its authority in the environment variable SSL_CERT_FILE",
+            _ => "is this the admin address of a running proxy?",
+        };
+        ExplainError::Proxy(format!("cannot ask {url}: {error}; {hint}"))
     })?;
     let said = || {
         let answer: Option<serde_json::Value> = serde_json::from_slice(&body).ok();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::check;
 use crate::server::{self, AccessLogFormat, Options, Source};
-use forebay_fleet::config::model::{BackendUrl, Config};
+use forebay_fleet::config::model::{BackendConfig, BackendUrl, Config, Secret, UrlError};
 use forebay_fleet::telemetry::log::Format;
 use forebay_fleet::telemetry::trace;
 
@@ -28,9 +28,13 @@ pub struct Args {
     /// The config file (TOML). Read again when it changes and on SIGHUP.
     #[arg(short, long, value_name = "FILE", required_unless_present = "backends", conflicts_with = "backends")]
     config: Option<PathBuf>,
-    /// A vLLM server, such as http://127.0.0.1:8001; once for each.
-    #[arg(short, long = "backend", value_name = "URL")]
+    /// A vLLM server, such as http://127.0.0.1:8001, https://gpu-1:8000 or unix:/run/vllm.sock; once for each.
+    #[arg(short, long = "backend", value_name = "URL", value_parser = backend_url)]
     backends: Vec<BackendUrl>,
+    /// The environment variable with the key that the servers want (vllm serve --api-key); once for all of them, or once for each
+    /// --backend, in their order.
+    #[arg(long = "backend-key-env", value_name = "NAME", requires = "backends", value_parser = key_in_environment)]
+    backend_keys: Vec<Secret>,
     /// The address to listen on for requests [default: 127.0.0.1:8080, or the file's listen.address].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
@@ -61,12 +65,43 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 /// A backend that is this proxy itself.
 fn leads_back<'a>(config: &'a Config, source: &'a Source) -> Option<&'a BackendUrl> {
     let named = match source {
-        Source::Backends(urls) => urls.as_slice(),
+        Source::Backends(backends) => backends.as_slice(),
         Source::File { .. } | Source::Fixed => &[],
     };
     let arms = config.pools.iter().flat_map(|pool| &pool.arms);
-    let in_file = arms.flat_map(|arm| &arm.backends).map(|backend| &backend.url);
-    named.iter().chain(in_file).find(|url| url.leads_to(config.listen.address))
+    let all = named.iter().chain(arms.flat_map(|arm| &arm.backends));
+    all.map(|backend| &backend.url).find(|url| url.leads_to(config.listen.address))
+}
+
+fn backend_url(text: &str) -> Result<BackendUrl, String> {
+    text.parse().map_err(|error: UrlError| format!("{error}: {}", error.hint()))
+}
+
+/// Reads a key from the environment. What is no name may be the key itself, so neither is repeated.
+fn key_in_environment(name: &str) -> Result<Secret, String> {
+    let key = std::env::var(name).map_err(|_| "no such variable is set where Forebay is started".to_owned())?;
+    let usable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if usable {
+        Ok(Secret::new(key))
+    } else {
+        Err("the variable holds no word that can be sent in a header".to_owned())
+    }
+}
+
+/// The backends of the command line with their keys: one key for all, or one for each.
+fn with_keys(urls: Vec<BackendUrl>, keys: &[Secret]) -> Result<Vec<BackendConfig>, String> {
+    if keys.len() > 1 && keys.len() != urls.len() {
+        let (keys, urls) = (keys.len(), urls.len());
+        return Err(format!(
+            "{keys} --backend-key-env for {urls} --backend: give one for all, or one for each in their order"
+        ));
+    }
+    let key_of = |at: usize| keys.get(at).or(keys.first()).cloned();
+    Ok(urls
+        .into_iter()
+        .enumerate()
+        .map(|(at, url)| BackendConfig { key: key_of(at), ..BackendConfig::of(url) })
+        .collect())
 }
 
 /// Runs the command.
@@ -77,7 +112,13 @@ pub fn run(args: Args) -> ExitCode {
         return ExitCode::from(2);
     }
     let (mut config, source) = match &args.config {
-        None => (Config::default(), Source::Backends(args.backends)),
+        None => match with_keys(args.backends, &args.backend_keys) {
+            Ok(backends) => (Config::default(), Source::Backends(backends)),
+            Err(reason) => {
+                eprintln!("forebay: {reason}");
+                return ExitCode::from(2);
+            }
+        },
         Some(path) => match forebay_fleet::config::load(path) {
             Ok(loaded) => (loaded.config.clone(), Source::File { path: path.clone(), loaded: Box::new(loaded) }),
             Err(report) => {
@@ -107,4 +148,31 @@ pub fn run(args: Args) -> ExitCode {
     };
     _ = trace::flush(LAST_LINES);
     code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_for_all_backends_or_each_has_its_own() {
+        let urls = || vec!["http://a".parse().unwrap(), "http://b".parse().unwrap()];
+        let keys = |keys: &[&str]| {
+            let keys: Vec<Secret> = keys.iter().copied().map(Secret::new).collect();
+            let backends = with_keys(urls(), &keys)?;
+            Ok::<_, String>(
+                backends.into_iter().map(|one| one.key.map(|key| key.expose().to_owned())).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(keys(&[]), Ok(vec![None, None]));
+        assert_eq!(keys(&["x"]), Ok(vec![Some("x".into()), Some("x".into())]));
+        assert_eq!(keys(&["x", "y"]), Ok(vec![Some("x".into()), Some("y".into())]));
+        assert!(keys(&["x", "y", "z"]).unwrap_err().contains("one for each"));
+    }
+
+    #[test]
+    fn a_wrong_url_says_what_to_write() {
+        let said = backend_url("http://127.0.0.1:8001/v1").unwrap_err();
+        assert!(said.contains("leave `/v1`"), "{said}");
+    }
 }

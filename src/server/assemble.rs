@@ -19,7 +19,8 @@ use pingora::services::listening::Service;
 
 use super::descriptors;
 use super::lifecycle::{DrainEnd, Signals};
-use super::listener::{Connections, HyperApp, ServiceFor};
+use super::listener::{Connections, HyperApp, Peer, ServiceFor};
+use super::tls::Listeners;
 use super::upgrade::{Meeting, reserve};
 use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError};
@@ -48,8 +49,8 @@ impl ServiceFor for Proxy {
     type Service = crate::proxy::ClientService;
     type Body = crate::proxy::AnswerBody;
 
-    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service {
-        self.for_client(client)
+    fn service_for(&self, peer: Peer) -> Self::Service {
+        self.for_client(peer.client)
     }
 }
 
@@ -63,6 +64,7 @@ pub(super) struct Common {
     pub(super) access_log: AccessLog,
     pub(super) clock: Clock,
     pub(super) draining: Arc<AtomicBool>,
+    pub(super) tls: Listeners,
     /// The room for connections of clients and to backends.
     descriptors: Arc<Descriptors>,
     shutdown: Shutdown,
@@ -77,6 +79,8 @@ impl Common {
         controller.apply(&config.pools, clock.now());
         let clients = Arc::new(KnownClients::new(Arc::clone(&telemetry)));
         clients.apply(config.clients.keys.as_deref(), clock.now());
+        let tls = Listeners::default();
+        tls.take(config, &telemetry);
         let limits = Limits {
             descriptors: Arc::clone(&descriptors),
             connect_timeout: CONNECT_TIMEOUT,
@@ -91,6 +95,7 @@ impl Common {
             telemetry,
             clock,
             draining: Arc::new(AtomicBool::new(false)),
+            tls,
             descriptors,
             shutdown: Shutdown::default(),
             listening: Arc::new(AtomicBool::new(false)),
@@ -186,7 +191,7 @@ fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog,
 pub fn start(options: Options) -> Result<Handle, StartError> {
     let Options { mut config, source, access_log, signals, upgrade } = options;
     let listed = match &source {
-        Source::Backends(urls) => urls.len(),
+        Source::Backends(backends) => backends.len(),
         _ => config.pools.iter().flat_map(|pool| &pool.arms).map(|arm| arm.backends.len()).sum(),
     };
     let descriptors = descriptors::prepare(&config, listed);
@@ -254,10 +259,13 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         let proxy = common.proxy();
         let app = HyperApp::new(proxy.clone(), &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone())
-            .within(Arc::clone(&common.descriptors));
+            .within(Arc::clone(&common.descriptors))
+            .secured(common.tls.requests.clone())
+            .behind_proxy(config.listen.proxy_protocol);
         server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
-        let router = admin::router(common.admin(proxy.clone()), config.admin.token.as_ref());
-        let app = HyperApp::new(AdminServices(router), &config, Connections::default(), common.clock.clone());
+        let services = AdminServices::new(&common.admin(proxy.clone()), &config);
+        let app = HyperApp::new(services, &config, Connections::default(), common.clock.clone())
+            .secured(common.tls.admin.clone());
         server.add_service(listening("admin", app, config.admin.address, 1));
         server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));
         if signals {
@@ -315,13 +323,26 @@ fn await_listener(address: SocketAddr) -> Result<(), StartError> {
 }
 
 /// The admin API, the same for every client.
-struct AdminServices(admin::Router);
+struct AdminServices {
+    /// Over plain HTTP.
+    plain: admin::Router,
+    /// Over TLS.
+    secure: admin::Router,
+}
+
+impl AdminServices {
+    fn new(admin: &Admin, config: &Config) -> AdminServices {
+        let of = |way| admin::router(admin.clone(), config.admin.token.as_ref(), way);
+        AdminServices { plain: of(admin::Channel::Plain), secure: of(admin::Channel::Tls) }
+    }
+}
 
 impl ServiceFor for AdminServices {
     type Service = tower::util::BoxCloneSyncService<Request<Incoming>, Response<Self::Body>, Infallible>;
     type Body = admin::Body;
 
-    fn service_for(&self, _: Option<SocketAddr>) -> Self::Service {
-        tower::util::BoxCloneSyncService::new(self.0.clone())
+    fn service_for(&self, peer: Peer) -> Self::Service {
+        let router = if peer.secure { &self.secure } else { &self.plain };
+        tower::util::BoxCloneSyncService::new(router.clone())
     }
 }

@@ -24,12 +24,15 @@ use tower::Service;
 
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
+use super::proxy_protocol;
 use super::streams::StreamExecutor;
+use super::tls::{Secured, Transport, handshake, within};
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use crate::upstream::tunnel::ClientEnd;
 use forebay_core::clock::{Clock, Time};
 use forebay_fleet::config::model::Config;
+use forebay_fleet::reach::Wire;
 use forebay_fleet::telemetry::throttle::Throttle;
 
 /// A connection's limits of time are looked at this often, so they are kept to this precision.
@@ -55,7 +58,16 @@ fn most_headers(bytes: usize) -> usize {
     (bytes / 64).clamp(100, MOST_HEADERS)
 }
 
-/// A tower service for the requests of one connection, made from the client's address.
+/// The client's end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    /// The client's address.
+    pub(super) client: Option<SocketAddr>,
+    /// It speaks TLS.
+    pub(super) secure: bool,
+}
+
+/// A tower service for the requests of one connection, made from what is known of its client.
 pub(super) trait ServiceFor: Send + Sync + 'static {
     /// The service.
     type Service: Service<Request<Incoming>, Response = Response<Self::Body>, Error = Infallible, Future: Send>
@@ -66,7 +78,7 @@ pub(super) trait ServiceFor: Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static;
 
     /// The service for a client.
-    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service;
+    fn service_for(&self, peer: Peer) -> Self::Service;
 }
 
 /// Open connections of one listener.
@@ -76,6 +88,9 @@ pub(super) type Connections = Arc<AtomicUsize>;
 pub(super) struct HyperApp<F> {
     services: F,
     builder: auto::Builder<StreamExecutor>,
+    tls: Secured,
+    /// Connections begin with the header of the PROXY protocol.
+    behind_proxy: bool,
     connections: Connections,
     max_connections: usize,
     /// Refused connections that are read to their end.
@@ -88,6 +103,8 @@ pub(super) struct HyperApp<F> {
     /// Of the warnings of connections refused, and of clients that reset requests.
     refusals: Throttle,
     resets: Throttle,
+    /// Of the news of handshakes that failed.
+    handshakes: Throttle,
 }
 
 impl<F: ServiceFor> HyperApp<F> {
@@ -110,6 +127,8 @@ impl<F: ServiceFor> HyperApp<F> {
         HyperApp {
             services,
             builder,
+            tls: Secured::default(),
+            behind_proxy: false,
             connections,
             max_connections: config.listen.max_connections.unwrap_or(usize::MAX),
             lingering: AtomicUsize::new(0),
@@ -120,7 +139,20 @@ impl<F: ServiceFor> HyperApp<F> {
             descriptors: Descriptors::unlimited(),
             refusals: Throttle::new(),
             resets: Throttle::new(),
+            handshakes: Throttle::new(),
         }
+    }
+
+    /// Reads from each connection whose it is, if `yes`.
+    pub(super) fn behind_proxy(mut self, yes: bool) -> Self {
+        self.behind_proxy = yes;
+        self
+    }
+
+    /// Speaks TLS while this says so.
+    pub(super) fn secured(mut self, tls: Secured) -> Self {
+        self.tls = tls;
+        self
     }
 
     /// Takes the connections' places in this room, which others share.
@@ -137,9 +169,19 @@ impl<F: ServiceFor> HyperApp<F> {
 
     /// Tells a client that there are too many. A close while its request is unread would reset the connection, and with it the
     /// answer: what it sends is read for a moment, for a bounded number of such clients, where its descriptor can be spared.
-    async fn refuse(&self, mut stream: Stream, spared: bool) {
+    async fn refuse(&self, stream: Stream, spared: bool) {
         let lingers = self.lingering.fetch_add(1, Ordering::AcqRel) < MOST_LINGERING && spared;
         let telling = async {
+            let mut plain = WriteStall::new(stream, None);
+            if self.behind_proxy && lingers {
+                _ = proxy_protocol::read(&mut plain).await?;
+            }
+            let mut stream = match self.tls.acceptor() {
+                None => Wire::Plain(plain),
+                // A handshake costs more than the rest of a refusal: it is for those that are heard out, too.
+                Some(acceptor) if lingers => handshake(acceptor, plain, None).await?,
+                Some(_) => return Ok(()),
+            };
             stream.write_all(FULL).await?;
             stream.shutdown().await?;
             let mut rest = [0; 4096];
@@ -151,21 +193,52 @@ impl<F: ServiceFor> HyperApp<F> {
         self.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// The connection as its client speaks on it; `None` where the two do not come together.
+    async fn open(&self, stream: Stream) -> Option<(Transport, Peer)> {
+        let mut client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        let mut stream = WriteStall::new(stream, self.write_stall);
+        if self.behind_proxy {
+            match within(self.idle.header, proxy_protocol::read(&mut stream)).await {
+                // A proxy that speaks for itself is its own client.
+                Ok(said) => client = said.or(client),
+                Err(error) => return self.tell(client, &error),
+            }
+        }
+        let Some(acceptor) = self.tls.acceptor() else {
+            return Some((Wire::Plain(stream), Peer { client, secure: false }));
+        };
+        match handshake(acceptor, stream, self.idle.header).await {
+            Ok(stream) => Some((stream, Peer { client, secure: true })),
+            Err(error) => self.tell(client, &error),
+        }
+    }
+
+    /// Tells of a connection that did not begin as it should, now and then: whoever scans ports makes many of these. One that said
+    /// nothing at all is no news.
+    fn tell<T>(&self, client: Option<SocketAddr>, error: &std::io::Error) -> Option<T> {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            tracing::debug!(?client, %error, "connection ended before it began");
+        } else if let Some(held_back) = self.handshakes.pass(self.clock.now()) {
+            tracing::info!(?client, %error, held_back, "connection closed before its first request");
+        }
+        None
+    }
+
     /// Serves a connection to its end.
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+    async fn serve(&self, opened: (Transport, Peer), shutdown: &ShutdownWatch) {
         let state = ConnState::new(self.clock.clone());
-        self.serve_http(stream, &state, shutdown).await;
+        self.serve_http(opened, &state, shutdown).await;
         // What goes on in another protocol is an open connection, which a drain waits for. hyper has let go of it.
         while state.is_handed_over() {
             tokio::time::sleep(HANDED_OVER_LOOK).await;
         }
     }
 
-    async fn serve_http(&self, stream: Stream, state: &Arc<ConnState>, shutdown: &ShutdownWatch) {
-        let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
-        let (io, ear) = watched(WriteStall::new(stream, self.write_stall), state);
+    async fn serve_http(&self, (stream, peer): (Transport, Peer), state: &Arc<ConnState>, shutdown: &ShutdownWatch) {
+        let client = peer.client;
+        let (io, ear) = watched(stream, state);
         let requests = Arc::clone(state);
-        let inner = self.services.service_for(client);
+        let inner = self.services.service_for(peer);
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
         // services are always ready, so that nothing need be awaited before.
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -262,7 +335,9 @@ impl<F: ServiceFor> ServerApp for HyperApp<F> {
             self.refuse(stream, place.is_some()).await;
             return None;
         }
-        self.serve(stream, shutdown).await;
+        if let Some(opened) = self.open(stream).await {
+            self.serve(opened, shutdown).await;
+        }
         drop(open);
         None
     }

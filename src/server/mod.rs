@@ -7,7 +7,9 @@ mod descriptors;
 mod ear;
 mod lifecycle;
 mod listener;
+mod proxy_protocol;
 mod streams;
+mod tls;
 mod upgrade;
 mod watch;
 
@@ -16,7 +18,7 @@ use std::path::PathBuf;
 
 pub use self::assemble::start;
 use forebay_fleet::config::Loaded;
-use forebay_fleet::config::model::{BackendUrl, Config};
+use forebay_fleet::config::model::{BackendConfig, Config};
 
 /// The source of the configuration, and so the way in which it can change.
 #[derive(Clone, Debug)]
@@ -29,7 +31,7 @@ pub enum Source {
         loaded: Box<Loaded>,
     },
     /// Backends named on the command line: they are asked what they serve.
-    Backends(Vec<BackendUrl>),
+    Backends(Vec<BackendConfig>),
     /// Fixed by the caller.
     Fixed,
 }

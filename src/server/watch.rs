@@ -20,7 +20,7 @@ use crate::tasks::scraper::Scraper;
 use crate::tasks::watchdog::{Limit, Watch};
 use crate::tasks::{Rhythm, kept};
 use forebay_fleet::config::diff::in_force;
-use forebay_fleet::config::model::{BackendConfig, Config, HealthConfig, PoolConfig};
+use forebay_fleet::config::model::{Config, HealthConfig, PoolConfig};
 use forebay_fleet::membership::controller::Settings;
 
 /// The tasks, as one service of pingora's.
@@ -61,8 +61,8 @@ impl Tasks {
         let common = Arc::clone(&self.common);
         match &self.source {
             Source::Fixed => {}
-            Source::Backends(urls) => {
-                let backends = urls.iter().cloned().map(BackendConfig::of).collect();
+            Source::Backends(backends) => {
+                let backends = backends.clone();
                 let fleet = common.controller.fleet().clone();
                 tasks.spawn(discover(backends, fleet, move |pools, lists| {
                     common.controller.apply_listed(pools, lists, common.clock.now());
@@ -85,6 +85,14 @@ impl Common {
     fn take_config(&self, config: &Config) {
         let config = in_force(&self.settings.load(), config);
         let pools = config.pools.clone();
+        let old = self.settings.load_full();
+        let of_pools = |config: &Config| {
+            config.pools.iter().map(|pool| (pool.model.clone(), pool.tls.clone())).collect::<Vec<_>>()
+        };
+        let listeners = |config: &Config| (config.listen.tls.clone(), config.admin.tls.clone());
+        if listeners(&old) != listeners(&config) || of_pools(&old) != of_pools(&config) {
+            self.tls.take(&config, &self.telemetry);
+        }
         self.controller.configure(Settings::from(&config), self.clock.now());
         // The clients first: a request that sees the new settings finds them.
         self.clients.apply(config.clients.keys.as_deref(), self.clock.now());

@@ -19,6 +19,7 @@ use forebay_fleet::Fleet;
 use forebay_fleet::config::model::{BackendConfig, BackendUrl, PoolConfig, UnknownModels};
 use forebay_fleet::membership::controller::Lists;
 use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::reach::Endpoint;
 
 /// The deadline of one question: a server that has just loaded its weights is slow at first.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,7 +39,8 @@ pub async fn discover(backends: Vec<BackendConfig>, fleet: Fleet, mut apply: imp
     let mut pools = Vec::new();
     let mut questions = JoinSet::new();
     for (i, backend) in backends.iter().enumerate() {
-        let (client, backend) = (client.clone(), backend.clone());
+        let (mut client, backend) = (client.clone(), backend.clone());
+        client.turn_to(&Arc::new(Endpoint::new(&backend.url, None)));
         questions.spawn(async move { (i, ask_until_answered(&client, &backend).await) });
     }
     loop {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
+use http::uri::PathAndQuery;
 use tokio::task::{AbortHandle, JoinSet};
 
 use forebay_core::clock::{Clock, Time};
@@ -91,7 +92,7 @@ pub async fn kept<F: Future<Output = ()>>(telemetry: Arc<Telemetry>, task: impl 
 
 /// The address of a path on a backend.
 fn at(url: &BackendUrl, path: &'static str) -> Uri {
-    format!("{url}{path}").parse().expect("a checked backend URL and a path of ours are a URI")
+    url.at(&PathAndQuery::from_static(path))
 }
 
 #[cfg(test)]

@@ -73,6 +73,8 @@ enum Health {
     Unasked,
     /// This host cannot reach it.
     OutOfReach,
+    /// The two do not agree on TLS.
+    Mistrusts(String),
 }
 
 impl Prober {
@@ -83,20 +85,22 @@ impl Prober {
             .await;
     }
 
-    async fn probe_one(self, id: BackendId, client: ProbeClient) {
+    async fn probe_one(self, id: BackendId, mut client: ProbeClient) {
         let (mut healthy, mut silence) = (false, None);
-        let mut served = ServedModels::new(Arc::clone(&self.controller), self.clock.clone(), client.clone());
+        let mut served = ServedModels::new(Arc::clone(&self.controller), self.clock.clone());
         let mut rest = RestQuestions::default();
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
             let Some(backend) = self.controller.fleet().snapshot().backend(id).cloned() else { return };
+            client.turn_to(&backend.endpoint);
             let health = self.ask_health(&backend, &client, pace.timeout).await;
             self.judge_silence(&backend, &health, started, &mut silence);
             let came_back = health == Health::Good && !healthy;
             healthy = health == Health::Good;
             match health {
                 Health::Good => {
+                    served.trusts(&backend);
                     backend.load.note_heard();
                     self.controller.health(id, Ok(()), self.clock.now());
                 }
@@ -106,6 +110,7 @@ impl Prober {
                 Health::Gone => self.controller.gone(id, self.clock.now()),
                 // Whoever reaches it no more is not asked for long, and it is not the backend's doing.
                 Health::OutOfReach => backend.load.out_of_reach(pace.interval * 2, self.clock.now()),
+                Health::Mistrusts(why) => served.mistrusts(&backend, why),
                 Health::Late | Health::Unasked => {}
             }
             if came_back {
@@ -120,7 +125,7 @@ impl Prober {
                 self.controller.probed(id, probed, self.clock.now());
             }
             if healthy && (came_back || served.is_due()) {
-                served.ask(&backend, pace.timeout).await;
+                served.ask(&client, &backend, pace.timeout).await;
             }
             let interval = if silence.is_some() { pace.interval.min(SECOND_LOOK) } else { pace.interval };
             let mut next = pin!(until_next(interval, started, &self.clock));
@@ -128,7 +133,7 @@ impl Prober {
                 tokio::select! {
                     biased;
                     () = &mut next => break,
-                    () = backend.doubt.raised() => served.ask(&backend, pace.timeout).await,
+                    () = backend.doubt.raised() => served.ask(&client, &backend, pace.timeout).await,
                 }
                 tokio::time::sleep(DOUBTS_APART).await;
             }
@@ -157,6 +162,7 @@ impl Prober {
                 warn_of(Failure::Unreachable, &backend.id, &error, self.clock.now());
                 Health::OutOfReach
             }
+            ProbeFailure::Tls => Health::Mistrusts(error.detail),
             ProbeFailure::Timeout if backend.load.progress() != progress => Health::Late,
             ProbeFailure::Timeout => Health::Silent(error.detail),
             _ => Health::Bad(error.detail),

@@ -39,13 +39,14 @@ impl Scraper {
         for_each_backend(&self.fleet, &self.telemetry, |id| self.clone().scrape_one(id, client.clone())).await;
     }
 
-    async fn scrape_one(self, id: BackendId, client: ProbeClient) {
+    async fn scrape_one(self, id: BackendId, mut client: ProbeClient) {
         let mut failing = false;
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
             // Looked up each round: a reload may have given it another key.
             let Some(backend) = self.fleet.snapshot().backend(id).cloned() else { return };
+            client.turn_to(&backend.endpoint);
             let result = scrape(&client, &backend, pace.timeout).await;
             self.take(&backend, result, &mut failing);
             until_next(pace.interval, started, &self.clock).await;

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use super::models::{self, Listing, Unlisted};
 use forebay_core::clock::{Clock, Time};
 use forebay_fleet::membership::controller::Controller;
-use forebay_fleet::probe::ProbeClient;
+use forebay_fleet::probe::{ProbeClient, ProbeError};
 use forebay_fleet::telemetry::labels::ProbeFailure;
 use forebay_fleet::{Backend, HealthState};
 
@@ -23,16 +23,17 @@ pub(super) const DOUBTS_APART: Duration = Duration::from_millis(500);
 pub(super) struct ServedModels {
     controller: Arc<Controller>,
     clock: Clock,
-    client: ProbeClient,
     due: Time,
     /// True if it was said that the list is cut.
     told_cut: bool,
+    /// True if it is out because the two do not agree on TLS.
+    mistrusts: bool,
 }
 
 impl ServedModels {
     /// A list that was never asked for.
-    pub(super) fn new(controller: Arc<Controller>, clock: Clock, client: ProbeClient) -> ServedModels {
-        ServedModels { controller, clock, client, due: Time::ZERO, told_cut: false }
+    pub(super) fn new(controller: Arc<Controller>, clock: Clock) -> ServedModels {
+        ServedModels { controller, clock, due: Time::ZERO, told_cut: false, mistrusts: false }
     }
 
     /// Returns whether it is time to ask.
@@ -41,14 +42,27 @@ impl ServedModels {
     }
 
     /// Asks for the list and settles what was in doubt.
-    pub(super) async fn ask(&mut self, backend: &Backend, timeout: Duration) {
+    pub(super) async fn ask(&mut self, client: &ProbeClient, backend: &Backend, timeout: Duration) {
         let key = backend.key.as_ref().map(|key| key.expose());
         let refused = backend.doubt.take();
-        let listed = models::ask(&self.client, &backend.url, key, timeout).await;
+        let listed = models::ask(client, &backend.url, key, timeout).await;
         self.due = self.clock.now() + EVERY;
         match listed {
             Ok(listing) => self.listed(backend, refused, listing),
             Err(unlisted) => self.unlisted(backend, refused, &unlisted),
+        }
+    }
+
+    /// The two do not agree on TLS: what the configuration says of the backend does not hold, and it is no failure of its engine.
+    pub(super) fn mistrusts(&mut self, backend: &Backend, why: String) {
+        self.mistrusts = true;
+        self.controller.misconfigured(backend.id, why, self.clock.now());
+    }
+
+    /// It was spoken to over TLS, or without.
+    pub(super) fn trusts(&mut self, backend: &Backend) {
+        if std::mem::take(&mut self.mistrusts) {
+            self.controller.configured(backend.id, self.clock.now());
         }
     }
 
@@ -79,6 +93,9 @@ impl ServedModels {
     fn unlisted(&mut self, backend: &Backend, refused: Option<u16>, unlisted: &Unlisted) {
         let (id, url, now) = (backend.id, &backend.url, self.clock.now());
         debug!(backend = %id, %url, %unlisted, "no list of models");
+        if let Unlisted::Failed(ProbeError { failure: ProbeFailure::Tls, detail, .. }) = unlisted {
+            return self.mistrusts(backend, detail.clone());
+        }
         let too_large = matches!(unlisted, Unlisted::Failed(error) if error.failure == ProbeFailure::TooLarge);
         self.tell_cut(too_large, || {
             warn!(backend = %id, %url, %unlisted, "the list of models is not read: requests for adapters do not find the backend");

@@ -62,8 +62,10 @@ pub(super) async fn ask(client: &ProbeClient, backend: &Backend, deadline: Durat
         let (uri, body) = (at(&backend.url, question.path()), question.body(&model));
         let verdict = match client.post(uri, key, body, deadline, MAX_ANSWER).await {
             Ok((status, _)) => judge(status, key.is_some()),
-            // This host could not ask.
-            Err(ProbeError { failure: ProbeFailure::Shortage | ProbeFailure::Unreachable, .. }) => Some(Probed::Busy),
+            // This host could not ask. Where TLS is why, the next probe says so.
+            Err(ProbeError {
+                failure: ProbeFailure::Shortage | ProbeFailure::Unreachable | ProbeFailure::Tls, ..
+            }) => Some(Probed::Busy),
             Err(error) => Some(Probed::Failed(error.detail)),
         };
         if let Some(verdict) = verdict {

@@ -1,9 +1,8 @@
-//! Connections to backends: TCP with a deadline, no delay, a write-stall limit, and a mark that says how often a connection
+//! Connections to backends: made within a deadline, with a write-stall limit, and a mark that says how often a connection
 //! has been used, so that a failure on a kept-alive one can be told from a death.
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +13,10 @@ use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::descriptors::{Descriptor, Descriptors};
-use super::dial::dial;
 use super::stall::WriteStall;
-use forebay_fleet::obstacle::Unresolved;
+use forebay_fleet::reach::{Endpoint, Socket, Wire};
 
 /// The facts known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
 /// and an error tell whose it was.
@@ -52,6 +49,7 @@ impl UseMark {
 /// Opens connections to one backend.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
+    pub(super) endpoint: Arc<Endpoint>,
     pub(super) timeout: Duration,
     pub(super) write_stall: Option<Duration>,
     pub(super) descriptors: Arc<Descriptors>,
@@ -66,41 +64,19 @@ impl tower::Service<Uri> for Connector {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let Connector { timeout, write_stall, descriptors } = self.clone();
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let Connector { endpoint, timeout, write_stall, descriptors } = self.clone();
         Box::pin(async move {
             let place = descriptors.for_backend()?;
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let port = uri.port_u16().unwrap_or(80);
-            let mut resolved = false;
-            let connecting = async {
-                let addresses = resolve(&host, port).await?;
-                resolved = true;
-                dial(addresses).await
-            };
-            let stream = match tokio::time::timeout(timeout, connecting).await {
-                Ok(connected) => connected?,
-                Err(_) if resolved => return Err(io::Error::new(io::ErrorKind::TimedOut, "not connected in time")),
-                Err(_) => return Err(Unresolved::new(None).into()),
-            };
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(BackendIo {
-                io: WriteStall::new(stream, write_stall),
-                mark: UseMark::default(),
-                _place: place,
-            }))
+            let io = endpoint.connect(timeout, |socket| WriteStall::new(socket, write_stall)).await?;
+            Ok(TokioIo::new(BackendIo { io, mark: UseMark::default(), _place: place }))
         })
     }
 }
 
-/// The addresses of a host; at once where it is an address itself.
-async fn resolve(host: &str, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {
-    tokio::net::lookup_host((host, port)).await.map_err(|error| Unresolved::new(Some(error)).into())
-}
-
 /// One connection to a backend.
 pub(super) struct BackendIo {
-    io: WriteStall<TcpStream>,
+    io: Wire<WriteStall<Socket>>,
     mark: UseMark,
     _place: Descriptor,
 }

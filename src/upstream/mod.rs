@@ -6,7 +6,6 @@
 mod body;
 mod connect;
 pub mod descriptors;
-mod dial;
 pub mod stall;
 pub mod tunnel;
 
@@ -27,8 +26,10 @@ use self::descriptors::Descriptors;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
+use forebay_fleet::Backend;
 use forebay_fleet::config::model::BackendUrl;
-use forebay_fleet::obstacle::{obstacle, warn_of};
+use forebay_fleet::obstacle::{mistrust, obstacle, warn_of};
+use forebay_fleet::reach::Endpoint;
 
 /// The body of a backend's answer.
 pub type AnswerBody = Incoming;
@@ -72,13 +73,16 @@ pub struct Upstream {
 }
 
 struct BackendClient {
+    /// The way that its connections go.
+    endpoint: Arc<Endpoint>,
     pooled: Client<Connector, Pieces>,
     fresh: Client<Connector, Pieces>,
 }
 
 impl BackendClient {
-    fn new(limits: &Limits) -> BackendClient {
+    fn new(limits: &Limits, endpoint: Arc<Endpoint>) -> BackendClient {
         let connector = Connector {
+            endpoint: Arc::clone(&endpoint),
             timeout: limits.connect_timeout,
             write_stall: limits.write_stall,
             descriptors: Arc::clone(&limits.descriptors),
@@ -91,7 +95,7 @@ impl BackendClient {
             .http1_max_headers(MOST_HEADERS);
         let pooled = builder.build(connector.clone());
         let fresh = builder.pool_max_idle_per_host(0).retry_canceled_requests(false).build(connector);
-        BackendClient { pooled, fresh }
+        BackendClient { endpoint, pooled, fresh }
     }
 }
 
@@ -113,13 +117,19 @@ impl Upstream {
         self.clients.store(Arc::new(kept));
     }
 
-    fn client(&self, id: BackendId) -> Arc<BackendClient> {
-        if let Some(client) = self.clients.load().get(&id) {
+    fn client(&self, backend: &Backend) -> Arc<BackendClient> {
+        let goes_there = |client: &&Arc<BackendClient>| Arc::ptr_eq(&client.endpoint, &backend.endpoint);
+        if let Some(client) = self.clients.load().get(&backend.id).filter(goes_there) {
             return Arc::clone(client);
         }
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = HashMap::clone(&self.clients.load());
-        let client = Arc::clone(all.entry(id).or_insert_with(|| Arc::new(BackendClient::new(&self.limits))));
+        if let Some(client) = all.get(&backend.id).filter(goes_there) {
+            return Arc::clone(client);
+        }
+        // A reload has changed the way to the backend. Attempts under way hold the old client, whose idle connections close.
+        let client = Arc::new(BackendClient::new(&self.limits, Arc::clone(&backend.endpoint)));
+        all.insert(backend.id, Arc::clone(&client));
         self.clients.store(Arc::new(all));
         client
     }
@@ -128,14 +138,14 @@ impl Upstream {
     ///
     /// # Errors
     /// `Failure::Connect` where no connection was made, `Failure::Shortage` or `Failure::Unreachable` where that was this host's
-    /// doing, `Failure::Reused` where a kept-alive one failed at once, `Failure::Died` otherwise.
+    /// doing, `Failure::Tls` where the two do not agree on TLS, `Failure::Reused` where a kept-alive one failed at once, `Failure::Died` otherwise.
     pub async fn send(
         &self,
-        id: BackendId,
+        backend: &Backend,
         connection: Connection,
         request: Request<Pieces>,
     ) -> Result<Response<Incoming>, Failure> {
-        let client = self.client(id);
+        let client = self.client(backend);
         let client = match connection {
             Connection::Pooled => &client.pooled,
             Connection::Fresh => &client.fresh,
@@ -151,8 +161,11 @@ impl Upstream {
             }
             Err(error) => {
                 let now = self.clock.now();
-                let failure = classify(&error, now.since(sent));
-                warn_of(failure, &id, &error, now);
+                let (failure, id) = (classify(&error, now.since(sent)), backend.id);
+                match mistrust(&error) {
+                    Some(why) => warn_of(failure, &id, &*Box::<dyn std::error::Error>::from(why), now),
+                    None => warn_of(failure, &id, &error, now),
+                }
                 tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");
                 Err(failure)
             }
@@ -161,6 +174,10 @@ impl Upstream {
 }
 
 fn classify(error: &ClientError, after: Duration) -> Failure {
+    // Before a death is thought of: under TLS 1.3 a server refuses after the handshake, when the request may be with it.
+    if mistrust(error).is_some() {
+        return Failure::Tls;
+    }
     match obstacle(error) {
         Some(Failure::Shortage) => return Failure::Shortage,
         Some(failure) if error.is_connect() => return failure,
@@ -203,7 +220,5 @@ fn was_never_sent(error: &ClientError) -> bool {
 /// The URI of a request on a backend.
 #[must_use]
 pub fn target(backend: &BackendUrl, path: &PathAndQuery) -> Uri {
-    let mut parts = backend.uri().clone().into_parts();
-    parts.path_and_query = Some(path.clone());
-    Uri::from_parts(parts).expect("a backend's URL has a scheme and an authority")
+    backend.at(path)
 }

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::harness::{DEADLINE, ms};
 
@@ -314,18 +315,24 @@ pub(crate) struct H2 {
 /// Runs a test on an h2 connection of its own (h2c, prior knowledge) with stream windows of this size, within the deadline.
 pub(crate) fn on_h2<T>(address: SocketAddr, window: u32, test: impl AsyncFnOnce(H2) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(window)
-            .initial_connection_window_size(16 << 20)
-            .handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
-        tokio::time::timeout(DEADLINE * 2, test(H2 { sender })).await.expect("the h2 test ends in time")
-    })
+    runtime.block_on(async { h2_on(tokio::net::TcpStream::connect(address).await.unwrap(), window, test).await })
+}
+
+/// Runs a test on an h2 connection over this stream, within the deadline.
+pub(crate) async fn h2_on<T>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    window: u32,
+    test: impl AsyncFnOnce(H2) -> T,
+) -> T {
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(16 << 20)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    tokio::time::timeout(DEADLINE * 2, test(H2 { sender })).await.expect("the h2 test ends in time")
 }
 
 impl H2 {

@@ -4,10 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![expect(clippy::disallowed_methods, reason = "the deadlines of a real process are real time")]
 
+mod certificates;
 mod client;
 mod frames;
+mod fronts;
 mod harness;
 mod mock;
+mod tls_client;
 
 mod aborts;
 mod accepted;
@@ -53,6 +56,8 @@ mod silent;
 mod sim_faults;
 mod streams;
 mod stuck;
+mod tls;
 mod upgrade;
 mod wait_room;
 mod watchdog;
+mod ways;

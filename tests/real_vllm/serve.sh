@@ -8,6 +8,7 @@
 # RUN_DIR  where PORT.log and PORT.pid are (default: real-vllm in the folder for temporary files).
 # KV_CACHE, MAX_LEN    the KV cache's size (default 64M, 65,536 tokens) and --max-model-len (default 2048).
 # WAIT_S   how long it may take to be healthy (default 300).
+# SCHEME   https where the arguments have --ssl-certfile (default http); its certificate is not checked here.
 # Several may be started at once, with `&` and `wait`.
 set -euo pipefail
 run=${RUN_DIR:-${TMPDIR:-/tmp}/real-vllm}
@@ -40,7 +41,8 @@ mkdir -p "$run"
 run=$(cd "$run" && pwd)
 log=$run/$port.log
 
-if curl -s -o /dev/null --max-time 2 "http://127.0.0.1:$port/"; then
+scheme=${SCHEME:-http}
+if curl -sk -o /dev/null --max-time 2 "$scheme://127.0.0.1:$port/"; then
     echo "serve.sh: port $port is taken" >&2
     exit 1
 fi
@@ -60,7 +62,7 @@ setsid "$venv/bin/vllm" serve tiny-model --served-model-name "$name" --host 127.
 pid=$!
 echo "$pid" >"$run/$port.pid"
 
-until curl -sf -o /dev/null --max-time 2 "http://127.0.0.1:$port/health"; do
+until curl -skf -o /dev/null --max-time 2 "$scheme://127.0.0.1:$port/health"; do
     why=
     kill -0 "$pid" 2>/dev/null || why="it ended"
     [ $((SECONDS - started)) -lt "${WAIT_S:-300}" ] || why="no answer after ${WAIT_S:-300} s"

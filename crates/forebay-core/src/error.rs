@@ -22,6 +22,9 @@ pub enum Failure {
     /// This host cannot reach the backend, which need not be the backend's fault: its name does not resolve, no port is left for
     /// a connection to it, no route leads there.
     Unreachable,
+    /// Backend and proxy do not agree on TLS: a certificate that one of them does not accept or the other lacks, a name, a version.
+    /// No death, also where it shows only after the request was sent, as a missing client certificate does under TLS 1.3.
+    Tls,
     /// A kept-alive connection failed within 100 ms of sending and before any byte of an answer: the idle close that crossed
     /// our request on the wire.
     Reused,
@@ -99,7 +102,7 @@ impl Failure {
             | Failure::Truncated => Blame::Backend,
             Failure::Busy { retry_after, .. } => Blame::Backpressure(retry_after.unwrap_or(PAUSE)),
             Failure::Unreachable | Failure::Silent => Blame::Backpressure(PAUSE),
-            Failure::Misconfigured(_) => Blame::Misconfigured,
+            Failure::Misconfigured(_) | Failure::Tls => Blame::Misconfigured,
             Failure::Shortage
             | Failure::Reused
             | Failure::NotServed
@@ -136,6 +139,7 @@ impl Failure {
             Failure::Connect => "connect",
             Failure::Shortage => "shortage",
             Failure::Unreachable => "unreachable",
+            Failure::Tls => "tls",
             Failure::Reused => "reused_connection",
             Failure::Died => "died",
             Failure::ServerError(_) => "server_error",

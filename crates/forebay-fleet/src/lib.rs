@@ -17,7 +17,9 @@ pub mod membership;
 pub mod obstacle;
 pub mod pool;
 pub mod probe;
+pub mod reach;
 pub mod telemetry;
+pub mod tls;
 pub mod view;
 
 pub use health::{HealthState, Probed, Rules};

@@ -1,5 +1,5 @@
 //! What keeps this host from making a connection, so that no backend is blamed for it: a shortage that concerns every backend, or
-//! a backend that cannot be reached from here. Whoever opens connections asks [`obstacle`] before it calls a failure the backend's.
+//! a backend that cannot be reached from here; and, beside it, what keeps the two from speaking TLS. Whoever opens connections asks [`obstacle`] before it calls a failure the backend's.
 
 use std::error::Error;
 use std::io;
@@ -7,6 +7,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::telemetry::throttle::Throttle;
+use crate::tls::words;
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, with_causes};
 
@@ -34,21 +35,36 @@ impl From<Unresolved> for io::Error {
 #[must_use]
 pub fn obstacle(error: &(dyn Error + 'static)) -> Option<Failure> {
     let mut unresolved = false;
-    let mut cause = Some(error);
-    while let Some(error) = cause {
+    for error in causes(error) {
         if let Some(failure) = error.downcast_ref::<io::Error>().and_then(of_system) {
             return Some(failure);
         }
         // Not returned yet: the lookup may itself have failed for a shortage, which is among its causes.
         unresolved |= error.is::<Unresolved>();
-        // An I/O error hands on the cause of what it wraps, not what it wraps.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
     }
     unresolved.then_some(Failure::Unreachable)
+}
+
+/// Returns what keeps this host and a backend from speaking TLS, and what to do about it, where the error, or one of its causes, says
+/// so.
+#[must_use]
+pub fn mistrust(error: &(dyn Error + 'static)) -> Option<String> {
+    causes(error).find_map(|error| match error.downcast_ref() {
+        Some(closed) => Some(words::meaning_of_close(closed)),
+        None => error.downcast_ref().and_then(words::meaning),
+    })
+}
+
+/// The error and its causes.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        // An I/O error hands on the cause of what it wraps, not what it wraps.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        }
+    })
 }
 
 /// Returns the failure that an error of the system means for a new connection, if it is this host's.
@@ -75,7 +91,13 @@ pub fn warn_of(failure: Failure, backend: &dyn std::fmt::Display, error: &dyn Er
     // One throttle for each, so that one trouble does not hide the other.
     static SHORTAGE: Throttle = Throttle::new();
     static UNREACHABLE: Throttle = Throttle::new();
+    static MISTRUST: Throttle = Throttle::new();
     match failure {
+        Failure::Tls => {
+            if let Some(held_back) = MISTRUST.pass(now) {
+                tracing::warn!(%backend, %error, held_back, "backend cannot be spoken to over TLS");
+            }
+        }
         Failure::Shortage => {
             if let Some(held_back) = SHORTAGE.pass(now) {
                 let error = with_causes(error);

@@ -3,7 +3,9 @@
 //! the server does. Probes have a client apart from the data plane's, since a connection lives on the runtime that opened it.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,11 +15,12 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::obstacle::{Unresolved, obstacle};
+use crate::obstacle::{mistrust, obstacle};
+use crate::reach::{Endpoint, Socket, Wire};
 use crate::telemetry::labels::ProbeFailure;
 use forebay_core::error::{Failure, with_causes};
 
@@ -58,7 +61,9 @@ pub fn bearer(key: &str) -> Result<HeaderValue, InvalidHeaderValue> {
 /// The client. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct ProbeClient {
-    http: Client<HttpConnector<Resolver>, Full<Bytes>>,
+    http: Client<Connector, Full<Bytes>>,
+    connector: Connector,
+    idle: usize,
     /// The headers that each request has beside its own.
     headers: HeaderMap,
 }
@@ -79,16 +84,26 @@ impl ProbeClient {
     /// Returns a client that keeps up to `idle` connections to a server between requests.
     #[must_use]
     pub fn keeping(connect_timeout: Duration, idle: usize) -> ProbeClient {
-        let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
-        connector.set_connect_timeout(Some(connect_timeout));
-        // A request is one small write: waiting for more would add to what is timed.
-        connector.set_nodelay(true);
+        ProbeClient::over(Connector { endpoint: None, limit: connect_timeout }, idle)
+    }
+
+    fn over(connector: Connector, idle: usize) -> ProbeClient {
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(idle)
-            .build(connector);
-        ProbeClient { http, headers: HeaderMap::new() }
+            .build(connector.clone());
+        ProbeClient { http, connector, idle, headers: HeaderMap::new() }
+    }
+
+    /// Turns to this endpoint, whatever host the URIs name. Nothing changes where it is the one that the client has.
+    pub fn turn_to(&mut self, endpoint: &Arc<Endpoint>) {
+        if self.connector.endpoint.as_ref().is_some_and(|own| Arc::ptr_eq(own, endpoint)) {
+            return;
+        }
+        let connector = Connector { endpoint: Some(Arc::clone(endpoint)), ..self.connector.clone() };
+        let headers = std::mem::take(&mut self.headers);
+        *self = ProbeClient { headers, ..ProbeClient::over(connector, self.idle) };
     }
 
     /// Adds headers to each request, in place of its own of these names.
@@ -158,37 +173,89 @@ impl ProbeClient {
         max: usize,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
         let mut request = request?;
+        let plain = request.uri().scheme() == Some(&http::uri::Scheme::HTTP);
         request.headers_mut().extend(self.headers.clone());
         let response = self.http.request(request).await.map_err(|error| {
+            if let Some(why) = mistrust(&error) {
+                return ProbeError::new(ProbeFailure::Tls, why);
+            }
             let failure = match obstacle(&error) {
                 Some(Failure::Shortage) => ProbeFailure::Shortage,
                 Some(_) if error.is_connect() => ProbeFailure::Unreachable,
                 _ if error.is_connect() => ProbeFailure::Connect,
                 _ => ProbeFailure::Broken,
             };
-            ProbeError { failure, detail: with_causes(&error), refused: error.is_connect() && is_refusal(&error) }
+            let mut detail = with_causes(&error);
+            // Bytes that are no HTTP, or none: so a server that wanted a handshake of TLS ends a plain connection.
+            if failure == ProbeFailure::Broken && plain && is_no_http(&error) {
+                detail.push_str("; if the server speaks TLS, its URL begins with https://");
+            }
+            ProbeError { failure, detail, refused: error.is_connect() && is_refusal(&error) }
         })?;
         let status = response.status();
         Ok((status, body(response, max).await?))
     }
 }
 
-/// The system's resolver, whose failures can be told from those of a connection.
+/// Opens connections: to one endpoint, or to whatever the URI names.
 #[derive(Clone, Debug)]
-struct Resolver(GaiResolver);
+struct Connector {
+    endpoint: Option<Arc<Endpoint>>,
+    limit: Duration,
+}
 
-impl tower::Service<Name> for Resolver {
-    type Response = GaiAddrs;
-    type Error = Unresolved;
-    type Future = Pin<Box<dyn Future<Output = Result<GaiAddrs, Unresolved>> + Send>>;
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<ProbeIo>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<ProbeIo>>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, name: Name) -> Self::Future {
-        let resolving = self.0.call(name);
-        Box::pin(async move { resolving.await.map_err(|error| Unresolved::new(Some(error))) })
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Connector { endpoint, limit } = self.clone();
+        Box::pin(async move {
+            let wire = match endpoint {
+                Some(endpoint) => endpoint.connect(limit, |socket| socket).await?,
+                None => {
+                    let https = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+                    let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+                    let endpoint = Endpoint::of_host(uri.host().unwrap_or_default(), port, https);
+                    endpoint.connect(limit, |socket| socket).await?
+                }
+            };
+            Ok(TokioIo::new(ProbeIo(wire)))
+        })
+    }
+}
+
+/// A connection to a server.
+struct ProbeIo(Wire<Socket>);
+
+impl Connection for ProbeIo {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for ProbeIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for ProbeIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -232,11 +299,19 @@ async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeEr
     Ok(whole.freeze())
 }
 
+/// Returns whether what came was no answer of HTTP, or nothing at all.
+fn is_no_http(error: &(dyn std::error::Error + 'static)) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
+    source.is_some_and(|error| error.is_parse() || error.is_incomplete_message())
+}
+
 /// Returns whether a refused connection is among the causes.
 fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
+        // Of a Unix socket: there is no file.
+        let is_nobody = |kind| matches!(kind, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+        if error.downcast_ref::<io::Error>().is_some_and(|io| is_nobody(io.kind())) {
             return true;
         }
         cause = error.source();

@@ -137,6 +137,7 @@ impl<'a> Course<'a> {
         match failure {
             // One answer to one client: a question of our own settles it.
             Failure::Misconfigured(status) => backend.doubt.raise(status),
+            Failure::Tls => backend.doubt.ask_again(),
             // A list that promised it is out of date. What nobody lists is the client's to invent, and no reason to ask.
             Failure::NotServed if model.is_some_and(|model| backend.lists(model)) => backend.doubt.ask_again(),
             _ => {}

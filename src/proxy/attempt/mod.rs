@@ -191,7 +191,7 @@ async fn try_once(
     let backend = Arc::clone(ticket.backend());
     let request = work.request_to(&backend);
     record.sending(clock.now());
-    let response = means.upstream.send(backend.id, connection, request).await?;
+    let response = means.upstream.send(&backend, connection, request).await?;
     record.got_head = true;
     let now = clock.now();
     heard.note(now);

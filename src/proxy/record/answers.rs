@@ -54,7 +54,7 @@ impl Record {
         self.mark_limits(answer);
         if let Some(backend) = &self.backend {
             let value = |text: &str| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"));
-            answer.insert(headers::BACKEND, backend.url.host_header().clone());
+            answer.insert(headers::BACKEND, backend.url.name_header().clone());
             answer.insert(headers::ARM, value(&backend.arm));
             let assigned = self.assigned.as_ref().and_then(|(pool, arm)| pool.arm(*arm));
             if let Some(arm) = assigned.filter(|arm| arm.name != backend.arm) {

@@ -136,7 +136,7 @@ impl Attempts {
             Stage::NothingSent => {
                 let answered = self.answered || (self.not_served && self.failed > 0);
                 // These are the operator's to mend, so a backend's earlier answer must not hide them.
-                let ours = matches!(last, Failure::Misconfigured(_) | Failure::Shortage);
+                let ours = matches!(last, Failure::Misconfigured(_) | Failure::Tls | Failure::Shortage);
                 answered && self.deaths < MAX_DEATHS && !ours
             }
             Stage::HeadSentEarly => {
@@ -165,6 +165,7 @@ pub fn is_answer(failure: Failure) -> bool {
         Failure::Connect
         | Failure::Shortage
         | Failure::Unreachable
+        | Failure::Tls
         | Failure::Reused
         | Failure::Died
         | Failure::Misconfigured(_)
@@ -214,6 +215,7 @@ pub fn verdict(failure: Failure, seen: &Attempts) -> Verdict {
         | Failure::ServerError(_)
         | Failure::Busy { .. }
         | Failure::Misconfigured(_)
+        | Failure::Tls
         | Failure::NotServed
         | Failure::ErrorEvent { .. }
         | Failure::FirstToken
@@ -312,6 +314,7 @@ mod tests {
             (BUSY, Next),
             (TOO_MANY, Next),
             (F::Misconfigured(404), Next),
+            (F::Tls, Next),
             (F::ErrorEvent { code: 400, engine_dead: false }, Over),
             (EVENT, Next),
             (DEAD, Next),
@@ -391,6 +394,8 @@ mod tests {
         assert_eq!(ending(&[Failure::Connect, Failure::Died]), Ending::Ours(Failure::Died));
         assert_eq!(ending(&[BUSY, Failure::Misconfigured(401)]), Ending::Ours(Failure::Misconfigured(401)));
         assert_eq!(ending(&[Failure::Misconfigured(401), BUSY]), Ending::Theirs);
+        assert_eq!(ending(&[BUSY, Failure::Tls]), Ending::Ours(Failure::Tls));
+        assert_eq!(after(&[Failure::Tls, Failure::Tls]).deaths(), 0);
         assert_eq!(after(&[BUSY, Failure::Connect]).ending(HeadSentEarly), Ending::Ours(Failure::Connect));
         assert_eq!(after(&[BUSY, EVENT]).ending(HeadSentEarly), Ending::Theirs);
     }

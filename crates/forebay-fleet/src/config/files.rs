@@ -82,20 +82,41 @@ impl<'a> Outside<'a> {
         }
     }
 
-    /// The admin token in the file called `name`: its content without the space around it.
+    /// The content of the file called `name` at `span`, unless it cannot be read, which is noted under `key`.
+    pub(super) fn content(&mut self, key: &str, name: &str, span: Range<usize>, notes: &Notes) -> Option<String> {
+        self.named(key, name, span, notes).map(|(_, text)| text)
+    }
+
+    /// The admin token in the file called `name`.
     pub(super) fn token(&mut self, name: &str, span: Range<usize>, notes: &Notes) -> Option<Secret> {
-        let (path, text) = self.named("admin.token_file", name, span, notes)?;
+        self.word("admin.token_file", "token", name, span, notes)
+    }
+
+    /// The secret in the file called `name`, which `key` names: its content without the space around it. `what`: the word for it.
+    pub(super) fn word(
+        &mut self,
+        key: &str,
+        what: &str,
+        name: &str,
+        span: Range<usize>,
+        notes: &Notes,
+    ) -> Option<Secret> {
+        let (path, text) = self.named(key, name, span, notes)?;
         // An editor ends the file with a line feed, which no header may carry.
         let token = text.trim();
         let wrong = if token.is_empty() {
-            "holds no token"
+            format!("holds no {what}")
         } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            "holds more than one word, or characters that cannot be sent in a header"
+            "holds more than one word, or characters that cannot be sent in a header".to_owned()
         } else {
             return Some(Secret::new(token));
         };
-        let hint = "put one random word into it, such as: openssl rand -hex 32";
-        let message = format!("admin.token_file: the file {wrong}");
+        let hint = if what == "token" {
+            "put one random word into it, such as: openssl rand -hex 32"
+        } else {
+            "put the word into it that the server was started with (vllm serve --api-key)"
+        };
+        let message = format!("{key}: the file {wrong}");
         notes.add(Diagnostic::elsewhere(path.display().to_string(), None, message).hint(hint));
         None
     }

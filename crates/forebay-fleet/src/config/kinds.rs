@@ -234,17 +234,8 @@ impl ValueKind for Url {
     type Of = BackendUrl;
 
     fn read(&self, value: &Value<'_>) -> Result<BackendUrl, Wrong> {
-        const FORM: &str = "write it as \"http://host:port\"";
-        let text = values::text(value).map_err(|wrong| wrong.hint(FORM))?;
-        text.parse().map_err(|error: UrlError| {
-            let hint = match error {
-                UrlError::UserInfo => "leave it out; a backend's key is named by key_env",
-                UrlError::Path => "leave it out, also a `/v1`: requests keep the path that the client sent",
-                UrlError::Https => "write http://, and keep backends on a private network",
-                _ => FORM,
-            };
-            Wrong::because(error.to_string()).hint(hint)
-        })
+        let text = values::text(value).map_err(|wrong| wrong.hint(UrlError::Malformed.hint()))?;
+        text.parse().map_err(|error: UrlError| Wrong::because(error.to_string()).hint(error.hint()))
     }
 
     fn written(&self, value: &BackendUrl) -> Notation {
@@ -252,6 +243,6 @@ impl ValueKind for Url {
     }
 
     fn takes(&self) -> String {
-        "`http://host:port`, without a path".to_owned()
+        "`http://host:port` or `https://host:port`, with a prefix or without, or `unix:/path`".to_owned()
     }
 }

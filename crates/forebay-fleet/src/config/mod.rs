@@ -12,10 +12,12 @@ mod keys;
 mod kinds;
 pub mod model;
 mod origins;
+mod pool_tls;
 mod pools;
 mod resolve;
 mod schema;
 mod secret;
+mod tls;
 mod unknown_models;
 mod url;
 

@@ -13,7 +13,9 @@ pub use super::keys::{
     UsageMode, WaitRoom,
 };
 pub use super::origins::Origins;
+pub use super::pool_tls::PoolTls;
 pub use super::secret::Secret;
+pub use super::tls::ListenerTls;
 pub use super::unknown_models::UnknownModels;
 pub use super::url::{BackendUrl, UrlError};
 

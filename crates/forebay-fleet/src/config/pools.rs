@@ -11,7 +11,8 @@ use super::between::both;
 use super::files::Outside;
 use super::keys::SESSION;
 use super::kinds::HeaderName;
-use super::model::{ArmConfig, BackendConfig, BackendUrl, PoolConfig, SessionKey, UnknownModels};
+use super::model::{ArmConfig, BackendConfig, BackendUrl, PoolConfig, Secret, SessionKey, UnknownModels};
+use super::pool_tls::{self, POOL_TLS};
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
 use forebay_core::toml_reader::{Got, Keys, Table, ValueKind};
@@ -22,14 +23,14 @@ const BACKENDS_FORM: &str = "backends = [{ url = \"http://127.0.0.1:8001\" }]";
 type Places<K> = HashMap<K, Range<usize>>;
 
 /// The settings outside the pools that their reading needs.
-pub(super) struct Around<'a> {
-    pub(super) outside: &'a Outside<'a>,
+pub(super) struct Around<'a, 'b> {
+    pub(super) outside: &'a mut Outside<'b>,
     /// The address at which this proxy itself listens.
     pub(super) listener: &'a Got<SocketAddr>,
 }
 
 /// Every pool of the file.
-pub(super) fn pools(root: &Table<'_>, around: &Around<'_>) -> Vec<PoolConfig> {
+pub(super) fn pools(root: &Table<'_>, around: &mut Around<'_, '_>) -> Vec<PoolConfig> {
     let tables = root.tables("pools", PoolConfig::SECTION);
     if tables.is_empty() && root.value("pools").is_none_or(|value| value.kind() == "a list") {
         root.note("there is no pool, so that nothing could be served", format!("add [[pools]] with {POOL_FORM}"));
@@ -58,7 +59,7 @@ fn unknown_models(tables: &[Table<'_>], pools: &mut [PoolConfig]) {
 
 const POOL_FORM: &str = "model = \"…\" and backends = [{ url = \"http://127.0.0.1:8001\" }]";
 
-fn pool(table: &Table<'_>, names: &mut Places<String>, around: &Around<'_>) -> PoolConfig {
+fn pool(table: &Table<'_>, names: &mut Places<String>, around: &mut Around<'_, '_>) -> PoolConfig {
     let mut pool = PoolConfig::default();
     pool.read(table);
     let model = table.got("model", pool.model.clone());
@@ -75,7 +76,13 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, around: &Around<'_>) -> P
     if let Some(session) = session(table) {
         pool.session = session;
     }
+    let tls = table.table("tls", POOL_TLS);
+    pool.tls = pool_tls::pool(&tls, around.outside);
     pool.arms = arms(table, around);
+    if tls.is_written() && !pool.arms.iter().flat_map(|arm| &arm.backends).any(|backend| backend.url.is_https()) {
+        let hint = "write https:// in the URLs of backends that speak TLS, or leave tls out";
+        tls.note("pools.tls: no backend of the pool has an https URL, so nothing would use it", hint);
+    }
     pool
 }
 
@@ -116,7 +123,7 @@ fn session(table: &Table<'_>) -> Option<SessionKey> {
     }
 }
 
-fn arms(table: &Table<'_>, around: &Around<'_>) -> Vec<ArmConfig> {
+fn arms(table: &Table<'_>, around: &mut Around<'_, '_>) -> Vec<ArmConfig> {
     let mut urls = Places::new();
     // Read on with the arms, so that mistakes in them are told in the same run.
     if let (Some(_), Some(span)) = (table.value("arms"), table.key_span("backends")) {
@@ -141,7 +148,7 @@ fn arm(
     table: &Table<'_>,
     names: &mut Places<String>,
     urls: &mut Places<BackendUrl>,
-    around: &Around<'_>,
+    around: &mut Around<'_, '_>,
 ) -> (ArmConfig, Got<f64>) {
     if table.value("name").is_none() {
         table.note("pools.arms.name: the arm has no name", "add name = \"…\", such as \"tp2\"");
@@ -181,7 +188,12 @@ fn check_shares(pool: &Table<'_>, arms: &[Table<'_>], shares: &[Got<f64>]) {
 }
 
 /// The backends of a pool or an arm, which is `what`.
-fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, around: &Around<'_>) -> Vec<BackendConfig> {
+fn backends(
+    table: &Table<'_>,
+    what: &str,
+    urls: &mut Places<BackendUrl>,
+    around: &mut Around<'_, '_>,
+) -> Vec<BackendConfig> {
     let empty = table.value("backends").is_none_or(|value| match value.value {
         DeValue::Array(items) => items.is_empty(),
         _ => false,
@@ -194,10 +206,10 @@ fn backends(table: &Table<'_>, what: &str, urls: &mut Places<BackendUrl>, around
     tables.iter().map(|table| backend(table, urls, around)).collect()
 }
 
-fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &Around<'_>) -> BackendConfig {
+fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &mut Around<'_, '_>) -> BackendConfig {
     let mut backend = BackendConfig::of(unread());
     backend.read(table);
-    backend.key = table.or("key_env", None, |value| around.outside.variable(values::text(value)?).map(Some));
+    backend.key = key(table, around.outside);
     let url = table.got("url", &backend.url);
     match url.span {
         None => table.note("backends.url: the backend has no URL", "add url = \"http://127.0.0.1:8001\""),
@@ -219,6 +231,19 @@ fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &Around<'_>
         Some(_) => {}
     }
     backend
+}
+
+/// The key that the backend is sent: from the environment or from a file.
+fn key(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<Secret> {
+    let from_env = table.or("key_env", None, |value| outside.variable(values::text(value)?).map(Some));
+    let file = table.get("key_file", None, |value| values::line(4096)(value).map(Some));
+    let (Some(name), Some(span)) = (file.value, file.span) else { return from_env };
+    if table.value("key_env").is_some() {
+        let message = "backends.key_file: the backend has a key_env, too";
+        table.notes().add(Diagnostic::at(span, message).hint("leave one of the two out"));
+        return None;
+    }
+    outside.word("backends.key_file", "key", &name, span, table.notes())
 }
 
 /// Notes a backend that is this proxy itself, to which each request would come back.

@@ -6,19 +6,23 @@ use std::net::SocketAddr;
 use super::between::both;
 use super::files::Outside;
 use super::model::{Admin, Config, Secret, Tables};
+use super::tls;
 use super::{client_keys, pools};
 use forebay_core::toml_reader::kinds::{ValueKind, line};
-use forebay_core::toml_reader::{Diagnostic, Got, Table};
+use forebay_core::toml_reader::{Diagnostic, Got, Table, values};
 
 /// The configuration that the file at `root` means.
 pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
     let tables = Tables::open(root);
     let mut config = Config::read(&tables);
     let data = tables.listen.got("address", config.listen.address);
+    config.listen.tls = tls::listener(&tables.listen.table("tls", tls::LISTEN_TLS), outside);
+    let admin_tls = tables.admin.table("tls", tls::ADMIN_TLS);
+    config.admin.tls = tls::listener(&admin_tls, outside);
     config.admin.token = token(&tables.admin, outside);
-    check_admin(&config.admin, &tables.admin, &data);
+    check_admin(&config.admin, (&tables.admin, &admin_tls), &data);
     config.clients.keys = client_keys::client_keys(&tables.clients, outside);
-    config.pools = pools::pools(root, &pools::Around { outside, listener: &data });
+    config.pools = pools::pools(root, &mut pools::Around { outside, listener: &data });
     config
 }
 
@@ -29,11 +33,14 @@ fn token(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<Secret> {
 }
 
 /// Notes an admin listener that anybody could use, and one whose port clients have.
-fn check_admin(admin: &Admin, table: &Table<'_>, data: &Got<SocketAddr>) {
+fn check_admin(admin: &Admin, (table, tls): (&Table<'_>, &Table<'_>), data: &Got<SocketAddr>) {
     let address = table.got("address", admin.address);
-    if !address.value.ip().is_loopback() && table.value("token_file").is_none() {
+    // A file of authorities that is wrong was noted already, and is meant to be there.
+    let asks = tls.value("client_ca_file");
+    let asks = asks.is_some_and(|value| values::text(&value).is_ok_and(|text| text != "off"));
+    if !address.value.ip().is_loopback() && table.value("token_file").is_none() && !asks {
         let message = format!("admin.address: {} is not loopback, so a token is required", address.value);
-        let hint = "add token_file = \"admin.token\", a file with one random word, or bind 127.0.0.1";
+        let hint = "add token_file = \"admin.token\", a file with one random word, or tls with a client_ca_file, or bind 127.0.0.1";
         table.notes().add(Diagnostic::at(address.span.clone().unwrap_or_default(), message).hint(hint));
     }
     if !address.wrong && !data.wrong && collide(address.value, data.value) {

@@ -6,6 +6,8 @@ use super::keys::{
     Limits, Listen, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
 };
 use super::model::ROOT;
+use super::pool_tls::POOL_TLS;
+use super::tls::{ADMIN_TLS, LISTEN_TLS};
 use forebay_core::toml_reader::{Keys, Schema};
 
 /// The whole file, in the order of the documentation.
@@ -14,8 +16,10 @@ pub(super) static SCHEMA: Schema = Schema {
     sections: &[
         ROOT,
         Listen::SECTION,
+        LISTEN_TLS,
         Drain::SECTION,
         Admin::SECTION,
+        ADMIN_TLS,
         Clients::SECTION,
         KeyConfig::SECTION,
         Paths::SECTION,
@@ -31,6 +35,7 @@ pub(super) static SCHEMA: Schema = Schema {
         Slo::SECTION,
         PoolConfig::SECTION,
         SESSION,
+        POOL_TLS,
         WaitRoom::SECTION,
         ArmConfig::SECTION,
         BackendConfig::SECTION,
@@ -55,7 +60,7 @@ fn instead(section: &str, key: &str) -> Option<&'static str> {
         return Some("keys stay out of this file: write the hash into clients.keys_file, or key_env = \"NAME\"");
     }
     (section == "backends" && key.contains("key"))
-        .then_some("keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it")
+        .then_some("keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it, or key_file = \"PATH\"")
 }
 
 #[cfg(test)]

@@ -1,36 +1,44 @@
-//! The address of a backend: an `http://host:port` and nothing after it, checked once when the configuration is read, so
-//! that no request ever meets a malformed one. Never carries a path, a query or credentials.
+//! The address of a backend, checked once when the configuration is read, so that no request ever meets a malformed one:
+//! `http://host:port` or `https://host:port`, with a prefix for all paths or without, or `unix:/path` of a socket. Never carries a
+//! query or credentials.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use http::uri::Scheme;
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
+
+/// The longest path of a Unix socket that the system takes, in bytes.
+const LONGEST_SOCKET: usize = 107;
 
 /// The URL of a backend. Two spellings of one address (`HTTP://Host:80/` and `http://host`) are equal.
 #[derive(Clone)]
 pub struct BackendUrl {
     uri: Uri,
     text: String,
+    /// The part of `text` that names the backend begins here.
+    name_at: usize,
+    /// The path that comes before every other; empty where there is none.
+    prefix: String,
+    socket: Option<PathBuf>,
     host_header: HeaderValue,
+    name_header: HeaderValue,
 }
 
 /// Reason why a text is no backend URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum UrlError {
-    /// Neither `http://` nor `https://` in front.
-    #[error("a backend URL starts with `http://`")]
+    /// Neither `http://`, `https://` nor `unix:/` in front.
+    #[error("a backend URL starts with `http://`, `https://` or `unix:/`")]
     NoScheme,
-    /// Another scheme than http and https.
-    #[error("only http backends can be reached")]
+    /// Another scheme.
+    #[error("only http, https and unix backends can be reached")]
     Scheme,
-    /// TLS towards backends.
-    #[error("an https backend is not in this version yet")]
-    Https,
     /// Nothing between the scheme and the port or the end.
     #[error("the URL names no host")]
     NoHost,
@@ -40,9 +48,15 @@ pub enum UrlError {
     /// A port that is no number between 1 and 65535.
     #[error("the port is not between 1 and 65535")]
     Port,
-    /// A path behind the host, such as `/v1`.
-    #[error("the URL has a path")]
-    Path,
+    /// The path of an API, such as `/v1`.
+    #[error("the URL ends in the API's own path")]
+    ApiPath,
+    /// An empty segment of the path, or one of dots.
+    #[error("the URL's path is not a plain prefix")]
+    Prefix,
+    /// A socket's path that is relative, too long, or not of visible ASCII characters.
+    #[error("the path of the Unix socket is not usable")]
+    Socket,
     /// A query or a fragment.
     #[error("the URL has a query or a fragment")]
     Query,
@@ -51,20 +65,44 @@ pub enum UrlError {
     Malformed,
 }
 
+impl UrlError {
+    /// Returns what would be right.
+    #[must_use]
+    pub fn hint(self) -> &'static str {
+        match self {
+            UrlError::UserInfo => "leave it out; a backend's key is named by key_env or key_file",
+            UrlError::ApiPath => {
+                "leave `/v1` and what follows out: requests bring the path that the client sent; a prefix before it may stay"
+            }
+            UrlError::Prefix => "write segments between single slashes, such as \"http://host:port/gpu-1\"",
+            UrlError::Socket => {
+                "write a whole path of at most 107 visible ASCII characters, such as \"unix:/run/vllm.sock\""
+            }
+            _ => "write it as \"http://host:port\"",
+        }
+    }
+}
+
 impl BackendUrl {
-    /// The URL with `/` as its path, to build request URIs from.
+    /// The URL with a path, `/` at least, to build request URIs from. A Unix socket has `localhost` for its host.
     #[must_use]
     pub fn uri(&self) -> &Uri {
         &self.uri
     }
 
-    /// `host:port`, or `host` where the port is 80: what belongs into a `host` header.
+    /// The backend's name in metrics, logs and the admin API: host and port, and the prefix; `unix:/path` of a socket.
     #[must_use]
     pub fn authority(&self) -> &str {
-        &self.text["http://".len()..]
+        &self.text[self.name_at..]
     }
 
     /// [`Self::authority`] as a header's value, so that no request has to make it.
+    #[must_use]
+    pub fn name_header(&self) -> &HeaderValue {
+        &self.name_header
+    }
+
+    /// The value of a `host` header to the backend: `host:port`, or `host` where the port is the scheme's own.
     #[must_use]
     pub fn host_header(&self) -> &HeaderValue {
         &self.host_header
@@ -76,10 +114,25 @@ impl BackendUrl {
         self.uri.host().unwrap_or_default()
     }
 
+    /// The path of the Unix socket that the backend listens at, if it does.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
+    /// Returns whether the backend speaks TLS.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.uri.scheme() == Some(&Scheme::HTTPS)
+    }
+
     /// Returns whether a connection to this URL would reach what listens at `listener` on the same machine, as far as the texts
     /// tell.
     #[must_use]
     pub fn leads_to(&self, listener: SocketAddr) -> bool {
+        if self.socket.is_some() {
+            return false;
+        }
         let host = self.host().trim_matches(['[', ']']);
         let address = if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse::<IpAddr>().ok() };
         let listens = listener.ip().to_canonical();
@@ -93,10 +146,25 @@ impl BackendUrl {
         self.port() == listener.port() && address.is_some_and(is_here)
     }
 
-    /// The port; 80 where none was written.
+    /// The port; the scheme's own where none was written.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.uri.port_u16().unwrap_or(80)
+        self.uri.port_u16().unwrap_or(if self.is_https() { 443 } else { 80 })
+    }
+
+    /// The URI of a path on the backend.
+    ///
+    /// # Panics
+    /// `path` does not begin with a slash.
+    #[must_use]
+    pub fn at(&self, path: &PathAndQuery) -> Uri {
+        let mut parts = self.uri.clone().into_parts();
+        parts.path_and_query = Some(if self.prefix.is_empty() {
+            path.clone()
+        } else {
+            format!("{}{path}", self.prefix).parse().expect("a checked prefix before a path is a path")
+        });
+        Uri::from_parts(parts).expect("a backend's URL has a scheme and an authority")
     }
 }
 
@@ -104,6 +172,9 @@ impl FromStr for BackendUrl {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<BackendUrl, UrlError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix(path);
+        }
         if !text.contains("://") {
             return Err(UrlError::NoScheme);
         }
@@ -112,7 +183,7 @@ impl FromStr for BackendUrl {
             return Err(UrlError::Query);
         }
         let after_scheme = text.split_once("://").map_or("", |(_, rest)| rest);
-        // The path is the client's, so a backend's URL has none. A slash at the end is as good as nothing.
+        // A slash at the end is as good as nothing.
         let (authority, path) = after_scheme.split_once('/').unwrap_or((after_scheme, ""));
         if authority.contains('@') {
             return Err(UrlError::UserInfo);
@@ -122,28 +193,70 @@ impl FromStr for BackendUrl {
         }
         check_port(authority)?;
         let written: Uri = text.parse().map_err(|_| UrlError::Malformed)?;
-        match written.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTP => {}
-            Some(scheme) if *scheme == Scheme::HTTPS => return Err(UrlError::Https),
+        let (scheme, port) = match written.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => ("http://", 80),
+            Some(scheme) if *scheme == Scheme::HTTPS => ("https://", 443),
             _ => return Err(UrlError::Scheme),
-        }
-        if !path.is_empty() {
-            return Err(UrlError::Path);
-        }
+        };
+        let prefix = prefix(path)?;
         // In one spelling, so that one backend cannot be written twice as two.
         let host = written.host().ok_or(UrlError::NoHost)?.to_ascii_lowercase();
         if host.parse::<std::net::IpAddr>().is_err() && host.starts_with('[') && !is_ipv6(&host) {
             return Err(UrlError::Malformed);
         }
-        let text = match written.port_u16() {
-            // Port 80 is left out, as in the host header that a client would send.
-            None | Some(80) => format!("http://{host}"),
-            Some(port) => format!("http://{host}:{port}"),
+        let authority = match written.port_u16() {
+            // The scheme's own port is left out, as in the host header that a client would send.
+            Some(other) if other != port => format!("{host}:{other}"),
+            _ => host,
         };
-        let uri = format!("{text}/").parse().map_err(|_| UrlError::Malformed)?;
-        let host_header = HeaderValue::from_str(&text["http://".len()..]).map_err(|_| UrlError::Malformed)?;
-        Ok(BackendUrl { uri, text, host_header })
+        let name = format!("{authority}{prefix}");
+        let header = |text: &str| HeaderValue::from_str(text).map_err(|_| UrlError::Malformed);
+        Ok(BackendUrl {
+            uri: format!("{scheme}{authority}{prefix}/").parse().map_err(|_| UrlError::Malformed)?,
+            host_header: header(&authority)?,
+            name_header: header(&name)?,
+            text: format!("{scheme}{name}"),
+            name_at: scheme.len(),
+            prefix,
+            socket: None,
+        })
     }
+}
+
+/// The URL of a Unix socket, by what follows `unix:`. `unix:///path` is another spelling of `unix:/path`.
+fn unix(path: &str) -> Result<BackendUrl, UrlError> {
+    let path = path.strip_prefix("//").unwrap_or(path);
+    let usable = path.len() <= LONGEST_SOCKET && path.len() > 1 && path.bytes().all(|byte| byte.is_ascii_graphic());
+    if !usable || !path.starts_with('/') || path.starts_with("//") {
+        return Err(UrlError::Socket);
+    }
+    let text = format!("unix:{path}");
+    Ok(BackendUrl {
+        uri: Uri::from_static("http://localhost/"),
+        host_header: HeaderValue::from_static("localhost"),
+        name_header: HeaderValue::from_str(&text).map_err(|_| UrlError::Socket)?,
+        socket: Some(PathBuf::from(path)),
+        text,
+        name_at: 0,
+        prefix: String::new(),
+    })
+}
+
+/// Returns the prefix of all paths, by what follows the first slash: empty, or with a slash in front and none at the end.
+fn prefix(path: &str) -> Result<String, UrlError> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    if path.is_empty() {
+        return Ok(String::new());
+    }
+    // The client's path has it already.
+    if path.split('/').any(|segment| segment == "v1") {
+        return Err(UrlError::ApiPath);
+    }
+    let is_plain = |segment: &str| {
+        let dots = segment.to_ascii_lowercase().replace("%2e", ".");
+        !segment.is_empty() && !matches!(dots.as_str(), "." | "..")
+    };
+    if path.split('/').all(is_plain) { Ok(format!("/{path}")) } else { Err(UrlError::Prefix) }
 }
 
 /// Returns whether `host` is an IPv6 address in brackets.
@@ -250,7 +363,6 @@ mod tests {
             ("127.0.0.1:8001", UrlError::NoScheme),
             ("", UrlError::NoScheme),
             ("ftp://a", UrlError::Scheme),
-            ("https://a", UrlError::Https),
             ("http://", UrlError::NoHost),
             ("http://:8001", UrlError::NoHost),
             ("http://user:pw@a", UrlError::UserInfo),
@@ -259,7 +371,18 @@ mod tests {
             ("http://a:99999", UrlError::Port),
             ("http://a:80x", UrlError::Port),
             ("http://a:+80", UrlError::Port),
-            ("http://a/v1", UrlError::Path),
+            ("http://a/v1", UrlError::ApiPath),
+            ("https://a/gpu-1/v1/", UrlError::ApiPath),
+            ("http://a/v1/chat/completions", UrlError::ApiPath),
+            ("http://a/x//y", UrlError::Prefix),
+            ("http://a/x/../y", UrlError::Prefix),
+            ("http://a/%2E%2e", UrlError::Prefix),
+            ("unix:", UrlError::Socket),
+            ("unix:/", UrlError::Socket),
+            ("unix:vllm.sock", UrlError::Socket),
+            ("unix://host/vllm.sock", UrlError::Socket),
+            ("unix:/run/a b", UrlError::Socket),
+            ("unix:/run/é", UrlError::Socket),
             ("http://a?x=1", UrlError::Query),
             ("http://a#x", UrlError::Query),
             ("http://a b", UrlError::Malformed),
@@ -274,7 +397,7 @@ mod tests {
         fn what_is_accepted_is_shown_as_itself(text in "(http|https|HTTP)?(://)?(a|B|é|[0-9.:@/?#\\[\\]%_ -]){0,20}") {
             if let Ok(url) = text.parse::<BackendUrl>() {
                 prop_assert_eq!(url.to_string().parse::<BackendUrl>(), Ok(url.clone()));
-                prop_assert!(!url.host().is_empty() && url.uri().path() == "/");
+                prop_assert!(!url.host().is_empty() && url.uri().path().ends_with('/'));
             }
         }
     }

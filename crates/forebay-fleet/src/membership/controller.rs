@@ -7,23 +7,25 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use super::record::{Change, MemberRecord};
+pub use super::settings::Settings;
 use super::snapshot::{Fleet, Snapshot};
-use crate::config::model::{self, Budget, Config, UnknownModels};
+use crate::config::model::{self, Budget, UnknownModels};
 use crate::health::reports::{HealthKeeper, Reports};
-use crate::health::{Effect, Probed, Rules};
+use crate::health::{Effect, Probed};
 use crate::load::{Load, LoadState};
 use crate::locked;
 use crate::pool::backend::Backend;
 use crate::pool::gate::Gate;
 use crate::pool::{Arm, Member, Pool, wait};
+use crate::reach::Endpoint;
 use crate::telemetry::Telemetry;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::NONE;
+use crate::tls::ClientTls;
 use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::routing::eligible::Seat;
@@ -31,31 +33,6 @@ use forebay_core::routing::facts::ArmIndex;
 use forebay_core::routing::retry::TokenBucket;
 use forebay_core::routing::split::Split;
 use forebay_core::units::BackendId;
-
-/// The settings that the fleet takes from the configuration beside its pools.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// The age from which a scraped figure counts as absent.
-    pub stale_after: Duration,
-    /// Rules for taking a backend out, and for how long.
-    pub rules: Rules,
-    /// The retry budget of each pool.
-    pub budget: Budget,
-}
-
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Settings {
-        Settings {
-            stale_after: config.scrape.stale_after,
-            rules: Rules {
-                failures: config.health.failures,
-                base: config.health.ejection.base,
-                max: config.health.ejection.max,
-            },
-            budget: config.retry.budget,
-        }
-    }
-}
 
 /// The writer.
 #[derive(Debug)]
@@ -167,7 +144,8 @@ impl Controller {
                     // Weak, since the core owns the backends, which own their reports.
                     let keeper: Weak<Core> = Arc::downgrade(&self.0);
                     let reports = Reports::to(keeper);
-                    let entry = inner.entry(&key, config, reports, now);
+                    let tls = pool.tls.as_ref().map(|tls| &tls.client);
+                    let entry = inner.entry(&key, (config, tls), reports, now);
                     kept.insert(key, entry);
                 }
             }
@@ -266,13 +244,26 @@ impl Inner {
     }
 
     /// The entry of this backend: the one there is, brought up to date, or a new one.
-    fn entry(&mut self, key: &MemberKey, config: &model::BackendConfig, reports: Reports, now: Time) -> MemberRecord {
+    fn entry(
+        &mut self,
+        key: &MemberKey,
+        (config, tls): (&model::BackendConfig, Option<&ClientTls>),
+        reports: Reports,
+        now: Time,
+    ) -> MemberRecord {
         if let Some(mut entry) = self.entries.remove(key) {
+            let old_way = entry.backend.endpoint.is_met_by(tls);
             // A new backend over the same load, alarm and figures: readers hold the old one, which nobody may change.
-            if entry.config != *config {
+            if entry.config != *config || !old_way {
+                let endpoint = if old_way {
+                    Arc::clone(&entry.backend.endpoint)
+                } else {
+                    Arc::new(Endpoint::new(&config.url, tls))
+                };
                 entry.backend = Arc::new(Backend {
                     id: entry.backend.id,
                     url: config.url.clone(),
+                    endpoint,
                     pool: Arc::clone(&entry.backend.pool),
                     arm: Arc::clone(&entry.backend.arm),
                     speed: config.speed,
@@ -286,8 +277,8 @@ impl Inner {
                     figures: Arc::clone(&entry.backend.figures),
                 });
                 entry.backend.load.retune(config.speed, self.settings.stale_after);
-                if entry.config.key != config.key {
-                    // A backend that refused our key may take the new one.
+                if entry.config.key != config.key || !old_way {
+                    // A backend that refused our key or our certificate may take the new one.
                     entry.health.configured();
                 }
                 entry.config = config.clone();
@@ -303,6 +294,7 @@ impl Inner {
         let backend = Backend {
             id,
             url: config.url.clone(),
+            endpoint: Arc::new(Endpoint::new(&config.url, tls)),
             pool: key.pool.as_str().into(),
             arm: key.arm.as_str().into(),
             speed: config.speed,

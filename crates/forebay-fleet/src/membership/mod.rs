@@ -4,4 +4,5 @@ pub mod controller;
 mod drains;
 mod record;
 mod serving;
+mod settings;
 pub mod snapshot;

@@ -10,6 +10,7 @@ use crate::health::alarm::Alarm;
 use crate::health::doubt::Doubt;
 use crate::health::reports::Reports;
 use crate::load::Load;
+use crate::reach::Endpoint;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;
 use forebay_core::units::BackendId;
@@ -21,6 +22,8 @@ pub struct Backend {
     pub id: BackendId,
     /// The URL that it listens at.
     pub url: BackendUrl,
+    /// The way to it.
+    pub endpoint: Arc<Endpoint>,
     /// The model of its pool.
     pub pool: Arc<str>,
     /// The name of its arm.

@@ -69,6 +69,8 @@ label_enum! {
         Shortage = "shortage",
         /// This host cannot reach the backend: its name does not resolve, or no port or route is left.
         Unreachable = "unreachable",
+        /// The two do not agree on TLS.
+        Tls = "tls",
         /// Not over in time.
         Timeout = "timeout",
         /// A status other than 2xx.
@@ -182,6 +184,7 @@ pub(super) fn failure_labels() -> Vec<&'static str> {
         Failure::Connect,
         Failure::Shortage,
         Failure::Unreachable,
+        Failure::Tls,
         Failure::Reused,
         Failure::Died,
         Failure::ServerError(500),
@@ -258,7 +261,7 @@ mod tests {
             Failure::Misconfigured(_) | Failure::ErrorEvent { .. } | Failure::FirstToken | Failure::Idle => {}
             Failure::Truncated | Failure::Deadline | Failure::Shutdown | Failure::ClientLeft => {}
             Failure::Stalled | Failure::ListenerGone | Failure::NotServed => {}
-            Failure::Silent | Failure::Shortage | Failure::Unreachable => {}
+            Failure::Silent | Failure::Shortage | Failure::Unreachable | Failure::Tls => {}
         }
         match refusal {
             Refusal::BadRequest(_) | Refusal::NoModel(_) | Refusal::Unauthorized => {}

@@ -1,6 +1,7 @@
 //! What is read, not recorded: the gauges of backends and arms as they are at the moment of the scrape. Rows are plain values,
 //! so that telemetry does not know the fleet.
 
+use super::metrics::{CERTIFICATE_EXPIRY, NONE};
 use super::recorder::{Def, Text};
 
 /// The value of one gauge.
@@ -44,6 +45,25 @@ pub struct ArmRow {
     pub arm: String,
     /// Its gauges.
     pub readings: Vec<Reading>,
+}
+
+/// A certificate of ours.
+#[derive(Clone, Debug)]
+pub struct CertificateRow {
+    /// Label: the key of the configuration that names it, such as `listen.tls`.
+    pub key: &'static str,
+    /// Label: the pool whose backends it is shown to.
+    pub pool: Option<String>,
+    /// The last second in which it is valid, since 1970.
+    pub not_after: u64,
+}
+
+/// Writes when each certificate ends.
+pub(crate) fn render_certificates(text: &mut Text, rows: &[CertificateRow]) {
+    for row in rows {
+        let labels = [("certificate", row.key), ("pool", row.pool.as_deref().unwrap_or(NONE))];
+        text.number(&CERTIFICATE_EXPIRY, &labels, row.not_after as f64);
+    }
 }
 
 /// Writes every gauge of the rows.

@@ -86,6 +86,7 @@ defs! {
     CLIENT_IN_FLIGHT = "forebay_client_in_flight", Kind::Gauge, "Requests of a client key under way.";
     CONNECTIONS = "forebay_connections", Kind::Gauge, "Client connections open.";
     CONFIG_RELOADS = "forebay_config_reloads_total", Kind::Counter, "Times a new configuration was read, by result.";
+    CERTIFICATE_EXPIRY = "forebay_certificate_expiry_timestamp_seconds", Kind::Gauge, "Last second in which a certificate of the configuration is valid, since unix epoch; by the key that names it.";
     PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
     LOG_DROPPED = "forebay_access_log_dropped_total", Kind::Counter, "Access log lines dropped because their reader did not keep up.";
     PROCESS_LOG_DROPPED = "forebay_log_dropped_total", Kind::Counter, "Lines of the process's own log dropped because their reader did not keep up.";

@@ -16,12 +16,13 @@ pub mod trace;
 mod writer;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use self::decisions::Decisions;
-use self::live::{ArmRow, BackendRow};
+use self::live::{ArmRow, BackendRow, CertificateRow};
 use self::metrics::{ALL, BackendMetrics, ClientMetrics, NONE, ProcessMetrics};
 use self::recorder::{Labels, Registry, Text};
+use crate::lock::locked;
 
 /// The metrics of one process. Cheap to make; handles outlive it.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub struct Telemetry {
     pub decisions: Decisions,
     /// The client keys whose series are shown.
     clients: Mutex<HashSet<String>>,
+    certificates: Mutex<Vec<CertificateRow>>,
 }
 
 impl Default for Telemetry {
@@ -50,7 +52,14 @@ impl Telemetry {
         let registry = Registry::new(ALL);
         let process = ProcessMetrics::new(&registry);
         let unrouted = Arc::new(BackendMetrics::new(&registry, NONE, NONE, NONE));
-        Telemetry { registry, process, unrouted, decisions: Decisions::default(), clients: Mutex::default() }
+        Telemetry {
+            registry,
+            process,
+            unrouted,
+            decisions: Decisions::default(),
+            clients: Mutex::default(),
+            certificates: Mutex::default(),
+        }
     }
 
     /// The handles of a backend, or of a pool's or an arm's [`NONE`]. The same labels give the same series, so that a
@@ -68,7 +77,12 @@ impl Telemetry {
 
     /// Shows the series of these client keys from now on, and no others.
     pub fn know_clients(&self, names: HashSet<String>) {
-        *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        *locked(&self.clients) = names;
+    }
+
+    /// Shows these certificates, in place of all before.
+    pub fn show_certificates(&self, rows: Vec<CertificateRow>) {
+        *locked(&self.certificates) = rows;
     }
 
     /// The text of `/metrics`: what was recorded, the live rows, the process. Series of backends, arms and pools that are in
@@ -82,7 +96,7 @@ impl Telemetry {
         let known_pools: HashSet<&str> = arms.iter().map(|row| row.pool.as_str()).collect();
         // Handles of a removed backend live as long as its streams. Its series go at once, or a dashboard would show
         // it as idle.
-        let known_clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known_clients = locked(&self.clients).clone();
         let keep = |labels: &Labels| {
             if let Some(client) = labels.get("client") {
                 return known_clients.contains(client);
@@ -95,6 +109,7 @@ impl Telemetry {
         };
         self.registry.render(&mut text, keep);
         live::render(&mut text, backends, arms);
+        live::render_certificates(&mut text, &locked(&self.certificates));
         process::render(&mut text);
         text.finish()
     }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::live::{ArmRow, BackendRow, Reading};
+use super::live::{ArmRow, BackendRow, CertificateRow, Reading};
 use super::metrics::{AbortPhase, Ejection, Outcome, ProbeFailure, Reload, TokenSource};
 use super::*;
 use crate::config::Config;
@@ -51,6 +51,7 @@ fn full_text() -> String {
     a.predicted(Duration::from_millis(30), Duration::from_millis(40));
     telemetry.unrouted.request(Api::Chat, Outcome::from(&Refusal::Unauthorized));
     telemetry.process.reload(Reload::Applied);
+    telemetry.show_certificates(vec![CertificateRow { key: "listen.tls", pool: None, not_after: 1_900_000_000 }]);
     let sample = Sample { running: Some(4.0), waiting: Some(3.0), kv_usage: Some(0.25), ..Sample::default() };
     let (backends, arms) = gauges(sample);
     telemetry.render(&backends, &arms)

@@ -211,9 +211,16 @@ fn url(table: &Table<'_>, env: Env<'_>) -> BackendUrl {
     }
     table.or("url", blank_url(), |value| {
         let text = filled(value, env)?;
-        text.parse().map_err(|error: UrlError| {
-            Wrong::because(format!("{}: {error}", quoted(&text))).hint("write it as \"http://127.0.0.1:8001\"")
-        })
+        const FORM: &str = "write it as \"http://127.0.0.1:8001\"";
+        let url: BackendUrl =
+            text.parse().map_err(|error: UrlError| Wrong::because(format!("{}: {error}", quoted(&text))).hint(FORM))?;
+        // The load generator speaks plain HTTP over TCP alone.
+        if url.is_https() || url.socket().is_some() {
+            return Err(
+                Wrong::because(format!("{}: an experiment reaches its servers by http", quoted(&text))).hint(FORM)
+            );
+        }
+        Ok(url)
     })
 }
 

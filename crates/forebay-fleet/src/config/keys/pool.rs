@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::affinity::Affinity;
 use super::super::kinds::{HeaderName, LineOrEmpty, Url};
+use super::super::pool_tls::PoolTls;
 use super::super::secret::Secret;
 use super::super::unknown_models::UnknownModels;
 use super::super::url::BackendUrl;
@@ -48,6 +49,13 @@ section! {
             takes: ByHand("one key of `pools.session`"),
             default: SessionKey::Header("x-session-id".to_owned()),
             said: "`{ header = \"x-session-id\" }`",
+            reload: AtOnce,
+        },
+        /// TLS to the backends that have `https` URLs.
+        tls: Option<PoolTls> {
+            takes: ByHand("the keys of `pools.tls`"),
+            default: None,
+            said: "the authorities that the system trusts, and no client certificate",
             reload: AtOnce,
         },
         /// Salt of the split of sessions among arms, and of prompt hashes. Another salt gives another split. Several Forebays
@@ -167,11 +175,12 @@ fn one_each(backends: &[BackendConfig]) -> u32 {
 }
 
 section! {
-    name: "backends", head: "a backend", form: "each backend as { url = \"http://127.0.0.1:8001\" }";
+    name: "backends", head: "a backend", form: "each backend as { url = \"http://127.0.0.1:8001\" }", also: [KEY_FILE];
     /// A backend: one vLLM server, as an item of `backends`.
     #[derive(Clone, Debug, PartialEq)]
     pub struct BackendConfig {
-        /// The URL that the server listens at.
+        /// The URL that the server listens at. With a prefix, as in `http://gateway/gpu-1`, every path of a request comes after it.
+        /// `https` speaks TLS, by `pools.tls`. A Unix socket is `unix:/path`.
         url: BackendUrl { takes: Url, default: url, said: "required", reload: AtOnce },
         /// The server's speed relative to the other backends, until Forebay has measured it.
         speed: f64 {
@@ -195,3 +204,13 @@ section! {
     /// A backend of speed 1 without a key.
     pub fn of(url: BackendUrl);
 }
+
+/// The other place of a backend's key.
+const KEY_FILE: Key = Key {
+    name: "key_file",
+    full: "backends.key_file",
+    takes: || "path, relative to the configuration file".to_owned(),
+    default: || DefaultText::Words("no key"),
+    reload: Reload::AtOnce,
+    about: "File with the key that Forebay sends to the server, in place of `key_env`. A new key in it takes effect without a restart.",
+};

@@ -9,19 +9,27 @@ use serde::Serialize;
 use super::super::between::{both, shown};
 use super::super::kinds::{SocketPath, Threads};
 use super::super::secret::Secret;
+use super::super::tls::ListenerTls;
 use super::client_key::ClientKey;
 use forebay_core::section;
-use forebay_core::toml_reader::kinds::{address, choice, delay, limit, or_off, size, whole};
+use forebay_core::toml_reader::kinds::{address, boolean, choice, delay, limit, or_off, size, whole};
 use forebay_core::toml_reader::notation::size_text;
 use forebay_core::toml_reader::{ByHand, DefaultText, Key, Nested, Reload, Table};
 
 section! {
-    name: "listen", head: "[listen]", form: "[listen] and its keys below", later: ["tls"];
+    name: "listen", head: "[listen]", form: "[listen] and its keys below";
     /// The listener for clients, and how the process stops.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Listen {
         /// Address on which clients connect. `0.0.0.0` stands for every interface.
         address: SocketAddr { takes: address(), default: loopback(8080), reload: Restart },
+        /// TLS on this address.
+        tls: Option<ListenerTls> {
+            takes: ByHand("the keys of `listen.tls`"), default: None, said: "plain HTTP", reload: AtOnce
+        },
+        /// True if every connection begins with the header of the PROXY protocol, version 1 or 2. The address in it is the client's.
+        /// Only a proxy may reach the port then, since whoever does may claim any address.
+        proxy_protocol: bool { takes: boolean(), default: false, reload: Restart },
         /// Client connections that may be open at once. Forebay answers further ones with 503 and closes them.
         max_connections: Option<usize> { takes: or_off(whole(1..=10_000_000)), default: Some(20_000), reload: Restart },
         /// Time limit for a request's head, from its first byte. A new connection that sends nothing has the same limit.
@@ -66,8 +74,12 @@ section! {
     pub struct Admin {
         /// Address of the admin listener. It needs a port of its own.
         address: SocketAddr { takes: address(), default: loopback(9090), reload: Restart },
-        /// File with the bearer token of the admin API. It is required where `admin.address` is not a loopback address.
-        /// `/health` and `/ready` need no token.
+        /// TLS on this address.
+        tls: Option<ListenerTls> {
+            takes: ByHand("the keys of `admin.tls`"), default: None, said: "plain HTTP", reload: AtOnce
+        },
+        /// File with the bearer token of the admin API. It is required where `admin.address` is not a loopback address and
+        /// `admin.tls` asks for no client certificate. `/health` and `/ready` need no token.
         token: Option<Secret> {
             key: "token_file",
             takes: ByHand("path, relative to the configuration file"),

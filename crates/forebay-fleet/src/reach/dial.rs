@@ -6,8 +6,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::obstacle::{Unresolved, obstacle};
 use forebay_core::error::Failure;
-use forebay_fleet::obstacle::{Unresolved, obstacle};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 

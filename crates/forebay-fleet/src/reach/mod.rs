@@ -1,0 +1,166 @@
+//! The way to a backend, for requests, probes and scrapes alike: by TCP or a Unix socket, plain or with TLS. It blames nobody; what a
+//! failure means is for whoever asked.
+
+mod dial;
+mod socket;
+mod wire;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+
+pub use socket::Socket;
+pub use wire::Wire;
+
+use crate::config::model::BackendUrl;
+use crate::obstacle::Unresolved;
+use crate::tls::ClientTls;
+
+/// The time for a TLS handshake. As long as a server may be silent: one that a long prompt blocks takes a connection at once, since
+/// the system does, and shakes hands after the prompt.
+const HANDSHAKE: Duration = Duration::from_secs(60);
+
+/// The way to one backend.
+#[derive(Debug)]
+pub struct Endpoint {
+    place: Place,
+    tls: Option<ClientTls>,
+    /// The settings of `tls`, before it got sessions of its own.
+    met_by: Option<ClientTls>,
+    /// It was said that the name has several addresses.
+    told: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Place {
+    Host { host: String, port: u16 },
+    Socket(PathBuf),
+}
+
+impl Endpoint {
+    /// The way to this URL. With `https`, `tls` says how to meet the server; without, the system's authorities do.
+    #[must_use]
+    pub fn new(url: &BackendUrl, tls: Option<&ClientTls>) -> Endpoint {
+        let place = match url.socket() {
+            Some(path) => Place::Socket(path.to_owned()),
+            None => Place::Host { host: bare(url.host()), port: url.port() },
+        };
+        let met_by = url.is_https().then(|| tls.cloned()).flatten();
+        let shown = url.is_https().then(|| met_by.clone().unwrap_or_else(ClientTls::system));
+        Endpoint { place, tls: shown.map(|tls| tls.of_its_own()), met_by, told: AtomicBool::new(false) }
+    }
+
+    /// The way to a host of which no more is known.
+    pub(crate) fn of_host(host: &str, port: u16, https: bool) -> Endpoint {
+        let tls = https.then(ClientTls::system);
+        Endpoint { place: Place::Host { host: bare(host), port }, tls, met_by: None, told: AtomicBool::new(true) }
+    }
+
+    /// Returns whether [`Endpoint::new`] would make the same of this URL's `tls`.
+    #[must_use]
+    pub fn is_met_by(&self, tls: Option<&ClientTls>) -> bool {
+        self.tls.is_none() || self.met_by.as_ref() == tls
+    }
+
+    /// Connects, and speaks TLS where the URL says so. `wrap` gets the socket beneath it.
+    ///
+    /// # Errors
+    /// No connection within `limit`, or no agreement on TLS.
+    pub async fn connect<S>(&self, limit: Duration, wrap: impl FnOnce(Socket) -> S) -> io::Result<Wire<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let io = wrap(self.dial(limit).await?);
+        let (Some(tls), Place::Host { host, .. }) = (&self.tls, &self.place) else { return Ok(Wire::Plain(io)) };
+        // On the heap: the state of a handshake is large, and most connections have none.
+        match tokio::time::timeout(HANDSHAKE, Box::pin(tls.connect(host, io))).await {
+            Ok(shaken) => Ok(Wire::Tls(Box::new(shaken?), Some(Arc::clone(tls.meeting())))),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time")),
+        }
+    }
+
+    async fn dial(&self, limit: Duration) -> io::Result<Socket> {
+        let (host, port) = match &self.place {
+            Place::Host { host, port } => (host, *port),
+            Place::Socket(path) => {
+                let connecting = tokio::time::timeout(limit, UnixStream::connect(path));
+                return connecting.await.unwrap_or_else(|_| Err(late())).map(Socket::Unix);
+            }
+        };
+        let mut resolved = false;
+        let connecting = async {
+            let addresses = tokio::net::lookup_host((host.as_str(), port)).await;
+            let addresses: Vec<SocketAddr> = addresses.map_err(|error| Unresolved::new(Some(error)))?.collect();
+            resolved = true;
+            self.tell_several(host, &addresses);
+            dial::dial(addresses.into_iter()).await
+        };
+        let stream = match tokio::time::timeout(limit, connecting).await {
+            Ok(connected) => connected?,
+            Err(_) if resolved => return Err(late()),
+            Err(_) => return Err(Unresolved::new(None).into()),
+        };
+        // A request is one small write: waiting for more would add to what is timed.
+        stream.set_nodelay(true)?;
+        Ok(Socket::Tcp(stream))
+    }
+
+    /// Says once that a name stands for several servers: they are one backend here, and their load cannot be told apart.
+    fn tell_several(&self, host: &str, addresses: &[SocketAddr]) {
+        let count = several(addresses);
+        if count > 1 && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                host,
+                addresses = count,
+                "a backend's host name has several addresses, which count as one backend: to balance between them, list each \
+                 address as a backend of its own"
+            );
+        }
+    }
+}
+
+/// Returns how many hosts these may be. A host with IPv4 and IPv6 has an address of each.
+fn several(addresses: &[SocketAddr]) -> usize {
+    let mut hosts: Vec<IpAddr> = addresses.iter().map(|address| address.ip().to_canonical()).collect();
+    hosts.sort_unstable();
+    hosts.dedup();
+    let (v4, v6): (Vec<_>, Vec<_>) = hosts.into_iter().partition(IpAddr::is_ipv4);
+    v4.len().max(v6.len())
+}
+
+fn bare(host: &str) -> String {
+    host.trim_matches(['[', ']']).to_owned()
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "not connected in time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_of_both_families_is_one_and_a_name_of_several_is_not() {
+        let of = |texts: &[&str]| several(&texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>());
+        assert_eq!(of(&["127.0.0.1:1", "[::1]:1"]), 1);
+        assert_eq!(of(&["10.0.0.1:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"]), 1);
+        assert_eq!(of(&["10.0.0.1:1", "10.0.0.2:1", "[fd00::1]:1"]), 2);
+        assert_eq!(of(&[]), 0);
+    }
+
+    #[test]
+    fn a_way_changes_with_its_tls_alone() {
+        let (https, http) = ("https://a".parse().unwrap(), "http://a".parse().unwrap());
+        let tls = ClientTls::new(None, Some(&"b".try_into().unwrap()), None).unwrap();
+        assert!(Endpoint::new(&https, None).is_met_by(None) && !Endpoint::new(&https, None).is_met_by(Some(&tls)));
+        assert!(Endpoint::new(&https, Some(&tls)).is_met_by(Some(&tls.clone())));
+        assert!(Endpoint::new(&http, None).is_met_by(Some(&tls)), "it speaks none");
+    }
+}

@@ -1,0 +1,114 @@
+//! TLS of the listeners: the handshake of a connection, under a deadline, with the certificate that is in force at that moment. A
+//! reload replaces the certificate for new connections and touches no open one.
+//!
+//! Hot path: one atomic load a connection, none a read or a write.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use pingora::protocols::Stream;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::{TlsAcceptor, TlsStream};
+
+use crate::upstream::stall::WriteStall;
+use forebay_fleet::config::model::{Config, ListenerTls};
+use forebay_fleet::reach::Wire;
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::live::CertificateRow;
+
+/// A client's connection.
+pub(super) type Transport = Wire<WriteStall<Stream>>;
+
+/// The time for a handshake where `listen.header_timeout` is off: a client that says nothing must not hold a connection for ever.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// TLS of one listener, as the configuration has it now.
+#[derive(Clone, Default)]
+pub(super) struct Secured(Arc<ArcSwapOption<ServerConfig>>);
+
+impl Secured {
+    fn set(&self, tls: Option<&ListenerTls>) {
+        self.0.store(tls.map(|tls| tls.server.config()));
+    }
+
+    /// Returns the settings of a connection's handshake; `None` where the listener speaks plain HTTP.
+    pub(super) fn acceptor(&self) -> Option<TlsAcceptor> {
+        self.0.load_full().map(TlsAcceptor::from)
+    }
+}
+
+/// Does the handshake of a connection.
+///
+/// # Errors
+/// The two sides do not agree, the client leaves, or it takes longer than `limit`.
+pub(super) async fn handshake(
+    acceptor: TlsAcceptor,
+    stream: WriteStall<Stream>,
+    limit: Option<Duration>,
+) -> io::Result<Transport> {
+    // On the heap: the state of a handshake is large, and every connection's task would carry room for it.
+    let shaken = within(limit, Box::pin(acceptor.accept(stream))).await?;
+    Ok(Wire::Tls(Box::new(TlsStream::Server(shaken)), None))
+}
+
+/// Waits for what a connection must begin with.
+///
+/// # Errors
+/// Those of `beginning`, and that it takes longer than `limit`.
+pub(super) async fn within<T>(
+    limit: Option<Duration>,
+    beginning: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake, or no PROXY header, in time");
+    tokio::time::timeout(limit.unwrap_or(HANDSHAKE), beginning).await.map_err(late)?
+}
+
+/// TLS of both listeners.
+#[derive(Clone, Default)]
+pub(super) struct Listeners {
+    pub(super) requests: Secured,
+    pub(super) admin: Secured,
+}
+
+impl Listeners {
+    /// Puts the certificates of `config` into force and shows until when they are valid.
+    pub(super) fn take(&self, config: &Config, telemetry: &Telemetry) {
+        let mut rows = Vec::new();
+        for (key, secured, tls) in
+            [("listen.tls", &self.requests, &config.listen.tls), ("admin.tls", &self.admin, &config.admin.tls)]
+        {
+            secured.set(tls.as_ref());
+            let Some(tls) = tls else { continue };
+            let validity = tls.server.validity();
+            rows.push(CertificateRow { key, pool: None, not_after: validity.not_after });
+            match validity.fault_now() {
+                // Served all the same: some clients look at no date, and to those that do, no listener is no better.
+                Some(fault) => tracing::error!(key, file = tls.cert_file, "{fault}: clients will refuse it"),
+                None => {
+                    tracing::info!(key, file = tls.cert_file, valid_until = validity.until(), "certificate in force")
+                }
+            }
+        }
+        for pool in &config.pools {
+            let Some((tls, validity)) = pool.tls.as_ref().and_then(|tls| Some((tls, tls.client.validity()?))) else {
+                continue;
+            };
+            rows.push(CertificateRow {
+                key: "pools.tls",
+                pool: Some(pool.model.clone()),
+                not_after: validity.not_after,
+            });
+            if let Some(fault) = validity.fault_now() {
+                tracing::error!(
+                    key = "pools.tls",
+                    pool = pool.model,
+                    file = tls.cert_file,
+                    "{fault}: backends will refuse it"
+                );
+            }
+        }
+        telemetry.show_certificates(rows);
+    }
+}
