@@ -7,10 +7,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Proxy;
+use super::request::counting::endpoint_of;
 use super::request::lookup::{not_serving, pool_for, search_in};
 use super::request::peek::peek;
 use super::request::stored;
-use super::request::work::{Parsed, body_sessions, endpoint_of, marks, seed, weigh};
+use super::request::work::{Parsed, body_sessions, marks, seed, weigh};
 use super::route::{Route, find, plain};
 use forebay_core::error::Refusal;
 use forebay_core::routing::facts::{ArmIndex, RequestFacts};
@@ -71,7 +72,7 @@ impl Proxy {
         // would lie.
         let parsed = Parsed { model: peek.model.clone(), peek: Some(peek) };
         let peek = parsed.peek.as_ref();
-        let endpoint = endpoint_of(endpoint, peek);
+        let endpoint = endpoint_of(endpoint, peek.map(|peek| peek.shape));
         let (route, model) = (Route::Model(endpoint), parsed.model.as_deref());
         let home = match stored::id_of(route, peek) {
             Some(id) => Some(search_in((&self.0, &snapshot), None, model, id, &mut None)?),

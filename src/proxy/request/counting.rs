@@ -3,7 +3,34 @@
 //!
 //! Hot path: plain numbers.
 
-use crate::proxy::route::Counting;
+use crate::proxy::route::{BodyForm, Counting, Effort, Endpoint};
+use forebay_core::stream::Api;
+
+/// The members by which an endpoint of several APIs knows whose a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `messages`
+    Messages,
+    /// `prompt`
+    Prompt,
+    /// Two sides of a comparison.
+    Pairs,
+    /// None of these.
+    Other,
+}
+
+/// Returns the endpoint that a body is for. Where it may have the form of one of several APIs, vLLM takes the first whose members it
+/// has.
+pub(crate) fn endpoint_of(endpoint: Endpoint, shape: Option<Shape>) -> Endpoint {
+    let Some(shape) = shape.filter(|_| endpoint.body == BodyForm::JsonOfAny) else { return endpoint };
+    let (api, effort, counting) = match shape {
+        Shape::Messages => (Api::Chat, Effort::Generate, Counting::Choices),
+        Shape::Prompt => (Api::Completions, Effort::Generate, Counting::Prompts),
+        Shape::Pairs => (Api::Other, Effort::Prefill, Counting::Pairs),
+        Shape::Other => (Api::Other, Effort::Prefill, Counting::Inputs),
+    };
+    Endpoint { api, effort, counting, ..endpoint }
+}
 
 /// The numbers of a body that some API makes sequences of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

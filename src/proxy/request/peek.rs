@@ -15,7 +15,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::counting::Claims;
+use super::counting::{Claims, Shape};
 use super::lenient;
 use super::prefix::Prefix;
 pub use super::stream_options::{Flag, StreamOptions, StreamOptionsForm};
@@ -123,19 +123,6 @@ const PROMPT: [&str; 22] = [
     "audio",
     "videos",
 ];
-
-/// The members by which an endpoint of several APIs knows whose a body is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// `messages`
-    Messages,
-    /// `prompt`
-    Prompt,
-    /// Two sides of a comparison.
-    Pairs,
-    /// None of these.
-    Other,
-}
 
 /// The members that are read.
 #[derive(Default)]

@@ -9,16 +9,17 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
 use twox_hash::XxHash3_64;
 
+use super::counting::endpoint_of;
 use super::form;
 use super::intake::Held;
 use super::lookup::{not_serving, pool_for, search_in};
 use super::multipart;
-use super::peek::{Peek, Shape, in_utf8, peek};
+use super::peek::{Peek, in_utf8, peek};
 use super::splice::Splice;
 use super::stored::{self, Home, Search};
 use crate::proxy::headers;
 use crate::proxy::record::Record;
-use crate::proxy::route::{BodyForm, Counting, Effort, Endpoint, Route};
+use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
 use crate::proxy::shared::Shared;
 use crate::upstream::{self, Pieces};
 use forebay_core::clock::Time;
@@ -183,7 +184,7 @@ pub(crate) async fn prepare(
     };
     let mut bytes = bytes;
     let parsed = read_body((shared, snapshot), route, head, &mut bytes).await?;
-    let endpoint = endpoint_of(endpoint, parsed.peek.as_ref());
+    let endpoint = endpoint_of(endpoint, parsed.peek.as_ref().map(|peek| peek.shape));
     if endpoint.body == BodyForm::JsonOfAny {
         record.api = endpoint.api;
     }
@@ -337,19 +338,6 @@ pub(crate) fn marks(seed: Option<u64>, pool: &Pool, session: Option<&str>, parse
         }
         _ => marks,
     }
-}
-
-/// Returns the endpoint that a body is for. Where it may have the form of one of several APIs, vLLM takes the first whose members it
-/// has.
-pub(crate) fn endpoint_of(endpoint: Endpoint, peek: Option<&Peek>) -> Endpoint {
-    let Some(peek) = peek.filter(|_| endpoint.body == BodyForm::JsonOfAny) else { return endpoint };
-    let (api, effort, counting) = match peek.shape {
-        Shape::Messages => (Api::Chat, Effort::Generate, Counting::Choices),
-        Shape::Prompt => (Api::Completions, Effort::Generate, Counting::Prompts),
-        Shape::Pairs => (Api::Other, Effort::Prefill, Counting::Pairs),
-        Shape::Other => (Api::Other, Effort::Prefill, Counting::Inputs),
-    };
-    Endpoint { api, effort, counting, ..endpoint }
 }
 
 /// Returns what routing weighs a request to this endpoint by; its arm and what it is recognised by are filled in by who knows them.

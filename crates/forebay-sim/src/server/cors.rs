@@ -26,6 +26,7 @@ pub(super) async fn allow(State(allowed): State<Arc<[String]>>, request: Request
     let origin = headers.get(ORIGIN).cloned();
     let may = origin.as_ref().and_then(|origin| allowance(&allowed, origin));
     if request.method() == Method::OPTIONS && origin.is_some() && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+        // The middleware stands before the routes: it answers for every path, and no handler sees the question.
         let asked = headers.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned();
         let mut response = match may {
             Some(_) => "OK".into_response(),
@@ -42,6 +43,7 @@ pub(super) async fn allow(State(allowed): State<Arc<[String]>>, request: Request
         }
         return response;
     }
+    // Who may not read an answer gets it all the same: it is the browser that keeps it from the page.
     let mut response = next.run(request).await;
     if let Some(may) = may {
         response.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, may);
