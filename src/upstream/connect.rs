@@ -1,7 +1,6 @@
 //! Connections to backends: TCP with a deadline, no delay, a write-stall limit, and a mark that says how often a connection
 //! has been used, so that a failure on a kept-alive one can be told from a death.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -11,8 +10,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -21,8 +18,7 @@ use super::dial::dial;
 use super::stall::WriteStall;
 use forebay_fleet::obstacle::Unresolved;
 
-/// The facts known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
-/// and an error tell whose it was.
+/// The facts known of a connection beside its bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UseMark(Arc<Marks>);
 
@@ -57,39 +53,28 @@ pub(super) struct Connector {
     pub(super) descriptors: Arc<Descriptors>,
 }
 
-impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<BackendIo>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<BackendIo>>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let Connector { timeout, write_stall, descriptors } = self.clone();
-        Box::pin(async move {
-            let place = descriptors.for_backend()?;
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let port = uri.port_u16().unwrap_or(80);
-            let mut resolved = false;
-            let connecting = async {
-                let addresses = resolve(&host, port).await?;
-                resolved = true;
-                dial(addresses).await
-            };
-            let stream = match tokio::time::timeout(timeout, connecting).await {
-                Ok(connected) => connected?,
-                Err(_) if resolved => return Err(io::Error::new(io::ErrorKind::TimedOut, "not connected in time")),
-                Err(_) => return Err(Unresolved::new(None).into()),
-            };
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(BackendIo {
-                io: WriteStall::new(stream, write_stall),
-                mark: UseMark::default(),
-                _place: place,
-            }))
-        })
+impl Connector {
+    /// Opens a connection to the host and port of a URI.
+    ///
+    /// # Errors
+    /// The name has no address, no address could be connected to, or not in time.
+    pub(super) async fn connect(&self, uri: &Uri) -> io::Result<BackendIo> {
+        let place = self.descriptors.for_backend()?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = uri.port_u16().unwrap_or(80);
+        let mut resolved = false;
+        let connecting = async {
+            let addresses = resolve(host, port).await?;
+            resolved = true;
+            dial(addresses).await
+        };
+        let stream = match tokio::time::timeout(self.timeout, connecting).await {
+            Ok(connected) => connected?,
+            Err(_) if resolved => return Err(io::Error::new(io::ErrorKind::TimedOut, "not connected in time")),
+            Err(_) => return Err(Unresolved::new(None).into()),
+        };
+        stream.set_nodelay(true)?;
+        Ok(BackendIo { io: WriteStall::new(stream, self.write_stall), mark: UseMark::default(), _place: place })
     }
 }
 
@@ -105,9 +90,10 @@ pub(super) struct BackendIo {
     _place: Descriptor,
 }
 
-impl Connection for BackendIo {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(self.mark.clone())
+impl BackendIo {
+    /// The facts known of it.
+    pub(super) fn mark(&self) -> UseMark {
+        self.mark.clone()
     }
 }
 

@@ -1,12 +1,15 @@
-//! From a backend's id to its HTTP client: one pooled client a backend, a second one that never reuses a connection, and
-//! the mapping of hyper's errors to `error::Failure`. Knows nothing of routing; decides nothing about another attempt.
+//! From a backend's id to its HTTP connections: the idle ones of each backend, new ones, and the mapping of hyper's errors to
+//! `error::Failure`. Knows nothing of routing; decides nothing about another attempt.
 //!
-//! Hot path: one `ArcSwap` load and one hash look-up a request; clients are made when a backend is first used.
+//! Hot path: one `ArcSwap` load and one hash look-up a request. The request polls its connection itself.
 
+mod answer;
 mod body;
 mod connect;
 pub mod descriptors;
 mod dial;
+mod driven;
+mod idle;
 pub mod stall;
 
 use std::collections::HashMap;
@@ -16,29 +19,19 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+pub use self::answer::{AnswerBody, Broken};
 pub use self::body::Pieces;
 use self::connect::{Connector, UseMark};
 use self::descriptors::Descriptors;
+use self::driven::Driven;
+use self::idle::Idle;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::BackendUrl;
 use forebay_fleet::obstacle::{obstacle, warn_of};
 
-/// The body of a backend's answer.
-pub type AnswerBody = Incoming;
-
-/// vLLM's server closes an idle connection after 5 s; ours are given up before.
-const POOL_IDLE: Duration = Duration::from_secs(4);
-/// The most that is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is
-/// faster than its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
-const READ_BUFFER: usize = 64 << 10;
-/// The most headers of an answer.
-const MOST_HEADERS: usize = 1024;
 /// A failure on a reused connection later than this is a death like any other.
 const REUSE_WINDOW: Duration = Duration::from_millis(100);
 
@@ -56,71 +49,51 @@ pub struct Limits {
 /// The kind of connection that an attempt may use: a kept-alive one, or only a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
-    /// One from the pool, where there is one.
+    /// An idle one, where there is one.
     Pooled,
     /// A new one.
     Fresh,
 }
 
-/// The HTTP clients of all backends.
+/// The HTTP connections of all backends.
 pub struct Upstream {
-    clients: ArcSwap<HashMap<BackendId, Arc<BackendClient>>>,
+    idle: ArcSwap<HashMap<BackendId, Arc<Idle>>>,
     writer: Mutex<()>,
-    limits: Limits,
+    connector: Connector,
     clock: Clock,
 }
 
-struct BackendClient {
-    pooled: Client<Connector, Pieces>,
-    fresh: Client<Connector, Pieces>,
-}
-
-impl BackendClient {
-    fn new(limits: &Limits) -> BackendClient {
-        let connector = Connector {
-            timeout: limits.connect_timeout,
-            write_stall: limits.write_stall,
-            descriptors: Arc::clone(&limits.descriptors),
-        };
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .http1_max_buf_size(READ_BUFFER)
-            .http1_max_headers(MOST_HEADERS);
-        let pooled = builder.build(connector.clone());
-        let fresh = builder.pool_max_idle_per_host(0).retry_canceled_requests(false).build(connector);
-        BackendClient { pooled, fresh }
-    }
-}
-
 impl Upstream {
-    /// No clients yet; each is made when its backend is first used.
+    /// No connections yet.
     #[must_use]
     pub fn new(limits: Limits, clock: Clock) -> Upstream {
-        Upstream { clients: ArcSwap::default(), writer: Mutex::new(()), limits, clock }
+        let Limits { descriptors, connect_timeout, write_stall } = limits;
+        let connector = Connector { timeout: connect_timeout, write_stall, descriptors };
+        Upstream { idle: ArcSwap::default(), writer: Mutex::new(()), connector, clock }
     }
 
-    /// Forgets the clients of backends that are gone; their idle connections close, attempts under way go on.
+    /// Closes the idle connections of backends that are gone; attempts under way go on.
     pub fn retain(&self, is_live: impl Fn(BackendId) -> bool) {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.clients.load();
+        let old = self.idle.load();
         if old.keys().all(|id| is_live(*id)) {
             return;
         }
-        let kept = old.iter().filter(|(id, _)| is_live(**id)).map(|(id, client)| (*id, Arc::clone(client))).collect();
-        self.clients.store(Arc::new(kept));
+        let (kept, gone): (HashMap<_, _>, HashMap<_, _>) =
+            old.iter().map(|(id, idle)| (*id, Arc::clone(idle))).partition(|(id, _)| is_live(*id));
+        self.idle.store(Arc::new(kept));
+        gone.values().for_each(|idle| idle.close());
     }
 
-    fn client(&self, id: BackendId) -> Arc<BackendClient> {
-        if let Some(client) = self.clients.load().get(&id) {
-            return Arc::clone(client);
+    fn idle(&self, id: BackendId) -> Arc<Idle> {
+        if let Some(idle) = self.idle.load().get(&id) {
+            return Arc::clone(idle);
         }
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = HashMap::clone(&self.clients.load());
-        let client = Arc::clone(all.entry(id).or_insert_with(|| Arc::new(BackendClient::new(&self.limits))));
-        self.clients.store(Arc::new(all));
-        client
+        let mut all = HashMap::clone(&self.idle.load());
+        let idle = Arc::clone(all.entry(id).or_insert_with(|| Idle::new(self.clock.clone())));
+        self.idle.store(Arc::new(all));
+        idle
     }
 
     /// Sends one request and waits for the head of the answer. Dropping the future closes the connection.
@@ -132,71 +105,70 @@ impl Upstream {
         &self,
         id: BackendId,
         connection: Connection,
-        request: Request<Pieces>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let client = self.client(id);
-        let client = match connection {
-            Connection::Pooled => &client.pooled,
-            Connection::Fresh => &client.fresh,
-        };
-        let sent = self.clock.now();
-        match client.request(request).await {
-            Ok(mut response) => {
-                // From now on this connection is a reused one, whose break may just be the server's idle timeout.
-                if let Some(mark) = response.extensions_mut().remove::<UseMark>() {
-                    mark.set();
+        mut request: Request<Pieces>,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let (idle, sent) = (self.idle(id), self.clock.now());
+        let host = std::mem::take(request.uri_mut());
+        // On the wire it is the path alone.
+        *request.uri_mut() = Uri::from(host.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
+        loop {
+            let kept = if connection == Connection::Pooled { idle.take() } else { None };
+            let mut driven = match kept {
+                Some(driven) => driven,
+                // On the heap: most requests need no new one.
+                None => Box::pin(self.open(id, &host)).await?,
+            };
+            let mut error = match driven.request(request).await {
+                Ok(response) => {
+                    // From now on this connection is a reused one, whose break may just be the server's idle timeout.
+                    driven.mark().set();
+                    let home = (connection == Connection::Pooled).then_some(idle);
+                    return Ok(response.map(|incoming| AnswerBody::new(incoming, driven, home)));
                 }
-                Ok(response)
-            }
-            Err(error) => {
-                let now = self.clock.now();
-                let failure = classify(&error, now.since(sent));
-                warn_of(failure, &id, &error, now);
-                tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");
-                Err(failure)
+                Err(error) => error,
+            };
+            match error.take_message() {
+                // An idle connection was closed before anything of the request was written to it: no attempt was made.
+                Some(unsent) if driven.mark().is_used() => request = unsent,
+                unsent => {
+                    let (error, now) = (error.into_error(), self.clock.now());
+                    let failure = classify(&error, driven.mark(), unsent.is_some(), now.since(sent));
+                    warn_of(failure, &id, &error, now);
+                    tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");
+                    return Err(failure);
+                }
             }
         }
+    }
+
+    async fn open(&self, id: BackendId, host: &Uri) -> Result<Box<Driven>, Failure> {
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            let failure = obstacle(error).unwrap_or(Failure::Connect);
+            warn_of(failure, &id, error, self.clock.now());
+            tracing::debug!(backend = %id, ?failure, error, "no connection");
+            failure
+        };
+        let io = self.connector.connect(host).await.map_err(|error| failed(&error))?;
+        Driven::new(io).await.map_err(|error| failed(&error))
     }
 }
 
-fn classify(error: &ClientError, after: Duration) -> Failure {
-    match obstacle(error) {
-        Some(Failure::Shortage) => return Failure::Shortage,
-        Some(failure) if error.is_connect() => return failure,
-        _ => {}
+fn classify(error: &hyper::Error, mark: &UseMark, unsent: bool, after: Duration) -> Failure {
+    if obstacle(error) == Some(Failure::Shortage) {
+        return Failure::Shortage;
     }
-    if error.is_connect() {
-        return Failure::Connect;
+    if mark.is_used() {
+        // A server may close an idle connection at the very moment at which it is used. Only then is a second try free.
+        let free = after < REUSE_WINDOW && (unsent || !mark.has_answered());
+        return if free { Failure::Reused } else { Failure::Died };
     }
-    let mut extensions = http::Extensions::new();
-    if let Some(info) = error.connect_info() {
-        info.get_extras(&mut extensions);
-    }
-    match extensions.get::<UseMark>() {
-        Some(mark) if mark.is_used() => {
-            // A server may close an idle connection at the very moment at which it is used. Only then is a second try
-            // free.
-            if after < REUSE_WINDOW && (was_never_sent(error) || !mark.has_answered()) {
-                Failure::Reused
-            } else {
-                Failure::Died
-            }
-        }
-        _ if was_never_sent(error) => Failure::Connect,
-        _ => Failure::Died,
-    }
+    if unsent { Failure::Connect } else { Failure::Died }
 }
 
 /// The failure of an answer that broke: a shortage of ours if that is why, else `otherwise`.
 #[must_use]
-pub fn shortage_or(otherwise: Failure, broke: &hyper::Error) -> Failure {
+pub fn shortage_or(otherwise: Failure, broke: &Broken) -> Failure {
     obstacle(broke).filter(|failure| *failure == Failure::Shortage).unwrap_or(otherwise)
-}
-
-/// Returns whether hyper gave the request back unsent: the connection closed before.
-fn was_never_sent(error: &ClientError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<hyper::Error>());
-    source.is_some_and(hyper::Error::is_canceled)
 }
 
 /// The URI of a request on a backend.
