@@ -33,6 +33,7 @@ use http_body::Body;
 use tokio::sync::oneshot;
 
 pub use self::answer::body::{AnswerBody, Cut};
+pub use self::answer::outlet::{Outlet, Passed};
 use self::exchange::Exchange;
 
 use self::record::Record;
@@ -61,10 +62,10 @@ impl Proxy {
         Proxy(Arc::new(Shared::new(parts)))
     }
 
-    /// The service for one client connection.
+    /// The service for one client connection. `outlet`: the way of its streams to the socket past hyper, where there is one.
     #[must_use]
-    pub fn for_client(&self, client: Option<SocketAddr>) -> ClientService {
-        ClientService { shared: Arc::clone(&self.0), client }
+    pub fn for_client(&self, client: Option<SocketAddr>, outlet: Option<Arc<dyn Outlet>>) -> ClientService {
+        ClientService { shared: Arc::clone(&self.0), client, outlet }
     }
 }
 
@@ -73,6 +74,7 @@ impl Proxy {
 pub struct ClientService {
     shared: Arc<Shared>,
     client: Option<SocketAddr>,
+    outlet: Option<Arc<dyn Outlet>>,
 }
 
 impl<B> tower::Service<Request<B>> for ClientService
@@ -108,7 +110,8 @@ where
         let telemetry = Arc::clone(&shared.telemetry);
         // A future that holds another by value has room for it twice, as its argument and as what it waits for, and each move
         // copies all of that.
-        let serving = Box::pin(serve(shared, record, head, body));
+        let outlet = self.outlet.clone().filter(|_| head.version == http::Version::HTTP_11);
+        let serving = Box::pin(serve(shared, record, head, body, outlet));
         Box::pin(async move {
             let served = caught(&telemetry, Panicked::Request, serving).await;
             Ok(served.unwrap_or_else(|| internal_error(&request_id, shape)))
@@ -116,7 +119,13 @@ where
     }
 }
 
-async fn serve<B>(shared: Arc<Shared>, mut record: Record, head: http::request::Parts, body: B) -> Response<AnswerBody>
+async fn serve<B>(
+    shared: Arc<Shared>,
+    mut record: Record,
+    head: http::request::Parts,
+    body: B,
+    outlet: Option<Arc<dyn Outlet>>,
+) -> Response<AnswerBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Display + Send,
@@ -127,16 +136,35 @@ where
         Ok(Admitted::Answer(json)) => return record.local(StatusCode::OK, json),
         Err(refusal) => return record.refuse(&refusal),
     };
-    // Whoever waits for the head may be dropped by hyper at any moment. The task below goes on and sees it by the
-    // channel.
     let (reply, answer) = oneshot::channel();
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     let telemetry = Arc::clone(&shared.telemetry);
-    let exchange = Box::new(Exchange { shared, settings, work: *work, record });
-    let run = Box::pin(exchange.run(reply));
-    tokio::spawn(async move { caught(&telemetry, Panicked::Request, run).await });
-    answer.await.unwrap_or_else(|_| internal_error(&request_id, shape))
+    let exchange = Box::new(Exchange { shared, settings, work: *work, record, outlet });
+    let run = exchange.run(reply);
+    let run = Box::pin(async move { caught(&telemetry, Panicked::Request, run).await });
+    answered(run, answer).await.unwrap_or_else(|_| internal_error(&request_id, shape))
 }
+
+/// Runs a request until its answer has a head. What follows a head has a task of its own, since hyper polls no body while a client
+/// reads nothing. Until then hyper's task will do: a client that leaves drops the future, and most answers are whole.
+async fn answered<F>(mut run: Pin<Box<F>>, mut answer: oneshot::Receiver<Response<AnswerBody>>) -> Answered
+where
+    F: Future<Output = Option<()>> + Send + 'static,
+{
+    let mut running = true;
+    let answer = std::future::poll_fn(|cx| {
+        // It is not polled again: with its end, the answer is there or never will be.
+        running = running && run.as_mut().poll(cx).is_pending();
+        Pin::new(&mut answer).poll(cx)
+    })
+    .await;
+    if running {
+        drop(tokio::spawn(run));
+    }
+    answer
+}
+
+type Answered = Result<Response<AnswerBody>, oneshot::error::RecvError>;
 
 /// A request that is let in: work for a backend, or an answer of our own.
 enum Admitted {

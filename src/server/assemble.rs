@@ -24,7 +24,7 @@ use super::upgrade::{Meeting, reserve};
 use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError};
 use crate::admin::{self, Admin};
-use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
+use crate::proxy::{Outlet, Parts, Proxy, Readiness, Shutdown};
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
@@ -47,8 +47,8 @@ impl ServiceFor for Proxy {
     type Service = crate::proxy::ClientService;
     type Body = crate::proxy::AnswerBody;
 
-    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service {
-        self.for_client(client)
+    fn service_for(&self, client: Option<SocketAddr>, outlet: Arc<dyn Outlet>) -> Self::Service {
+        self.for_client(client, Some(outlet))
     }
 }
 
@@ -314,7 +314,7 @@ impl ServiceFor for AdminServices {
     type Service = tower::util::BoxCloneSyncService<Request<Incoming>, Response<Self::Body>, Infallible>;
     type Body = admin::Body;
 
-    fn service_for(&self, _: Option<SocketAddr>) -> Self::Service {
+    fn service_for(&self, _: Option<SocketAddr>, _: Arc<dyn Outlet>) -> Self::Service {
         tower::util::BoxCloneSyncService::new(self.0.clone())
     }
 }

@@ -24,6 +24,7 @@ use tower::Service;
 use super::conn::{ConnState, Counted, IdleLimits};
 use super::ear::watched;
 use super::streams::StreamExecutor;
+use crate::proxy::Outlet;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use forebay_core::clock::{Clock, Time};
@@ -61,8 +62,8 @@ pub(super) trait ServiceFor: Send + Sync + 'static {
     /// The body of its answers.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static;
 
-    /// The service for a client.
-    fn service_for(&self, client: Option<SocketAddr>) -> Self::Service;
+    /// The service for a client. `outlet`: the way to its socket past hyper, for streams over HTTP/1.1.
+    fn service_for(&self, client: Option<SocketAddr>, outlet: Arc<dyn Outlet>) -> Self::Service;
 }
 
 /// Open connections of one listener.
@@ -152,7 +153,7 @@ impl<F: ServiceFor> HyperApp<F> {
         let state = ConnState::new(self.clock.clone());
         let (io, ear) = watched(WriteStall::new(stream, self.write_stall), &state);
         let requests = Arc::clone(&state);
-        let inner = self.services.service_for(client);
+        let inner = self.services.service_for(client, io.outlet());
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
         // services are always ready, so that nothing need be awaited before.
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {

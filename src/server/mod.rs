@@ -7,6 +7,7 @@ mod descriptors;
 mod ear;
 mod lifecycle;
 mod listener;
+mod sending;
 mod streams;
 mod upgrade;
 mod watch;

@@ -1,6 +1,6 @@
-//! One request's task: it owns the attempts and the relay, and everything that must be given back. The service that hyper
-//! drives waits for the head over a oneshot; when hyper drops it, the task sees that and stops, which closes the upstream
-//! connection at once.
+//! One request under way: it owns the attempts and the relay, and everything that must be given back. hyper's task polls it until
+//! its answer has a head. What follows a head has a task of its own, which sees by the channel to hyper that the client left. Either
+//! way the upstream connection closes at once.
 
 mod early_head;
 
@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::response::Parts;
-use http::{Response, Version};
+use http::{Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::answer::body::{AnswerBody, Message};
 use super::answer::error_event::AtPanic;
 use super::answer::front::{CHANNEL, Front, Signs};
+use super::answer::outlet::Outlet;
 use super::answer::relay::{Document, Events, relay_unary, settle};
 use super::answer::wire::{Deadlines, Wire};
 use super::attempt::{self, Attempted, Bounds, Committed, Form, Means};
@@ -42,6 +43,8 @@ pub(super) struct Exchange {
     pub(super) settings: Arc<Config>,
     pub(super) work: Work,
     pub(super) record: Record,
+    /// The way to the client's socket past hyper, where there is one.
+    pub(super) outlet: Option<Arc<dyn Outlet>>,
 }
 
 impl Exchange {
@@ -64,7 +67,7 @@ impl Exchange {
         let (left, request_id) = (deadline.map(|at| at.since(now)), self.record.request_id.clone());
         let mut signs = Signs::new(self.head_after(now));
         let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
-        let Exchange { shared, settings, work, record } = self;
+        let Exchange { shared, settings, work, record, outlet } = self;
         let means = Means {
             upstream: &shared.upstream,
             fleet: &shared.fleet,
@@ -92,7 +95,7 @@ impl Exchange {
                 () = &mut ends => return Some((front, Some(Attempted::Refused(Refusal::ShuttingDown)))),
                 () = signs.due() => {
                     early.store(true, Ordering::Relaxed);
-                    front = front.sign(&request_id);
+                    front = front.sign(&request_id, outlet.as_ref());
                 }
             }
         }
@@ -125,8 +128,8 @@ impl Exchange {
             }
             Attempted::Committed(committed) => {
                 self.record.answered(committed.head.status);
-                // A request that is committed is not sent again: its body's memory is free.
-                self.work.release_body();
+                // A request that is committed is not sent again: its memory is free.
+                self.work.release();
                 match committed.form {
                     Form::Unary if is_small(&committed.head) => self.whole(committed, reply, deadline).await,
                     _ => self.relay(committed, reply, deadline).await,
@@ -145,11 +148,11 @@ impl Exchange {
         self.record.head_went_early();
         match attempted {
             Attempted::Committed(Committed { ticket, watch, body, form: form @ Form::Events(_), .. }) => {
-                self.work.release_body();
+                self.work.release();
                 self.relay_to(tx, (ticket, watch), body, form, deadline).await;
             }
             attempted => {
-                let Exchange { shared, settings, work, record } = &mut *self;
+                let Exchange { shared, settings, work, record, .. } = &mut *self;
                 let client = EarlyClient { tx, clock: &shared.clock, write_stall: settings.limits.write_stall };
                 client.end(work, record, attempted).await;
             }
@@ -168,7 +171,7 @@ impl Exchange {
     }
 
     async fn relay(
-        self: Box<Self>,
+        mut self: Box<Self>,
         committed: Committed,
         reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
@@ -180,8 +183,10 @@ impl Exchange {
             head.headers.remove(CONTENT_LENGTH);
         }
         let (tx, messages) = mpsc::channel(CHANNEL);
+        // Past hyper goes only what hyper sends in chunks, as it does for every 200 without a length.
+        self.outlet = self.outlet.take().filter(|_| matches!(form, Form::Events(_)) && head.status == StatusCode::OK);
         // A client that left just now: the ticket's drop tells the backend.
-        if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_ok() {
+        if reply.send(Response::from_parts(head, AnswerBody::relayed(messages, self.outlet.clone()))).is_ok() {
             self.relay_to(tx, (ticket, watch), body, form, total).await;
         }
     }
@@ -205,7 +210,8 @@ impl Exchange {
         let clock = self.shared.clock.clone();
         let shutdown = self.shared.shutdown.clone();
         let _told = matches!(form, Form::Events(_)).then(|| AtPanic { api: self.work.api, tx: tx.clone() });
-        let wire = Wire::new(body, (watch, ticket.engine_load(), shutdown), tx, clock.clone(), deadlines);
+        let client = (tx, self.outlet.take());
+        let wire = Wire::new(body, (watch, ticket.engine_load(), shutdown), client, clock.clone(), deadlines);
         match form {
             Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
             Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,
