@@ -14,7 +14,11 @@ const TREES: &[Tree] = &[
     Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"], &["lock"]], open: true },
     Tree {
         src: "crates/forebay-core/src/",
-        layers: &[&["vllm_metrics"], &["routing", "stream", "sample", "toml_reader"], &["units", "clock", "error"]],
+        layers: &[
+            &["vllm_metrics"],
+            &["routing", "stream", "sample", "toml_reader", "chunked"],
+            &["units", "clock", "error"],
+        ],
         open: false,
     },
     Tree { src: "crates/forebay-sim/src/", layers: &[&["server"], &["profile"], &["engine"], &["text"]], open: false },

@@ -3,44 +3,99 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::connect::BackendIo;
 use super::driven::Driven;
 use super::idle::Idle;
+use super::past::{Cut, Past, is_kept};
 
 /// An answer broke.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer broke")]
-pub struct Broken(#[source] hyper::Error);
+pub struct Broken(#[source] Cause);
+
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error(transparent)]
+    Hyper(hyper::Error),
+    #[error(transparent)]
+    Past(Cut),
+}
 
 /// The place to which a connection goes back after an answer; none where it was for one alone.
 pub(super) type Home = Option<Arc<Idle>>;
 
 /// The body of an answer.
-pub struct AnswerBody {
+pub struct AnswerBody(Source);
+
+enum Source {
+    Hyper(Through),
+    Past(Box<Past<BackendIo>>, Home),
+    /// It was read past hyper, and is over.
+    Over,
+}
+
+/// A body that hyper reads.
+struct Through {
     incoming: Incoming,
     /// None once the answer is whole.
     connection: Option<(Box<Driven>, Home)>,
 }
 
 impl AnswerBody {
-    pub(super) fn new(incoming: Incoming, driven: Box<Driven>, home: Home) -> AnswerBody {
-        let mut body = AnswerBody { incoming, connection: Some((driven, home)) };
-        if body.incoming.is_end_stream() {
-            body.whole();
-        }
-        body
+    pub(super) fn of(answer: Response<Incoming>, driven: Box<Driven>, home: Home) -> Response<AnswerBody> {
+        let driven = match driven.past(&answer) {
+            Ok(past) => {
+                let home = home.filter(|_| is_kept(answer.headers()));
+                return answer.map(|_| AnswerBody(Source::Past(Box::new(past), home)));
+            }
+            Err(driven) => driven,
+        };
+        answer.map(|incoming| {
+            let mut body = Through { incoming, connection: Some((driven, home)) };
+            if body.incoming.is_end_stream() {
+                body.whole();
+            }
+            AnswerBody(Source::Hyper(body))
+        })
     }
+}
 
+impl Through {
     /// The answer is whole.
     fn whole(&mut self) {
         if let Some((driven, Some(home))) = self.connection.take() {
             home.give(driven);
         }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Through { incoming, connection } = self;
+        let frame = match connection {
+            Some((driven, _)) => driven.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
+            None => Pin::new(&mut *incoming).poll_frame(cx),
+        };
+        if matches!(frame, Poll::Ready(None)) || (frame.is_ready() && self.incoming.is_end_stream()) {
+            self.whole();
+        }
+        frame
+    }
+}
+
+/// Keeps the connection of a body that was read past hyper, if nothing followed its end.
+fn keep(past: Past<BackendIo>, home: Home) {
+    if let (Some(io), Some(home)) = (past.into_io(), home)
+        // hyper waits for nothing to begin a connection.
+        && let Some(Ok(driven)) = Driven::new(io).now_or_never()
+    {
+        home.give(driven);
     }
 }
 
@@ -49,23 +104,35 @@ impl Body for AnswerBody {
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let AnswerBody { incoming, connection } = &mut *self;
-        let frame = match connection {
-            Some((driven, _)) => driven.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
-            None => Pin::new(&mut *incoming).poll_frame(cx),
+        let piece = match &mut self.0 {
+            Source::Hyper(body) => return body.poll_frame(cx).map_err(|error| Broken(Cause::Hyper(error))),
+            Source::Past(past, _) => ready!(past.poll_piece(cx)),
+            Source::Over => return Poll::Ready(None),
         };
-        let ended = matches!(frame, Poll::Ready(None)) || (frame.is_ready() && self.incoming.is_end_stream());
-        if ended {
-            self.whole();
+        if let Ok(Some(piece)) = piece {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        frame.map_err(Broken)
+        if let Source::Past(past, home) = std::mem::replace(&mut self.0, Source::Over)
+            && piece.is_ok()
+        {
+            keep(*past, home);
+        }
+        Poll::Ready(piece.err().map(|cut| Err(Broken(Cause::Past(cut)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.0 {
+            Source::Hyper(body) => body.incoming.is_end_stream(),
+            Source::Past(..) => false,
+            Source::Over => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.0 {
+            Source::Hyper(body) => body.incoming.size_hint(),
+            Source::Past(..) => SizeHint::default(),
+            Source::Over => SizeHint::with_exact(0),
+        }
     }
 }

@@ -14,11 +14,13 @@ use futures_util::task::AtomicWaker;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
-use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 
+use super::Asked;
 use super::body::Pieces;
 use super::connect::{BackendIo, UseMark};
+use super::past::{Past, Sent, Signs, Tap};
 
 /// The most that is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is
 /// faster than its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
@@ -53,11 +55,15 @@ impl Wake for Gate {
     }
 }
 
+/// hyper's side of a connection.
+type Http = Connection<TokioIo<Tap<BackendIo>>, Sent>;
+
 /// A connection to a backend.
 pub(super) struct Driven {
-    connection: Connection<TokioIo<BackendIo>, Pieces>,
-    requests: SendRequest<Pieces>,
+    connection: Http,
+    requests: SendRequest<Sent>,
     mark: UseMark,
+    signs: Signs,
     gate: Arc<Gate>,
     waker: Waker,
     /// The connection is over.
@@ -67,13 +73,13 @@ pub(super) struct Driven {
 impl Driven {
     /// Makes a connection for requests of one that was opened or has been used.
     pub(super) async fn new(io: BackendIo) -> hyper::Result<Box<Driven>> {
-        let mark = io.mark();
+        let (mark, signs) = (io.mark(), Signs::default());
         let mut builder = Builder::new();
         let builder = builder.max_buf_size(READ_BUFFER).max_headers(MOST_HEADERS);
-        let (requests, connection) = builder.handshake(TokioIo::new(io)).await?;
+        let (requests, connection) = builder.handshake(TokioIo::new(Tap::new(io, signs.clone()))).await?;
         let gate = Arc::new(Gate { state: AtomicU8::new(IDLE), task: AtomicWaker::new() });
         let waker = Waker::from(Arc::clone(&gate));
-        Ok(Box::new(Driven { connection, requests, mark, gate, waker, over: false }))
+        Ok(Box::new(Driven { connection, requests, mark, signs, gate, waker, over: false }))
     }
 
     /// The facts known of it.
@@ -88,10 +94,34 @@ impl Driven {
     pub(super) async fn request(
         &mut self,
         request: Request<Pieces>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Pieces>>> {
+        asked: Asked,
+    ) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Pieces>>)> {
+        self.signs.begin(asked == Asked::Stream);
+        let request = request.map(|pieces| Sent::new(pieces, &self.signs));
         let mut answer = pin!(self.requests.try_send_request(request));
-        let Driven { connection, gate, waker, over, .. } = self;
-        poll_fn(|cx| gate.poll(cx, waker, connection, over, |cx| answer.as_mut().poll(cx))).await
+        let Driven { connection, gate, waker, over, signs, .. } = self;
+        let answered = poll_fn(|cx| {
+            gate.poll(cx, waker, connection, over, |cx| {
+                let polled = answer.as_mut().poll(cx);
+                if polled.is_pending() && signs.read_on() {
+                    cx.waker().wake_by_ref();
+                }
+                polled
+            })
+        });
+        answered.await.map_err(|mut error: TrySendError<Request<Sent>>| {
+            let unsent = error.take_message().map(|request| request.map(Sent::into_pieces));
+            (error.into_error(), unsent)
+        })
+    }
+
+    /// Takes the body of an answer from under hyper, where that is for us to read; gives the connection back otherwise.
+    pub(super) fn past(self: Box<Self>, answer: &Response<Incoming>) -> Result<Past<BackendIo>, Box<Self>> {
+        if self.over || !self.signs.takes(answer) {
+            return Err(self);
+        }
+        let Parts { io, read_buf, .. } = self.connection.into_parts();
+        Ok(Past::new(io.into_inner(), read_buf, MOST_HEADERS))
     }
 
     /// Polls the connection, and then what waits for something of it.
@@ -114,7 +144,7 @@ impl Gate {
         &self,
         cx: &Context<'_>,
         waker: &Waker,
-        connection: &mut Connection<TokioIo<BackendIo>, Pieces>,
+        connection: &mut Http,
         over: &mut bool,
         mut waits: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {

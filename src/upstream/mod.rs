@@ -10,6 +10,7 @@ pub mod descriptors;
 mod dial;
 mod driven;
 mod idle;
+mod past;
 pub mod stall;
 
 use std::collections::HashMap;
@@ -53,6 +54,15 @@ pub enum Connection {
     Pooled,
     /// A new one.
     Fresh,
+}
+
+/// The answer that a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A stream of events.
+    Stream,
+    /// One document.
+    Document,
 }
 
 /// The HTTP connections of all backends.
@@ -104,7 +114,7 @@ impl Upstream {
     pub async fn send(
         &self,
         id: BackendId,
-        connection: Connection,
+        (connection, asked): (Connection, Asked),
         mut request: Request<Pieces>,
     ) -> Result<Response<AnswerBody>, Failure> {
         let (idle, sent) = (self.idle(id), self.clock.now());
@@ -118,20 +128,20 @@ impl Upstream {
                 // On the heap: most requests need no new one.
                 None => Box::pin(self.open(id, &host)).await?,
             };
-            let mut error = match driven.request(request).await {
+            let (error, unsent) = match driven.request(request, asked).await {
                 Ok(response) => {
                     // From now on this connection is a reused one, whose break may just be the server's idle timeout.
                     driven.mark().set();
                     let home = (connection == Connection::Pooled).then_some(idle);
-                    return Ok(response.map(|incoming| AnswerBody::new(incoming, driven, home)));
+                    return Ok(AnswerBody::of(response, driven, home));
                 }
                 Err(error) => error,
             };
-            match error.take_message() {
+            match unsent {
                 // An idle connection was closed before anything of the request was written to it: no attempt was made.
                 Some(unsent) if driven.mark().is_used() => request = unsent,
                 unsent => {
-                    let (error, now) = (error.into_error(), self.clock.now());
+                    let now = self.clock.now();
                     let failure = classify(&error, driven.mark(), unsent.is_some(), now.since(sent));
                     warn_of(failure, &id, &error, now);
                     tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");

@@ -36,6 +36,7 @@ mod lying;
 mod manners;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
+mod past_hyper;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod peers;
 mod progress;

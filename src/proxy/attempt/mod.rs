@@ -23,7 +23,7 @@ pub(crate) use outcome::{Attempted, Committed, Form, RealAnswer};
 use super::record::Record;
 use super::request::work::Work;
 use super::responses::ResponseHomes;
-use crate::upstream::{Connection, Upstream};
+use crate::upstream::{Asked, Connection, Upstream};
 use commit::hold;
 use course::Course;
 use forebay_core::clock::Clock;
@@ -191,7 +191,8 @@ async fn try_once(
     let backend = Arc::clone(ticket.backend());
     let request = work.request_to(&backend);
     record.sending(clock.now());
-    let response = means.upstream.send(backend.id, connection, request).await?;
+    let asked = if work.streamed { Asked::Stream } else { Asked::Document };
+    let response = means.upstream.send(backend.id, (connection, asked), request).await?;
     record.got_head = true;
     let now = clock.now();
     heard.note(now);
