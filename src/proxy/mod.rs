@@ -21,7 +21,7 @@ mod shutdown;
 
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use tokio::sync::oneshot;
 
 pub use self::answer::body::{AnswerBody, Cut};
 pub use self::answer::outlet::{Outlet, Passed};
-use self::exchange::Exchange;
+use self::exchange::{Exchange, Relaying};
 
 use self::record::Record;
 use self::request::auth;
@@ -48,6 +48,7 @@ pub use self::shutdown::Shutdown;
 use forebay_core::error::{ErrorShape, Refusal, refusal_json, repeated};
 use forebay_core::stream::Api;
 use forebay_fleet::config::model::Config;
+use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Panicked;
 use forebay_fleet::telemetry::panics::caught;
 
@@ -140,31 +141,45 @@ where
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     let telemetry = Arc::clone(&shared.telemetry);
     let exchange = Box::new(Exchange { shared, settings, work: *work, record, outlet });
-    let run = exchange.run(reply);
-    let run = Box::pin(async move { caught(&telemetry, Panicked::Request, run).await });
-    answered(run, answer).await.unwrap_or_else(|_| internal_error(&request_id, shape))
+    answered(telemetry, Box::pin(exchange.run(reply)), answer)
+        .await
+        .unwrap_or_else(|| internal_error(&request_id, shape))
 }
 
-/// Runs a request until its answer has a head. What follows a head has a task of its own, since hyper polls no body while a client
-/// reads nothing. Until then hyper's task will do: a client that leaves drops the future, and most answers are whole.
-async fn answered<F>(mut run: Pin<Box<F>>, mut answer: oneshot::Receiver<Response<AnswerBody>>) -> Answered
-where
-    F: Future<Output = Option<()>> + Send + 'static,
-{
-    let mut running = true;
-    let answer = std::future::poll_fn(|cx| {
+/// Runs a request until its answer has a head, which is returned. What follows a head has a task of its own, since hyper polls no
+/// body while a client reads nothing. Until then hyper's task will do: a client that leaves drops this, and most answers are whole.
+async fn answered(
+    telemetry: Arc<Telemetry>,
+    run: Pin<Box<impl Future<Output = Option<Relaying>> + Send + 'static>>,
+    mut answer: oneshot::Receiver<Response<AnswerBody>>,
+) -> Option<Response<AnswerBody>> {
+    let caught_by = Arc::clone(&telemetry);
+    let mut run = Box::pin(async move { caught(&caught_by, Panicked::Request, run).await.flatten() });
+    let mut over = None;
+    let answer = poll_fn(|cx| {
         // It is not polled again: with its end, the answer is there or never will be.
-        running = running && run.as_mut().poll(cx).is_pending();
+        if over.is_none()
+            && let Poll::Ready(relaying) = run.as_mut().poll(cx)
+        {
+            over = Some(relaying);
+        }
         Pin::new(&mut answer).poll(cx)
     })
     .await;
-    if running {
-        drop(tokio::spawn(run));
+    // A task is made for what is left: the relay alone where the head has come, which is smaller than all that led to it.
+    match over {
+        Some(Some(relaying)) => drop(tokio::spawn(async move {
+            caught(&telemetry, Panicked::Request, relaying.run()).await;
+        })),
+        Some(None) => {}
+        None => drop(tokio::spawn(async move {
+            if let Some(relaying) = run.await {
+                caught(&telemetry, Panicked::Request, relaying.run()).await;
+            }
+        })),
     }
-    answer
+    answer.ok()
 }
-
-type Answered = Result<Response<AnswerBody>, oneshot::error::RecvError>;
 
 /// A request that is let in: work for a backend, or an answer of our own.
 enum Admitted {

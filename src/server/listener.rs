@@ -148,7 +148,7 @@ impl<F: ServiceFor> HyperApp<F> {
         self.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+    async fn serve(&self, stream: Stream, mut shutdown: ShutdownWatch) {
         let client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
         let state = ConnState::new(self.clock.clone());
         let (io, ear) = watched(WriteStall::new(stream, self.write_stall), &state);
@@ -163,7 +163,6 @@ impl<F: ServiceFor> HyperApp<F> {
         });
         let connection = self.builder.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
-        let mut shutdown = shutdown.clone();
         let mut ending: Option<Time> = None;
         loop {
             let wait = self.left(&state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
@@ -240,8 +239,12 @@ impl<F: ServiceFor> ServerApp for HyperApp<F> {
             self.refuse(stream, place.is_some()).await;
             return None;
         }
-        self.serve(stream, shutdown).await;
-        drop(open);
+        // A task of its own is smaller: pingora's has room for more than a connection that is hyper's needs.
+        let (app, shutdown) = (Arc::clone(self), shutdown.clone());
+        drop(tokio::spawn(async move {
+            app.serve(stream, shutdown).await;
+            drop((open, place));
+        }));
         None
     }
 }

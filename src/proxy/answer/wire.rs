@@ -271,8 +271,8 @@ impl Wire {
     }
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
-    pub(crate) async fn close(self, ended: Result<(), Failure>, event: Option<Bytes>) {
-        let Wire { body, tx, over, deadlines, .. } = self;
+    pub(crate) async fn close(self: Box<Self>, ended: Result<(), Failure>, event: Option<Bytes>) {
+        let Wire { body, tx, over, deadlines, .. } = *self;
         drop(body);
         drop(over);
         last_word(&tx, ended, event, deadlines.write_stall).await;

@@ -126,7 +126,8 @@ async fn attempt(
     let mut connection = Connection::Pooled;
     let backend = ticket.backend().id;
     loop {
-        let trying = try_once(work, record, means, (&mut *ticket, &heard), connection);
+        // On the heap, before anything else holds it.
+        let trying = Box::pin(try_once(work, record, means, (&mut *ticket, &heard), connection));
         let trying = async {
             match bounds.first_token {
                 None => trying.await,
