@@ -212,6 +212,12 @@ where
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
+            if rest.capacity() - rest.len() < data.len() {
+                // Growing by doubling would copy a large body once more. What is declared is believed up to three times what came.
+                let declared = body.size_hint().upper().unwrap_or(0).saturating_add(data.len() as u64);
+                let ahead = declared.min(3 * so_far.max(STEP)) + first.len() as u64;
+                rest.reserve(usize::try_from(ahead).unwrap_or(data.len()));
+            }
             if rest.is_empty() {
                 rest.extend_from_slice(&std::mem::take(&mut first));
             }
