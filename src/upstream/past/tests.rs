@@ -5,7 +5,7 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http1::Builder;
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
-use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 
@@ -15,24 +15,22 @@ const MOST_HEADERS: usize = 100;
 /// The data of an answer, and whether it came whole. `None` where there was no answer.
 type Read = Option<(Vec<u8>, bool)>;
 
-/// A server that sends these pieces, each once the one before was taken, and closes.
+/// A server that answers a request with these pieces, each once the one before was taken, and closes.
 fn server(pieces: Vec<Vec<u8>>) -> DuplexStream {
     let longest = pieces.iter().map(Vec::len).max().unwrap_or_default();
-    let (ours, mut theirs) = duplex(longest.max(1));
-    let (mut request, mut theirs) = {
-        let (read, write) = tokio::io::split(theirs);
-        theirs = read;
-        (theirs, write)
-    };
-    tokio::spawn(async move { tokio::io::copy(&mut request, &mut tokio::io::sink()).await });
+    let (ours, theirs) = duplex(longest.max(1));
+    let (mut requests, mut answers) = tokio::io::split(theirs);
     tokio::spawn(async move {
+        // An answer before its request would be none.
+        requests.read_exact(&mut [0; 4]).await.unwrap();
+        tokio::spawn(async move { tokio::io::copy(&mut requests, &mut tokio::io::sink()).await });
         for piece in pieces {
-            if theirs.write_all(&piece).await.is_err() {
+            if answers.write_all(&piece).await.is_err() {
                 return;
             }
             tokio::task::yield_now().await;
         }
-        drop(theirs.shutdown().await);
+        drop(answers.shutdown().await);
     });
     ours
 }
