@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use super::connect::BackendIo;
 use super::driven::Driven;
 use super::idle::Idle;
-use super::past::{Cut, Past, is_kept};
+use super::past::{Past, ReadError, is_kept};
 
 /// An answer broke.
 #[derive(Debug, thiserror::Error)]
@@ -26,16 +26,16 @@ enum Cause {
     #[error(transparent)]
     Hyper(hyper::Error),
     #[error(transparent)]
-    Past(Cut),
+    Past(ReadError),
 }
 
 /// The place to which a connection goes back after an answer; none where it was for one alone.
 pub(super) type Home = Option<Arc<Idle>>;
 
 /// The body of an answer.
-pub struct AnswerBody(Source);
+pub struct BackendBody(ReadBy);
 
-enum Source {
+enum ReadBy {
     Hyper(Through),
     Past(Box<Past<BackendIo>>, Home),
     /// It was read past hyper, and is over.
@@ -49,12 +49,12 @@ struct Through {
     connection: Option<(Box<Driven>, Home)>,
 }
 
-impl AnswerBody {
-    pub(super) fn of(answer: Response<Incoming>, driven: Box<Driven>, home: Home) -> Response<AnswerBody> {
+impl BackendBody {
+    pub(super) fn of(answer: Response<Incoming>, driven: Box<Driven>, home: Home) -> Response<BackendBody> {
         let driven = match driven.past(&answer) {
             Ok(past) => {
                 let home = home.filter(|_| is_kept(answer.headers()));
-                return answer.map(|_| AnswerBody(Source::Past(Box::new(past), home)));
+                return answer.map(|_| BackendBody(ReadBy::Past(Box::new(past), home)));
             }
             Err(driven) => driven,
         };
@@ -63,7 +63,7 @@ impl AnswerBody {
             if body.incoming.is_end_stream() {
                 body.whole();
             }
-            AnswerBody(Source::Hyper(body))
+            BackendBody(ReadBy::Hyper(body))
         })
     }
 }
@@ -99,20 +99,20 @@ fn keep(past: Past<BackendIo>, home: Home) {
     }
 }
 
-impl Body for AnswerBody {
+impl Body for BackendBody {
     type Data = Bytes;
     type Error = Broken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let piece = match &mut self.0 {
-            Source::Hyper(body) => return body.poll_frame(cx).map_err(|error| Broken(Cause::Hyper(error))),
-            Source::Past(past, _) => ready!(past.poll_piece(cx)),
-            Source::Over => return Poll::Ready(None),
+            ReadBy::Hyper(body) => return body.poll_frame(cx).map_err(|error| Broken(Cause::Hyper(error))),
+            ReadBy::Past(past, _) => ready!(past.poll_piece(cx)),
+            ReadBy::Over => return Poll::Ready(None),
         };
         if let Ok(Some(piece)) = piece {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        if let Source::Past(past, home) = std::mem::replace(&mut self.0, Source::Over)
+        if let ReadBy::Past(past, home) = std::mem::replace(&mut self.0, ReadBy::Over)
             && piece.is_ok()
         {
             keep(*past, home);
@@ -122,17 +122,17 @@ impl Body for AnswerBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Source::Hyper(body) => body.incoming.is_end_stream(),
-            Source::Past(..) => false,
-            Source::Over => true,
+            ReadBy::Hyper(body) => body.incoming.is_end_stream(),
+            ReadBy::Past(..) => false,
+            ReadBy::Over => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Source::Hyper(body) => body.incoming.size_hint(),
-            Source::Past(..) => SizeHint::default(),
-            Source::Over => SizeHint::with_exact(0),
+            ReadBy::Hyper(body) => body.incoming.size_hint(),
+            ReadBy::Past(..) => SizeHint::default(),
+            ReadBy::Over => SizeHint::with_exact(0),
         }
     }
 }

@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use super::Asked;
 use super::body::Pieces;
 use super::connect::{BackendIo, UseMark};
-use super::past::{Past, Sent, Signs, Tap};
+use super::past::{Handover, Past, Sent, Tap};
 
 /// The most that is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is
 /// faster than its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
@@ -63,7 +63,7 @@ pub(super) struct Driven {
     connection: Http,
     requests: SendRequest<Sent>,
     mark: UseMark,
-    signs: Signs,
+    handover: Handover,
     gate: Arc<Gate>,
     waker: Waker,
     /// The connection is over.
@@ -73,13 +73,13 @@ pub(super) struct Driven {
 impl Driven {
     /// Makes a connection for requests of one that was opened or has been used.
     pub(super) async fn new(io: BackendIo) -> hyper::Result<Box<Driven>> {
-        let (mark, signs) = (io.mark(), Signs::default());
+        let (mark, handover) = (io.mark(), Handover::default());
         let mut builder = Builder::new();
         let builder = builder.max_buf_size(READ_BUFFER).max_headers(MOST_HEADERS);
-        let (requests, connection) = builder.handshake(TokioIo::new(Tap::new(io, signs.clone()))).await?;
+        let (requests, connection) = builder.handshake(TokioIo::new(Tap::new(io, handover.clone()))).await?;
         let gate = Arc::new(Gate { state: AtomicU8::new(IDLE), task: AtomicWaker::new() });
         let waker = Waker::from(Arc::clone(&gate));
-        Ok(Box::new(Driven { connection, requests, mark, signs, gate, waker, over: false }))
+        Ok(Box::new(Driven { connection, requests, mark, handover, gate, waker, over: false }))
     }
 
     /// The facts known of it.
@@ -96,14 +96,14 @@ impl Driven {
         request: Request<Pieces>,
         asked: Asked,
     ) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Pieces>>)> {
-        self.signs.begin(asked == Asked::Stream);
-        let request = request.map(|pieces| Sent::new(pieces, &self.signs));
+        self.handover.begin(asked == Asked::Stream);
+        let request = request.map(|pieces| Sent::new(pieces, &self.handover));
         let mut answer = pin!(self.requests.try_send_request(request));
-        let Driven { connection, gate, waker, over, signs, .. } = self;
+        let Driven { connection, gate, waker, over, handover, .. } = self;
         let answered = poll_fn(|cx| {
             gate.poll(cx, waker, connection, over, |cx| {
                 let polled = answer.as_mut().poll(cx);
-                if polled.is_pending() && signs.read_on() {
+                if polled.is_pending() && handover.read_on() {
                     cx.waker().wake_by_ref();
                 }
                 polled
@@ -117,7 +117,7 @@ impl Driven {
 
     /// Takes the body of an answer from under hyper, where that is for us to read; gives the connection back otherwise.
     pub(super) fn past(self: Box<Self>, answer: &Response<Incoming>) -> Result<Past<BackendIo>, Box<Self>> {
-        if self.over || !self.signs.takes(answer) {
+        if self.over || !self.handover.takes(answer) {
             return Err(self);
         }
         let Parts { io, read_buf, .. } = self.connection.into_parts();

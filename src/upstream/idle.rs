@@ -16,12 +16,12 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// The idle connections to one backend.
 pub(super) struct Idle {
-    state: Mutex<State>,
+    state: Mutex<KeptIdle>,
     clock: Clock,
 }
 
 #[derive(Default)]
-struct State {
+struct KeptIdle {
     /// The latest comes last, and is taken first.
     connections: Vec<(Time, Box<Driven>)>,
     /// A task looks after them.
@@ -36,7 +36,7 @@ impl Idle {
         Arc::new(Idle { state: Mutex::default(), clock })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, KeptIdle> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

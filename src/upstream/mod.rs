@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
 
-pub use self::answer::{AnswerBody, Broken};
+pub use self::answer::{BackendBody, Broken};
 pub use self::body::Pieces;
 use self::connect::{Connector, UseMark};
 use self::descriptors::Descriptors;
@@ -116,7 +116,7 @@ impl Upstream {
         id: BackendId,
         (connection, asked): (Connection, Asked),
         mut request: Request<Pieces>,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    ) -> Result<Response<BackendBody>, Failure> {
         let (idle, sent) = (self.idle(id), self.clock.now());
         let host = std::mem::take(request.uri_mut());
         // On the wire it is the path alone.
@@ -133,7 +133,7 @@ impl Upstream {
                     // From now on this connection is a reused one, whose break may just be the server's idle timeout.
                     driven.mark().set();
                     let home = (connection == Connection::Pooled).then_some(idle);
-                    return Ok(AnswerBody::of(response, driven, home));
+                    return Ok(BackendBody::of(response, driven, home));
                 }
                 Err(error) => error,
             };

@@ -34,12 +34,12 @@ thread_local! {
     static ROOM: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
-/// What a connection's three users know of an exchange: hyper's I/O, hyper's request body, and whoever drives the connection.
+/// The state of an exchange on a connection, shared by hyper's I/O, hyper's request body, and whoever drives the connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Signs(Arc<State>);
+pub(super) struct Handover(Arc<Flags>);
 
 #[derive(Debug, Default)]
-struct State {
+struct Flags {
     reading: AtomicU8,
     request: AtomicU8,
 }
@@ -58,7 +58,7 @@ const UNSENT: u8 = 0;
 const TAKEN: u8 = 1;
 const SENT: u8 = 2;
 
-impl Signs {
+impl Handover {
     /// A request follows, whose answer may be a stream.
     pub(super) fn begin(&self, stream: bool) {
         self.0.request.store(UNSENT, Ordering::Relaxed);
@@ -102,7 +102,7 @@ pub(super) fn is_kept(headers: &HeaderMap) -> bool {
 /// A connection as hyper sees it.
 pub(super) struct Tap<S> {
     io: S,
-    signs: Signs,
+    handover: Handover,
     /// Read, and not yet given to hyper.
     ahead: BytesMut,
     line: Line,
@@ -147,18 +147,18 @@ impl Line {
 
 impl<S> Tap<S> {
     /// A connection that nothing was read of.
-    pub(super) fn new(io: S, signs: Signs) -> Tap<S> {
-        Tap { io, signs, ahead: BytesMut::new(), line: Line::default() }
+    pub(super) fn new(io: S, handover: Handover) -> Tap<S> {
+        Tap { io, handover, ahead: BytesMut::new(), line: Line::default() }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let tap = &mut *self;
-        let reading = tap.signs.0.reading.load(Ordering::Relaxed);
+        let reading = tap.handover.0.reading.load(Ordering::Relaxed);
         if matches!(reading, GIVEN | WANTED) {
             // Whoever drives the connection sees it, and polls again.
-            tap.signs.0.reading.store(WANTED, Ordering::Relaxed);
+            tap.handover.0.reading.store(WANTED, Ordering::Relaxed);
             return Poll::Pending;
         }
         let before = buf.filled().len();
@@ -178,7 +178,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
                 tap.ahead = ahead;
             }
             buf.set_filled(before + end);
-            tap.signs.0.reading.store(GIVEN, Ordering::Relaxed);
+            tap.handover.0.reading.store(GIVEN, Ordering::Relaxed);
         }
         Poll::Ready(Ok(()))
     }
@@ -204,7 +204,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
     /// hyper flushes once it has written all that it has taken.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-        _ = self.signs.0.request.compare_exchange(TAKEN, SENT, Ordering::Relaxed, Ordering::Relaxed);
+        _ = self.handover.0.request.compare_exchange(TAKEN, SENT, Ordering::Relaxed, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 
@@ -216,12 +216,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
 /// A request's body that says when hyper has taken it whole. An empty one never does: no stream is asked for without a body.
 pub(super) struct Sent {
     pieces: Pieces,
-    signs: Signs,
+    handover: Handover,
 }
 
 impl Sent {
-    pub(super) fn new(pieces: Pieces, signs: &Signs) -> Sent {
-        Sent { pieces, signs: signs.clone() }
+    pub(super) fn new(pieces: Pieces, handover: &Handover) -> Sent {
+        Sent { pieces, handover: handover.clone() }
     }
 
     /// The body itself.
@@ -237,7 +237,7 @@ impl Body for Sent {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let frame = Pin::new(&mut self.pieces).poll_frame(cx);
         if self.pieces.is_empty() {
-            self.signs.0.request.store(TAKEN, Ordering::Relaxed);
+            self.handover.0.request.store(TAKEN, Ordering::Relaxed);
         }
         frame
     }
@@ -253,7 +253,7 @@ impl Body for Sent {
 
 /// The reason why a body broke.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Cut {
+pub(super) enum ReadError {
     /// The connection failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -285,7 +285,7 @@ impl<S: AsyncRead + Unpin> Past<S> {
     ///
     /// # Errors
     /// The body broke. The connection must not be used any more.
-    pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cut>> {
+    pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, ReadError>> {
         loop {
             match self.decoder.progress() {
                 Progress::Open => {}
@@ -305,14 +305,14 @@ impl<S: AsyncRead + Unpin> Past<S> {
     }
 
     /// Reads and decodes; the data may be none.
-    fn read(&mut self, cx: &mut Context<'_>, room: &mut BytesMut) -> Poll<Result<Bytes, Cut>> {
+    fn read(&mut self, cx: &mut Context<'_>, room: &mut BytesMut) -> Poll<Result<Bytes, ReadError>> {
         if self.ahead.is_empty() {
             if room.capacity() < LEAST {
                 // Takes the same memory again where no piece of it is left.
                 room.reserve(BLOCK);
             }
             if ready!(pin!(self.io.read_buf(room)).poll(cx))? == 0 {
-                return Poll::Ready(Err(Cut::Closed));
+                return Poll::Ready(Err(ReadError::Closed));
             }
         } else {
             room.extend_from_slice(&std::mem::take(&mut self.ahead));

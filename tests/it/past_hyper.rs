@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::{Answer, Conn, End, on_h2, post, read_h2};
-use crate::harness::{Forebay, Harness, eventually, ms};
+use crate::harness::{Forebay, Harness, eventually};
 use crate::mock::{CHAT, DONE, Gate, Mock, Seen, Step, answer, chunk, last_chunk, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";

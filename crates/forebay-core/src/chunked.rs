@@ -72,7 +72,7 @@ pub enum Malformed {
     Trailers,
 }
 
-/// How far a body has come.
+/// The progress of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// More is to come.

@@ -6,7 +6,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
-/// What became of a piece.
+/// The fate of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passed {
     /// Nothing: hyper has something to write, so it must be given this piece, too.

@@ -19,7 +19,7 @@ use super::bell::Bell;
 use super::body::Message;
 use super::outlet::{Outlet, Passed};
 use crate::proxy::shutdown::Shutdown;
-use crate::upstream::{AnswerBody, shortage_or};
+use crate::upstream::{BackendBody, shortage_or};
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::{Failure, with_causes};
 use forebay_fleet::EngineLoad;
@@ -43,7 +43,7 @@ pub(crate) struct Deadlines {
 
 /// Both ends of an answer.
 pub(crate) struct Wire {
-    body: AnswerBody,
+    body: BackendBody,
     tx: Sender<Message>,
     /// The way to the client past hyper.
     outlet: Option<Arc<dyn Outlet>>,
@@ -67,7 +67,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(
-        body: AnswerBody,
+        body: BackendBody,
         (mut watch, engine, shutdown): (Watch, EngineLoad, Shutdown),
         (tx, outlet): (Sender<Message>, Option<Arc<dyn Outlet>>),
         clock: Clock,

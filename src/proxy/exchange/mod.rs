@@ -205,7 +205,7 @@ impl Exchange {
         self: Box<Self>,
         tx: mpsc::Sender<Message>,
         (ticket, watch): (Ticket, Watch),
-        body: upstream::AnswerBody,
+        body: upstream::BackendBody,
         form: Form,
         total: Option<Time>,
     ) -> Relaying {

@@ -1,3 +1,5 @@
+//! The reader beside hyper's, on any bytes and any cuts. Must not use a clock or a real socket.
+
 use std::future::poll_fn;
 
 use http::Request;
@@ -51,26 +53,26 @@ async fn through_hyper(pieces: Vec<Vec<u8>>) -> Read {
     }
 }
 
-/// The same read past hyper; and what else there is to say: whether the connection may be used again.
+/// An answer as it is read past hyper, and whether the connection may be used again.
 async fn past_hyper(pieces: Vec<Vec<u8>>) -> (Read, bool) {
-    let signs = Signs::default();
+    let handover = Handover::default();
     let mut builder = Builder::new();
-    let tap = Tap::new(server(pieces), signs.clone());
+    let tap = Tap::new(server(pieces), handover.clone());
     let (mut requests, mut connection) = builder.max_headers(MOST_HEADERS).handshake(TokioIo::new(tap)).await.unwrap();
-    signs.begin(true);
-    let request = Request::post("/").body(Sent::new(Pieces::new(["{}".into()]), &signs)).unwrap();
+    handover.begin(true);
+    let request = Request::post("/").body(Sent::new(Pieces::new(["{}".into()]), &handover)).unwrap();
     let mut answer = pin!(requests.send_request(request));
     let mut over = false;
     let answer = poll_fn(|cx| {
         over = over || Pin::new(&mut connection).poll(cx).is_ready();
         let polled = answer.as_mut().poll(cx);
-        if polled.is_pending() && signs.read_on() {
+        if polled.is_pending() && handover.read_on() {
             cx.waker().wake_by_ref();
         }
         polled
     });
     let Ok(answer) = answer.await else { return (None, false) };
-    assert!(signs.takes(&answer), "{answer:?}");
+    assert!(handover.takes(&answer), "{answer:?}");
     let parts = connection.into_parts();
     assert!(parts.read_buf.is_empty(), "hyper was given more than the head");
     let mut past = Past::new(parts.io.into_inner(), parts.read_buf, MOST_HEADERS);
