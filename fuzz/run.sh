@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-targets=(sse vllm_metrics config json_body multipart bench_answer)
+targets=(sse chunked vllm_metrics config json_body multipart bench_answer)
 built=target/fuzz
 corpus=${FUZZ_CORPUS:-$built/corpus}
 fixtures=tests/fixtures/vllm-0.32.0
@@ -24,8 +24,9 @@ why_not() {
     fi
 }
 
-# What the peer of a recording sent, without the head and without the sizes of chunks.
-body() { sed '1,/^\r\{0,1\}$/d' "$1" | sed '/^[0-9a-f]\{1,4\}\r$/d'; }
+# What the peer of a recording sent, without the head; and without the sizes of chunks.
+coded() { sed '1,/^\r\{0,1\}$/d' "$1"; }
+body() { coded "$1" | sed '/^[0-9a-f]\{1,4\}\r$/d'; }
 
 plant() { # TARGET NAME: standard input, cut to what the fuzzer takes
     mkdir -p "$corpus/$1"
@@ -39,6 +40,7 @@ seed() {
     for file in "$fixtures"/http/*stream*.response; do
         name=$(basename "$file" .response)
         body "$file" | plant sse "$name"
+        coded "$file" | plant chunked "$name"
         case $name in chat-* | completion-* | engine-killed-*) body "$file" | plant bench_answer "$name" ;; esac
     done
     for file in "$fixtures"/metrics/*.txt; do

@@ -18,7 +18,7 @@ use http::{Method, Request, Response, StatusCode};
 use super::answer::body::{AnswerBody, Ours};
 use super::headers;
 use super::shared::Shared;
-use crate::upstream::{self, Connection, Pieces};
+use crate::upstream::{self, Asked, Connection, Pieces};
 use forebay_core::clock::Time;
 use forebay_core::error::Refusal;
 use forebay_core::rate_limit::{Bucket, PerMinute};
@@ -214,7 +214,7 @@ async fn ask(shared: &Shared, origin: &HeaderValue) -> Option<Said> {
     if let Some(key) = &backend.key {
         headers::authorize(of, key.expose());
     }
-    let asked = tokio::time::timeout(ASKED, shared.upstream.send(backend.id, Connection::Fresh, request));
+    let asked = tokio::time::timeout(ASKED, shared.upstream.send(backend, (Connection::Fresh, Asked::Document), request));
     let answer = asked.await.ok()?.ok()?;
     let now = shared.clock.now();
     shared.cors.learn(origin, answer.headers(), now);

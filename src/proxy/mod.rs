@@ -24,7 +24,7 @@ mod tunnel;
 
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,7 +38,8 @@ use tokio::sync::oneshot;
 
 use self::answer::body::Ours;
 pub use self::answer::body::{AnswerBody, Cut};
-use self::exchange::Exchange;
+pub use self::answer::outlet::{Outlet, Passed};
+use self::exchange::{Exchange, Relaying};
 
 use self::forwarded::Peer;
 use self::record::Record;
@@ -54,6 +55,7 @@ use self::tunnel::Tunnel;
 use forebay_core::error::{ErrorShape, Refusal, refusal_json, repeated};
 use forebay_core::stream::Api;
 use forebay_fleet::config::model::Config;
+use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::Panicked;
 use forebay_fleet::telemetry::panics::caught;
 
@@ -68,10 +70,14 @@ impl Proxy {
         Proxy(Arc::new(Shared::new(parts)))
     }
 
-    /// The service for one client connection.
+    /// The service for one client connection. `outlet`: the way of its streams to the socket past hyper, where there is one.
     #[must_use]
-    pub fn for_client(&self, client: Option<SocketAddr>) -> ClientService {
-        ClientService { shared: Arc::clone(&self.0), peer: Arc::new(Peer::new(client, false)) }
+    pub fn for_client(
+        &self,
+        (client, secure): (Option<SocketAddr>, bool),
+        outlet: Option<Arc<dyn Outlet>>,
+    ) -> ClientService {
+        ClientService { shared: Arc::clone(&self.0), peer: Arc::new(Peer::new(client, secure)), outlet }
     }
 }
 
@@ -80,6 +86,7 @@ impl Proxy {
 pub struct ClientService {
     shared: Arc<Shared>,
     peer: Arc<Peer>,
+    outlet: Option<Arc<dyn Outlet>>,
 }
 
 impl<B> tower::Service<Request<B>> for ClientService
@@ -122,7 +129,8 @@ where
         let telemetry = Arc::clone(&shared.telemetry);
         // A future that holds another by value has room for it twice, as its argument and as what it waits for, and each move
         // copies all of that.
-        let serving = Box::pin(serve(Arc::clone(&shared), record, head, body));
+        let outlet = self.outlet.clone().filter(|_| head.version == http::Version::HTTP_11);
+        let serving = Box::pin(serve(Arc::clone(&shared), record, head, body, outlet));
         Box::pin(async move {
             let served = caught(&telemetry, Panicked::Request, serving).await;
             let mut answer = served.unwrap_or_else(|| internal_error(&request_id, shape));
@@ -138,7 +146,13 @@ where
     }
 }
 
-async fn serve<B>(shared: Arc<Shared>, mut record: Record, head: http::request::Parts, body: B) -> Response<AnswerBody>
+async fn serve<B>(
+    shared: Arc<Shared>,
+    mut record: Record,
+    head: http::request::Parts,
+    body: B,
+    outlet: Option<Arc<dyn Outlet>>,
+) -> Response<AnswerBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Display + Send,
@@ -155,15 +169,48 @@ where
         }
         Err(refusal) => return record.refuse(&refusal),
     };
-    // Whoever waits for the head may be dropped by hyper at any moment. The task below goes on and sees it by the
-    // channel.
     let (reply, answer) = oneshot::channel();
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     let telemetry = Arc::clone(&shared.telemetry);
-    let exchange = Box::new(Exchange { shared, settings, work: *work, record });
-    let run = Box::pin(exchange.run(reply));
-    tokio::spawn(async move { caught(&telemetry, Panicked::Request, run).await });
-    answer.await.unwrap_or_else(|_| internal_error(&request_id, shape))
+    let exchange = Box::new(Exchange { shared, settings, work: *work, record, outlet });
+    answered(telemetry, Box::pin(exchange.run(reply)), answer)
+        .await
+        .unwrap_or_else(|| internal_error(&request_id, shape))
+}
+
+/// Runs a request until its answer has a head, which is returned. What follows a head has a task of its own, since hyper polls no
+/// body while a client reads nothing. Until then hyper's task will do: a client that leaves drops this, and most answers are whole.
+async fn answered(
+    telemetry: Arc<Telemetry>,
+    run: Pin<Box<impl Future<Output = Option<Relaying>> + Send + 'static>>,
+    mut answer: oneshot::Receiver<Response<AnswerBody>>,
+) -> Option<Response<AnswerBody>> {
+    let caught_by = Arc::clone(&telemetry);
+    let mut run = Box::pin(async move { caught(&caught_by, Panicked::Request, run).await.flatten() });
+    let mut over = None;
+    let answer = poll_fn(|cx| {
+        // It is not polled again: with its end, the answer is there or never will be.
+        if over.is_none()
+            && let Poll::Ready(relaying) = run.as_mut().poll(cx)
+        {
+            over = Some(relaying);
+        }
+        Pin::new(&mut answer).poll(cx)
+    })
+    .await;
+    // A task is made for what is left: the relay alone where the head has come, which is smaller than all that led to it.
+    match over {
+        Some(Some(relaying)) => drop(tokio::spawn(async move {
+            caught(&telemetry, Panicked::Request, relaying.run()).await;
+        })),
+        Some(None) => {}
+        None => drop(tokio::spawn(async move {
+            if let Some(relaying) = run.await {
+                caught(&telemetry, Panicked::Request, relaying.run()).await;
+            }
+        })),
+    }
+    answer.ok()
 }
 
 /// A request that is let in: work for a backend, or an answer of our own.

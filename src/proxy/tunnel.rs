@@ -17,7 +17,7 @@ use super::request::lookup::pool_for;
 use super::route::{Endpoint, Route};
 use super::shared::Shared;
 use crate::upstream::tunnel::{ClientEnd, join};
-use crate::upstream::{self, Connection, Pieces};
+use crate::upstream::{self, Pieces};
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{Kind, RequestFacts};
@@ -108,7 +108,7 @@ impl Tunnel {
             let ticket = dispatched.ticket;
             let backend = Arc::clone(ticket.backend());
             record.sending(now);
-            match shared.upstream.send(backend.id, Connection::Fresh, self.request_to(&backend)).await {
+            match shared.upstream.send_upgrade(&backend, self.request_to(&backend)).await {
                 Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     return self.agreed(shared, record, ticket, answer);
                 }

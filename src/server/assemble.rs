@@ -25,7 +25,7 @@ use super::upgrade::{Meeting, reserve};
 use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError};
 use crate::admin::{self, Admin};
-use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
+use crate::proxy::{Outlet, Parts, Proxy, Readiness, Shutdown};
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
@@ -49,8 +49,8 @@ impl ServiceFor for Proxy {
     type Service = crate::proxy::ClientService;
     type Body = crate::proxy::AnswerBody;
 
-    fn service_for(&self, peer: Peer) -> Self::Service {
-        self.for_client(peer.client)
+    fn service_for(&self, peer: Peer, outlet: Arc<dyn Outlet>) -> Self::Service {
+        self.for_client((peer.client, peer.secure), Some(outlet))
     }
 }
 
@@ -341,7 +341,7 @@ impl ServiceFor for AdminServices {
     type Service = tower::util::BoxCloneSyncService<Request<Incoming>, Response<Self::Body>, Infallible>;
     type Body = admin::Body;
 
-    fn service_for(&self, peer: Peer) -> Self::Service {
+    fn service_for(&self, peer: Peer, _: Arc<dyn Outlet>) -> Self::Service {
         let router = if peer.secure { &self.secure } else { &self.plain };
         tower::util::BoxCloneSyncService::new(router.clone())
     }

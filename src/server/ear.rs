@@ -7,12 +7,14 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::ConnState;
+use super::sending::Sending;
+use crate::proxy::{Outlet, Passed};
 
 /// The ear keeps no more than this; behind it, the end of a connection is not heard.
 const AHEAD_MAX: usize = 64 << 10;
@@ -23,6 +25,7 @@ struct Half<S> {
     ahead: BytesMut,
     /// hyper waits for bytes, and so for the end.
     awaited: bool,
+    sending: Sending,
 }
 
 impl<S: AsyncRead + Unpin> Half<S> {
@@ -67,7 +70,7 @@ pub(super) struct Ear<S> {
 
 /// Both sides of a connection, to be polled by the same task.
 pub(super) fn watched<S>(io: S, state: &Arc<ConnState>) -> (Watched<S>, Ear<S>) {
-    let half = Arc::new(Mutex::new(Half { io, ahead: BytesMut::new(), awaited: false }));
+    let half = Arc::new(Mutex::new(Half { io, ahead: BytesMut::new(), awaited: false, sending: Sending::default() }));
     (Watched { half: Arc::clone(&half), state: Arc::clone(state) }, Ear { half, state: Arc::clone(state) })
 }
 
@@ -84,6 +87,33 @@ impl<S: AsyncRead + Unpin> Ear<S> {
     }
 }
 
+impl<S: AsyncWrite + Send + Unpin + 'static> Watched<S> {
+    /// The way of the relays of its answers past hyper.
+    pub(super) fn outlet(&self) -> Arc<dyn Outlet> {
+        Arc::clone(&self.half) as Arc<dyn Outlet>
+    }
+}
+
+impl<S: AsyncWrite + Send + Unpin> Outlet for Mutex<Half<S>> {
+    fn take_back(&self) {
+        locked(self).sending.take_back();
+    }
+
+    fn offer(&self) {
+        locked(self).sending.offer();
+    }
+
+    fn pass(&self, cx: &mut Context<'_>, piece: &[u8]) -> io::Result<Passed> {
+        let half = &mut *locked(self);
+        half.sending.pass(&mut half.io, cx, piece)
+    }
+
+    fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let half = &mut *locked(self);
+        half.sending.poll_taken(&mut half.io, cx)
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
@@ -97,7 +127,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut locked(&self.half).io).poll_write(cx, buf)
+        let half = &mut *locked(&self.half);
+        ready!(half.sending.poll_before_hyper(&mut half.io, cx))?;
+        Pin::new(&mut half.io).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -105,7 +137,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut locked(&self.half).io).poll_write_vectored(cx, bufs)
+        let half = &mut *locked(&self.half);
+        ready!(half.sending.poll_before_hyper(&mut half.io, cx))?;
+        Pin::new(&mut half.io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -113,7 +147,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut locked(&self.half).io).poll_flush(cx)
+        let half = &mut *locked(&self.half);
+        ready!(Pin::new(&mut half.io).poll_flush(cx))?;
+        half.sending.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -27,6 +27,7 @@ use super::ear::watched;
 use super::proxy_protocol;
 use super::streams::StreamExecutor;
 use super::tls::{Secured, Transport, handshake, within};
+use crate::proxy::Outlet;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use crate::upstream::tunnel::ClientEnd;
@@ -77,8 +78,8 @@ pub(super) trait ServiceFor: Send + Sync + 'static {
     /// The body of its answers.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static;
 
-    /// The service for a client.
-    fn service_for(&self, peer: Peer) -> Self::Service;
+    /// The service for a client. `outlet`: the way to its socket past hyper, for streams over HTTP/1.1.
+    fn service_for(&self, peer: Peer, outlet: Arc<dyn Outlet>) -> Self::Service;
 }
 
 /// Open connections of one listener.
@@ -225,7 +226,7 @@ impl<F: ServiceFor> HyperApp<F> {
     }
 
     /// Serves a connection to its end.
-    async fn serve(&self, opened: (Transport, Peer), shutdown: &ShutdownWatch) {
+    async fn serve(&self, opened: (Transport, Peer), shutdown: ShutdownWatch) {
         let state = ConnState::new(self.clock.clone());
         self.serve_http(opened, &state, shutdown).await;
         // What goes on in another protocol is an open connection, which a drain waits for. hyper has let go of it.
@@ -234,11 +235,11 @@ impl<F: ServiceFor> HyperApp<F> {
         }
     }
 
-    async fn serve_http(&self, (stream, peer): (Transport, Peer), state: &Arc<ConnState>, shutdown: &ShutdownWatch) {
+    async fn serve_http(&self, (stream, peer): (Transport, Peer), state: &Arc<ConnState>, mut shutdown: ShutdownWatch) {
         let client = peer.client;
         let (io, ear) = watched(stream, state);
         let requests = Arc::clone(state);
-        let inner = self.services.service_for(peer);
+        let inner = self.services.service_for(peer, io.outlet());
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
         // services are always ready, so that nothing need be awaited before.
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -249,7 +250,6 @@ impl<F: ServiceFor> HyperApp<F> {
         });
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
-        let mut shutdown = shutdown.clone();
         let mut ending: Option<Time> = None;
         loop {
             let wait = self.left(state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
@@ -335,10 +335,14 @@ impl<F: ServiceFor> ServerApp for HyperApp<F> {
             self.refuse(stream, place.is_some()).await;
             return None;
         }
-        if let Some(opened) = self.open(stream).await {
-            self.serve(opened, shutdown).await;
-        }
-        drop(open);
+        // A task of its own is smaller: pingora's has room for more than a connection that is hyper's needs.
+        let (app, shutdown) = (Arc::clone(self), shutdown.clone());
+        drop(tokio::spawn(async move {
+            if let Some(opened) = app.open(stream).await {
+                app.serve(opened, shutdown).await;
+            }
+            drop((open, place));
+        }));
         None
     }
 }

@@ -8,6 +8,7 @@ mod ear;
 mod lifecycle;
 mod listener;
 mod proxy_protocol;
+mod sending;
 mod streams;
 mod tls;
 mod upgrade;

@@ -1,7 +1,6 @@
 //! Connections to backends: made within a deadline, with a write-stall limit, and a mark that says how often a connection
 //! has been used, so that a failure on a kept-alive one can be told from a death.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,17 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::descriptors::{Descriptor, Descriptors};
 use super::stall::WriteStall;
 use forebay_fleet::reach::{Endpoint, Socket, Wire};
 
-/// The facts known of a connection beside its bytes. Travels through hyper as an extra of the connection, so that both an answer
-/// and an error tell whose it was.
+/// The facts known of a connection beside its bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct UseMark(Arc<Marks>);
 
@@ -46,31 +41,23 @@ impl UseMark {
     }
 }
 
-/// Opens connections to one backend.
+/// Opens connections to backends.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
-    pub(super) endpoint: Arc<Endpoint>,
     pub(super) timeout: Duration,
     pub(super) write_stall: Option<Duration>,
     pub(super) descriptors: Arc<Descriptors>,
 }
 
-impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<BackendIo>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<BackendIo>>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let Connector { endpoint, timeout, write_stall, descriptors } = self.clone();
-        Box::pin(async move {
-            let place = descriptors.for_backend()?;
-            let io = endpoint.connect(timeout, |socket| WriteStall::new(socket, write_stall)).await?;
-            Ok(TokioIo::new(BackendIo { io, mark: UseMark::default(), _place: place }))
-        })
+impl Connector {
+    /// Opens a connection to a backend.
+    ///
+    /// # Errors
+    /// It has no address, none could be connected to, or not in time; or the two do not agree on TLS.
+    pub(super) async fn connect(&self, endpoint: &Endpoint) -> io::Result<BackendIo> {
+        let place = self.descriptors.for_backend()?;
+        let io = endpoint.connect(self.timeout, |socket| WriteStall::new(socket, self.write_stall)).await?;
+        Ok(BackendIo { io, mark: UseMark::default(), _place: place })
     }
 }
 
@@ -81,9 +68,10 @@ pub(super) struct BackendIo {
     _place: Descriptor,
 }
 
-impl Connection for BackendIo {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(self.mark.clone())
+impl BackendIo {
+    /// The facts known of it.
+    pub(super) fn mark(&self) -> UseMark {
+        self.mark.clone()
     }
 }
 

@@ -1,46 +1,41 @@
-//! From a backend's id to its HTTP client: one pooled client a backend, a second one that never reuses a connection, and
-//! the mapping of hyper's errors to `error::Failure`. Knows nothing of routing; decides nothing about another attempt.
+//! From a backend's id to its HTTP connections: the idle ones of each backend, new ones, and the mapping of hyper's errors to
+//! `error::Failure`. Knows nothing of routing; decides nothing about another attempt.
 //!
-//! Hot path: one `ArcSwap` load and one hash look-up a request; clients are made when a backend is first used.
+//! Hot path: one `ArcSwap` load and one hash look-up a request. The request polls its connection itself.
 
+mod answer;
 mod body;
 mod connect;
 pub mod descriptors;
+mod driven;
+mod idle;
+mod past;
 pub mod stall;
 pub mod tunnel;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioIo;
 
+pub use self::answer::{BackendBody, Broken};
 pub use self::body::Pieces;
-use self::connect::{Connector, UseMark};
+use self::connect::{BackendIo, Connector, UseMark};
 use self::descriptors::Descriptors;
+use self::driven::Driven;
+use self::idle::Idle;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
 use forebay_fleet::Backend;
 use forebay_fleet::config::model::BackendUrl;
 use forebay_fleet::obstacle::{mistrust, obstacle, warn_of};
-use forebay_fleet::reach::Endpoint;
 
-/// The body of a backend's answer.
-pub type AnswerBody = Incoming;
-
-/// vLLM's server closes an idle connection after 5 s; ours are given up before.
-const POOL_IDLE: Duration = Duration::from_secs(4);
-/// The most that is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is
-/// faster than its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
-const READ_BUFFER: usize = 64 << 10;
-/// The most headers of an answer.
-const MOST_HEADERS: usize = 1024;
 /// A failure on a reused connection later than this is a death like any other.
 const REUSE_WINDOW: Duration = Duration::from_millis(100);
 
@@ -58,80 +53,68 @@ pub struct Limits {
 /// The kind of connection that an attempt may use: a kept-alive one, or only a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
-    /// One from the pool, where there is one.
+    /// An idle one, where there is one.
     Pooled,
     /// A new one.
     Fresh,
 }
 
-/// The HTTP clients of all backends.
+/// The answer that a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A stream of events.
+    Stream,
+    /// One document.
+    Document,
+}
+
+/// The HTTP connections of all backends.
 pub struct Upstream {
-    clients: ArcSwap<HashMap<BackendId, Arc<BackendClient>>>,
+    idle: ArcSwap<HashMap<BackendId, Arc<Idle>>>,
     writer: Mutex<()>,
-    limits: Limits,
+    connector: Connector,
     clock: Clock,
 }
 
-struct BackendClient {
-    /// The way that its connections go.
-    endpoint: Arc<Endpoint>,
-    pooled: Client<Connector, Pieces>,
-    fresh: Client<Connector, Pieces>,
-}
-
-impl BackendClient {
-    fn new(limits: &Limits, endpoint: Arc<Endpoint>) -> BackendClient {
-        let connector = Connector {
-            endpoint: Arc::clone(&endpoint),
-            timeout: limits.connect_timeout,
-            write_stall: limits.write_stall,
-            descriptors: Arc::clone(&limits.descriptors),
-        };
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .http1_max_buf_size(READ_BUFFER)
-            .http1_max_headers(MOST_HEADERS);
-        let pooled = builder.build(connector.clone());
-        let fresh = builder.pool_max_idle_per_host(0).retry_canceled_requests(false).build(connector);
-        BackendClient { endpoint, pooled, fresh }
-    }
-}
-
 impl Upstream {
-    /// No clients yet; each is made when its backend is first used.
+    /// No connections yet.
     #[must_use]
     pub fn new(limits: Limits, clock: Clock) -> Upstream {
-        Upstream { clients: ArcSwap::default(), writer: Mutex::new(()), limits, clock }
+        let Limits { descriptors, connect_timeout, write_stall } = limits;
+        let connector = Connector { timeout: connect_timeout, write_stall, descriptors };
+        Upstream { idle: ArcSwap::default(), writer: Mutex::new(()), connector, clock }
     }
 
-    /// Forgets the clients of backends that are gone; their idle connections close, attempts under way go on.
+    /// Closes the idle connections of backends that are gone; attempts under way go on.
     pub fn retain(&self, is_live: impl Fn(BackendId) -> bool) {
-        let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.clients.load();
+        let _writing = locked(&self.writer);
+        let old = self.idle.load();
         if old.keys().all(|id| is_live(*id)) {
             return;
         }
-        let kept = old.iter().filter(|(id, _)| is_live(**id)).map(|(id, client)| (*id, Arc::clone(client))).collect();
-        self.clients.store(Arc::new(kept));
+        let (kept, gone): (HashMap<_, _>, HashMap<_, _>) =
+            old.iter().map(|(id, idle)| (*id, Arc::clone(idle))).partition(|(id, _)| is_live(*id));
+        self.idle.store(Arc::new(kept));
+        gone.values().for_each(|idle| idle.close());
     }
 
-    fn client(&self, backend: &Backend) -> Arc<BackendClient> {
-        let goes_there = |client: &&Arc<BackendClient>| Arc::ptr_eq(&client.endpoint, &backend.endpoint);
-        if let Some(client) = self.clients.load().get(&backend.id).filter(goes_there) {
-            return Arc::clone(client);
+    fn idle(&self, backend: &Backend) -> Arc<Idle> {
+        let goes_there = |idle: &&Arc<Idle>| idle.goes_to(&backend.endpoint);
+        if let Some(idle) = self.idle.load().get(&backend.id).filter(goes_there) {
+            return Arc::clone(idle);
         }
-        let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = HashMap::clone(&self.clients.load());
-        if let Some(client) = all.get(&backend.id).filter(goes_there) {
-            return Arc::clone(client);
+        let _writing = locked(&self.writer);
+        let mut all = HashMap::clone(&self.idle.load());
+        if let Some(idle) = all.get(&backend.id).filter(goes_there) {
+            return Arc::clone(idle);
         }
-        // A reload has changed the way to the backend. Attempts under way hold the old client, whose idle connections close.
-        let client = Arc::new(BackendClient::new(&self.limits, Arc::clone(&backend.endpoint)));
-        all.insert(backend.id, Arc::clone(&client));
-        self.clients.store(Arc::new(all));
-        client
+        let idle = Idle::new(Arc::clone(&backend.endpoint), self.clock.clone());
+        // A reload has changed the way to the backend: connections that went the old way are not used again.
+        if let Some(old) = all.insert(backend.id, Arc::clone(&idle)) {
+            old.close();
+        }
+        self.idle.store(Arc::new(all));
+        idle
     }
 
     /// Sends one request and waits for the head of the answer. Dropping the future closes the connection.
@@ -142,79 +125,124 @@ impl Upstream {
     pub async fn send(
         &self,
         backend: &Backend,
-        connection: Connection,
-        request: Request<Pieces>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let client = self.client(backend);
-        let client = match connection {
-            Connection::Pooled => &client.pooled,
-            Connection::Fresh => &client.fresh,
-        };
-        let sent = self.clock.now();
-        match client.request(request).await {
-            Ok(mut response) => {
-                // From now on this connection is a reused one, whose break may just be the server's idle timeout.
-                if let Some(mark) = response.extensions_mut().remove::<UseMark>() {
-                    mark.set();
+        (connection, asked): (Connection, Asked),
+        mut request: Request<Pieces>,
+    ) -> Result<Response<BackendBody>, Failure> {
+        let (idle, sent) = (self.idle(backend), self.clock.now());
+        to_path_alone(&mut request);
+        loop {
+            let kept = if connection == Connection::Pooled { idle.take() } else { None };
+            let mut driven = match kept {
+                Some(driven) => driven,
+                // On the heap: most requests need no new one.
+                None => Box::pin(self.open(backend)).await?,
+            };
+            let (error, unsent) = match driven.request(request, asked).await {
+                Ok(response) => {
+                    // From now on this connection is a reused one, whose break may just be the server's idle timeout.
+                    driven.mark().set();
+                    let home = (connection == Connection::Pooled).then_some(idle);
+                    return Ok(BackendBody::of(response, driven, home));
                 }
-                Ok(response)
-            }
-            Err(error) => {
-                let now = self.clock.now();
-                let (failure, id) = (classify(&error, now.since(sent)), backend.id);
-                match mistrust(&error) {
-                    Some(why) => warn_of(failure, &id, &*Box::<dyn std::error::Error>::from(why), now),
-                    None => warn_of(failure, &id, &error, now),
+                Err(error) => error,
+            };
+            match unsent {
+                // An idle connection was closed before anything of the request was written to it: no attempt was made.
+                Some(unsent) if driven.mark().is_used() => request = unsent,
+                unsent => {
+                    let after = self.clock.now().since(sent);
+                    let failure = classify(&error, driven.mark(), unsent.is_some(), after);
+                    return Err(self.failed(backend.id, failure, &error));
                 }
-                tracing::debug!(backend = %id, ?failure, error = &error as &dyn std::error::Error, "attempt failed");
-                Err(failure)
             }
         }
     }
+
+    /// Sends a request that asks for another protocol, on a connection of its own, and waits for the head of the answer. Where the
+    /// backend agrees, hyper hands the connection over.
+    ///
+    /// # Errors
+    /// As those of [`Upstream::send`].
+    pub async fn send_upgrade(
+        &self,
+        backend: &Backend,
+        mut request: Request<Pieces>,
+    ) -> Result<Response<Incoming>, Failure> {
+        to_path_alone(&mut request);
+        let io = self.connect(backend).await?;
+        let mark = io.mark();
+        let sent = self.clock.now();
+        let died = |error: hyper::Error| {
+            let failure = classify(&error, &mark, false, self.clock.now().since(sent));
+            self.failed(backend.id, failure, &error)
+        };
+        let (mut requests, connection) = driven::builder().handshake(TokioIo::new(io)).await.map_err(died)?;
+        // It goes on after the request, whose task would have to poll it.
+        drop(tokio::spawn(connection.with_upgrades()));
+        requests.send_request(request).await.map_err(died)
+    }
+
+    async fn open(&self, backend: &Backend) -> Result<Box<Driven>, Failure> {
+        let io = self.connect(backend).await?;
+        Driven::new(io).await.map_err(|error| {
+            let failure = classify(&error, &UseMark::default(), true, Duration::ZERO);
+            self.failed(backend.id, failure, &error)
+        })
+    }
+
+    async fn connect(&self, backend: &Backend) -> Result<BackendIo, Failure> {
+        self.connector.connect(&backend.endpoint).await.map_err(|error| {
+            let failure = match mistrust(&error) {
+                Some(_) => Failure::Tls,
+                None => obstacle(&error).unwrap_or(Failure::Connect),
+            };
+            self.failed(backend.id, failure, &error)
+        })
+    }
+
+    /// Logs a failure, and returns it.
+    fn failed(&self, id: BackendId, failure: Failure, error: &(dyn std::error::Error + 'static)) -> Failure {
+        let now = self.clock.now();
+        match mistrust(error) {
+            Some(why) => warn_of(failure, &id, &*Box::<dyn std::error::Error>::from(why), now),
+            None => warn_of(failure, &id, error, now),
+        }
+        tracing::debug!(backend = %id, ?failure, error, "attempt failed");
+        failure
+    }
 }
 
-fn classify(error: &ClientError, after: Duration) -> Failure {
+/// Takes a lock; one that a panic has poisoned is as good as any, since nothing behind it is left half done.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Leaves of the URI what goes on the wire: the path.
+fn to_path_alone(request: &mut Request<Pieces>) {
+    let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+}
+
+fn classify(error: &hyper::Error, mark: &UseMark, unsent: bool, after: Duration) -> Failure {
     // Before a death is thought of: under TLS 1.3 a server refuses after the handshake, when the request may be with it.
     if mistrust(error).is_some() {
         return Failure::Tls;
     }
-    match obstacle(error) {
-        Some(Failure::Shortage) => return Failure::Shortage,
-        Some(failure) if error.is_connect() => return failure,
-        _ => {}
+    if obstacle(error) == Some(Failure::Shortage) {
+        return Failure::Shortage;
     }
-    if error.is_connect() {
-        return Failure::Connect;
+    if mark.is_used() {
+        // A server may close an idle connection at the very moment at which it is used. Only then is a second try free.
+        let free = after < REUSE_WINDOW && (unsent || !mark.has_answered());
+        return if free { Failure::Reused } else { Failure::Died };
     }
-    let mut extensions = http::Extensions::new();
-    if let Some(info) = error.connect_info() {
-        info.get_extras(&mut extensions);
-    }
-    match extensions.get::<UseMark>() {
-        Some(mark) if mark.is_used() => {
-            // A server may close an idle connection at the very moment at which it is used. Only then is a second try
-            // free.
-            if after < REUSE_WINDOW && (was_never_sent(error) || !mark.has_answered()) {
-                Failure::Reused
-            } else {
-                Failure::Died
-            }
-        }
-        _ if was_never_sent(error) => Failure::Connect,
-        _ => Failure::Died,
-    }
+    if unsent { Failure::Connect } else { Failure::Died }
 }
 
 /// The failure of an answer that broke: a shortage of ours if that is why, else `otherwise`.
 #[must_use]
-pub fn shortage_or(otherwise: Failure, broke: &hyper::Error) -> Failure {
+pub fn shortage_or(otherwise: Failure, broke: &Broken) -> Failure {
     obstacle(broke).filter(|failure| *failure == Failure::Shortage).unwrap_or(otherwise)
-}
-
-/// Returns whether hyper gave the request back unsent: the connection closed before.
-fn was_never_sent(error: &ClientError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<hyper::Error>());
-    source.is_some_and(hyper::Error::is_canceled)
 }
 
 /// The URI of a request on a backend.

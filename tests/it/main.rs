@@ -42,6 +42,7 @@ mod manners;
 mod neighbours;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
+mod past_hyper;
 mod paths;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod peers;

@@ -623,9 +623,15 @@ fn a_connection_serves_one_client_after_another_kind_of_answer() {
 #[test]
 fn a_clients_pause_is_no_token_gap() {
     // More than the sockets between can hold.
-    let tokens = token("Hi").repeat(30_000);
+    let (tokens, caught_up) = (token("Hi").repeat(30_000), Gate::new());
+    let waits = Step::Wait(caught_up.clone());
     let mock = Mock::replying(move |seen| match seen.json()["stream"] == true {
-        true => stream(&[token("Hi").as_str(), tokens.as_str(), DONE]),
+        true => {
+            let paused = [stream_head(), chunk(token("Hi")), chunk(&tokens), chunk(token("last")), waits.clone()];
+            // Of the first one the gap is the client's doing, too.
+            let rest = [chunk(token("1")), Step::Pause(ms(20)), chunk(token("2")), chunk(DONE), last_chunk()];
+            paused.into_iter().chain(rest).collect()
+        }
         // Longer than the edge that is looked at.
         false => [vec![Step::Pause(ms(700))], answer(200, &[], CHAT)].concat(),
     });
@@ -635,6 +641,9 @@ fn a_clients_pause_is_no_token_gap() {
     let head = client.head();
     // The client reads nothing for as long as another answer takes.
     assert_eq!(forebay.post(PATH, UNARY).status, 200);
+    let is_last = |piece: Vec<u8>| memchr::memmem::find(&piece, b"last").is_some();
+    while !is_last(client.chunk().expect("the stream goes on")) {}
+    caught_up.open();
     assert_eq!(client.body(&head).1, End::Whole);
     let observed = |edge: &str| forebay.metric("forebay_itl_seconds_bucket", &[edge]);
     eventually("gaps are observed", || (observed("le=\"+Inf\"") > 0.0).then_some(()));

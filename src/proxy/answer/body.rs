@@ -5,11 +5,14 @@
 //! Hot path: one channel receive a chunk, no allocation.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
+
+use super::outlet::Outlet;
 
 /// A message from a request's task to its client.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub struct AnswerBody(AnswerSource);
 
 enum AnswerSource {
     Whole(Option<Bytes>),
-    Relayed { messages: mpsc::Receiver<Message>, flush: Flush },
+    Relayed { messages: mpsc::Receiver<Message>, flush: Flush, outlet: Option<Arc<dyn Outlet>> },
     Done,
 }
 
@@ -54,8 +57,9 @@ impl AnswerBody {
         AnswerBody(AnswerSource::Whole(Some(bytes.into())))
     }
 
-    pub(crate) fn relayed(messages: mpsc::Receiver<Message>) -> AnswerBody {
-        AnswerBody(AnswerSource::Relayed { messages, flush: Flush::Clean })
+    /// A body that comes through a channel; with an outlet, the relay may also write to the client's socket itself.
+    pub(crate) fn relayed(messages: mpsc::Receiver<Message>, outlet: Option<Arc<dyn Outlet>>) -> AnswerBody {
+        AnswerBody(AnswerSource::Relayed { messages, flush: Flush::Clean, outlet })
     }
 }
 
@@ -64,15 +68,21 @@ impl Body for AnswerBody {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let AnswerSource::Relayed { outlet: Some(outlet), .. } = &self.0 {
+            outlet.take_back();
+        }
         let next = match &mut self.0 {
             AnswerSource::Done => return Poll::Ready(None),
             AnswerSource::Whole(bytes) => {
                 let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
                 return Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))));
             }
-            AnswerSource::Relayed { messages, flush } => match messages.poll_recv(cx) {
+            AnswerSource::Relayed { messages, flush, outlet } => match messages.poll_recv(cx) {
                 Poll::Pending => {
                     *flush = Flush::Clean;
+                    if let Some(outlet) = outlet {
+                        outlet.offer();
+                    }
                     return Poll::Pending;
                 }
                 Poll::Ready(Some(Message::Data(bytes))) => {

@@ -3,6 +3,7 @@
 //! the backend is still open, since no token was sent.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -11,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
 use super::body::{AnswerBody, Message, Ours};
+use super::outlet::Outlet;
 use crate::proxy::headers;
 
 /// Pieces between a request's task and its client's connection.
@@ -38,12 +40,12 @@ impl Front {
     }
 
     /// Sends the head of a stream, if that is still to be sent, and a comment. A client that has left is `left`'s to find.
-    pub(crate) fn sign(self, request_id: &HeaderValue) -> Front {
+    pub(crate) fn sign(self, request_id: &HeaderValue, outlet: Option<&Arc<dyn Outlet>>) -> Front {
         let tx = match self {
             Front::Early(tx) => tx,
             Front::Held(reply) => {
                 let (tx, messages) = mpsc::channel(CHANNEL);
-                drop(reply.send(early_head(request_id, messages)));
+                drop(reply.send(early_head(request_id, messages, outlet.cloned())));
                 tx
             }
         };
@@ -53,8 +55,12 @@ impl Front {
     }
 }
 
-fn early_head(request_id: &HeaderValue, messages: mpsc::Receiver<Message>) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody::relayed(messages));
+fn early_head(
+    request_id: &HeaderValue,
+    messages: mpsc::Receiver<Message>,
+    outlet: Option<Arc<dyn Outlet>>,
+) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::relayed(messages, outlet));
     *response.status_mut() = StatusCode::OK;
     let of = response.headers_mut();
     of.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));

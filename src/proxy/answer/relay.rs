@@ -52,10 +52,16 @@ impl Events {
     }
 
     /// Relays to the end of the stream and gives the ticket back.
-    pub(crate) async fn run(mut self, mut wire: Wire, mut ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+    pub(crate) async fn run(
+        mut self,
+        mut wire: Box<Wire>,
+        mut ticket: Ticket,
+        record: &mut Record,
+        now: impl Fn() -> Time,
+    ) {
         let relayed = self.relay(&mut wire, &mut ticket, record).await;
         if relayed != Err(Failure::ClientLeft) {
-            self.send_rest(&mut wire).await;
+            Box::pin(self.send_rest(&mut wire)).await;
         }
         if let Some(fingerprint) = self.injected.as_ref().and_then(|injected| injected.learned()) {
             record.remember_fingerprint(ticket.backend().id, fingerprint);
@@ -82,7 +88,7 @@ impl Events {
         settle(ticket, record, outcome, now());
         let event = relayed.err().and_then(|failure| error_event::of_cut(self.api, failure));
         let event = event.map(|event| if self.open { error_event::after_open_event(&event) } else { event });
-        wire.close(relayed, event).await;
+        Box::pin(wire.close(relayed, event)).await;
     }
 
     /// Sends what is held and what the backend sent last, if that is a whole event without its blank line.
@@ -166,21 +172,28 @@ impl Events {
     async fn forward_each(&mut self, wire: &mut Wire, segments: &[Segment]) -> Result<(), Failure> {
         let mut out = Vec::new();
         for segment in segments {
-            let Some(injected) = self.injected() else {
-                wire.send(segment.raw.clone()).await?;
-                continue;
-            };
-            injected.take(segment, &mut out);
-            for bytes in out.drain(..) {
-                wire.send(bytes).await?;
+            match self.injected() {
+                Some(injected) => injected.take(segment, &mut out),
+                None => out.push(segment.raw.clone()),
             }
         }
-        Ok(())
+        // Copied together: what came together costs one piece.
+        match out.len() {
+            0 => Ok(()),
+            1 => wire.send(out.swap_remove(0)).await,
+            _ => wire.send(out.concat().into()).await,
+        }
     }
 }
 
 /// Relays an answer that is one document to its end and gives the ticket back.
-pub(crate) async fn relay_unary(api: Api, mut wire: Wire, ticket: Ticket, record: &mut Record, now: impl Fn() -> Time) {
+pub(crate) async fn relay_unary(
+    api: Api,
+    mut wire: Box<Wire>,
+    ticket: Ticket,
+    record: &mut Record,
+    now: impl Fn() -> Time,
+) {
     let mut seen = Vec::new();
     let relayed = relay_document(&mut wire, &mut seen).await;
     if relayed.is_ok() {

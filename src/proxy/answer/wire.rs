@@ -1,21 +1,25 @@
 //! One committed answer between two connections: the next piece from the backend, and a piece to the client, each within
 //! the deadlines and each ending at once when the client leaves.
 //!
-//! Hot path: one clock read a piece; the deadlines share one timer, which is set anew only when it fires.
+//! Hot path: one clock read a piece; the deadlines share one timer, which is set anew only when it fires, and polled only then.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
+use http_body::Body;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Sleep;
 
+use super::bell::Bell;
 use super::body::Message;
+use super::outlet::{Outlet, Passed};
 use crate::proxy::shutdown::Shutdown;
-use crate::upstream::{AnswerBody, shortage_or};
+use crate::upstream::{BackendBody, shortage_or};
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::{Failure, with_causes};
 use forebay_fleet::EngineLoad;
@@ -39,10 +43,16 @@ pub(crate) struct Deadlines {
 
 /// Both ends of an answer.
 pub(crate) struct Wire {
-    body: AnswerBody,
+    body: BackendBody,
     tx: Sender<Message>,
+    /// The way to the client past hyper.
+    outlet: Option<Arc<dyn Outlet>>,
+    /// The client's socket has taken the last piece in part.
+    owes: bool,
     /// The client left, the backend is given up from outside, or the process ends.
     over: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    /// Rings for `over` and `timer`.
+    bell: Bell,
     heard: Heard,
     engine: EngineLoad,
     timer: Pin<Box<Sleep>>,
@@ -57,9 +67,9 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(
-        body: AnswerBody,
+        body: BackendBody,
         (mut watch, engine, shutdown): (Watch, EngineLoad, Shutdown),
-        tx: Sender<Message>,
+        (tx, outlet): (Sender<Message>, Option<Arc<dyn Outlet>>),
         clock: Clock,
         deadlines: Deadlines,
     ) -> Wire {
@@ -77,7 +87,10 @@ impl Wire {
         let mut wire = Wire {
             body,
             tx,
+            outlet,
+            owes: false,
             over: Box::pin(over),
+            bell: Bell::new(),
             heard,
             engine,
             timer: Box::pin(tokio::time::sleep(FAR)),
@@ -127,38 +140,63 @@ impl Wire {
     /// # Errors
     /// The client left, a deadline passed, the backend's answer was cut or given up from outside, or the process ends.
     pub(crate) async fn next(&mut self) -> Result<Option<(Bytes, Time)>, Failure> {
-        loop {
-            tokio::select! {
-                biased;
-                // First, so that a piece costs one look at the rest: a client that left is met by `send`.
-                frame = self.body.frame() => match frame {
-                    None => return Ok(None),
-                    Some(Err(error)) => {
-                        tracing::debug!(error = with_causes(&error), "the answer of a backend broke");
-                        return Err(shortage_or(Failure::Truncated, &error));
-                    }
-                    // Anything but data is a trailer, which vLLM has none of.
-                    Some(Ok(frame)) => if let Ok(data) = frame.into_data() {
-                        let now = self.clock.now();
-                        self.waiting_since = now;
-                        self.heard.note(now);
-                        if self.deadlines.total.is_some_and(|at| at <= now) {
-                            return Err(Failure::Deadline);
-                        }
-                        return Ok(Some((data, now)));
-                    },
-                },
-                failure = &mut self.over => return Err(failure),
-                () = &mut self.timer => {
-                    let now = self.clock.now();
-                    match self.due() {
-                        Some((at, Failure::Idle)) if at <= now && self.is_spared(now) => self.set_timer(now),
-                        Some((at, failure)) if at <= now => return Err(failure),
-                        _ => self.set_timer(now),
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(Bytes, Time)>, Failure>> {
+        // First, so that a piece costs one look at the rest: a client that left is met by `send`.
+        while let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            match frame {
+                None => return Poll::Ready(Ok(None)),
+                Some(Err(error)) => {
+                    tracing::debug!(error = with_causes(&error), "the answer of a backend broke");
+                    return Poll::Ready(Err(shortage_or(Failure::Truncated, &error)));
+                }
+                // Anything but data is a trailer, which vLLM has none of.
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(self.came().map(|now| Some((data, now))));
                     }
                 }
             }
         }
+        if self.owes
+            && let Some(outlet) = &self.outlet
+            && let Poll::Ready(taken) = outlet.poll_taken(cx)
+        {
+            self.owes = false;
+            if taken.is_err() {
+                return Poll::Ready(Err(Failure::ClientLeft));
+            }
+        }
+        match self.bell.rang(cx) {
+            Some(waker) => self.poll_over(&mut Context::from_waker(&waker)).map(Err),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Notes that a piece came.
+    fn came(&mut self) -> Result<Time, Failure> {
+        let now = self.clock.now();
+        self.waiting_since = now;
+        self.heard.note(now);
+        if self.deadlines.total.is_some_and(|at| at <= now) { Err(Failure::Deadline) } else { Ok(now) }
+    }
+
+    /// Ready when the answer is over for another reason than its own end.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        if let Poll::Ready(failure) = self.over.as_mut().poll(cx) {
+            return Poll::Ready(failure);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = self.clock.now();
+            match self.due() {
+                Some((at, Failure::Idle)) if at <= now && self.is_spared(now) => self.set_timer(now),
+                Some((at, failure)) if at <= now => return Poll::Ready(failure),
+                _ => self.set_timer(now),
+            }
+        }
+        Poll::Pending
     }
 
     /// Gives a piece to the client.
@@ -166,26 +204,66 @@ impl Wire {
     /// # Errors
     /// The client left, took nothing for too long, or the request's time is over.
     pub(crate) async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        // One piece ahead of the client is no reason to wait for it, two are.
+        if self.owes {
+            Box::pin(self.taken()).await?;
+        }
+        // A piece in the channel is older, and must not be overtaken.
+        if let Some(outlet) = self.outlet.as_ref().filter(|_| self.tx.capacity() == self.tx.max_capacity()) {
+            match poll_fn(|cx| Poll::Ready(outlet.pass(cx, &bytes))).await {
+                Ok(Passed::Whole) => return Ok(()),
+                Ok(Passed::InPart) => {
+                    self.owes = true;
+                    return Ok(());
+                }
+                Ok(Passed::NotNow) => {}
+                Err(_) => return Err(Failure::ClientLeft),
+            }
+        }
         match self.tx.try_send(Message::Data(bytes)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Closed(_)) => Err(Failure::ClientLeft),
-            Err(TrySendError::Full(message)) => self.send_blocked(message).await,
+            // On the heap, as above: a client that keeps up needs no room for the wait.
+            Err(TrySendError::Full(message)) => Box::pin(self.send_blocked(message)).await,
         }
     }
 
     async fn send_blocked(&mut self, message: Message) -> Result<(), Failure> {
+        let tx = self.tx.clone();
+        self.blocked_until(async { tx.send(message).await.is_ok() }).await
+    }
+
+    /// Waits until the client's socket has taken what was passed to it.
+    async fn taken(&mut self) -> Result<(), Failure> {
+        let (tx, Some(outlet)) = (self.tx.clone(), self.outlet.clone()) else { return Ok(()) };
+        self.owes = false;
+        if let Poll::Ready(taken) = poll_fn(|cx| Poll::Ready(outlet.poll_taken(cx))).await {
+            return taken.map_err(|_| Failure::ClientLeft);
+        }
+        let taken = async {
+            tokio::select! {
+                biased;
+                taken = poll_fn(|cx| outlet.poll_taken(cx)) => taken.is_ok(),
+                () = tx.closed() => false,
+            }
+        };
+        self.blocked_until(taken).await
+    }
+
+    /// Waits for a client that is not reading; `taking` is false where it left.
+    async fn blocked_until(&mut self, taking: impl Future<Output = bool>) -> Result<(), Failure> {
         self.blocked = true;
         let _pause = self.engine.pause();
         let now = self.clock.now();
         let stall = self.deadlines.write_stall.unwrap_or(FAR * 24 * 365);
         let left = self.deadlines.total.map_or(FAR * 24 * 365, |at| at.since(now));
-        match tokio::time::timeout(stall.min(left), self.tx.send(message)).await {
-            Ok(Ok(())) => {
+        match tokio::time::timeout(stall.min(left), taking).await {
+            Ok(true) => {
                 // The backend's time begins when its next piece can be taken.
                 self.waiting_since = self.clock.now();
                 Ok(())
             }
-            Ok(Err(_)) => Err(Failure::ClientLeft),
+            Ok(false) => Err(Failure::ClientLeft),
             Err(_) if left < stall => Err(Failure::Deadline),
             // A client that reads nothing is as good as gone.
             Err(_) => Err(Failure::ClientLeft),
@@ -193,8 +271,8 @@ impl Wire {
     }
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
-    pub(crate) async fn close(self, ended: Result<(), Failure>, event: Option<Bytes>) {
-        let Wire { body, tx, over, deadlines, .. } = self;
+    pub(crate) async fn close(self: Box<Self>, ended: Result<(), Failure>, event: Option<Bytes>) {
+        let Wire { body, tx, over, deadlines, .. } = *self;
         drop(body);
         drop(over);
         last_word(&tx, ended, event, deadlines.write_stall).await;

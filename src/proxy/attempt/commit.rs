@@ -11,7 +11,7 @@ use crate::proxy::answer::relay::Events;
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
 use crate::proxy::responses;
-use crate::upstream::{AnswerBody, shortage_or};
+use crate::upstream::{BackendBody, shortage_or};
 use forebay_core::error::Failure;
 use forebay_core::stream::{Api, EventKind, Parser, Segment};
 use forebay_fleet::Ticket;
@@ -31,8 +31,8 @@ pub(crate) async fn hold(
     record: &mut Record,
     means: &Means<'_>,
     (ticket, heard): (&mut Ticket, &Heard),
-    mut body: AnswerBody,
-) -> Result<(Events, AnswerBody), Uncommitted> {
+    mut body: BackendBody,
+) -> Result<(Events, BackendBody), Uncommitted> {
     let api = work.api;
     let mut parser = Box::new(Parser::new(api));
     let mut segments = Vec::new();
@@ -86,7 +86,7 @@ pub(crate) async fn hold(
 ///
 /// # Errors
 /// The body broke, or ended without one.
-async fn read_on(body: &mut AnswerBody, parser: &mut Parser, segments: &mut Vec<Segment>) -> Result<bool, Failure> {
+async fn read_on(body: &mut BackendBody, parser: &mut Parser, segments: &mut Vec<Segment>) -> Result<bool, Failure> {
     loop {
         match body.frame().await {
             Some(Ok(frame)) => {

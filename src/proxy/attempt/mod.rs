@@ -23,7 +23,7 @@ pub(crate) use outcome::{Attempted, Committed, Form, RealAnswer};
 use super::record::Record;
 use super::request::work::Work;
 use super::responses::ResponseHomes;
-use crate::upstream::{Connection, Upstream};
+use crate::upstream::{Asked, Connection, Upstream};
 use commit::hold;
 use course::Course;
 use forebay_core::clock::Clock;
@@ -126,7 +126,8 @@ async fn attempt(
     let mut connection = Connection::Pooled;
     let backend = ticket.backend().id;
     loop {
-        let trying = try_once(work, record, means, (&mut *ticket, &heard), connection);
+        // On the heap, before anything else holds it.
+        let trying = Box::pin(try_once(work, record, means, (&mut *ticket, &heard), connection));
         let trying = async {
             match bounds.first_token {
                 None => trying.await,
@@ -191,7 +192,8 @@ async fn try_once(
     let backend = Arc::clone(ticket.backend());
     let request = work.request_to(&backend);
     record.sending(clock.now());
-    let response = means.upstream.send(&backend, connection, request).await?;
+    let asked = if work.streamed { Asked::Stream } else { Asked::Document };
+    let response = means.upstream.send(&backend, (connection, asked), request).await?;
     record.got_head = true;
     let now = clock.now();
     heard.note(now);

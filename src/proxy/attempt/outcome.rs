@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 
 use crate::proxy::answer::body::AnswerBody as ClientBody;
 use crate::proxy::answer::relay::Events;
-use crate::upstream::AnswerBody;
+use crate::upstream::BackendBody;
 use forebay_core::error::{Failure, Refusal};
 use forebay_fleet::health::alarm::Watch;
 use forebay_fleet::{Backend, Dispatched, Ticket};
@@ -67,14 +67,14 @@ impl From<Failure> for Uncommitted {
 }
 
 /// The answer of an attempt that did: the head, the body, and how to relay it.
-pub(crate) type Answer = (Parts, AnswerBody, Form);
+pub(crate) type Answer = (Parts, BackendBody, Form);
 
 /// An attempt that proved the engine at work: its place, what ends it from outside, and the answer.
 pub(crate) struct Committed {
     pub(crate) ticket: Ticket,
     pub(crate) watch: Watch,
     pub(crate) head: Parts,
-    pub(crate) body: AnswerBody,
+    pub(crate) body: BackendBody,
     pub(crate) form: Form,
 }
 
@@ -90,7 +90,7 @@ impl Uncommitted {
 
 impl RealAnswer {
     /// Reads an error answer whole; `None` if it is too large or does not come.
-    pub(crate) async fn read(backend: &Arc<Backend>, head: Parts, mut body: AnswerBody) -> Option<RealAnswer> {
+    pub(crate) async fn read(backend: &Arc<Backend>, head: Parts, mut body: BackendBody) -> Option<RealAnswer> {
         let mut whole = BytesMut::new();
         let reading = async {
             while let Some(frame) = body.frame().await {

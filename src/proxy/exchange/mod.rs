@@ -1,23 +1,26 @@
-//! One request's task: it owns the attempts and the relay, and everything that must be given back. The service that hyper
-//! drives waits for the head over a oneshot; when hyper drops it, the task sees that and stops, which closes the upstream
-//! connection at once.
+//! One request under way: it owns the attempts and the relay, and everything that must be given back. hyper's task polls it until
+//! its answer has a head. What follows a head has a task of its own, which sees by the channel to hyper that the client left. Either
+//! way the upstream connection closes at once.
 
 mod early_head;
+mod relaying;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::response::Parts;
-use http::{Response, Version};
+use http::{Response, StatusCode, Version};
 use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::answer::body::{AnswerBody, Message};
 use super::answer::error_event::AtPanic;
 use super::answer::front::{CHANNEL, Front, Signs};
-use super::answer::relay::{Document, Events, relay_unary, settle};
+use super::answer::outlet::Outlet;
+use super::answer::relay::{Document, settle};
 use super::answer::wire::{Deadlines, Wire};
 use super::attempt::{self, Attempted, Bounds, Committed, Form, Means};
 use super::headers;
@@ -32,6 +35,7 @@ use forebay_core::stream::Api;
 use forebay_fleet::Ticket;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::health::alarm::Watch;
+pub(crate) use relaying::Relaying;
 
 /// A unary answer up to this size is read whole before it is passed on: one write to the client, and no channel.
 const WHOLE_ANSWER_MAX: u64 = 64 << 10;
@@ -42,13 +46,16 @@ pub(super) struct Exchange {
     pub(super) settings: Arc<Config>,
     pub(super) work: Work,
     pub(super) record: Record,
+    /// The way to the client's socket past hyper, where there is one.
+    pub(super) outlet: Option<Arc<dyn Outlet>>,
 }
 
 impl Exchange {
-    /// Serves the request: the head (or a whole answer) goes to `reply`, the rest through the answer's body.
-    pub(super) async fn run(mut self: Box<Self>, reply: oneshot::Sender<Response<AnswerBody>>) {
+    /// Serves the request: the head (or a whole answer) goes to `reply`. Returns what follows the head, if that is still to be
+    /// relayed.
+    pub(super) async fn run(mut self: Box<Self>, reply: oneshot::Sender<Response<AnswerBody>>) -> Option<Relaying> {
         let deadline = self.settings.stream.total_timeout.map(|limit| self.record.arrival + limit);
-        let Some((front, attempted)) = self.until_commit(Front::Held(reply), deadline).await else { return };
+        let (front, attempted) = self.until_commit(Front::Held(reply), deadline).await?;
         let attempted = attempted
             .unwrap_or_else(|| Attempted::Refused(self.work.exhausted(self.record.attempts, Failure::Deadline)));
         match front {
@@ -64,7 +71,7 @@ impl Exchange {
         let (left, request_id) = (deadline.map(|at| at.since(now)), self.record.request_id.clone());
         let mut signs = Signs::new(self.head_after(now));
         let (early, shutdown) = (AtomicBool::new(false), self.shared.shutdown.clone());
-        let Exchange { shared, settings, work, record } = self;
+        let Exchange { shared, settings, work, record, outlet } = self;
         let means = Means {
             upstream: &shared.upstream,
             fleet: &shared.fleet,
@@ -74,15 +81,15 @@ impl Exchange {
         // A unary answer has no first token to be late with.
         let first_token = settings.stream.first_token_timeout.filter(|_| work.streamed);
         let bounds = Bounds { attempts: settings.retry.attempts, first_token };
-        let attempts = attempt::run(work, record, means, bounds, &early);
-        // On the heap: it is gone at the commit, and a stream that may last for minutes does not carry it.
-        let mut attempts = Box::pin(async {
+        // On the heap, before anything else holds it: whatever holds a future by value has room for it twice, and copies it.
+        let attempts = Box::pin(attempt::run(work, record, means, bounds, &early));
+        let mut attempts = pin!(async {
             match left {
                 None => Some(attempts.await),
                 Some(left) => tokio::time::timeout(left, attempts).await.ok(),
             }
         });
-        let mut ends = std::pin::pin!(shutdown.begun());
+        let mut ends = pin!(shutdown.begun());
         loop {
             tokio::select! {
                 biased;
@@ -92,7 +99,7 @@ impl Exchange {
                 () = &mut ends => return Some((front, Some(Attempted::Refused(Refusal::ShuttingDown)))),
                 () = signs.due() => {
                     early.store(true, Ordering::Relaxed);
-                    front = front.sign(&request_id);
+                    front = front.sign(&request_id, outlet.as_ref());
                 }
             }
         }
@@ -110,11 +117,12 @@ impl Exchange {
         reply: oneshot::Sender<Response<AnswerBody>>,
         attempted: Attempted,
         deadline: Option<Time>,
-    ) {
+    ) -> Option<Relaying> {
         match attempted {
             Attempted::Refused(refusal) => {
                 let response = self.record.refuse(&refusal);
                 drop(reply.send(response));
+                None
             }
             Attempted::LastAnswer(answer) => {
                 self.record.answered_by(&answer.backend);
@@ -122,14 +130,18 @@ impl Exchange {
                 self.record.answered(response.status());
                 self.finish_head(response.headers_mut());
                 drop(reply.send(response));
+                None
             }
             Attempted::Committed(committed) => {
                 self.record.answered(committed.head.status);
-                // A request that is committed is not sent again: its body's memory is free.
-                self.work.release_body();
+                // A request that is committed is not sent again: its memory is free.
+                self.work.release();
                 match committed.form {
-                    Form::Unary if is_small(&committed.head) => self.whole(committed, reply, deadline).await,
-                    _ => self.relay(committed, reply, deadline).await,
+                    Form::Unary if is_small(&committed.head) => {
+                        self.whole(committed, reply, deadline).await;
+                        None
+                    }
+                    _ => self.relay(committed, reply, deadline),
                 }
             }
         }
@@ -141,17 +153,18 @@ impl Exchange {
         tx: mpsc::Sender<Message>,
         attempted: Attempted,
         deadline: Option<Time>,
-    ) {
+    ) -> Option<Relaying> {
         self.record.head_went_early();
         match attempted {
             Attempted::Committed(Committed { ticket, watch, body, form: form @ Form::Events(_), .. }) => {
-                self.work.release_body();
-                self.relay_to(tx, (ticket, watch), body, form, deadline).await;
+                self.work.release();
+                Some(self.relay_to(tx, (ticket, watch), body, form, deadline))
             }
             attempted => {
-                let Exchange { shared, settings, work, record } = &mut *self;
+                let Exchange { shared, settings, work, record, .. } = &mut *self;
                 let client = EarlyClient { tx, clock: &shared.clock, write_stall: settings.limits.write_stall };
                 client.end(work, record, attempted).await;
+                None
             }
         }
     }
@@ -167,12 +180,13 @@ impl Exchange {
         head.version = Version::default();
     }
 
-    async fn relay(
-        self: Box<Self>,
+    /// Sends the head of an answer. Returns what follows, unless the client left just now: then the ticket's drop tells the backend.
+    fn relay(
+        mut self: Box<Self>,
         committed: Committed,
         reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
-    ) {
+    ) -> Option<Relaying> {
         let Committed { ticket, watch, mut head, body, form } = committed;
         self.finish(&mut head);
         if matches!(form, Form::Events(_)) {
@@ -181,21 +195,21 @@ impl Exchange {
             head.headers.entry(headers::BUFFERING).or_insert(HeaderValue::from_static("no"));
         }
         let (tx, messages) = mpsc::channel(CHANNEL);
-        // A client that left just now: the ticket's drop tells the backend.
-        if reply.send(Response::from_parts(head, AnswerBody::relayed(messages))).is_ok() {
-            self.relay_to(tx, (ticket, watch), body, form, total).await;
-        }
+        // Past hyper goes only what hyper sends in chunks, as it does for every 200 without a length.
+        self.outlet = self.outlet.take().filter(|_| matches!(form, Form::Events(_)) && head.status == StatusCode::OK);
+        reply.send(Response::from_parts(head, AnswerBody::relayed(messages, self.outlet.clone()))).ok()?;
+        Some(self.relay_to(tx, (ticket, watch), body, form, total))
     }
 
-    /// Relays the body behind a head that has gone out.
-    async fn relay_to(
-        mut self: Box<Self>,
+    /// The relay of the body behind a head that has gone out.
+    fn relay_to(
+        self: Box<Self>,
         tx: mpsc::Sender<Message>,
         (ticket, watch): (Ticket, Watch),
-        body: upstream::AnswerBody,
+        body: upstream::BackendBody,
         form: Form,
         total: Option<Time>,
-    ) {
+    ) -> Relaying {
         let deadlines = Deadlines {
             // A unary answer has no events to be late.
             idle: self.settings.stream.idle_timeout.filter(|_| matches!(form, Form::Events(_))),
@@ -203,14 +217,12 @@ impl Exchange {
             total,
             write_stall: self.settings.limits.write_stall,
         };
-        let clock = self.shared.clock.clone();
-        let shutdown = self.shared.shutdown.clone();
-        let _told = matches!(form, Form::Events(_)).then(|| AtPanic { api: self.work.api, tx: tx.clone() });
-        let wire = Wire::new(body, (watch, ticket.engine_load(), shutdown), tx, clock.clone(), deadlines);
-        match form {
-            Form::Events(events) => Events::run(events, wire, ticket, &mut self.record, || clock.now()).await,
-            Form::Unary => relay_unary(self.work.api, wire, ticket, &mut self.record, || clock.now()).await,
-        }
+        let Exchange { shared, work, record, outlet, .. } = *self;
+        let (clock, shutdown) = (shared.clock.clone(), shared.shutdown.clone());
+        let told = matches!(form, Form::Events(_)).then(|| AtPanic { api: work.api, tx: tx.clone() });
+        let ends = (watch, ticket.engine_load(), shutdown);
+        let wire = Box::new(Wire::new(body, ends, (tx, outlet), clock.clone(), deadlines));
+        Relaying { api: work.api, clock, form, told, record: Box::new(record), ticket, wire }
     }
 
     /// A small document, read whole.

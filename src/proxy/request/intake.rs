@@ -4,16 +4,18 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 
@@ -182,19 +184,22 @@ where
 {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
-    let mut slow = Slow::new(limits.timeout);
+    let mut slow = None;
     loop {
         let so_far = (first.len() + rest.len()) as u64;
-        let next = tokio::select! {
-            biased;
-            next = tokio::time::timeout(PIECE_TIMEOUT, body.frame()) => next,
-            () = slow.too_slow(so_far) => return Err(Refusal::BodyTimeout("listen.body_timeout")),
+        // A small body came with its head: no timer is made for it.
+        let there = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+        let next = match there {
+            Poll::Ready(next) => next,
+            Poll::Pending => {
+                let slow = slow.get_or_insert_with(|| Slow::new(limits.timeout));
+                next_piece(&mut body, slow, so_far).await?
+            }
         };
         let frame = match next {
-            Err(_) => return Err(Refusal::BodyTimeout("10 s between two pieces")),
-            Ok(None) => break,
-            Ok(Some(Err(error))) => return Err(Refusal::BadRequest(format!("it could not be read: {error}"))),
-            Ok(Some(Ok(frame))) => frame,
+            None => break,
+            Some(Err(error)) => return Err(Refusal::BadRequest(format!("it could not be read: {error}"))),
+            Some(Ok(frame)) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
         let total = so_far + data.len() as u64;
@@ -205,6 +210,12 @@ where
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
+            if rest.capacity() - rest.len() < data.len() {
+                // Growing by doubling would copy a large body once more. What is declared is believed up to three times what came.
+                let declared = body.size_hint().upper().unwrap_or(0).saturating_add(data.len() as u64);
+                let ahead = declared.min(3 * so_far.max(STEP)) + first.len() as u64;
+                rest.reserve(usize::try_from(ahead).unwrap_or(data.len()));
+            }
             if rest.is_empty() {
                 rest.extend_from_slice(&std::mem::take(&mut first));
             }
@@ -212,6 +223,24 @@ where
         }
     }
     Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+/// Waits for the next piece of a body of which so many bytes came.
+async fn next_piece<B>(
+    body: &mut B,
+    slow: &mut Slow,
+    so_far: u64,
+) -> Result<Option<Result<Frame<Bytes>, B::Error>>, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    tokio::select! {
+        biased;
+        next = tokio::time::timeout(PIECE_TIMEOUT, body.frame()) => {
+            next.map_err(|_| Refusal::BodyTimeout("10 s between two pieces"))
+        }
+        () = slow.too_slow(so_far) => Err(Refusal::BodyTimeout("listen.body_timeout")),
+    }
 }
 
 /// Reads a bounded part of a refused body in the background, so that the client, still sending, sees our answer. Over HTTP/2 the

@@ -142,9 +142,11 @@ impl Work {
         request
     }
 
-    /// The request will not be sent again: frees its body.
-    pub(crate) fn release_body(&mut self) {
+    /// The request will not be sent again: frees its body, and its headers, which keep the memory that the client's head was read
+    /// into.
+    pub(crate) fn release(&mut self) {
         self.body = Body::default();
+        self.headers = HeaderMap::new();
         self.held = None;
     }
 }

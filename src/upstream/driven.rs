@@ -1,0 +1,173 @@
+//! A connection to a backend that is polled by the request that uses it. A connection with a task of its own costs two wake-ups for
+//! each piece of an answer: one of its task, and one of the request's.
+//!
+//! Hot path: a piece polls hyper's connection once, and the answer's body once. hyper wakes the connection for what the request
+//! itself does; such a wake becomes another round of the poll under way, and not another poll of the task.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::task::AtomicWaker;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
+use hyper_util::rt::TokioIo;
+
+use super::Asked;
+use super::body::Pieces;
+use super::connect::{BackendIo, UseMark};
+use super::past::{Handover, Past, Sent, Tap};
+
+/// The most that is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is
+/// faster than its client holds 540 to 1060 KiB (`tests/it/stuck.rs`); with this 190 to 240.
+const READ_BUFFER: usize = 64 << 10;
+/// The most headers of an answer.
+const MOST_HEADERS: usize = 1024;
+/// Rounds of one poll. A task whose share of time is used up is woken at once by whatever it polls, until it yields.
+const MOST_ROUNDS: u8 = 8;
+
+/// Nobody polls the connection: a wake is the task's.
+const IDLE: u8 = 0;
+/// It is being polled, or was polled with a result, after which it is polled again in any case.
+const POLLED: u8 = 1;
+/// It was woken meanwhile.
+const WOKEN: u8 = 2;
+
+/// The connection's waker.
+struct Gate {
+    state: AtomicU8,
+    task: AtomicWaker,
+}
+
+impl Wake for Gate {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.state.compare_exchange(POLLED, WOKEN, Ordering::AcqRel, Ordering::Acquire) == Err(IDLE) {
+            self.task.wake();
+        }
+    }
+}
+
+/// The limits of every connection.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.max_buf_size(READ_BUFFER).max_headers(MOST_HEADERS);
+    builder
+}
+
+/// hyper's side of a connection.
+type Http = Connection<TokioIo<Tap<BackendIo>>, Sent>;
+
+/// A connection to a backend.
+pub(super) struct Driven {
+    connection: Http,
+    requests: SendRequest<Sent>,
+    mark: UseMark,
+    handover: Handover,
+    gate: Arc<Gate>,
+    waker: Waker,
+    /// The connection is over.
+    over: bool,
+}
+
+impl Driven {
+    /// Makes a connection for requests of one that was opened or has been used.
+    pub(super) async fn new(io: BackendIo) -> hyper::Result<Box<Driven>> {
+        let (mark, handover) = (io.mark(), Handover::default());
+        let (requests, connection) = builder().handshake(TokioIo::new(Tap::new(io, handover.clone()))).await?;
+        let gate = Arc::new(Gate { state: AtomicU8::new(IDLE), task: AtomicWaker::new() });
+        let waker = Waker::from(Arc::clone(&gate));
+        Ok(Box::new(Driven { connection, requests, mark, handover, gate, waker, over: false }))
+    }
+
+    /// The facts known of it.
+    pub(super) fn mark(&self) -> &UseMark {
+        &self.mark
+    }
+
+    /// Sends a request, and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// The connection failed. The request comes back with the error where nothing of it was sent.
+    pub(super) async fn request(
+        &mut self,
+        request: Request<Pieces>,
+        asked: Asked,
+    ) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Pieces>>)> {
+        self.handover.begin(asked == Asked::Stream);
+        let request = request.map(|pieces| Sent::new(pieces, &self.handover));
+        let mut answer = pin!(self.requests.try_send_request(request));
+        let Driven { connection, gate, waker, over, handover, .. } = self;
+        let answered = poll_fn(|cx| {
+            gate.poll(cx, waker, connection, over, |cx| {
+                let polled = answer.as_mut().poll(cx);
+                if polled.is_pending() && handover.read_on() {
+                    cx.waker().wake_by_ref();
+                }
+                polled
+            })
+        });
+        answered.await.map_err(|mut error: TrySendError<Request<Sent>>| {
+            let unsent = error.take_message().map(|request| request.map(Sent::into_pieces));
+            (error.into_error(), unsent)
+        })
+    }
+
+    /// Takes the body of an answer from under hyper, where that is for us to read; gives the connection back otherwise.
+    pub(super) fn past(self: Box<Self>, answer: &Response<Incoming>) -> Result<Past<BackendIo>, Box<Self>> {
+        if self.over || !self.handover.takes(answer) {
+            return Err(self);
+        }
+        let Parts { io, read_buf, .. } = self.connection.into_parts();
+        Ok(Past::new(io.into_inner(), read_buf, MOST_HEADERS))
+    }
+
+    /// Polls the connection, and then what waits for something of it.
+    pub(super) fn poll_with<T>(&mut self, cx: &Context<'_>, waits: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        let Driven { connection, gate, waker, over, .. } = self;
+        gate.poll(cx, waker, connection, over, waits)
+    }
+
+    /// Returns whether it can carry another request now.
+    pub(super) fn is_idle(&mut self) -> bool {
+        // Nobody waits for it: whoever takes it next asks again.
+        let mut nobody = Context::from_waker(Waker::noop());
+        self.over = self.over || Pin::new(&mut self.connection).poll(&mut nobody).is_ready();
+        !self.over && self.requests.is_ready()
+    }
+}
+
+impl Gate {
+    fn poll<T>(
+        &self,
+        cx: &Context<'_>,
+        waker: &Waker,
+        connection: &mut Http,
+        over: &mut bool,
+        mut waits: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.task.register(cx.waker());
+        let mut gated = Context::from_waker(waker);
+        for _ in 0..MOST_ROUNDS {
+            self.state.store(POLLED, Ordering::Release);
+            // How it ended, whoever waits is told by hyper.
+            *over = *over || Pin::new(&mut *connection).poll(&mut gated).is_ready();
+            if let Poll::Ready(value) = waits(&mut gated) {
+                return Poll::Ready(value);
+            }
+            if self.state.compare_exchange(POLLED, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Poll::Pending;
+            }
+        }
+        self.state.store(IDLE, Ordering::Release);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
