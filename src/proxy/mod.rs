@@ -68,10 +68,10 @@ impl Proxy {
         Proxy(Arc::new(Shared::new(parts)))
     }
 
-    /// The service for one client connection.
+    /// The service for one client connection. `secure`: it is encrypted.
     #[must_use]
-    pub fn for_client(&self, client: Option<SocketAddr>) -> ClientService {
-        ClientService { shared: Arc::clone(&self.0), peer: Arc::new(Peer::new(client, false)) }
+    pub fn for_client(&self, client: Option<SocketAddr>, secure: bool) -> ClientService {
+        ClientService { shared: Arc::clone(&self.0), peer: Arc::new(Peer::new(client, secure)) }
     }
 }
 

@@ -57,7 +57,7 @@ async fn a_panic_in_a_request_is_a_500_is_counted_and_holds_nothing() {
         .header("content-type", "application/json")
         .body(Panics)
         .unwrap();
-    let response = proxy.for_client(None).call(request).await.unwrap();
+    let response = proxy.for_client(None, false).call(request).await.unwrap();
     assert_eq!(response.status(), 500);
     assert!(response.headers().contains_key("x-request-id"));
     let body = response.into_body().collect().await.unwrap().to_bytes();

@@ -108,7 +108,7 @@ impl Tunnel {
             let ticket = dispatched.ticket;
             let backend = Arc::clone(ticket.backend());
             record.sending(now);
-            match shared.upstream.send(backend.id, Connection::Fresh, self.request_to(&backend)).await {
+            match shared.upstream.send(&backend, Connection::Fresh, self.request_to(&backend)).await {
                 Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     return self.agreed(shared, record, ticket, answer);
                 }

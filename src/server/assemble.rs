@@ -50,7 +50,7 @@ impl ServiceFor for Proxy {
     type Body = crate::proxy::AnswerBody;
 
     fn service_for(&self, peer: Peer) -> Self::Service {
-        self.for_client(peer.client)
+        self.for_client(peer.client, peer.secure)
     }
 }
 
