@@ -214,7 +214,8 @@ async fn ask(shared: &Shared, origin: &HeaderValue) -> Option<Said> {
     if let Some(key) = &backend.key {
         headers::authorize(of, key.expose());
     }
-    let asked = tokio::time::timeout(ASKED, shared.upstream.send(backend, (Connection::Fresh, Asked::Document), request));
+    let asked =
+        tokio::time::timeout(ASKED, shared.upstream.send(backend, (Connection::Fresh, Asked::Document), request));
     let answer = asked.await.ok()?.ok()?;
     let now = shared.clock.now();
     shared.cors.learn(origin, answer.headers(), now);

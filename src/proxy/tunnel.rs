@@ -133,7 +133,7 @@ impl Tunnel {
         shared: &Arc<Shared>,
         mut record: Record,
         ticket: Ticket,
-        answer: Response<upstream::AnswerBody>,
+        answer: Response<upstream::tunnel::TunnelBody>,
     ) -> Response<AnswerBody> {
         let mut response = Response::new(AnswerBody::whole(Bytes::new()));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -165,7 +165,7 @@ impl Tunnel {
 }
 
 /// The answer of a backend that does not agree, as it came.
-async fn refused(mut record: Record, answer: Response<upstream::AnswerBody>) -> Response<AnswerBody> {
+async fn refused(mut record: Record, answer: Response<upstream::tunnel::TunnelBody>) -> Response<AnswerBody> {
     let (head, body) = answer.into_parts();
     let body = Limited::new(body, MOST).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let mut response = Response::new(AnswerBody::whole(body));

@@ -20,7 +20,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
 pub use self::answer::{BackendBody, Broken};
@@ -29,6 +28,7 @@ use self::connect::{BackendIo, Connector, UseMark};
 use self::descriptors::Descriptors;
 use self::driven::Driven;
 use self::idle::Idle;
+use self::tunnel::TunnelBody;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
@@ -167,7 +167,7 @@ impl Upstream {
         &self,
         backend: &Backend,
         mut request: Request<Pieces>,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<TunnelBody>, Failure> {
         to_path_alone(&mut request);
         let io = self.connect(backend).await?;
         let mark = io.mark();

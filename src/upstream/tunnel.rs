@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
+
+/// The body of a response to a request for another protocol.
+pub use hyper::body::Incoming as TunnelBody;
 
 /// A client's connection that will be handed over once the client has been told that the protocol changes. It is an extension of the
 /// request that asks for it.
@@ -36,7 +38,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// One side broke, or the client never got its answer.
-pub async fn join(client: ClientEnd, answer: Response<Incoming>) -> io::Result<()> {
+pub async fn join(client: ClientEnd, answer: Response<TunnelBody>) -> io::Result<()> {
     let ClientEnd { upgrade, _open } = client;
     let (client, backend) = tokio::try_join!(upgrade, hyper::upgrade::on(answer)).map_err(io::Error::other)?;
     let (mut from_client, mut to_client) = tokio::io::split(TokioIo::new(client));
