@@ -56,6 +56,7 @@ const NOT_COMPARED: &[&str] = &[
     "x-forebay-arm",
     "x-forebay-attempts",
     "x-should-retry",
+    "x-accel-buffering",
 ];
 
 /// How the backend sends its answer.

@@ -10,7 +10,7 @@ const ENOUGH: u8 = 3;
 /// Share of the KV cache from which requests may wait for its room instead.
 const KV_MAY_BE_FULL: f64 = 0.9;
 
-/// What the scrapes since the engine's start have shown.
+/// Evidence of the scrapes since the engine's start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RunningLimit {
     most: u32,
@@ -24,6 +24,7 @@ impl RunningLimit {
         let (Some(running), Some(waiting)) = (sample.running, sample.waiting) else { return };
         // The reader of metrics keeps them finite and not negative; the conversion saturates.
         let running = running as u32;
+        // It ran more than was ever seen, so what was seen was no limit.
         if running > self.most {
             *self = RunningLimit { most: running, seen: 0 };
         }

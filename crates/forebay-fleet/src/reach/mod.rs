@@ -89,10 +89,12 @@ impl Endpoint {
         let (host, port) = match &self.place {
             Place::Host { host, port } => (host, *port),
             Place::Socket(path) => {
+                // A server that accepts nothing has a full queue, and then this waits as it does for a host that does not answer.
                 let connecting = tokio::time::timeout(limit, UnixStream::connect(path));
                 return connecting.await.unwrap_or_else(|_| Err(late())).map(Socket::Unix);
             }
         };
+        // A name that does not resolve in time is a shortage of this host's. An address that does not answer is the backend's doing.
         let mut resolved = false;
         let connecting = async {
             let addresses = tokio::net::lookup_host((host.as_str(), port)).await;
@@ -113,6 +115,7 @@ impl Endpoint {
 
     /// Says once that a name stands for several servers: they are one backend here, and their load cannot be told apart.
     fn tell_several(&self, host: &str, addresses: &[SocketAddr]) {
+        // The first of many connections says it. Others would repeat it for as long as the process runs.
         let count = several(addresses);
         if count > 1 && !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -127,6 +130,7 @@ impl Endpoint {
 
 /// Returns how many hosts these may be. A host with IPv4 and IPv6 has an address of each.
 fn several(addresses: &[SocketAddr]) -> usize {
+    // One of IPv4 that is written as one of IPv6 is the same host.
     let mut hosts: Vec<IpAddr> = addresses.iter().map(|address| address.ip().to_canonical()).collect();
     hosts.sort_unstable();
     hosts.dedup();

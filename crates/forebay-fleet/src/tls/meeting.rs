@@ -71,6 +71,7 @@ pub(super) struct Noting {
 
 impl ResolvesClientCert for Noting {
     fn resolve(&self, roots: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        // rustls asks this only where the server asked: from now on a close may be its refusal.
         self.meeting.asks.store(true, Ordering::Relaxed);
         self.inner.resolve(roots, schemes)
     }

@@ -48,7 +48,7 @@ pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
     let mut rows = vec![heads(point)];
     // A median of all requests and a mean of the epochs' medians are two figures: each part of the table says which it has.
     let part = |of: &str| [of.to_owned()].into_iter().chain(point.cells.iter().map(|_| String::new())).collect();
-    rows.push(part("of all requests together:"));
+    rows.push(part("of all requests together"));
     rows.extend(of_all_requests(point));
     let all = rows.len();
     for figure in Figure::ALL.into_iter().filter(|figure| beyond_seed(*figure)) {
@@ -60,7 +60,7 @@ pub(super) fn figures(point: &Point) -> Vec<Vec<String>> {
         }
     }
     if rows.len() > all {
-        rows.insert(all, part("means of epochs:"));
+        rows.insert(all, part("means of epochs"));
     }
     rows
 }

@@ -192,7 +192,7 @@ fn measured(point: &Point) -> Markup {
         })
         .collect();
     let all = text::of_all_requests(point);
-    let groups = [("all requests together", &all[..]), ("means of epochs (95 % interval)", &over_epochs[..])];
+    let groups = [("of all requests together", &all[..]), ("means of epochs (95 % interval)", &over_epochs[..])];
     table("Each arm by itself", &text::heads(point), &groups)
 }
 
