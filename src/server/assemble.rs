@@ -19,7 +19,7 @@ use pingora::services::listening::Service;
 
 use super::descriptors;
 use super::lifecycle::{DrainEnd, Signals};
-use super::listener::{Connections, HyperApp, Peer, ServiceFor};
+use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
 use super::tls::Listeners;
 use super::upgrade::{Meeting, reserve};
 use super::watch::Tasks;
@@ -49,7 +49,7 @@ impl ServiceFor for Proxy {
     type Service = crate::proxy::ClientService;
     type Body = crate::proxy::AnswerBody;
 
-    fn service_for(&self, peer: Peer, outlet: Arc<dyn Outlet>) -> Self::Service {
+    fn service_for(&self, peer: Accepted, outlet: Arc<dyn Outlet>) -> Self::Service {
         self.for_client((peer.client, peer.secure), Some(outlet))
     }
 }
@@ -341,7 +341,7 @@ impl ServiceFor for AdminServices {
     type Service = tower::util::BoxCloneSyncService<Request<Incoming>, Response<Self::Body>, Infallible>;
     type Body = admin::Body;
 
-    fn service_for(&self, peer: Peer, _: Arc<dyn Outlet>) -> Self::Service {
+    fn service_for(&self, peer: Accepted, _: Arc<dyn Outlet>) -> Self::Service {
         let router = if peer.secure { &self.secure } else { &self.plain };
         tower::util::BoxCloneSyncService::new(router.clone())
     }

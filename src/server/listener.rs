@@ -61,7 +61,7 @@ fn most_headers(bytes: usize) -> usize {
 
 /// The client's end of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
+pub(super) struct Accepted {
     /// The client's address.
     pub(super) client: Option<SocketAddr>,
     /// It speaks TLS.
@@ -79,7 +79,7 @@ pub(super) trait ServiceFor: Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static;
 
     /// The service for a client. `outlet`: the way to its socket past hyper, for streams over HTTP/1.1.
-    fn service_for(&self, peer: Peer, outlet: Arc<dyn Outlet>) -> Self::Service;
+    fn service_for(&self, peer: Accepted, outlet: Arc<dyn Outlet>) -> Self::Service;
 }
 
 /// Open connections of one listener.
@@ -195,7 +195,7 @@ impl<F: ServiceFor> HyperApp<F> {
     }
 
     /// The connection as its client speaks on it; `None` where the two do not come together.
-    async fn open(&self, stream: Stream) -> Option<(Transport, Peer)> {
+    async fn open(&self, stream: Stream) -> Option<(Transport, Accepted)> {
         let mut client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
         let mut stream = WriteStall::new(stream, self.write_stall);
         if self.behind_proxy {
@@ -206,10 +206,10 @@ impl<F: ServiceFor> HyperApp<F> {
             }
         }
         let Some(acceptor) = self.tls.acceptor() else {
-            return Some((Wire::Plain(stream), Peer { client, secure: false }));
+            return Some((Wire::Plain(stream), Accepted { client, secure: false }));
         };
         match handshake(acceptor, stream, self.idle.header).await {
-            Ok(stream) => Some((stream, Peer { client, secure: true })),
+            Ok(stream) => Some((stream, Accepted { client, secure: true })),
             Err(error) => self.tell(client, &error),
         }
     }
@@ -226,7 +226,7 @@ impl<F: ServiceFor> HyperApp<F> {
     }
 
     /// Serves a connection to its end.
-    async fn serve(&self, opened: (Transport, Peer), shutdown: ShutdownWatch) {
+    async fn serve(&self, opened: (Transport, Accepted), shutdown: ShutdownWatch) {
         let state = ConnState::new(self.clock.clone());
         self.serve_http(opened, &state, shutdown).await;
         // What goes on in another protocol is an open connection, which a drain waits for. hyper has let go of it.
@@ -235,7 +235,12 @@ impl<F: ServiceFor> HyperApp<F> {
         }
     }
 
-    async fn serve_http(&self, (stream, peer): (Transport, Peer), state: &Arc<ConnState>, mut shutdown: ShutdownWatch) {
+    async fn serve_http(
+        &self,
+        (stream, peer): (Transport, Accepted),
+        state: &Arc<ConnState>,
+        mut shutdown: ShutdownWatch,
+    ) {
         let client = peer.client;
         let (io, ear) = watched(stream, state);
         let requests = Arc::clone(state);

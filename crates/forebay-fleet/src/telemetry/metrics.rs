@@ -108,7 +108,9 @@ impl ByLabel {
     fn add(&self, label: &'static str, n: u64) {
         // A label comes from the function that declared it, so mostly it is the very same text. Texts are compared only where the
         // linker has kept two copies.
-        let same = |(known, _): &&(&'static str, Counter)| std::ptr::eq(*known, label);
+        let same = |(known, _): &&(&'static str, Counter)| {
+            std::ptr::eq(known.as_ptr(), label.as_ptr()) && known.len() == label.len()
+        };
         let found = self.0.iter().find(same).or_else(|| self.0.iter().find(|(known, _)| *known == label));
         debug_assert!(found.is_some() || self.0.is_empty(), "label value {label} is not declared");
         if let Some((_, counter)) = found {
