@@ -31,6 +31,10 @@ use forebay_core::units::BackendId;
 
 /// The result of a look for a backend.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "taken apart where it is made; a box would cost each decision an allocation"
+)]
 pub(crate) enum Sought {
     /// A place on one.
     Placed(Dispatched),

@@ -51,6 +51,8 @@ fn full_text() -> String {
     a.predicted(Duration::from_millis(30), Duration::from_millis(40));
     telemetry.unrouted.request(Api::Chat, Outcome::from(&Refusal::Unauthorized));
     telemetry.process.reload(Reload::Applied);
+    telemetry.client("team").requests.increment(1);
+    telemetry.know_clients(["team".to_owned()].into());
     telemetry.show_certificates(vec![CertificateRow { key: "listen.tls", pool: None, not_after: 1_900_000_000 }]);
     let sample = Sample { running: Some(4.0), waiting: Some(3.0), kv_usage: Some(0.25), ..Sample::default() };
     let (backends, arms) = gauges(sample);

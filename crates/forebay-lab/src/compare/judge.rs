@@ -30,9 +30,9 @@ const RANKED: usize = 6;
 const RANKED_PAIRS: usize = 7;
 /// The factor of p where the smaller of two counts: it keeps 5 % for normal, heavy-tailed and contaminated values alike.
 const BOTH: f64 = 1.5;
-/// The harm of neighbours that is let be: the error of a dozen units is itself not known to a tenth, and starts of several blocks
-/// have no more.
-const SLIGHT: f64 = 1.1;
+/// The factor by which neighbours may make an interval too short and are let be: the error of a dozen units is itself not known to a
+/// twentieth, and starts of several blocks have no more.
+const SLIGHT: f64 = 1.05;
 /// The harm of neighbours up to which ranks of pairs take part: pairs in A-B-B-A have up to 1.24.
 const COVERED: f64 = 1.25;
 
@@ -61,7 +61,7 @@ pub fn judge(design: &Design, baseline: &[f64], arm: &[f64]) -> Option<Judged> {
     };
     let logs = [logs(baseline)?, logs(arm)?];
     let found = *design.harm.get_or_init(|| harm(design));
-    let harm = if found.inflation > SLIGHT { found } else { Harm { inflation: 1.0, df: f64::INFINITY } };
+    let harm = if found.wider > SLIGHT { found } else { Harm::NONE };
     // A rank test has no error that could be made wider, and the trend that is taken out of groups harms it more than the t test.
     // Where neighbours of one arm would do any harm, the t test judges groups alone.
     let judged = match &design.units {

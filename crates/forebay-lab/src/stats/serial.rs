@@ -14,6 +14,13 @@ pub struct Harm {
     pub inflation: f64,
     /// The degrees of freedom that the square of the error has then; infinite where it is not too small.
     pub df: f64,
+    /// The factor by which both make the half of a 95 % interval too short; at least 1.
+    pub wider: f64,
+}
+
+impl Harm {
+    /// No harm at all.
+    pub const NONE: Harm = Harm { inflation: 1.0, df: f64::INFINITY, wider: 1.0 };
 }
 
 /// Returns the harm to an estimate where values follow each other as a first-order autoregression, at the worst of its correlations
@@ -24,13 +31,11 @@ pub struct Harm {
 /// "Some theorems on quadratic forms", part II) computes them for an analysis of variance. To estimate the correlation itself would
 /// take many more values than an experiment has.
 pub fn harm(count: usize, estimate: impl Fn(&[f64]) -> Option<Estimate>) -> Harm {
-    let mut worst = Harm { inflation: 1.0, df: f64::INFINITY };
-    let mut widest = 0.0;
+    let mut worst = Harm::NONE;
     for kept in KEPT {
         let Some(found) = harm_at(kept, count, &estimate) else { return worst };
-        let half = found.inflation.sqrt() * Estimate { mean: 0.0, se: 1.0, df: found.df }.interval(0.95).1;
-        if found.inflation > 1.0 && half > widest {
-            (worst, widest) = (found, half);
+        if found.inflation > 1.0 && found.wider >= worst.wider {
+            worst = found;
         }
     }
     worst
@@ -51,9 +56,12 @@ fn harm_at(kept: f64, count: usize, estimate: &impl Fn(&[f64]) -> Option<Estimat
         return None;
     }
     let inflation = variance / expected;
+    let own = found.iter().map(|one| one.df).fold(1.0, f64::max);
+    let half = |df: f64| Estimate { mean: 0.0, se: 1.0, df }.interval(0.95).1;
+    // Few degrees of freedom do as much harm as an error that is too small.
+    let with = |df: f64| Harm { inflation, df, wider: (inflation.sqrt() * half(df) / half(own)).max(1.0) };
     if inflation <= 1.0 || count > MOST {
-        let df = found.iter().map(|one| one.df).fold(1.0, f64::max);
-        return Some(Harm { inflation, df });
+        return Some(with(own));
     }
     // A quadratic form of two shocks at once tells how they act on it together.
     let mut spread: f64 = squares.iter().map(|square| square * square).sum();
@@ -64,7 +72,7 @@ fn harm_at(kept: f64, count: usize, estimate: &impl Fn(&[f64]) -> Option<Estimat
             spread += 2.0 * mixed * mixed;
         }
     }
-    Some(Harm { inflation, df: (expected * expected / spread).max(1.0) })
+    Some(with((expected * expected / spread).max(1.0)))
 }
 
 #[cfg(test)]
@@ -95,11 +103,11 @@ mod tests {
         };
         // Of very many pairs: the spectra of both at a quarter of a turn, (1 + r) / (1 + r²), at most (1 + √2) / 2.
         assert!((pairs(true).inflation - 1.207).abs() < 0.02 && pairs(true).df > 15.0, "{:?}", pairs(true));
-        assert_eq!(pairs(false), Harm { inflation: 1.0, df: f64::INFINITY });
+        assert_eq!(pairs(false), Harm::NONE);
     }
 
     #[test]
     fn an_estimate_that_cannot_be_had_changes_nothing() {
-        assert_eq!(harm(1, mean), Harm { inflation: 1.0, df: f64::INFINITY });
+        assert_eq!(harm(1, mean), Harm::NONE);
     }
 }

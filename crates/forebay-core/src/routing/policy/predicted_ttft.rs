@@ -27,10 +27,12 @@ pub struct PredictedTtft;
 
 impl Policy for PredictedTtft {
     fn pick(&self, rows: &[Candidate], facts: &RequestFacts, now: Time, rng: &mut fastrand::Rng) -> Option<Choice> {
-        match rows.len() {
-            ..=FEW => pick_keeping::<FEW>(rows, facts, now, rng),
-            ..=SOME => pick_keeping::<SOME>(rows, facts, now, rng),
-            _ => pick_keeping::<MANY>(rows, facts, now, rng),
+        if rows.len() <= FEW {
+            pick_keeping::<FEW>(rows, facts, now, rng)
+        } else if rows.len() <= SOME {
+            pick_keeping::<SOME>(rows, facts, now, rng)
+        } else {
+            pick_keeping::<MANY>(rows, facts, now, rng)
         }
     }
 
