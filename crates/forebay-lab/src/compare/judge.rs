@@ -36,6 +36,9 @@ const SLIGHT: f64 = 1.05;
 /// The harm of neighbours up to which ranks of pairs take part: pairs in A-B-B-A have up to 1.24.
 const COVERED: f64 = 1.25;
 
+/// The degrees of freedom of an error that is known.
+const KNOWN: f64 = 1e6;
+
 /// The logarithm of arm ÷ baseline, with its error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judged {
@@ -173,10 +176,13 @@ impl Judged {
     /// happen to be alike are then no certainty, and their ranks none either.
     #[must_use]
     pub(super) fn at_least(self, se: f64) -> Judged {
-        if self.log.se >= se {
+        // It was not estimated from a few units, so that it is as sure as a normal error.
+        let known = Estimate { se, df: KNOWN, ..self.log };
+        let half = |of: Estimate| of.interval(LEVEL).1 - of.mean;
+        if half(self.log) >= half(known) {
             return self;
         }
-        Judged { log: Estimate { se, ..self.log }, ranks: None, factor: 1.0, ..self }
+        Judged { log: known, ranks: None, factor: 1.0, ..self }
     }
 
     /// Arm ÷ baseline: the median of the ratios of units where ranks take part, else of their geometric means; within the interval.

@@ -15,6 +15,7 @@ use crate::rows::record::Record;
 use crate::rows::row_file::{Offered, RunHead};
 use crate::stats::estimate::Estimate;
 use crate::stats::multiple::holm;
+use crate::stats::proportion;
 
 /// An arm at one load, while it is compared.
 pub(super) struct Side<'a> {
@@ -233,18 +234,20 @@ fn of_sessions(told: &BySession, figure: Figure, design: &Design, a: &[f64], b: 
 /// The error of the logarithm of a ratio of shares that so many requests have at least, were they independent: epochs that all had
 /// one miss, or none, do not spread, and still tell little. Of other figures it is 0.
 fn of_counts(figure: Figure, sides: [&Side; 2]) -> f64 {
-    let variance = |side: &Side| {
+    let counts = |side: &Side| {
         let sum = |of: fn(&Measures) -> u64| side.measures.iter().map(of).sum::<u64>() as f64;
         let (met, all) = (sum(|measures| measures.met), sum(|measures| measures.all));
         let counted = match figure {
             Figure::SloMisses => all - met,
             Figure::Goodput | Figure::GoodputPerGpu => met,
-            _ => return 0.0,
+            _ => return None,
         };
-        // The delta method, with half a request more on either side as in the shares themselves.
-        1.0 / (counted + 0.5) - 1.0 / (all + 1.0)
+        Some((counted as u64, all as u64))
     };
-    (variance(sides[0]) + variance(sides[1])).sqrt()
+    match (counts(sides[0]), counts(sides[1])) {
+        (Some(a), Some(b)) => proportion::log_ratio_error(a, b),
+        _ => 0.0,
+    }
 }
 
 fn few_requests(measures: &[Measures]) -> bool {

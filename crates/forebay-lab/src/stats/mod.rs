@@ -5,6 +5,7 @@ pub mod check;
 pub mod estimate;
 pub mod little;
 pub mod multiple;
+pub mod proportion;
 pub mod rank;
 pub mod serial;
 pub mod trend;
