@@ -173,7 +173,8 @@ impl Upstream {
         let mark = io.mark();
         let sent = self.clock.now();
         let died = |error: hyper::Error| {
-            let failure = classify(&error, &mark, false, self.clock.now().since(sent));
+            // hyper gives a request back as canceled where the connection ended before it.
+            let failure = classify(&error, &mark, error.is_canceled(), self.clock.now().since(sent));
             self.failed(backend.id, failure, &error)
         };
         let (mut requests, connection) = driven::builder().handshake(TokioIo::new(io)).await.map_err(died)?;
