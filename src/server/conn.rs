@@ -40,6 +40,8 @@ pub(super) struct ConnState {
     reset: AtomicU32,
     /// Connections that were handed over to another protocol, and are still open.
     handed_over: AtomicUsize,
+    /// Woken when one of them is closed.
+    handed_back: Notify,
     /// Woken when most of very many requests were reset at once.
     abused: Notify,
 }
@@ -63,6 +65,7 @@ impl ConnState {
             ended: AtomicU32::new(0),
             reset: AtomicU32::new(0),
             handed_over: AtomicUsize::new(0),
+            handed_back: Notify::new(),
             abused: Notify::new(),
         })
     }
@@ -82,9 +85,12 @@ impl ConnState {
         HandedOver(Arc::clone(self))
     }
 
-    /// Returns whether the connection goes on in another protocol.
-    pub(super) fn is_handed_over(&self) -> bool {
-        self.handed_over.load(Ordering::Relaxed) > 0
+    /// Waits until the connection no longer goes on in another protocol.
+    pub(super) async fn handed_back(&self) {
+        while self.handed_over.load(Ordering::Acquire) > 0 {
+            // The one that closes leaves a permit, so that none is missed between the look and the wait.
+            self.handed_back.notified().await;
+        }
     }
 
     /// Waits until the client has reset most of very many requests at once.
@@ -152,7 +158,8 @@ pub(super) struct HandedOver(Arc<ConnState>);
 
 impl Drop for HandedOver {
     fn drop(&mut self) {
-        self.0.handed_over.fetch_sub(1, Ordering::Relaxed);
+        self.0.handed_over.fetch_sub(1, Ordering::Release);
+        self.0.handed_back.notify_one();
     }
 }
 

@@ -38,8 +38,6 @@ use forebay_fleet::telemetry::throttle::Throttle;
 
 /// A connection's limits of time are looked at this often, so they are kept to this precision.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// A connection that was handed over is looked at this often, for its end.
-const HANDED_OVER_LOOK: Duration = Duration::from_millis(250);
 /// An h2 connection is pinged this often, and has as long to answer.
 const PING: Duration = Duration::from_secs(20);
 /// The time for which an h2 connection without a request lives on after it was told to end. A client answers the first GOAWAY
@@ -230,9 +228,7 @@ impl<F: ServiceFor> HyperApp<F> {
         let state = ConnState::new(self.clock.clone());
         self.serve_http(opened, &state, shutdown).await;
         // What goes on in another protocol is an open connection, which a drain waits for. hyper has let go of it.
-        while state.is_handed_over() {
-            tokio::time::sleep(HANDED_OVER_LOOK).await;
-        }
+        state.handed_back().await;
     }
 
     async fn serve_http(
