@@ -4,7 +4,7 @@
 //! Hot path: nothing for a request without an `origin`; one short lock for an answer to one with it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use http::header::{
@@ -23,6 +23,7 @@ use forebay_core::clock::Time;
 use forebay_core::error::Refusal;
 use forebay_core::rate_limit::{Bucket, PerMinute};
 use forebay_fleet::config::model::{Config, Origins};
+use forebay_fleet::lock::locked;
 
 /// The time for which it is remembered what backends said of an origin: as long as a browser remembers it.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -74,7 +75,7 @@ impl Allowances {
     /// Remembers what a backend said of an origin; the latest counts.
     fn learn(&self, origin: &HeaderValue, answer: &HeaderMap, now: Time) {
         let said: Said = std::array::from_fn(|at| answer.get(&CORS[at]).cloned());
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = locked(&self.inner);
         if said[0].as_ref().is_some_and(|allowed| allowed == "*") {
             inner.any = Some((said, now + REMEMBERED));
             inner.said.remove(origin);
@@ -95,13 +96,13 @@ impl Allowances {
 
     /// Returns what backends said of an origin; `None` where none was asked of late.
     fn known(&self, origin: &HeaderValue, now: Time) -> Option<Said> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = locked(&self.inner);
         let fresh = |entry: &&(Said, Time)| entry.1 > now;
         inner.said.get(origin).filter(fresh).or(inner.any.as_ref().filter(fresh)).map(|(said, _)| said.clone())
     }
 
     fn may_ask(&self, now: Time) -> bool {
-        let questions = &mut self.inner.lock().unwrap_or_else(PoisonError::into_inner).questions;
+        let questions = &mut locked(&self.inner).questions;
         let may = questions.wait_for(1.0, now).is_none();
         if may {
             questions.take(1.0, now);

@@ -4,13 +4,14 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use forebay_core::clock::Time;
 use forebay_core::units::BackendId;
+use forebay_fleet::lock::locked;
 
 /// Stored responses remembered; at about 40 bytes each.
 const CAPACITY: usize = 100_000;
@@ -44,7 +45,7 @@ impl ResponseHomes {
     /// Remembers who has a response.
     pub(crate) fn remember(&self, id: &str, backend: BackendId) {
         let id = self.hasher.hash_one(id);
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = locked(&self.tables);
         tables.denied.remove(&id);
         if tables.home.insert(id, backend).is_none() {
             tables.order.push_back(id);
@@ -59,13 +60,13 @@ impl ResponseHomes {
     /// Returns the backend that had a response when it was last seen.
     pub(crate) fn find(&self, id: &str) -> Option<BackendId> {
         let id = self.hasher.hash_one(id);
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).home.get(&id).copied()
+        locked(&self.tables).home.get(&id).copied()
     }
 
     /// Every backend of the pool (of all pools where none is named) says that it does not have the response.
     pub(crate) fn deny(&self, id: &str, pool: Option<&str>, now: Time) {
         let (id, scope) = (self.hasher.hash_one(id), pool.map(|pool| self.hasher.hash_one(pool)));
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = locked(&self.tables);
         let HomeTables { denied, denials, .. } = &mut *tables;
         denied.insert(id, Denial { scope, at: now });
         denials.push_back((id, now));
@@ -84,7 +85,7 @@ impl ResponseHomes {
     /// Returns whether these backends said a moment ago that they do not have the response.
     pub(crate) fn is_denied(&self, id: &str, pool: Option<&str>, now: Time) -> bool {
         let (id, scope) = (self.hasher.hash_one(id), pool.map(|pool| self.hasher.hash_one(pool)));
-        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let tables = locked(&self.tables);
         let denied = tables.denied.get(&id);
         denied.is_some_and(|denied| denied.scope == scope && now.since(denied.at) < DENIED_FOR)
     }

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::conn::ConnState;
 use super::sending::Sending;
 use crate::proxy::{Outlet, Passed};
+use forebay_fleet::lock::locked;
 
 /// The ear keeps no more than this; behind it, the end of a connection is not heard.
 const AHEAD_MAX: usize = 64 << 10;
@@ -72,10 +73,6 @@ pub(super) struct Ear<S> {
 pub(super) fn watched<S>(io: S, state: &Arc<ConnState>) -> (Watched<S>, Ear<S>) {
     let half = Arc::new(Mutex::new(Half { io, ahead: BytesMut::new(), awaited: false, sending: Sending::default() }));
     (Watched { half: Arc::clone(&half), state: Arc::clone(state) }, Ear { half, state: Arc::clone(state) })
-}
-
-fn locked<S>(half: &Mutex<Half<S>>) -> MutexGuard<'_, Half<S>> {
-    half.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S: AsyncRead + Unpin> Ear<S> {

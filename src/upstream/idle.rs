@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::driven::Driven;
-use super::locked;
 use forebay_core::clock::{Clock, Time};
+use forebay_fleet::lock::locked;
 use forebay_fleet::reach::Endpoint;
 
 /// vLLM's server closes an idle connection after 5 s; ours are given up before.

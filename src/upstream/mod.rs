@@ -14,7 +14,7 @@ pub mod stall;
 pub mod tunnel;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -34,6 +34,7 @@ use forebay_core::error::Failure;
 use forebay_core::units::BackendId;
 use forebay_fleet::Backend;
 use forebay_fleet::config::model::BackendUrl;
+use forebay_fleet::lock::locked;
 use forebay_fleet::obstacle::{mistrust, obstacle, warn_of};
 
 /// A failure on a reused connection later than this is a death like any other.
@@ -211,11 +212,6 @@ impl Upstream {
         tracing::debug!(backend = %id, ?failure, error, "attempt failed");
         failure
     }
-}
-
-/// Takes a lock; one that a panic has poisoned is as good as any, since nothing behind it is left half done.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Leaves of the URI what goes on the wire: the path.

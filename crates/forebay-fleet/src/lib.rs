@@ -12,7 +12,7 @@ pub mod clients;
 pub mod config;
 pub mod health;
 pub mod load;
-mod lock;
+pub mod lock;
 pub mod membership;
 pub mod obstacle;
 pub mod pool;

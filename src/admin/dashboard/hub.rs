@@ -2,10 +2,11 @@
 //! while somebody watches and not else. A client that reads slowly misses ticks: there is only ever the latest one to send.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use forebay_fleet::lock::locked;
 use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::MissedTickBehavior;
@@ -48,7 +49,7 @@ impl Hub {
 
     /// The running clock's ticks; starts one if none runs.
     fn receiver(&self) -> watch::Receiver<Bytes> {
-        let mut clock = self.0.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clock = locked(&self.0.clock);
         // Looked at and joined under one lock, and left under it too: a clock that was joined does not end.
         if clock.receiver_count() == 0 {
             *clock = watch::Sender::default();

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::decode;
 use forebay_core::error::Refusal;
+use forebay_fleet::lock::locked;
 
 /// Memory is taken from the common limit in steps of this many bytes.
 const STEP: u64 = 64 << 10;
@@ -57,7 +58,7 @@ impl BodyMemory {
 
     fn enter(self: &Arc<Self>) -> Held {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).insert(turn);
+        locked(&self.unfinished).insert(turn);
         Held { memory: Arc::clone(self), turn, bytes: 0, finished: false }
     }
 }
@@ -91,14 +92,14 @@ impl Held {
     }
 
     fn is_oldest(&self) -> bool {
-        let unfinished = self.memory.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfinished = locked(&self.memory.unfinished);
         unfinished.first() == Some(&self.turn)
     }
 
     fn finish(&mut self) {
         if !self.finished {
             self.finished = true;
-            self.memory.unfinished.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.turn);
+            locked(&self.memory.unfinished).remove(&self.turn);
         }
     }
 }

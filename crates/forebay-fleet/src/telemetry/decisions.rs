@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::lock::locked;
 use forebay_core::clock::Time;
 
 /// Decisions that are kept.
@@ -97,7 +98,7 @@ impl Decisions {
     }
 
     fn kept(&self) -> MutexGuard<'_, (u64, VecDeque<Told>)> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.told)
     }
 }
 

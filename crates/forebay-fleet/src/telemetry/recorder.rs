@@ -8,8 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use crate::lock::locked;
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::LabelSet;
 use metrics_exporter_prometheus::formatting::{write_help_line, write_metric_line, write_type_line};
@@ -102,7 +103,7 @@ impl Registry {
 
     /// Writes every series for whose labels `keep` is true; forgets the others once their handles are gone.
     pub(crate) fn render(&self, text: &mut Text, keep: impl Fn(&Labels) -> bool) {
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = locked(&self.series);
         // Nobody counts there any more, and nobody is shown it: this is what bounds memory while backends come and go.
         all.retain(|(_, labels), series| series.is_held() || keep(labels));
         for ((name, labels), series) in all.iter().filter(|((_, labels), _)| keep(labels)) {
@@ -126,7 +127,7 @@ impl Registry {
     ) -> Option<T> {
         let def = self.defs.iter().find(|def| def.name == key.name())?;
         let labels = Labels(key.labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect());
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = locked(&self.series);
         let id = (def.name, labels);
         // A backend that comes back goes on where it was: a counter that began anew would look like a restart.
         if let Some(series) = all.get(&id) {
