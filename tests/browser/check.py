@@ -10,62 +10,14 @@ Python's standard library and Debian's chromium-driver. What it starts, it ends.
 """
 
 import http.server
-import json
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-import urllib.request
 
-FAILED = []
-
-
-def check(holds, what):
-    print(("ok     " if holds else "FAILED ") + what, flush=True)
-    if not holds:
-        FAILED.append(what)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def call(url, body=None, method=None):
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
-
-
-def eventually(what, look, limit=30):
-    end = time.monotonic() + limit
-    while not look():
-        if time.monotonic() > end:
-            raise SystemExit(f"not within {limit} s: {what}")
-        time.sleep(0.1)
-
-
-class Browser:
-    """A tab, over chromedriver."""
-
-    def __init__(self, driver):
-        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]}
-        always = {"browserName": "chrome", "goog:chromeOptions": options, "timeouts": {"script": 60000}}
-        session = call(f"{driver}/session", {"capabilities": {"alwaysMatch": always}})["value"]["sessionId"]
-        self.base = f"{driver}/session/{session}"
-
-    def open(self, url):
-        call(f"{self.base}/url", {"url": url})
-
-    def close(self):
-        call(self.base, method="DELETE")
-
+from tab import FAILED, Tab, call, check, eventually, free_port
 
 # What the page does: a streamed chat and a refusal, with a header that makes the browser ask first.
 FETCH = """
@@ -145,7 +97,7 @@ def main():
                 started.append(Server(sim, f"{server}/health"))
             driver = free_port()
             started.append(Server([shutil.which("chromedriver"), f"--port={driver}"], f"http://127.0.0.1:{driver}/status"))
-            browser = Browser(f"http://127.0.0.1:{driver}")
+            browser = Tab(f"http://127.0.0.1:{driver}", timeouts={"script": 60000})
             browser.open(origin)
             got = fetched(browser, binary, folder, server, model, "")
             if denied:

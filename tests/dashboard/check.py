@@ -12,51 +12,20 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
+
+from tab import FAILED, Tab, call, check, eventually, free_port  # noqa: E402, found by the path above
 
 TOKEN = "a-token-for-this-check"
 WIDTHS = (360, 768, 1440)
-FAILED = []
-
-
-def check(holds, what):
-    print(("ok    " if holds else "FAILED ") + what, flush=True)
-    if not holds:
-        FAILED.append(what)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def call(url, body=None, method=None, headers=(), limit=60):
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json", **dict(headers)}, method=method)
-    with urllib.request.urlopen(request, timeout=limit) as answer:
-        return json.loads(answer.read())
-
-
-def eventually(what, look, limit=30):
-    end = time.monotonic() + limit
-    while True:
-        try:
-            found = look()
-            if found:
-                return found
-        except (OSError, urllib.error.URLError):
-            pass
-        if time.monotonic() > end:
-            raise SystemExit(f"not within {limit} s: {what}")
-        time.sleep(0.1)
 
 
 class Load:
@@ -88,20 +57,14 @@ class Load:
             thread.join()
 
 
-class Browser:
-    """A tab, over chromedriver."""
+class Browser(Tab):
+    """A tab that keeps what the page said, and may be of any width."""
 
     def __init__(self, driver):
-        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]}
-        always = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = call(f"{driver}/session", {"capabilities": {"alwaysMatch": always}})["value"]["sessionId"]
-        self.base = f"{driver}/session/{session}"
+        super().__init__(driver, "--hide-scrollbars", **{"goog:loggingPrefs": {"browser": "ALL"}})
 
     def cdp(self, command, **params):
         return call(f"{self.base}/goog/cdp/execute", {"cmd": command, "params": params})["value"]
-
-    def open(self, url):
-        call(f"{self.base}/url", {"url": url})
 
     def run(self, script):
         return call(f"{self.base}/execute/sync", {"script": script, "args": []})["value"]
@@ -121,9 +84,6 @@ class Browser:
 
     def said(self):
         return [entry["message"] for entry in call(f"{self.base}/se/log", {"type": "browser"})["value"]]
-
-    def close(self):
-        call(self.base, method="DELETE")
 
 
 # Every text of some size against what is behind it: the ratio of WCAG, 4.5 at least.
