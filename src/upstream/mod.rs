@@ -121,8 +121,11 @@ impl Upstream {
     /// Sends one request and waits for the head of the answer. Dropping the future closes the connection.
     ///
     /// # Errors
-    /// `Failure::Connect` where no connection was made, `Failure::Shortage` or `Failure::Unreachable` where that was this host's
-    /// doing, `Failure::Tls` where the two do not agree on TLS, `Failure::Reused` where a kept-alive one failed at once, `Failure::Died` otherwise.
+    /// - `Failure::Connect`: no connection was made.
+    /// - `Failure::Shortage`, `Failure::Unreachable`: nor was one, and that was this host's doing.
+    /// - `Failure::Tls`: the two do not agree on TLS.
+    /// - `Failure::Reused`: a kept-alive connection failed at once.
+    /// - `Failure::Died`: all else.
     pub async fn send(
         &self,
         backend: &Backend,

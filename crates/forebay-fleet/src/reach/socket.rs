@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A connection of the system.
+/// A connection of the system. tokio-util's `Either` is the like, but writes no vectors, by which a large body is sent at once.
 #[derive(Debug)]
 pub enum Socket {
     /// TCP.
