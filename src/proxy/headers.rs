@@ -27,8 +27,10 @@ pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The beginning of the names of Forebay's own headers.
 const OURS: &str = "x-forebay-";
 
+/// Number of the headers that are for one hop alone.
+const HOPS: usize = 9;
 /// RFC 9110 section 7.6.1, and what is between the two ends of a connection by section 11.7 or by custom.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; HOPS] = [
     CONNECTION,
     TE,
     TRAILER,
@@ -44,21 +46,29 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 const REQUEST_ID_MAX: usize = 128;
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none, and each removal looks its name up.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        return;
+    // Most messages have none or one. Each removal looks its name up, so only what is there is removed.
+    let mut there = [false; HOPS];
+    for name in headers.keys() {
+        if let Some(place) = HOP_BY_HOP.iter().position(|ends_here| ends_here == name) {
+            there[place] = true;
+        }
     }
-    // What `connection` names is for this hop alone. Taken down first, since that header goes as well.
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
+    // What `connection`, the first of them, names is for this hop alone. Taken down before that header goes as well.
+    if there[0] {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            // What nearly every client says names no header but one that goes anyway.
+            .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close"))
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
     }
-    for name in HOP_BY_HOP {
+    for (name, _) in HOP_BY_HOP.into_iter().zip(there).filter(|(_, there)| *there) {
         headers.remove(name);
     }
 }
