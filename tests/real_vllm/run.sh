@@ -4,7 +4,9 @@
 #   run.sh VENV [FOREBAY]
 #
 # VENV  what setup.sh made.   FOREBAY  the binary (default target/release/forebay).
-# FOREBAY_SIZE   ci (default) or full.   FOREBAY_DIRECT=1  no Forebay at all: tries the checks themselves.
+# FOREBAY_SIZE   ci (default), or full: larger numbers, and also servers that shed load, two policies beside each other, embeddings, the two load
+#                generators beside each other, and an experiment that starts its servers itself.
+# FOREBAY_DIRECT=1  no Forebay at all: tries the checks themselves.
 # Exit 1 if a check failed or something did not start. The last line sums the parts up: `N passed, N failed`.
 set -euo pipefail
 
@@ -12,6 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 venv=$(cd "${1:?usage: run.sh VENV [FOREBAY]}" && pwd)
 forebay=${2:-$here/../../target/release/forebay}
 direct=${FOREBAY_DIRECT:-0}
+size=${FOREBAY_SIZE:-ci}
 
 tmp=$(mktemp -d)
 export RUN_DIR=$tmp PYTHONDONTWRITEBYTECODE=1
@@ -172,18 +175,6 @@ timeout = "500ms"
 stall_timeout = "2s"
 ejection = { base = "2s", max = "4s" }'
 
-    echo "== two that shed load and prefill in small chunks, the second with --shutdown-timeout"
-    export MAX_LEN=32000
-    full=(--max-num-seqs 4 --max-num-queued-reqs 4 --max-num-batched-tokens 64)
-    start_engine "$e" "${full[@]}"
-    start_engine "$f" "${full[@]}" --shutdown-timeout 30
-    wait_engines
-    unset MAX_LEN
-    start_forebay "http://127.0.0.1:$e" "http://127.0.0.1:$f"
-    run_checks failures.py full
-    stop_forebay
-    stop_engines
-
     echo "== two that die"
     start_engine "$g" --max-num-seqs 8
     start_engine "$h" --max-num-seqs 8
@@ -193,29 +184,43 @@ ejection = { base = "2s", max = "4s" }'
     stop_forebay
     stop_engines
 
-    # routing.py starts its own Forebays, one for each policy.
-    export FOREBAY=$forebay
-    echo "== two vLLM servers, the second with --max-num-seqs 1, behind two policies"
-    start_engine "$i"
-    start_engine "$j" --max-num-seqs 1
-    wait_engines
-    export FOREBAY_VLLM_URLS=http://127.0.0.1:$i,http://127.0.0.1:$j
-    run_checks routing.py streams
-    stop_engines
+    if [ "$size" = full ]; then
+        echo "== two that shed load and prefill in small chunks, the second with --shutdown-timeout"
+        export MAX_LEN=32000
+        full=(--max-num-seqs 4 --max-num-queued-reqs 4 --max-num-batched-tokens 64)
+        start_engine "$e" "${full[@]}"
+        start_engine "$f" "${full[@]}" --shutdown-timeout 30
+        wait_engines
+        unset MAX_LEN
+        start_forebay "http://127.0.0.1:$e" "http://127.0.0.1:$f"
+        run_checks failures.py full
+        stop_forebay
+        stop_engines
 
-    echo "== the same with embeddings"
-    start_engine "$k" --runner pooling --convert embed
-    start_engine "$l" --runner pooling --convert embed --max-num-seqs 2
-    wait_engines
-    export FOREBAY_VLLM_URLS=http://127.0.0.1:$k,http://127.0.0.1:$l
-    run_checks routing.py embeddings
-    stop_engines
+        # routing.py starts its own Forebays, one for each policy.
+        export FOREBAY=$forebay
+        echo "== two vLLM servers, the second with --max-num-seqs 1, behind two policies"
+        start_engine "$i"
+        start_engine "$j" --max-num-seqs 1
+        wait_engines
+        export FOREBAY_VLLM_URLS=http://127.0.0.1:$i,http://127.0.0.1:$j
+        run_checks routing.py streams
+        stop_engines
 
-    echo "== forebay bench beside vllm bench serve"
-    run_agreement
+        echo "== the same with embeddings"
+        start_engine "$k" --runner pooling --convert embed
+        start_engine "$l" --runner pooling --convert embed --max-num-seqs 2
+        wait_engines
+        export FOREBAY_VLLM_URLS=http://127.0.0.1:$k,http://127.0.0.1:$l
+        run_checks routing.py embeddings
+        stop_engines
 
-    echo "== two vLLM servers that an experiment starts itself"
-    run_experiment "$m" "$n"
+        echo "== forebay bench beside vllm bench serve"
+        run_agreement
+
+        echo "== two vLLM servers that an experiment starts itself"
+        run_experiment "$m" "$n"
+    fi
 fi
 
 tail -qn 1 "$tmp"/{main,queue,affinity,full,deaths,prefixes,streams,embeddings,agreement,experiment}.out 2>/dev/null | awk '{ p += $1; f += $3 } END { print p " passed, " f " failed" }'
