@@ -113,7 +113,7 @@ async fn change(router: &Router, path: &str, headers: &[(&str, &str)], body: &st
 }
 
 const JSON: (&str, &str) = ("content-type", "application/json");
-const HOST: (&str, &str) = ("host", "127.0.0.1:9090");
+const HOST: (&str, &str) = ("host", "127.0.0.1:8081");
 
 #[tokio::test]
 async fn a_backend_is_drained_by_id_or_address() {
@@ -144,10 +144,10 @@ async fn a_page_of_another_site_changes_nothing() {
         (vec![HOST, ("content-type", "application/x-www-form-urlencoded")], 415),
         (vec![HOST, JSON, ("origin", "https://evil.example")], 403),
         (vec![HOST, JSON, ("origin", "null")], 403),
-        (vec![HOST, JSON, ("origin", "http://127.0.0.1:9090")], 200),
-        (vec![("host", "[::1]:9090"), JSON], 200),
-        (vec![("host", "localhost:9090"), JSON], 200),
-        (vec![("host", "evil.example:9090"), JSON, ("origin", "http://evil.example:9090")], 403),
+        (vec![HOST, JSON, ("origin", "http://127.0.0.1:8081")], 200),
+        (vec![("host", "[::1]:8081"), JSON], 200),
+        (vec![("host", "localhost:8081"), JSON], 200),
+        (vec![("host", "evil.example:8081"), JSON, ("origin", "http://evil.example:8081")], 403),
         (vec![JSON], 403),
     ] {
         assert_eq!(change(&open, path, &headers, "").await, status, "{headers:?}");

@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(value_name = "REQUEST.json")]
     request: PathBuf,
     /// The admin address of a running proxy
-    #[arg(long, default_value = "http://127.0.0.1:9090", value_name = "URL")]
+    #[arg(long, default_value = "http://127.0.0.1:8081", value_name = "URL")]
     url: String,
     /// A file with the admin API's token [default: the environment's FOREBAY_ADMIN_TOKEN, if any]
     #[arg(long, value_name = "FILE")]
@@ -130,7 +130,7 @@ fn explain(args: &Args) -> Result<(String, bool), ExplainError> {
 /// Asks the proxy and returns its answer.
 fn ask(args: &Args, question: String) -> Result<Vec<u8>, ExplainError> {
     let url = &args.url;
-    let form = "write it as http://127.0.0.1:9090, the proxy's admin address";
+    let form = "write it as http://127.0.0.1:8081, the proxy's admin address";
     let uri: Uri = format!("{}/api/explain", url.trim_end_matches('/'))
         .parse()
         .map_err(|error| ExplainError::Proxy(format!("--url {url}: {error}; {form}")))?;

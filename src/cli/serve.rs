@@ -1,6 +1,6 @@
 //! `forebay serve`: the proxy.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub struct Args {
     /// The address to listen on for requests [default: 127.0.0.1:8080, or the file's listen.address].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
-    /// The address to listen on for metrics and the admin API [default: 127.0.0.1:9090, or the file's admin.address].
+    /// The address to listen on for metrics and the admin API [default: 127.0.0.1:8081, or the file's admin.address].
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
     /// Threads that serve requests [default: one a core, or the file's listen.threads].
@@ -104,6 +104,18 @@ fn with_keys(urls: Vec<BackendUrl>, keys: &[Secret]) -> Result<Vec<BackendConfig
         .collect())
 }
 
+/// The URL of the live page, as a browser on this machine reaches it.
+fn live_page(admin: SocketAddr, secure: bool) -> String {
+    let scheme = if secure { "https" } else { "http" };
+    let reachable = match admin.ip() {
+        // A browser cannot go to "every address".
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, admin.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, admin.port())),
+        _ => admin,
+    };
+    format!("{scheme}://{reachable}/dashboard")
+}
+
 /// Runs the command.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
@@ -135,9 +147,14 @@ pub fn run(args: Args) -> ExitCode {
     }
     config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
     let Args { access_log, upgrade, .. } = args;
+    let secure = config.admin.tls.is_some();
     let code = match server::start(Options { config, source, access_log, signals: true, upgrade }) {
         Ok(handle) => {
-            tracing::info!(requests = %handle.data, admin = %handle.admin, "forebay is listening");
+            let page = live_page(handle.admin, secure);
+            tracing::info!(requests = %handle.data, admin = %handle.admin, %page, "forebay is listening");
+            if handle.admin == Config::default().admin.address {
+                tracing::info!("the admin address moved: its default was port 9090, which is Prometheus's own");
+            }
             handle.wait();
             ExitCode::SUCCESS
         }
@@ -168,6 +185,15 @@ mod tests {
         assert_eq!(keys(&["x"]), Ok(vec![Some("x".into()), Some("x".into())]));
         assert_eq!(keys(&["x", "y"]), Ok(vec![Some("x".into()), Some("y".into())]));
         assert!(keys(&["x", "y", "z"]).unwrap_err().contains("one for each"));
+    }
+
+    #[test]
+    fn the_live_page_has_an_address_that_a_browser_can_open() {
+        let of = |admin: &str, secure| live_page(admin.parse().unwrap(), secure);
+        assert_eq!(of("127.0.0.1:8081", false), "http://127.0.0.1:8081/dashboard");
+        assert_eq!(of("0.0.0.0:8081", true), "https://127.0.0.1:8081/dashboard");
+        assert_eq!(of("[::]:1", false), "http://[::1]:1/dashboard");
+        assert_eq!(of("10.0.0.7:1", false), "http://10.0.0.7:1/dashboard");
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn a_proxy_s_address_that_is_none_is_told_apart_from_one_that_does_not_answer() 
         Err(ExplainError::Proxy(words)) => words,
         other => panic!("{other:?}"),
     };
-    assert!(of("localhost:9090").contains("write it as http://127.0.0.1:9090"));
+    assert!(of("localhost:8081").contains("write it as http://127.0.0.1:8081"));
     assert!(of("http://127.0.0.1:1").contains("is this the admin address of a running proxy?"));
 }
 
