@@ -109,6 +109,7 @@ const HOMES: &[Home] = &[
     Home {
         words: &["SystemTime"],
         homes: &[
+            "src/admin/changes.rs", // the moment at which a drain ends, for its reader
             "crates/forebay-fleet/src/telemetry/log.rs",
             "crates/forebay-fleet/src/tls/validity.rs",
             "crates/forebay-lab/src/load/run.rs",

@@ -18,13 +18,14 @@ use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
 use super::descriptors;
+use super::handover::Awaited;
 use super::lifecycle::{DrainEnd, Signals};
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
 use super::tls::Listeners;
-use super::upgrade::{Meeting, reserve};
+use super::upgrade::{GIVES_UP, Meeting, PatienceEnds, reserve};
 use super::watch::Tasks;
 use super::{AccessLogFormat, Handle, Options, Source, StartError};
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, NotChanged};
 use crate::proxy::{Outlet, Parts, Proxy, Readiness, Shutdown};
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
@@ -64,6 +65,8 @@ pub(super) struct Common {
     pub(super) access_log: AccessLog,
     pub(super) clock: Clock,
     pub(super) draining: Arc<AtomicBool>,
+    /// A new process has this one's drains and its listening sockets.
+    pub(super) handed_over: Arc<AtomicBool>,
     pub(super) tls: Listeners,
     /// The room for connections of clients and to backends.
     descriptors: Arc<Descriptors>,
@@ -95,6 +98,7 @@ impl Common {
             telemetry,
             clock,
             draining: Arc::new(AtomicBool::new(false)),
+            handed_over: Arc::new(AtomicBool::new(false)),
             tls,
             descriptors,
             shutdown: Shutdown::default(),
@@ -123,6 +127,8 @@ impl Common {
         let (fleet, shown) = (self.controller.fleet().clone(), self.controller.fleet().clone());
         let (settings, now) = (Arc::clone(&self.settings), self.clock.clone());
         let (controller, drained_at) = (Arc::clone(&self.controller), self.clock.clone());
+        let (listed, listed_at) = (Arc::clone(&self.controller), self.clock.clone());
+        let handed_over = Arc::clone(&self.handed_over);
         Admin {
             metrics: Arc::new(move || admin::views::metrics(&telemetry, &fleet.snapshot(), clock.now())),
             ready: self.readiness(),
@@ -135,10 +141,17 @@ impl Common {
             config: Arc::new(move || {
                 serde_json::to_value(&**settings.load()).expect("a configuration has string keys and plain values")
             }),
-            drain: Arc::new(move |name, who| match who {
-                Some(who) => controller.drain(name, who, drained_at.now()),
-                None => controller.undrain(name, drained_at.now()),
+            drain: Arc::new(move |name, drain| {
+                if handed_over.load(Ordering::Acquire) {
+                    return Err(NotChanged::HandedOver);
+                }
+                let found = match drain {
+                    Some(drain) => controller.drain(name, drain, drained_at.now()),
+                    None => controller.undrain(name, drained_at.now()),
+                };
+                found.ok_or(NotChanged::Unknown)
             }),
+            drains: Arc::new(move || listed.drains(listed_at.now())),
         }
     }
 
@@ -244,8 +257,12 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         if inherits {
             let socket = meeting.socket().display();
             tracing::info!(%socket, "waiting for the listening sockets: send SIGQUIT to the process that has them");
+            let drains = Awaited::listen(meeting.socket());
+            let waiting = PatienceEnds::after(GIVES_UP);
             // Ends the process if nobody comes.
             server.bootstrap();
+            drop(waiting);
+            common.controller.take_drains(drains.drains(), common.clock.now());
         }
         if signals {
             // From here on the process does not end by itself, and requests may come.
@@ -279,14 +296,17 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             };
             server.add_service(background_service("drain", end));
         }
+        let log = common.access_log.clone();
         let shutdown_signal = Box::new(Signals {
             draining: Arc::clone(&common.draining),
             ready_delay: config.listen.drain.ready_delay,
             listen: signals,
             meeting,
+            handed_over: Arc::clone(&common.handed_over),
+            drains: Box::new(move || common.controller.drains(common.clock.now())),
         });
         server.run(RunArgs { shutdown_signal });
-        flush(&common.access_log);
+        flush(&log);
     }
 }
 

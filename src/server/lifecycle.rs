@@ -14,9 +14,11 @@ use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::handover;
 use super::listener::Connections;
 use super::upgrade::Meeting;
 use crate::proxy::Shutdown;
+use forebay_fleet::membership::drains::DrainByHand;
 
 /// The time after which a drain looks again whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
@@ -33,6 +35,10 @@ pub(super) struct Signals {
     pub(super) listen: bool,
     /// The place where a new process waits for the listening sockets.
     pub(super) meeting: Meeting,
+    /// Set once the new process is told of the drains by hand: it would not hear of later ones.
+    pub(super) handed_over: Arc<AtomicBool>,
+    /// The drains by hand, as they are.
+    pub(super) drains: Box<dyn Fn() -> Vec<DrainByHand> + Send + Sync>,
 }
 
 impl Signals {
@@ -70,6 +76,9 @@ impl ShutdownSignalWatch for Signals {
             let socket = self.meeting.socket().display();
             if succeeded {
                 tracing::info!(%socket, "handing the listening sockets to the new process");
+                // First: a drain that comes meanwhile is refused, and not lost.
+                self.handed_over.store(true, Ordering::Release);
+                handover::tell(self.meeting.socket(), &(self.drains)()).await;
                 return ShutdownSignal::GracefulUpgrade;
             }
             tracing::error!(%socket, "SIGQUIT, but no process waits there: start it with --upgrade; serving on");

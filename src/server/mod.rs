@@ -5,6 +5,7 @@ mod assemble;
 mod conn;
 mod descriptors;
 mod ear;
+mod handover;
 mod lifecycle;
 mod listener;
 mod proxy_protocol;

@@ -15,6 +15,7 @@ use super::Source;
 use super::assemble::Common;
 use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;
+use crate::tasks::drains::end_drains;
 use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
 use crate::tasks::watchdog::{Limit, Watch};
@@ -139,6 +140,8 @@ impl BackgroundService for Tasks {
             let (controller, clock, limit) = (Arc::clone(&controller), watch_clock.clone(), Arc::clone(&limit));
             Watch { controller, clock, limit }.run()
         }));
+        let (controller, drain_clock) = (Arc::clone(&self.common.controller), clock.clone());
+        tasks.spawn(kept(Arc::clone(telemetry), move || end_drains(Arc::clone(&controller), drain_clock.clone())));
         let (controller, patience) = (Arc::clone(&self.common.controller), self.patience());
         let prober = Prober { controller, clock, pace, patience, telemetry: Arc::clone(telemetry) };
         tasks.spawn(kept(Arc::clone(telemetry), move || prober.clone().run()));

@@ -137,9 +137,19 @@ impl Write for Out {
     }
 }
 
+/// The part of pingora that waits in an upgrade. It calls each second without a hand-over an error, which it is not; Forebay says
+/// itself that it waits, and that it gives up.
+const NOISE: &str = "pingora_core::server::transfer_fd=off";
+
 fn read_filter(filter: &str) -> Result<EnvFilter, TraceError> {
-    EnvFilter::try_new(filter)
-        .map_err(|error| TraceError::Filter { filter: filter.to_owned(), reason: error.to_string() })
+    let read = EnvFilter::try_new(filter)
+        .map_err(|error| TraceError::Filter { filter: filter.to_owned(), reason: error.to_string() })?;
+    // Whoever asks for pingora's words gets all of them.
+    let quiet = if filter.contains("pingora") { None } else { NOISE.parse().ok() };
+    Ok(match quiet {
+        Some(noise) => read.add_directive(noise),
+        None => read,
+    })
 }
 
 #[cfg(test)]
