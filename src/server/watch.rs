@@ -23,6 +23,7 @@ use crate::tasks::{Rhythm, kept};
 use forebay_fleet::config::diff::in_force;
 use forebay_fleet::config::model::{Config, HealthConfig, PoolConfig};
 use forebay_fleet::membership::controller::Settings;
+use forebay_fleet::telemetry::trace;
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {
@@ -125,6 +126,15 @@ impl BackgroundService for Tasks {
             tasks.spawn(async move {
                 while hangup.recv().await.is_some() {
                     hup.notify_one();
+                }
+            });
+            // pingora sends it to a parent that it makes a daemon of, which never happens here.
+            let mut rotated = signal(SignalKind::user_defined1()).expect("a handler for SIGUSR1 can be installed");
+            let log = self.common.access_log.clone();
+            tasks.spawn(async move {
+                while rotated.recv().await.is_some() {
+                    trace::reopen(&log);
+                    tracing::info!("log files are open again");
                 }
             });
         }
