@@ -73,13 +73,13 @@ serving=
 FEW="--num-prompts 30 --input-len 20 --output-len 8"
 curl() { command curl --fail-with-body "$@"; }
 answers() { until command curl -s -o /dev/null "$1"; do sleep 0.05; done; }
-up() { until command curl -sf -o /dev/null http://127.0.0.1:9090/ready; do sleep 0.05; done; }
+up() { until command curl -sf -o /dev/null http://127.0.0.1:8081/ready; do sleep 0.05; done; }
 sims() { answers http://127.0.0.1:8001/health; answers http://127.0.0.1:8002/health; }
 serve() {
     if [ -n "$serving" ]; then kill "$serving"; wait "$serving" || true; fi
     "$@" &
     serving=$!
-    answers http://127.0.0.1:9090/health
+    answers http://127.0.0.1:8081/health
 }
 "#;
 
@@ -152,7 +152,7 @@ fn free_port() -> u16 {
 
 /// A free port for each of those that the documents name.
 fn ports() -> Vec<(&'static str, String)> {
-    ["8080", "9090", "8001", "8002", "8003"].into_iter().map(|named| (named, free_port().to_string())).collect()
+    ["8080", "8081", "8001", "8002", "8003"].into_iter().map(|named| (named, free_port().to_string())).collect()
 }
 
 fn with_ports(text: &str, ports: &[(&str, String)]) -> String {
@@ -178,7 +178,7 @@ fn checkout(ports: &[(&str, String)]) -> TempDir {
         }
     }
     let port = |named: &str| &ports.iter().find(|(known, _)| *known == named).unwrap().1;
-    let (listen, admin) = (port("8080"), port("9090"));
+    let (listen, admin) = (port("8080"), port("8081"));
     // The defaults of the command line are in no text, so they are changed where the command starts.
     let wrapper = format!(
         "#!/bin/sh\ncommand=$1\nshift\ncase $command in\n\

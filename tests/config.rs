@@ -111,7 +111,7 @@ fn a_file_that_writes_the_defaults_out_gives_the_defaults() {
         drain = { ready_delay = "0s", limit = "10m" }
         threads = "auto"
         [admin]
-        address = "127.0.0.1:9090"
+        address = "127.0.0.1:8081"
         [clients]
         explain = "loopback"
         [limits]

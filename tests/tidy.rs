@@ -109,12 +109,14 @@ const HOMES: &[Home] = &[
     Home {
         words: &["SystemTime"],
         homes: &[
+            "src/admin/changes.rs",
+            "src/server/lifecycle.rs",
             "crates/forebay-fleet/src/telemetry/log.rs",
             "crates/forebay-fleet/src/tls/validity.rs",
             "crates/forebay-lab/src/load/run.rs",
             "crates/forebay-sim/src/server/http.rs",
         ],
-        advice: "the wall clock jumps: logs, rows and simulated answers show it, and no request waits for it",
+        advice: "the wall clock jumps: logs, rows, operators and simulated answers are shown it, and no request waits for it",
     },
     Home {
         words: &["Instant::now"],

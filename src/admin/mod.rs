@@ -17,6 +17,7 @@ use serde_json::Value;
 use forebay_core::error::Refusal;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::Secret;
+use forebay_fleet::membership::drains::{Drain, DrainByHand};
 
 /// The API as a tower service; cheap to clone.
 pub type Router = axum::Router;
@@ -41,15 +42,26 @@ pub struct Admin {
     pub explain: Explain,
     /// Makes the answer of `/api/config`: the configuration in force, redacted.
     pub config: Arc<dyn Fn() -> Value + Send + Sync>,
-    /// Drains the backends of this name for who says so (`Some`), or no longer (`None`); the ids of those that there are.
-    pub drain: Drain,
+    /// Drains the backends of this name (`Some`), or ends that (`None`); the ids of those that there are.
+    pub drain: Change,
+    /// The drains by hand that are in force.
+    pub drains: Arc<dyn Fn() -> Vec<DrainByHand> + Send + Sync>,
 }
 
 /// The function that explains a request.
 pub type Explain = Arc<dyn Fn(&[u8]) -> Result<Value, Refusal> + Send + Sync>;
 
 /// The function that drains backends.
-pub type Drain = Arc<dyn Fn(&str, Option<&str>) -> Vec<BackendId> + Send + Sync>;
+pub type Change = Arc<dyn Fn(&str, Option<&Drain>) -> Result<Vec<BackendId>, NotChanged> + Send + Sync>;
+
+/// The reason why nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotChanged {
+    /// No backend goes by the name.
+    Unknown,
+    /// A new process has taken over, which would not hear of it.
+    HandedOver,
+}
 
 /// The kind of connection on which the API is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

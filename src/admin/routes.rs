@@ -15,6 +15,7 @@ use super::changes::{drain, no_page, undrain};
 use super::host::own_host;
 use super::{Admin, Channel, Router, dashboard};
 use forebay_core::error::{ErrorShape, Refusal, error_json};
+use forebay_fleet::membership::drains::DrainByHand;
 
 const INDEX: &str = "forebay: admin API
 /dashboard    the live page
@@ -23,11 +24,12 @@ const INDEX: &str = "forebay: admin API
 /ready        200 while requests should be sent here, else 503 and why
 /api/fleet    the backends with every number that routing sees (JSON)
 /api/live     what the live page shows, now; /api/live/stream once a second, as server-sent events
+/api/drains   the drains by hand that are in force (JSON)
 /api/config   the configuration in force, without its secrets (JSON)
 POST /api/explain    where the request in {\"request\": {…}} would go, and why; it is sent nowhere
-     with content-type: application/json; also \"path\", \"session\", \"arm\", \"matched\": {\"b0\": tokens}
+     also \"path\", \"session\", \"arm\", \"matched\": {\"b0\": tokens}
 POST /api/backends/{b0 or host:port}/drain    it finishes what it has and takes no more; /undrain ends that
-     with content-type: application/json and, if you like, {\"by\": \"who\", \"reason\": \"why\"}
+     if you like with content-type: application/json and {\"by\": \"who\", \"reason\": \"why\", \"for\": \"2h\"}
 ";
 /// The largest body of a drain request, in bytes: who and why fit into it.
 const MAX_BODY: usize = 4096;
@@ -52,6 +54,7 @@ pub(super) fn router(admin: Admin, token: Option<Token>, channel: Channel) -> Ro
         .route("/metrics", get(metrics))
         .route("/api/fleet", get(fleet))
         .route("/api/config", get(config))
+        .route("/api/drains", get(drains))
         .merge(dashboard::data(&admin.live))
         .merge(changes)
         .merge(questions)
@@ -99,6 +102,10 @@ async fn explain(State(admin): State<Admin>, body: Bytes) -> Response {
             error(status, refusal.kind(), &refusal.to_string())
         }
     }
+}
+
+async fn drains(State(admin): State<Admin>) -> Json<Vec<DrainByHand>> {
+    Json((admin.drains)())
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {

@@ -24,7 +24,12 @@ fn admin(ready: Result<(), String>) -> Admin {
         live: Arc::new(|| Box::new(|| "{}".to_owned())),
         explain: Arc::new(|_| Err(forebay_core::error::Refusal::BadRequest("no".to_owned()))),
         config: Arc::new(|| serde_json::to_value(Config::default()).unwrap()),
-        drain: Arc::new(|name, _| if name == "b7" || name == "[::1]:8001" { vec![BackendId(7)] } else { Vec::new() }),
+        drain: Arc::new(|name, _| match name {
+            "b7" | "[::1]:8001" => Ok(vec![BackendId(7)]),
+            "b9" => Err(NotChanged::HandedOver),
+            _ => Err(NotChanged::Unknown),
+        }),
+        drains: Arc::new(Vec::new),
     }
 }
 
@@ -56,7 +61,8 @@ async fn every_path_of_the_index_answers() {
     let index = ask(router.clone(), "GET", "/", None).await;
     let reads = index.text.lines().filter(|line| line.starts_with('/'));
     let paths: Vec<&str> = reads.filter_map(|line| line.split(' ').next()).collect();
-    let listed = ["/dashboard", "/metrics", "/health", "/ready", "/api/fleet", "/api/live", "/api/config"];
+    let listed =
+        ["/dashboard", "/metrics", "/health", "/ready", "/api/fleet", "/api/live", "/api/drains", "/api/config"];
     assert_eq!(paths, listed);
     for path in paths {
         assert_eq!(ask(router.clone(), "GET", path, None).await.status, 200, "{path}");
@@ -113,7 +119,7 @@ async fn change(router: &Router, path: &str, headers: &[(&str, &str)], body: &st
 }
 
 const JSON: (&str, &str) = ("content-type", "application/json");
-const HOST: (&str, &str) = ("host", "127.0.0.1:9090");
+const HOST: (&str, &str) = ("host", "127.0.0.1:8081");
 
 #[tokio::test]
 async fn a_backend_is_drained_by_id_or_address() {
@@ -123,7 +129,13 @@ async fn a_backend_is_drained_by_id_or_address() {
         ("/api/backends/b7/undrain", "", 200),
         ("/api/backends/b7/drain", r#"{"by": "alice", "reason": "new kernel"}"#, 200),
         ("/api/backends/%5B::1%5D:8001/drain", "", 200),
+        ("/api/backends/b7/drain", r#"{"for": "2h 30m"}"#, 200),
+        ("/api/backends/b7/drain", r#"{"for": "0s"}"#, 400),
+        ("/api/backends/b7/drain", r#"{"for": "soon"}"#, 400),
+        ("/api/backends/b7/drain", r#"{"for": "2000y"}"#, 400),
         ("/api/backends/b8/drain", "", 404),
+        ("/api/backends/b8/undrain", "", 404),
+        ("/api/backends/b9/drain", "", 503),
         ("/api/backends/b7/drain", r#"{"why": 1}"#, 400),
         ("/api/backends/b7/drain", &"x".repeat(5000), 413),
     ] {
@@ -132,30 +144,52 @@ async fn a_backend_is_drained_by_id_or_address() {
     assert_eq!(ask(open, "GET", "/api/backends/b7/drain", None).await.status, 405);
 }
 
+/// Every route that changes something, or that a page must not ask.
+const GUARDED: [&str; 3] = ["/api/backends/b7/drain", "/api/backends/b7/undrain", "/api/explain"];
+
 #[tokio::test]
-async fn a_page_of_another_site_changes_nothing() {
+async fn a_page_of_another_site_changes_nothing_and_curl_does() {
     let open = router(admin(Ok(())), None, Channel::Plain);
     let guarded = router(admin(Ok(())), Some(&Secret::new("open sesame")), Channel::Plain);
-    let path = "/api/backends/b7/drain";
-    let token = ("authorization", "Bearer open sesame");
-    for (headers, status) in [
-        (vec![HOST], 415),
-        (vec![HOST, ("content-type", "text/plain")], 415),
-        (vec![HOST, ("content-type", "application/x-www-form-urlencoded")], 415),
-        (vec![HOST, JSON, ("origin", "https://evil.example")], 403),
-        (vec![HOST, JSON, ("origin", "null")], 403),
-        (vec![HOST, JSON, ("origin", "http://127.0.0.1:9090")], 200),
-        (vec![("host", "[::1]:9090"), JSON], 200),
-        (vec![("host", "localhost:9090"), JSON], 200),
-        (vec![("host", "evil.example:9090"), JSON, ("origin", "http://evil.example:9090")], 403),
-        (vec![JSON], 403),
+    let kind = |kind: &'static str| ("content-type", kind);
+    let site = |site: &'static str| ("sec-fetch-site", site);
+    let origin = |origin: &'static str| ("origin", origin);
+    let own = origin("http://127.0.0.1:8081");
+    for (what, headers, refused) in [
+        ("curl -X POST", vec![HOST], None),
+        ("curl with JSON", vec![HOST, JSON], None),
+        ("by IPv6", vec![("host", "[::1]:8081")], None),
+        ("by localhost", vec![("host", "localhost:8081")], None),
+        ("the live page", vec![HOST, JSON, own, site("same-origin")], None),
+        ("the operator, by hand", vec![HOST, site("none")], None),
+        ("a form", vec![HOST, kind("application/x-www-form-urlencoded")], Some(415)),
+        ("a form with files", vec![HOST, kind("multipart/form-data; boundary=x")], Some(415)),
+        ("a form of text", vec![HOST, kind("Text/Plain;charset=UTF-8")], Some(415)),
+        ("a form behind JSON", vec![HOST, JSON, kind("text/plain")], Some(415)),
+        ("a form of its own origin", vec![HOST, kind("text/plain"), own], Some(415)),
+        ("a fetch without CORS, without a type", vec![HOST, origin("https://evil.example")], Some(403)),
+        ("a fetch of a page with an opaque origin", vec![HOST, origin("null")], Some(403)),
+        ("a page of another site", vec![HOST, site("cross-site")], Some(403)),
+        ("a page of a neighbour", vec![HOST, site("same-site")], Some(403)),
+        ("a word that no browser sends", vec![HOST, site("friend")], Some(403)),
+        ("two words", vec![HOST, site("same-origin"), site("cross-site")], Some(403)),
+        ("two origins", vec![HOST, own, origin("https://evil.example")], Some(403)),
+        ("another port", vec![HOST, origin("http://127.0.0.1:3000")], Some(403)),
+        ("a rebound name", vec![("host", "evil.example:8081"), origin("http://evil.example:8081")], Some(403)),
+        ("a rebound name, as its own page", vec![("host", "evil.example"), site("same-origin")], Some(403)),
+        ("no host", vec![], Some(403)),
     ] {
-        assert_eq!(change(&open, path, &headers, "").await, status, "{headers:?}");
-        assert_eq!(change(&guarded, path, &headers, "").await, 401, "the token comes first: {headers:?}");
+        for path in GUARDED {
+            let taken = if path == "/api/explain" { 400 } else { 200 };
+            assert_eq!(change(&open, path, &headers, "").await, refused.unwrap_or(taken), "{what}: {path}");
+            assert_eq!(change(&guarded, path, &headers, "").await, 401, "the token comes first: {what}: {path}");
+        }
     }
-    assert_eq!(change(&guarded, path, &[("host", "forebay.internal"), JSON, token], "").await, 200);
-    let origin = ("origin", "https://evil.example");
-    assert_eq!(change(&guarded, path, &[("host", "forebay.internal"), JSON, token, origin], "").await, 403);
+    let token = ("authorization", "Bearer open sesame");
+    let named = ("host", "forebay.internal");
+    assert_eq!(change(&guarded, GUARDED[0], &[named, token], "").await, 200, "a token guards a name");
+    assert_eq!(change(&guarded, GUARDED[0], &[named, token, origin("https://evil.example")], "").await, 403);
+    assert_eq!(change(&guarded, GUARDED[0], &[named, token, kind("text/plain")], "").await, 415);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The command line: one file a command, each from its arguments to one library call. Exit codes: 0 ok, 1 failed, 2 wrong
 //! usage or configuration.
 
+mod admin;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod check;
@@ -9,15 +10,18 @@ pub mod compare;
 pub mod completions;
 #[cfg(all(feature = "sim", feature = "bench"))]
 pub mod demo;
+pub mod drain;
 #[cfg(feature = "bench")]
 pub mod experiment;
 pub mod explain;
+pub mod keys;
 pub mod man;
 #[cfg(feature = "plan")]
 pub mod plan;
 pub mod serve;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod status;
 
 use std::process::ExitCode;
 
@@ -38,6 +42,14 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Check a config file and say everything that is wrong with it.
     Check(check::Args),
+    /// Show pools, arms and backends of a running proxy on one screen.
+    Status(status::Args),
+    /// Take a backend out for maintenance.
+    Drain(drain::DrainArgs),
+    /// End the drain of a backend.
+    Undrain(drain::UndrainArgs),
+    /// Make keys for clients.
+    Keys(keys::Args),
     /// Send a load to a server and time it.
     #[cfg(feature = "bench")]
     Bench(Box<bench::Args>),
@@ -67,6 +79,10 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(*args),
         Command::Check(args) => check::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Drain(args) => drain::drain(args),
+        Command::Undrain(args) => drain::undrain(args),
+        Command::Keys(args) => keys::run(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(*args),
         Command::Explain(args) => explain::run(args),

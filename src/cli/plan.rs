@@ -224,7 +224,7 @@ fn perform(args: &Args) -> Result<Plan, PlanError> {
 }
 
 /// Forebay's own ports, unless its configuration says otherwise.
-const OWN_PORTS: [u16; 2] = [8080, 9090];
+const OWN_PORTS: [u16; 2] = [8080, 8081];
 
 fn check_ports(plan: &Plan) -> Result<(), PlanError> {
     let mut ports = plan.layouts.iter().flat_map(|planned| planned.layout.servers()).map(|server| server.port);

@@ -1,14 +1,19 @@
 //! `forebay serve`: the proxy.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use super::check;
-use crate::server::{self, AccessLogFormat, Options, Source};
-use forebay_fleet::config::model::{BackendConfig, BackendUrl, Config, Secret, UrlError};
-use forebay_fleet::telemetry::log::Format;
+use crate::server::{self, Handle, Options, Source};
+use forebay_fleet::config::model::{
+    AccessLogFormat, BackendConfig, BackendUrl, Config, LogFormat, PoolConfig, Secret, UrlError,
+};
+use forebay_fleet::config::printed::{Written, printed};
 use forebay_fleet::telemetry::trace;
 
 /// Arguments of `forebay serve`.
@@ -21,12 +26,13 @@ use forebay_fleet::telemetry::trace;
     Examples:\n  \
     forebay serve --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002\n  \
     forebay serve --config forebay.toml\n  \
+    forebay serve --config forebay.toml --print-config > whole.toml\n  \
     forebay serve --config forebay.toml --upgrade & kill -QUIT OLD_PID\n  \
     forebay check forebay.toml"
 )]
 pub struct Args {
     /// The config file (TOML). Read again when it changes and on SIGHUP.
-    #[arg(short, long, value_name = "FILE", required_unless_present = "backends", conflicts_with = "backends")]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "backends")]
     config: Option<PathBuf>,
     /// A vLLM server, such as http://127.0.0.1:8001, https://gpu-1:8000 or unix:/run/vllm.sock; once for each.
     #[arg(short, long = "backend", value_name = "URL", value_parser = backend_url)]
@@ -38,7 +44,7 @@ pub struct Args {
     /// The address to listen on for requests [default: 127.0.0.1:8080, or the file's listen.address].
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
-    /// The address to listen on for metrics and the admin API [default: 127.0.0.1:9090, or the file's admin.address].
+    /// The address to listen on for metrics and the admin API [default: 127.0.0.1:8081, or the file's admin.address].
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<SocketAddr>,
     /// Threads that serve requests [default: one a core, or the file's listen.threads].
@@ -48,16 +54,26 @@ pub struct Args {
     /// seconds.
     #[arg(long)]
     upgrade: bool,
-    /// One line a request on standard output.
-    #[arg(long, value_enum, default_value_t = AccessLogFormat::Off)]
-    access_log: AccessLogFormat,
-    /// The filter of the log on standard error: a level, or a list such as "info,forebay::proxy=debug" [default: the
-    /// environment's FOREBAY_LOG, or "warn,forebay=info"].
+    /// One line a request, on standard output or in --access-log-file [default: off, or the file's log.access_log].
+    #[arg(long, value_name = "FORM", value_parser = choice(AccessLogFormat::ALL))]
+    access_log: Option<AccessLogFormat>,
+    /// The file of the access log [default: standard output, or the file's log.access_log_file].
+    #[arg(long, value_name = "FILE")]
+    access_log_file: Option<PathBuf>,
+    /// The filter of the log of events: a level, or a list such as "info,forebay::proxy=debug" [default: the file's log.level,
+    /// else the environment's FOREBAY_LOG, else "warn,forebay=info"].
     #[arg(long, value_name = "FILTER")]
     log_level: Option<String>,
-    /// The form of the log on standard error: text or json.
-    #[arg(long, default_value = "text", value_name = "FORM")]
-    log_format: Format,
+    /// The form of the log of events [default: text, or the file's log.format].
+    #[arg(long, value_name = "FORM", value_parser = choice(LogFormat::ALL))]
+    log_format: Option<LogFormat>,
+    /// The file of the log of events [default: standard error, or the file's log.file]. SIGUSR1 opens log files again.
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// Print every configuration key with its value in force, its default and what it takes, and start nothing. The output is a
+    /// configuration file.
+    #[arg(long)]
+    print_config: bool,
 }
 
 /// The time within which the last lines of the log must be written.
@@ -104,45 +120,151 @@ fn with_keys(urls: Vec<BackendUrl>, keys: &[Secret]) -> Result<Vec<BackendConfig
         .collect())
 }
 
+/// The URL of the live page, as a browser on this machine reaches it.
+fn live_page(admin: SocketAddr, secure: bool) -> String {
+    let scheme = if secure { "https" } else { "http" };
+    let reachable = match admin.ip() {
+        // A browser cannot go to "every address".
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, admin.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, admin.port())),
+        _ => admin,
+    };
+    format!("{scheme}://{reachable}/dashboard")
+}
+
+/// The words of a choice, and the value of each.
+fn choice<T: Copy + Send + Sync + 'static, const N: usize>(
+    all: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    let value_of = move |word: String| {
+        let found = all.iter().find(|(known, _)| *known == word);
+        found.map(|(_, value)| *value).expect("clap lets known words alone through")
+    };
+    PossibleValuesParser::new(all.map(|(word, _)| word)).map(value_of)
+}
+
+/// Lets the command line win over the file. Paths of the file are relative to its folder.
+fn settle(config: &mut Config, args: &Args) {
+    config.listen.address = args.listen.unwrap_or(config.listen.address);
+    config.admin.address = args.admin.unwrap_or(config.admin.address);
+    config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
+    let log = &mut config.log;
+    log.level = args.log_level.clone().or(log.level.take());
+    log.format = args.log_format.unwrap_or(log.format);
+    log.access_log = args.access_log.unwrap_or(log.access_log);
+    let folder = folder(args);
+    for (file, arg) in [(&mut log.file, &args.log_file), (&mut log.access_log_file, &args.access_log_file)] {
+        *file = arg.clone().or(file.take().map(|path| folder.join(path)));
+    }
+}
+
+/// The folder of the configuration file, whole where that can be told.
+fn folder(args: &Args) -> PathBuf {
+    let folder = args.config.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+        .unwrap_or_else(|_| folder.to_owned())
+}
+
+/// The words for who starts it without anything.
+const NOTHING: &str = "nothing to serve: name the vLLM servers, or a configuration file
+
+  forebay serve --backend http://127.0.0.1:8001 --backend http://127.0.0.1:8002
+  forebay serve --config forebay.toml
+
+A configuration file may be as short as this:
+
+  [[pools]]
+  model = \"Qwen/Qwen2.5-7B-Instruct\"
+  backends = [{ url = \"http://127.0.0.1:8001\" }, { url = \"http://127.0.0.1:8002\" }]
+
+`forebay sim --port 8001` stands in for a server. `forebay serve --help` lists the options.";
+
+/// The configuration and its source, as the command line names them. What is wrong is told here.
+fn read(args: &Args) -> Result<(Config, Source), ExitCode> {
+    let wrong = |reason: &str| {
+        eprintln!("forebay serve: {reason}");
+        ExitCode::from(2)
+    };
+    if let Some(path) = &args.config {
+        return match forebay_fleet::config::load(path) {
+            Ok(loaded) => Ok((loaded.config.clone(), Source::File { path: path.clone(), loaded: Box::new(loaded) })),
+            Err(report) => {
+                check::print_report(&report);
+                Err(ExitCode::from(2))
+            }
+        };
+    }
+    if args.backends.is_empty() && !args.print_config {
+        return Err(wrong(NOTHING));
+    }
+    let backends = with_keys(args.backends.clone(), &args.backend_keys).map_err(|reason| wrong(&reason))?;
+    Ok((Config::default(), Source::Backends(backends)))
+}
+
+/// Prints the configuration in force as a file.
+fn print_config(mut config: Config, source: &Source, args: &Args) -> ExitCode {
+    let text = args.config.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let folder = folder(args);
+    let from = match (source, &args.config) {
+        (Source::Backends(backends), _) => {
+            // What they serve is asked of them later, so the name stands for it. No backend at all is an example.
+            let example = || vec![BackendConfig::of("http://127.0.0.1:8001".parse().expect("this is a URL"))];
+            let backends = if backends.is_empty() { example() } else { backends.clone() };
+            config.pools = vec![PoolConfig::of("MODEL", backends)];
+            "# The model is asked of the backends. Write its name in place of MODEL, and key_env where a server wants a key.".to_owned()
+        }
+        (_, Some(path)) => format!("# Made of {} and the command line.", path.display()),
+        (_, None) => String::new(),
+    };
+    let printed = printed(&config, Written { text: &text, folder: &folder });
+    let head = "# Every key with its value in force. Above each: what it takes, its default, and whether a change needs a restart.";
+    // A reader that has left needs no answer.
+    _ = std::io::stdout().write_all(format!("{head}\n{from}\n{printed}").as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// Says where it listens, and where the live page is.
+fn announce(handle: &Handle, secure: bool) {
+    let page = live_page(handle.admin, secure);
+    tracing::info!(requests = %handle.data, admin = %handle.admin, %page, "forebay is listening");
+    if handle.admin == Config::default().admin.address {
+        tracing::info!("the admin address moved: its default was port 9090, which is Prometheus's own");
+    }
+}
+
 /// Runs the command.
 #[must_use]
 pub fn run(args: Args) -> ExitCode {
-    if let Err(error) = trace::init(args.log_format, args.log_level.as_deref()) {
-        eprintln!("forebay: {error}");
-        return ExitCode::from(2);
-    }
-    let (mut config, source) = match &args.config {
-        None => match with_keys(args.backends, &args.backend_keys) {
-            Ok(backends) => (Config::default(), Source::Backends(backends)),
-            Err(reason) => {
-                eprintln!("forebay: {reason}");
-                return ExitCode::from(2);
-            }
-        },
-        Some(path) => match forebay_fleet::config::load(path) {
-            Ok(loaded) => (loaded.config.clone(), Source::File { path: path.clone(), loaded: Box::new(loaded) }),
-            Err(report) => {
-                check::print_report(&report);
-                return ExitCode::from(2);
-            }
-        },
+    let (mut config, source) = match read(&args) {
+        Ok(read) => read,
+        Err(code) => return code,
     };
-    config.listen.address = args.listen.unwrap_or(config.listen.address);
-    config.admin.address = args.admin.unwrap_or(config.admin.address);
-    if let Some(url) = leads_back(&config, &source) {
-        eprintln!("forebay: backend {url} is where Forebay itself listens ({})", config.listen.address);
+    settle(&mut config, &args);
+    if args.print_config {
+        return print_config(config, &source, &args);
+    }
+    let log = &config.log;
+    if log.file.is_some() && log.file == log.access_log_file {
+        eprintln!("forebay serve: the log of events and the access log need two files");
         return ExitCode::from(2);
     }
-    config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
-    let Args { access_log, upgrade, .. } = args;
-    let code = match server::start(Options { config, source, access_log, signals: true, upgrade }) {
+    if let Err(error) = trace::init(log.format, log.level.as_deref(), log.file.as_deref()) {
+        eprintln!("forebay serve: {error}");
+        return ExitCode::from(2);
+    }
+    if let Some(url) = leads_back(&config, &source) {
+        eprintln!("forebay serve: backend {url} is where Forebay itself listens ({})", config.listen.address);
+        return ExitCode::from(2);
+    }
+    let secure = config.admin.tls.is_some();
+    let code = match server::start(Options { config, source, signals: true, upgrade: args.upgrade }) {
         Ok(handle) => {
-            tracing::info!(requests = %handle.data, admin = %handle.admin, "forebay is listening");
+            announce(&handle, secure);
             handle.wait();
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("forebay: {error}");
+            eprintln!("forebay serve: {error}");
             ExitCode::FAILURE
         }
     };
@@ -168,6 +290,15 @@ mod tests {
         assert_eq!(keys(&["x"]), Ok(vec![Some("x".into()), Some("x".into())]));
         assert_eq!(keys(&["x", "y"]), Ok(vec![Some("x".into()), Some("y".into())]));
         assert!(keys(&["x", "y", "z"]).unwrap_err().contains("one for each"));
+    }
+
+    #[test]
+    fn the_live_page_has_an_address_that_a_browser_can_open() {
+        let of = |admin: &str, secure| live_page(admin.parse().unwrap(), secure);
+        assert_eq!(of("127.0.0.1:8081", false), "http://127.0.0.1:8081/dashboard");
+        assert_eq!(of("0.0.0.0:8081", true), "https://127.0.0.1:8081/dashboard");
+        assert_eq!(of("[::]:1", false), "http://[::1]:1/dashboard");
+        assert_eq!(of("10.0.0.7:1", false), "http://10.0.0.7:1/dashboard");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! when both listeners answer.
 
 use std::convert::Infallible;
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -18,23 +19,26 @@ use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
 use super::descriptors;
-use super::lifecycle::{DrainEnd, Signals};
+use super::handover::Awaited;
+use super::lifecycle::{DrainEnd, Look, Signals, UnderWay};
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
 use super::tls::Listeners;
-use super::upgrade::{Meeting, reserve};
+use super::upgrade::{GIVES_UP, Meeting, PatienceEnds, reserve};
 use super::watch::Tasks;
-use super::{AccessLogFormat, Handle, Options, Source, StartError};
-use crate::admin::{self, Admin};
+use super::{Handle, Options, Source, StartError};
+use crate::admin::{self, Admin, NotChanged};
 use crate::proxy::{Outlet, Parts, Proxy, Readiness, Shutdown};
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
 use forebay_fleet::clients::KnownClients;
-use forebay_fleet::config::model::Config;
+use forebay_fleet::config::model::{Config, Log};
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
-use forebay_fleet::telemetry::log::{AccessLog, Format};
+use forebay_fleet::telemetry::log::AccessLog;
+use forebay_fleet::telemetry::log_file::LogFile;
 use forebay_fleet::telemetry::trace;
+use forebay_fleet::view::FleetView;
 
 /// The time within which a connection to a backend must be made. Longer than one lost SYN, which is sent again after 1 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -64,6 +68,8 @@ pub(super) struct Common {
     pub(super) access_log: AccessLog,
     pub(super) clock: Clock,
     pub(super) draining: Arc<AtomicBool>,
+    /// A new process has this one's drains and its listening sockets.
+    pub(super) handed_over: Arc<AtomicBool>,
     pub(super) tls: Listeners,
     /// The room for connections of clients and to backends.
     descriptors: Arc<Descriptors>,
@@ -72,7 +78,7 @@ pub(super) struct Common {
 }
 
 impl Common {
-    fn new(config: &Config, format: AccessLogFormat, descriptors: Arc<Descriptors>) -> Result<Common, StartError> {
+    fn new(config: &Config, descriptors: Arc<Descriptors>) -> Result<Common, StartError> {
         let clock = Clock::system();
         let telemetry = Arc::new(Telemetry::new());
         let controller = Arc::new(Controller::new(Settings::from(config), Arc::clone(&telemetry)));
@@ -91,10 +97,11 @@ impl Common {
             controller,
             clients,
             upstream: Arc::new(Upstream::new(limits, clock.clone())),
-            access_log: open_log(format, &telemetry)?,
+            access_log: open_log(&config.log, &telemetry)?,
             telemetry,
             clock,
             draining: Arc::new(AtomicBool::new(false)),
+            handed_over: Arc::new(AtomicBool::new(false)),
             tls,
             descriptors,
             shutdown: Shutdown::default(),
@@ -123,6 +130,8 @@ impl Common {
         let (fleet, shown) = (self.controller.fleet().clone(), self.controller.fleet().clone());
         let (settings, now) = (Arc::clone(&self.settings), self.clock.clone());
         let (controller, drained_at) = (Arc::clone(&self.controller), self.clock.clone());
+        let (listed, listed_at) = (Arc::clone(&self.controller), self.clock.clone());
+        let handed_over = Arc::clone(&self.handed_over);
         Admin {
             metrics: Arc::new(move || admin::views::metrics(&telemetry, &fleet.snapshot(), clock.now())),
             ready: self.readiness(),
@@ -135,10 +144,17 @@ impl Common {
             config: Arc::new(move || {
                 serde_json::to_value(&**settings.load()).expect("a configuration has string keys and plain values")
             }),
-            drain: Arc::new(move |name, who| match who {
-                Some(who) => controller.drain(name, who, drained_at.now()),
-                None => controller.undrain(name, drained_at.now()),
+            drain: Arc::new(move |name, drain| {
+                if handed_over.load(Ordering::Acquire) {
+                    return Err(NotChanged::HandedOver);
+                }
+                let found = match drain {
+                    Some(drain) => controller.drain(name, drain, drained_at.now()),
+                    None => controller.undrain(name, drained_at.now()),
+                };
+                found.ok_or(NotChanged::Unknown)
             }),
+            drains: Arc::new(move || listed.drains(listed_at.now())),
         }
     }
 
@@ -159,6 +175,23 @@ impl Common {
         })
     }
 
+    /// Counts what an end of the process would cut.
+    fn look(&self) -> Look {
+        let (fleet, clock) = (self.controller.fleet().clone(), self.clock.clone());
+        Arc::new(move || {
+            let view = FleetView::new(&fleet.snapshot(), clock.now());
+            let mut seen = UnderWay::default();
+            for pool in view.pools {
+                seen.waiting += pool.wait_room.waiting;
+                for backend in pool.arms.iter().flat_map(|arm| &arm.backends) {
+                    seen.requests += backend.load.open_attempts;
+                    seen.streaming += backend.load.decoding;
+                }
+            }
+            seen
+        })
+    }
+
     fn proxy(&self) -> Proxy {
         Proxy::new(Parts {
             settings: Arc::clone(&self.settings),
@@ -174,14 +207,16 @@ impl Common {
     }
 }
 
-fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog, StartError> {
-    let format = match format {
-        AccessLogFormat::Off => return Ok(AccessLog::off()),
-        AccessLogFormat::Json => Format::Json,
-        AccessLogFormat::Text => Format::Text,
+fn open_log(log: &Log, telemetry: &Telemetry) -> Result<AccessLog, StartError> {
+    let Some(format) = log.access_log.lines() else { return Ok(AccessLog::off()) };
+    let sink: Box<dyn Write + Send> = match &log.access_log_file {
+        None => Box::new(std::io::stdout()),
+        Some(path) => {
+            let file = || path.clone();
+            Box::new(LogFile::open(path).map_err(|error| StartError::AccessLogFile { file: file(), error })?)
+        }
     };
-    AccessLog::start(format, Box::new(std::io::stdout()), telemetry.process.log_dropped.clone())
-        .map_err(StartError::AccessLog)
+    AccessLog::start(format, sink, telemetry.process.log_dropped.clone()).map_err(StartError::AccessLog)
 }
 
 /// Starts a server and returns once it answers.
@@ -189,7 +224,7 @@ fn open_log(format: AccessLogFormat, telemetry: &Telemetry) -> Result<AccessLog,
 /// # Errors
 /// An address cannot be listened on, or a listener does not come up in time.
 pub fn start(options: Options) -> Result<Handle, StartError> {
-    let Options { mut config, source, access_log, signals, upgrade } = options;
+    let Options { mut config, source, signals, upgrade } = options;
     let listed = match &source {
         Source::Backends(backends) => backends.len(),
         _ => config.pools.iter().flat_map(|pool| &pool.arms).map(|arm| arm.backends.len()).sum(),
@@ -205,7 +240,7 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
         meeting.prepare().map_err(|error| StartError::Meeting { socket: socket(), error })?;
     }
     let (data, admin) = (config.listen.address, config.admin.address);
-    let common = Arc::new(Common::new(&config, access_log, descriptors)?);
+    let common = Arc::new(Common::new(&config, descriptors)?);
     let listening = Arc::clone(&common.listening);
     let (taken_over, handed_over) = mpsc::channel();
     let way = Way { signals, meeting, inherits, taken_over };
@@ -244,8 +279,12 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         if inherits {
             let socket = meeting.socket().display();
             tracing::info!(%socket, "waiting for the listening sockets: send SIGQUIT to the process that has them");
+            let drains = Awaited::listen(meeting.socket());
+            let waiting = PatienceEnds::after(GIVES_UP);
             // Ends the process if nobody comes.
             server.bootstrap();
+            drop(waiting);
+            common.controller.take_drains(drains.drains(), common.clock.now());
         }
         if signals {
             // From here on the process does not end by itself, and requests may come.
@@ -274,19 +313,25 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             let end = DrainEnd {
                 connections,
                 limit: config.listen.drain.limit,
+                look: common.look(),
                 shutdown: common.shutdown.clone(),
                 before_exit,
             };
             server.add_service(background_service("drain", end));
         }
+        let log = common.access_log.clone();
         let shutdown_signal = Box::new(Signals {
             draining: Arc::clone(&common.draining),
             ready_delay: config.listen.drain.ready_delay,
+            limit: config.listen.drain.limit,
+            look: common.look(),
             listen: signals,
             meeting,
+            handed_over: Arc::clone(&common.handed_over),
+            drains: Box::new(move || common.controller.drains(common.clock.now())),
         });
         server.run(RunArgs { shutdown_signal });
-        flush(&common.access_log);
+        flush(&log);
     }
 }
 

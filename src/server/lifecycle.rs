@@ -1,4 +1,4 @@
-//! How the process ends. SIGTERM drains: not ready, then (after `ready_delay`) the listeners close, then the
+//! How the process ends, and what the log says of it. SIGTERM drains: not ready, then (after `ready_delay`) the listeners close, then the
 //! process exits when the last client connection ends; at the limit what is left gets an error and is cut. SIGINT ends at once.
 //! SIGQUIT hands the listening sockets to a new process, accepts for another five seconds beside it, and then drains; without a
 //! new process it changes nothing.
@@ -7,16 +7,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::handover;
 use super::listener::Connections;
 use super::upgrade::Meeting;
 use crate::proxy::Shutdown;
+use forebay_fleet::membership::drains::DrainByHand;
 
 /// The time after which a drain looks again whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
@@ -25,14 +27,62 @@ const SUCCESSOR: Duration = Duration::from_secs(3);
 /// The time that those past the limit have to read that they are cut.
 const TELLING: Duration = Duration::from_secs(1);
 
+/// The time between two lines of the log about a drain that goes on.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
+
+/// The work that an end of the process would cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct UnderWay {
+    /// Requests on backends.
+    pub(super) requests: u32,
+    /// Sequences of them that are past their first token.
+    pub(super) streaming: u32,
+    /// Requests in wait rooms.
+    pub(super) waiting: u32,
+}
+
+impl std::fmt::Display for UnderWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let UnderWay { requests, streaming, waiting } = self;
+        let noun = if *requests == 1 { "request" } else { "requests" };
+        write!(f, "{requests} {noun} on backends ({streaming} past the first token), {waiting} waiting for a place")
+    }
+}
+
+/// Counts what is under way.
+pub(super) type Look = Arc<dyn Fn() -> UnderWay + Send + Sync>;
+
+/// The moment in so long, for a reader of the log.
+fn until(limit: Duration) -> String {
+    let end = SystemTime::now().checked_add(limit);
+    end.map_or_else(|| "its end".to_owned(), |end| humantime::format_rfc3339_seconds(end).to_string())
+}
+
+/// Says that the process ends at once, and what that costs.
+fn cut_short(under_way: UnderWay) -> ShutdownSignal {
+    if under_way == UnderWay::default() {
+        tracing::info!("SIGINT: ending at once; nothing is under way");
+    } else {
+        tracing::warn!("SIGINT: ending at once, which cuts {under_way}; SIGTERM waits for them");
+    }
+    ShutdownSignal::FastShutdown
+}
+
 /// Says when pingora shall stop.
 pub(super) struct Signals {
     pub(super) draining: Arc<AtomicBool>,
     pub(super) ready_delay: Duration,
+    /// `listen.drain.limit`.
+    pub(super) limit: Duration,
+    pub(super) look: Look,
     /// Off where the process is not ours alone (the demo).
     pub(super) listen: bool,
     /// The place where a new process waits for the listening sockets.
     pub(super) meeting: Meeting,
+    /// Set once the new process is told of the drains by hand: it would not hear of later ones.
+    pub(super) handed_over: Arc<AtomicBool>,
+    /// The drains by hand, as they are.
+    pub(super) drains: Box<dyn Fn() -> Vec<DrainByHand> + Send + Sync>,
 }
 
 impl Signals {
@@ -58,27 +108,34 @@ impl ShutdownSignalWatch for Signals {
         let mut interrupt = handler(SignalKind::interrupt());
         loop {
             tokio::select! {
-                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = interrupt.recv() => return cut_short((self.look)()),
                 _ = term.recv() => break,
                 _ = quit.recv() => {}
             }
             let succeeded = tokio::select! {
-                _ = interrupt.recv() => return ShutdownSignal::FastShutdown,
+                _ = interrupt.recv() => return cut_short((self.look)()),
                 _ = term.recv() => break,
                 succeeded = self.is_succeeded() => succeeded,
             };
             let socket = self.meeting.socket().display();
             if succeeded {
                 tracing::info!(%socket, "handing the listening sockets to the new process");
+                // First: a drain that comes meanwhile is refused, and not lost.
+                self.handed_over.store(true, Ordering::Release);
+                handover::tell(self.meeting.socket(), &(self.drains)()).await;
                 return ShutdownSignal::GracefulUpgrade;
             }
             tracing::error!(%socket, "SIGQUIT, but no process waits there: start it with --upgrade; serving on");
         }
         self.draining.store(true, Ordering::Release);
-        tracing::info!(ready_delay = ?self.ready_delay, "draining: not ready any more");
+        let (under_way, until) = ((self.look)(), until(self.ready_delay.saturating_add(self.limit)));
+        tracing::info!(
+            ready_delay = ?self.ready_delay,
+            "SIGTERM: draining, /ready says no; waiting for {under_way}, until {until} at the latest; SIGINT ends at once"
+        );
         tokio::select! {
             () = tokio::time::sleep(self.ready_delay) => ShutdownSignal::GracefulTerminate,
-            _ = interrupt.recv() => ShutdownSignal::FastShutdown,
+            _ = interrupt.recv() => cut_short((self.look)()),
         }
     }
 }
@@ -87,6 +144,7 @@ impl ShutdownSignalWatch for Signals {
 pub(super) struct DrainEnd {
     pub(super) connections: Connections,
     pub(super) limit: Duration,
+    pub(super) look: Look,
     /// Tells those that are under way when the limit is over.
     pub(super) shutdown: Shutdown,
     /// Run before the exit: what is buffered must reach the log.
@@ -94,6 +152,17 @@ pub(super) struct DrainEnd {
 }
 
 impl DrainEnd {
+    /// Says now and then what the drain still waits for. Never returns.
+    async fn tell(&self, limit: Duration) {
+        let (until, mut soon) = (until(limit), LOOK * 5);
+        loop {
+            tokio::time::sleep(soon).await;
+            soon = TELL_AGAIN;
+            let (under_way, connections) = ((self.look)(), self.connections.load(Ordering::Acquire));
+            tracing::info!(connections, "no new connections; waiting for {under_way}, until {until} at the latest");
+        }
+    }
+
     async fn all_ended(&self) {
         while self.connections.load(Ordering::Acquire) > 0 {
             tokio::time::sleep(LOOK).await;
@@ -111,7 +180,8 @@ impl BackgroundService for DrainEnd {
         let over = async {
             tokio::select! {
                 () = self.all_ended() => {}
-                _ = interrupt.recv() => tracing::warn!("interrupted: the drain is cut short"),
+                () = self.tell(self.limit) => {}
+                _ = interrupt.recv() => drop(cut_short((self.look)())),
             }
         };
         match tokio::time::timeout(self.limit, over).await {
@@ -119,7 +189,8 @@ impl BackgroundService for DrainEnd {
             Ok(()) => tracing::info!("drained: every client connection has ended"),
             Err(_) => {
                 let connections = self.connections.load(Ordering::Acquire);
-                tracing::warn!(connections, "listen.drain.limit is over: what is left is told and cut");
+                let under_way = (self.look)();
+                tracing::warn!(connections, "listen.drain.limit is over, which cuts {under_way}: each gets an error");
                 self.shutdown.begin();
                 if tokio::time::timeout(TELLING, self.all_ended()).await.is_err() {
                     tracing::warn!("some clients do not read what they are told");

@@ -5,6 +5,7 @@ mod assemble;
 mod conn;
 mod descriptors;
 mod ear;
+mod handover;
 mod lifecycle;
 mod listener;
 mod proxy_protocol;
@@ -37,26 +38,13 @@ pub enum Source {
     Fixed,
 }
 
-/// The form of the access log, one line a request on standard output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum AccessLogFormat {
-    /// No access log.
-    Off,
-    /// One JSON object a line.
-    Json,
-    /// Lines of names and values.
-    Text,
-}
-
 /// The options that a server is started with.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The resolved configuration.
+    /// The resolved configuration, with whole paths of log files.
     pub config: Config,
     /// The source of the configuration.
     pub source: Source,
-    /// The access log.
-    pub access_log: AccessLogFormat,
     /// True if SIGTERM, SIGQUIT, SIGINT and SIGHUP are the server's; a drain then ends the process.
     pub signals: bool,
     /// True to take the listening sockets over from the process that has them, if one does.
@@ -93,6 +81,14 @@ pub enum StartError {
     /// The access log's writer could not be started.
     #[error("the access log could not be started: {0}")]
     AccessLog(std::io::Error),
+    /// The access log's file cannot be written.
+    #[error("cannot write the access log {}: {error}", file.display())]
+    AccessLogFile {
+        /// The file's path.
+        file: PathBuf,
+        /// The system's reason.
+        error: std::io::Error,
+    },
     /// The server's thread could not be started.
     #[error("the server's thread could not be started: {0}")]
     Thread(std::io::Error),

@@ -6,6 +6,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::StartError;
 
@@ -57,6 +59,32 @@ impl Meeting {
     pub(super) fn is_attended(&self) -> bool {
         self.prepare().is_ok()
             && std::fs::read_to_string("/proc/net/unix").is_ok_and(|table| listens(&table, &self.socket))
+    }
+}
+
+/// The time after which it is said that nobody hands over. pingora looks six times more, a second apart, and then ends the process
+/// without a word that an operator could use.
+pub(super) const GIVES_UP: Duration = Duration::from_millis(5500);
+
+/// Says that nobody hands over, unless it is dropped before.
+pub(super) struct PatienceEnds {
+    _kept: mpsc::Sender<()>,
+}
+
+impl PatienceEnds {
+    pub(super) fn after(limit: Duration) -> PatienceEnds {
+        let (kept, over) = mpsc::channel();
+        let told = move || {
+            if over.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tracing::warn!(
+                    "nobody hands the listening sockets over, giving up: start again with --upgrade, and within five seconds \
+                     send SIGQUIT to the process that has them"
+                );
+            }
+        };
+        // Without a thread the process ends all the same, with less said.
+        _ = std::thread::Builder::new().name("patience".into()).spawn(told);
+        PatienceEnds { _kept: kept }
     }
 }
 

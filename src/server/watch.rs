@@ -15,6 +15,7 @@ use super::Source;
 use super::assemble::Common;
 use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;
+use crate::tasks::drains::end_drains;
 use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
 use crate::tasks::watchdog::{Limit, Watch};
@@ -22,6 +23,7 @@ use crate::tasks::{Rhythm, kept};
 use forebay_fleet::config::diff::in_force;
 use forebay_fleet::config::model::{Config, HealthConfig, PoolConfig};
 use forebay_fleet::membership::controller::Settings;
+use forebay_fleet::telemetry::trace;
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {
@@ -126,6 +128,15 @@ impl BackgroundService for Tasks {
                     hup.notify_one();
                 }
             });
+            // pingora sends it to a parent that it makes a daemon of, which never happens here.
+            let mut rotated = signal(SignalKind::user_defined1()).expect("a handler for SIGUSR1 can be installed");
+            let log = self.common.access_log.clone();
+            tasks.spawn(async move {
+                while rotated.recv().await.is_some() {
+                    trace::reopen(&log);
+                    tracing::info!("log files are open again");
+                }
+            });
         }
         let (fleet, clock) = (self.common.controller.fleet().clone(), self.common.clock.clone());
         let pace = self.pace(|config| (config.scrape.interval, config.scrape.timeout));
@@ -139,6 +150,8 @@ impl BackgroundService for Tasks {
             let (controller, clock, limit) = (Arc::clone(&controller), watch_clock.clone(), Arc::clone(&limit));
             Watch { controller, clock, limit }.run()
         }));
+        let (controller, drain_clock) = (Arc::clone(&self.common.controller), clock.clone());
+        tasks.spawn(kept(Arc::clone(telemetry), move || end_drains(Arc::clone(&controller), drain_clock.clone())));
         let (controller, patience) = (Arc::clone(&self.common.controller), self.patience());
         let prober = Prober { controller, clock, pace, patience, telemetry: Arc::clone(telemetry) };
         tasks.spawn(kept(Arc::clone(telemetry), move || prober.clone().run()));

@@ -4,6 +4,7 @@
 
 pub mod config_watcher;
 pub mod discover;
+pub mod drains;
 mod models;
 pub mod prober;
 mod rest;

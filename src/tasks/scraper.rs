@@ -16,6 +16,8 @@ use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::ProbeFailure;
 use forebay_fleet::{Backend, Fleet};
 
+/// Scrapes in a row that must fail before an operator is told: a server that is busy with a long prompt misses one or two.
+const TOLD_AFTER: u32 = 3;
 /// A real text has about 50 KB; one with very many adapters or engines a few hundred.
 const MAX_TEXT: usize = 8 << 20;
 
@@ -40,7 +42,7 @@ impl Scraper {
     }
 
     async fn scrape_one(self, id: BackendId, mut client: ProbeClient) {
-        let mut failing = false;
+        let mut failures = 0;
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
@@ -48,12 +50,12 @@ impl Scraper {
             let Some(backend) = self.fleet.snapshot().backend(id).cloned() else { return };
             client.turn_to(&backend.endpoint);
             let result = scrape(&client, &backend, pace.timeout).await;
-            self.take(&backend, result, &mut failing);
+            self.take(&backend, result, &mut failures);
             until_next(pace.interval, started, &self.clock).await;
         }
     }
 
-    fn take(&self, backend: &Backend, result: Result<Sample, ProbeError>, failing: &mut bool) {
+    fn take(&self, backend: &Backend, result: Result<Sample, ProbeError>, failures: &mut u32) {
         let now = self.clock.now();
         let answered = |error: &ProbeError| {
             matches!(error.failure, ProbeFailure::Status | ProbeFailure::TooLarge | ProbeFailure::Unreadable)
@@ -64,17 +66,19 @@ impl Scraper {
         match result {
             Ok(sample) => {
                 backend.load.set_sample(sample, now);
-                if std::mem::take(failing) {
+                if std::mem::take(failures) >= TOLD_AFTER {
                     info!(backend = %backend.id, url = %backend.url, "backend's metrics are read again");
                 }
             }
             Err(error) => {
                 backend.load.scrape_failed();
                 backend.metrics.scrape_error(error.failure);
-                if std::mem::replace(failing, true) {
-                    debug!(backend = %backend.id, url = %backend.url, %error, "scrape failed");
+                *failures = failures.saturating_add(1);
+                if *failures == TOLD_AFTER {
+                    let words = "backend's metrics cannot be read: it is routed by what Forebay counts itself";
+                    warn!(backend = %backend.id, url = %backend.url, %error, failures = *failures, "{words}");
                 } else {
-                    warn!(backend = %backend.id, url = %backend.url, %error, "backend's metrics cannot be read");
+                    debug!(backend = %backend.id, url = %backend.url, %error, failures = *failures, "scrape failed");
                 }
             }
         }

@@ -52,7 +52,12 @@ impl Watch {
             let sight = backend.load.sight(now);
             let Some(silent) = dogs.entry(backend.id).or_default().look(sight, limit, now) else { continue };
             let seconds = silent.as_secs_f64();
-            warn!(backend = %backend.id, url = %backend.url, seconds, waiting = sight.waiting, "backend makes no progress");
+            let load = backend.load.view(now);
+            warn!(
+                backend = %backend.id, url = %backend.url, seconds, moved = load.prefilling, cut = load.decoding,
+                "backend makes no progress with work to do: what has no token yet moves to another backend, streams that have \
+                 begun get an error event and are cut"
+            );
             self.controller.hung(backend.id, format!("no progress in {seconds:.1} s with work to do"), now);
             // After the ejection, so that nothing is sent here again.
             backend.alarm.stalled();

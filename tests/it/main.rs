@@ -22,8 +22,10 @@ mod bodies;
 mod bounds;
 mod chaos;
 mod claims;
+mod commands_admin;
 mod cors;
 mod dashboard;
+mod drains;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
 mod explain;
@@ -36,6 +38,7 @@ mod health;
 mod hints;
 mod keys;
 mod lifecycle;
+mod log_files;
 mod logs;
 mod lying;
 mod manners;

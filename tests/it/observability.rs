@@ -45,7 +45,7 @@ impl Prometheus {
         let rules = write("forebay.yml", read("rules/forebay.yml").replace("interval: 15s", "interval: 1s"));
         let token = write("token", "unused".to_owned());
         let config = read("prometheus.yml")
-            .replace("forebay:9090", &forebay.admin.to_string())
+            .replace("forebay:8081", &forebay.admin.to_string())
             .replace("rules/forebay.yml", rules.to_str().unwrap())
             .replace("/run/secrets/forebay-admin-token", token.to_str().unwrap())
             .replace("scrape_interval: 5s", "scrape_interval: 1s")

@@ -159,6 +159,70 @@ fn an_upgrade_under_load_fails_no_request_no_scrape_and_no_stream() {
     assert_eq!(next.post(PATH, STREAM).status, 200);
 }
 
+/// Sends a change to the admin API, as `curl -X POST` does.
+fn change(forebay: &Forebay, name: &str, what: &str, body: &str) -> crate::client::Answer {
+    let (host, length) = (forebay.admin, body.len());
+    let text = format!(
+        "POST /api/backends/{name}/{what} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    );
+    Conn::open(forebay.admin).ask(text.as_bytes())
+}
+
+#[test]
+fn an_upgrade_keeps_drains_by_hand_and_their_ends() {
+    let (a, b, c) = (Mock::start(), Mock::start(), Mock::start());
+    let runtime = tempfile::tempdir().unwrap();
+    let place = runtime.path().to_str().unwrap();
+    let old = Harness::new().env("XDG_RUNTIME_DIR", place).pool("tiny", &[&a, &b, &c]).start();
+    assert_eq!(change(&old, &a.authority(), "drain", r#"{"by": "ada", "reason": "a driver"}"#).status, 200);
+    // Long enough for the upgrade, and short enough to be waited for.
+    assert_eq!(change(&old, &b.authority(), "drain", r#"{"for": "12s"}"#).status, 200);
+    let mut new = old.another(&["--upgrade"]);
+    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    old.signal("QUIT");
+    assert!(new.listens(), "{}", new.log());
+    assert!(new.log().contains("taken over: these backends stay drained by hand"), "{}", new.log());
+    assert!(!new.log().contains("No incoming socket transfer") && !new.log().contains("ERROR"), "{}", new.log());
+    let served: Vec<String> =
+        (0..6).map(|_| new.post(PATH, STREAM).header("x-forebay-backend").unwrap().to_owned()).collect();
+    assert!(served.iter().all(|by| *by == c.authority()), "{served:?}");
+    // The old process still accepts: it refuses a change that nobody would hear of, and the new one takes it.
+    let undrained = eventually("the new process is asked", || {
+        let answer = change(&new, &a.authority(), "undrain", "");
+        if answer.status == 503 {
+            assert!(answer.text().contains("a new process has taken over"), "{}", answer.text());
+        }
+        (answer.status == 200).then_some(())
+    });
+    let () = undrained;
+    eventually("one is back by hand", || {
+        (new.post(PATH, STREAM).header("x-forebay-backend") == Some(a.authority().as_str())).then_some(())
+    });
+    eventually_within(ms(30_000), "the other by its own end", || {
+        (new.post(PATH, STREAM).header("x-forebay-backend") == Some(b.authority().as_str())).then_some(())
+    });
+}
+
+#[test]
+fn an_old_process_that_tells_no_drains_is_named_in_the_log() {
+    let mock = Mock::start();
+    let runtime = tempfile::tempdir().unwrap();
+    let socket = runtime.path().join("upgrade.sock");
+    let listen = format!("[listen]\nupgrade_socket = \"{}\"", socket.display());
+    let old = Harness::new().config(&listen).pool("tiny", &[&mock]).start();
+    let mut new = old.another(&["--upgrade"]);
+    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    // As before a version that knows of drains: nobody finds the socket.
+    let drains = runtime.path().join("upgrade.sock.drains");
+    eventually("the socket is there", || std::fs::remove_file(&drains).ok());
+    old.signal("QUIT");
+    assert!(new.listens(), "{}", new.log());
+    assert!(new.log().contains("the old process did not tell which backends"), "{}", new.log());
+    eventually("so does the old one", || old.log().contains("cannot be told which backends").then_some(()));
+    assert_eq!(new.post(PATH, STREAM).status, 200);
+}
+
 #[test]
 fn sigquit_without_a_new_process_changes_nothing() {
     let mock = Mock::start();
@@ -188,7 +252,8 @@ fn a_new_process_that_is_given_nothing_says_so_and_the_old_one_serves_on() {
     eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
     eventually("its socket is at the place of the config", || place.exists().then_some(()));
     assert_eq!(new.exit(ms(15_000)).code(), Some(1));
-    assert!(new.log().contains("Giving up"), "{}", new.log());
+    assert!(new.log().contains("nobody hands the listening sockets over, giving up"), "{}", new.log());
+    assert!(!new.log().contains("No incoming socket transfer"), "{}", new.log());
     assert_eq!(old.post(PATH, STREAM).status, 200);
 }
 

@@ -124,8 +124,9 @@ impl ProbeClient {
         deadline: Duration,
         max_bytes: usize,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let what = uri.path().to_owned();
         let answer = self.exchange(request(uri, key), max_bytes);
-        within(deadline, answer).await
+        within(deadline, &what, answer).await
     }
 
     /// The status and the body of the answer to a JSON document, whole. Any status is an answer.
@@ -140,13 +141,14 @@ impl ProbeClient {
         deadline: Duration,
         max_bytes: usize,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let what = uri.path().to_owned();
         let request = request(uri, key).map(|mut request| {
             *request.method_mut() = Method::POST;
             request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *request.body_mut() = Full::from(json);
             request
         });
-        within(deadline, self.exchange(request, max_bytes)).await
+        within(deadline, &what, self.exchange(request, max_bytes)).await
     }
 
     /// Asks like [`ProbeClient::get`], but takes only a 2xx for an answer.
@@ -259,8 +261,12 @@ impl AsyncWrite for ProbeIo {
     }
 }
 
-async fn within<T>(deadline: Duration, answer: impl Future<Output = Result<T, ProbeError>>) -> Result<T, ProbeError> {
-    let late = |_| ProbeError::new(ProbeFailure::Timeout, format!("no answer within {deadline:?}"));
+async fn within<T>(
+    deadline: Duration,
+    what: &str,
+    answer: impl Future<Output = Result<T, ProbeError>>,
+) -> Result<T, ProbeError> {
+    let late = |_| ProbeError::new(ProbeFailure::Timeout, format!("{what} gave no answer within {deadline:?}"));
     tokio::time::timeout(deadline, answer).await.map_err(late)?
 }
 

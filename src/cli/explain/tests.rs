@@ -32,11 +32,11 @@ fn an_arm_is_named_or_comes_from_a_session_and_not_both() {
 
 #[test]
 fn a_proxy_s_address_that_is_none_is_told_apart_from_one_that_does_not_answer() {
-    let of = |url: &str| match ask(&args(&format!("r.json --url {url}")).unwrap(), String::new()) {
-        Err(ExplainError::Proxy(words)) => words,
+    let of = |url: &str| match AdminClient::new(url, None).unwrap().get("/api/fleet") {
+        Err(AdminError::Proxy(words)) => words,
         other => panic!("{other:?}"),
     };
-    assert!(of("localhost:9090").contains("write it as http://127.0.0.1:9090"));
+    assert!(of("localhost:8081").contains("write it as http://127.0.0.1:8081"));
     assert!(of("http://127.0.0.1:1").contains("is this the admin address of a running proxy?"));
 }
 
@@ -45,11 +45,11 @@ fn a_request_that_is_no_json_is_refused_before_anybody_is_asked() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "{").unwrap();
     let words = match explain(&args(&file.path().display().to_string()).unwrap()) {
-        Err(ExplainError::Question(words)) => words,
+        Err(AdminError::Question(words)) => words,
         other => panic!("{other:?}"),
     };
     assert!(words.contains("is not a request's body in JSON"), "{words}");
     assert!(
-        matches!(explain(&args("/nonexistent/r.json").unwrap()), Err(ExplainError::Question(words)) if words.contains("cannot read"))
+        matches!(explain(&args("/nonexistent/r.json").unwrap()), Err(AdminError::Question(words)) if words.contains("cannot read"))
     );
 }

@@ -44,7 +44,7 @@ impl ValueKind for Threads {
     }
 }
 
-/// A path that a Unix socket can have.
+/// A path that a Unix socket can have, with some bytes left for a socket beside it.
 pub(super) struct SocketPath;
 
 impl ValueKind for SocketPath {
@@ -52,7 +52,7 @@ impl ValueKind for SocketPath {
 
     fn read(&self, value: &Value<'_>) -> Result<Option<PathBuf>, Wrong> {
         const HINT: &str = "write a whole path in a folder that only the user of the process can enter";
-        let path = PathBuf::from(values::line(107)(value).map_err(|wrong| wrong.hint(HINT))?);
+        let path = PathBuf::from(values::line(100)(value).map_err(|wrong| wrong.hint(HINT))?);
         if path.is_absolute() { Ok(Some(path)) } else { Err(Wrong::because("the path is not absolute").hint(HINT)) }
     }
 
@@ -61,7 +61,7 @@ impl ValueKind for SocketPath {
     }
 
     fn takes(&self) -> String {
-        "absolute path of at most 107 bytes".to_owned()
+        "absolute path of at most 100 bytes".to_owned()
     }
 }
 

@@ -14,6 +14,7 @@ pub mod model;
 mod origins;
 mod pool_tls;
 mod pools;
+pub mod printed;
 mod resolve;
 mod schema;
 mod secret;

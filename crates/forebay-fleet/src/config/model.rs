@@ -8,9 +8,9 @@ use forebay_core::toml_reader::{Change, Key, Keys, Section, Table};
 
 pub use super::affinity::Affinity;
 pub use super::keys::{
-    Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain, Forwarding,
-    HealthConfig, KeyConfig, Limits, Listen, Paths, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream,
-    UsageMode, WaitRoom,
+    AccessLogFormat, Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain,
+    Forwarding, HealthConfig, KeyConfig, Limits, Listen, Log, LogFormat, Paths, PoolConfig, Retry, ScrapeConfig,
+    SessionKey, Slo, Stream, UsageMode, WaitRoom, log_filter,
 };
 pub use super::origins::Origins;
 pub use super::pool_tls::PoolTls;
@@ -83,6 +83,8 @@ sections! {
     listen: Listen,
     /// The listener for operators.
     admin: Admin,
+    /// The log of events and the access log.
+    log: Log,
     /// The clients that may send requests.
     clients: Clients,
     /// Paths that clients may use beside those of vLLM's API.

@@ -3,7 +3,7 @@
 
 use super::keys::{
     Admin, ArmConfig, BackendConfig, Budget, Clients, Cors, Drain, Ejection, Forwarding, HealthConfig, KeyConfig,
-    Limits, Listen, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
+    Limits, Listen, Log, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
 };
 use super::model::ROOT;
 use super::pool_tls::POOL_TLS;
@@ -20,6 +20,7 @@ pub(super) static SCHEMA: Schema = Schema {
         Drain::SECTION,
         Admin::SECTION,
         ADMIN_TLS,
+        Log::SECTION,
         Clients::SECTION,
         KeyConfig::SECTION,
         Paths::SECTION,

@@ -148,7 +148,11 @@ impl Health {
         match verdict {
             Ok(()) => {
                 // A server may call itself well while its engine does not serve. So a good answer only allows a probe.
-                (self.bad, self.dead) = (0, None);
+                self.bad = 0;
+                if self.dead.take().is_some() && !matches!(self.phase, HealthPhase::In { .. }) {
+                    // Whoever reads the reason must not look for a server that does not answer.
+                    self.out.0.push_str("; /health answers again, and a request shall show whether it serves");
+                }
                 Effect::None
             }
             Err(reason) => {

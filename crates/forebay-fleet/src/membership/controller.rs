@@ -4,12 +4,13 @@
 //! A backend is the same as before if pool model, arm name and URL are: it keeps its id, its load and its listed models. One
 //! that was removed and comes back is another: its old tickets count on the old load until they end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 
+use super::drains::AddressDrain;
 use super::record::{Change, MemberRecord};
 pub use super::settings::Settings;
 use super::snapshot::{Fleet, Snapshot};
@@ -54,6 +55,8 @@ pub(crate) struct Inner {
     telemetry: Arc<Telemetry>,
     pools: Vec<model::PoolConfig>,
     pub(crate) entries: HashMap<MemberKey, MemberRecord>,
+    /// The drains by hand, by the address of the backends: an address may move to another arm, or be left out for a while.
+    pub(crate) drains: BTreeMap<String, AddressDrain>,
     gates: HashMap<String, Arc<Mutex<Gate<Pool>>>>,
     crossed: HashMap<(String, String), Arc<AtomicU64>>,
     figures: HashMap<(String, String), Arc<Figures>>,
@@ -81,6 +84,7 @@ impl Controller {
             telemetry,
             pools: Vec::new(),
             entries: HashMap::new(),
+            drains: BTreeMap::new(),
             gates: HashMap::new(),
             crossed: HashMap::new(),
             figures: HashMap::new(),
@@ -307,7 +311,8 @@ impl Inner {
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
             figures: Arc::new(Figures::new(now)),
         };
-        MemberRecord::new(config.clone(), Arc::new(backend), now)
+        let drained = self.drains.get(config.url.authority()).map(|drain| drain.words.clone());
+        MemberRecord::new(config.clone(), Arc::new(backend), drained, now)
     }
 
     fn pool(&mut self, config: &model::PoolConfig, now: Time) -> Pool {

@@ -1,7 +1,7 @@
 //! Who the backends are and whether they take requests: the snapshot that readers load, and its one writer, the controller.
 
 pub mod controller;
-mod drains;
+pub mod drains;
 mod record;
 mod serving;
 mod settings;

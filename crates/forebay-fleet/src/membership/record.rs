@@ -23,7 +23,7 @@ pub(crate) struct MemberRecord {
     pub(crate) config: model::BackendConfig,
     pub(crate) backend: Arc<Backend>,
     pub(crate) health: Health,
-    /// The person who drained it through the admin API, and the reason; ends with the process, or by the same way.
+    /// The person who drained its address through the admin API, and the reason.
     pub(crate) drained: Option<String>,
     /// Its engine sleeps or is paused: why.
     pub(crate) rests: Option<&'static str>,
@@ -32,17 +32,15 @@ pub(crate) struct MemberRecord {
 }
 
 impl MemberRecord {
-    pub(crate) fn new(config: model::BackendConfig, backend: Arc<Backend>, now: Time) -> MemberRecord {
+    pub(crate) fn new(
+        config: model::BackendConfig,
+        backend: Arc<Backend>,
+        drained: Option<String>,
+        now: Time,
+    ) -> MemberRecord {
         let health = Health::new(now);
-        let mut entry = MemberRecord {
-            config,
-            backend,
-            health,
-            drained: None,
-            rests: None,
-            state: HealthState::Healthy,
-            since: now,
-        };
+        let mut entry =
+            MemberRecord { config, backend, health, drained, rests: None, state: HealthState::Healthy, since: now };
         entry.state = entry.health.state(entry.drain());
         entry
     }
@@ -82,8 +80,13 @@ impl MemberRecord {
         // A new reason for an old state is shown, and is no line of the log.
         if state.label() != self.state.label() {
             self.since = now;
-            let (id, url) = (self.backend.id, &self.backend.url);
-            tracing::info!(backend = %id, %url, state = state.label(), reason = state.reason(), "backend changed state");
+            let (id, url, label, reason) = (self.backend.id, &self.backend.url, state.label(), state.reason());
+            // Capacity is lost, which an operator must see in a log of warnings alone.
+            if matches!(state, HealthState::Ejected(_) | HealthState::Misconfigured(_)) {
+                tracing::warn!(backend = %id, %url, state = label, reason, "backend is out");
+            } else {
+                tracing::info!(backend = %id, %url, state = label, reason, "backend changed state");
+            }
         }
         self.state = state;
         true

@@ -7,6 +7,7 @@ pub mod figures;
 pub mod labels;
 pub mod live;
 pub mod log;
+pub mod log_file;
 pub mod metrics;
 pub mod panics;
 mod process;

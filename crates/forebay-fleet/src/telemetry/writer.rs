@@ -68,6 +68,8 @@ struct Queue<L> {
     dropped: u64,
     /// Someone waits: do not linger.
     hurry: bool,
+    /// The sink is to be flushed, though there may be no line.
+    poked: bool,
     closed: bool,
 }
 
@@ -100,7 +102,7 @@ impl<L: Line> LineWriter<L> {
     /// # Errors
     /// It could not be started.
     pub(crate) fn start(sink: Box<dyn Write + Send>, manner: Manner) -> std::io::Result<LineWriter<L>> {
-        let queue = Queue { lines: Vec::new(), bytes: 0, dropped: 0, hurry: false, closed: false };
+        let queue = Queue { lines: Vec::new(), bytes: 0, dropped: 0, hurry: false, poked: false, closed: false };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), work: Condvar::new(), idle: Condvar::new() });
         let (theirs, lost) = (Arc::clone(&shared), manner.lost.clone());
         std::thread::Builder::new().name(manner.name.to_owned()).spawn(move || write_all(&theirs, sink, &manner))?;
@@ -126,6 +128,12 @@ impl<L: Line> LineWriter<L> {
         if first {
             self.0.shared.work.notify_one();
         }
+    }
+
+    /// Has the thread flush the sink, also if no line comes. Waits for nothing.
+    pub(crate) fn poke(&self) {
+        locked(&self.0.shared.queue).poked = true;
+        self.0.shared.work.notify_one();
     }
 
     /// Waits until everything taken so far is written, but no longer than `limit`. For the end of the process; blocks the
@@ -156,12 +164,13 @@ fn write_all<L: Line>(shared: &Shared<L>, mut sink: Box<dyn Write + Send>, manne
     let (mut text, clock, told) = (Vec::new(), Clock::system(), Throttle::new());
     let mut untold = 0;
     loop {
-        let queue = shared.wait(locked(&shared.queue), None, |queue| queue.lines.is_empty() && !queue.closed);
+        let queue =
+            shared.wait(locked(&shared.queue), None, |queue| queue.lines.is_empty() && !queue.closed && !queue.poked);
         // To linger on with a queue that is half full would risk lines.
-        let early = |queue: &mut Queue<L>| !queue.hurry && !queue.closed && queue.bytes < CAPACITY / 2;
+        let early = |queue: &mut Queue<L>| !queue.hurry && !queue.closed && !queue.poked && queue.bytes < CAPACITY / 2;
         let mut queue = shared.wait(queue, Some(manner.linger), early);
         let lines = std::mem::take(&mut queue.lines);
-        let closed = queue.closed;
+        let (closed, poked) = (queue.closed, std::mem::take(&mut queue.poked));
         drop(queue);
         let mut lines = lines.into_iter().peekable();
         while lines.peek().is_some() {
@@ -181,6 +190,10 @@ fn write_all<L: Line>(shared: &Shared<L>, mut sink: Box<dyn Write + Send>, manne
             }
             // Given back once it is written: until then it takes memory, and `flush` waits for it.
             locked(&shared.queue).bytes -= bytes;
+        }
+        if poked {
+            // What it does then is its own to tell of.
+            _ = sink.flush();
         }
         let mut queue = locked(&shared.queue);
         untold += std::mem::take(&mut queue.dropped);

@@ -1,6 +1,9 @@
 //! Ejection as callers see it: what attempts end with, and where the next ones go.
 
+use std::time::Duration;
+
 use super::*;
+use crate::membership::drains::{Drain, DrainByHand};
 use crate::telemetry::labels::BackendState;
 
 fn state(controller: &Controller, port: u16) -> BackendState {
@@ -152,12 +155,17 @@ fn a_reload_that_keeps_a_backend_keeps_its_ejection_and_one_that_returns_starts_
     assert_eq!(state(&controller, 1), BackendState::Healthy, "re-added under its old name it is another backend");
 }
 
+fn by_hand(words: &str, lasts: Option<Duration>) -> Drain {
+    Drain { words: words.to_owned(), lasts }
+}
+
 #[test]
-fn a_drain_by_hand_lasts_over_reloads_that_keep_the_backend_and_hides_no_other_trouble() {
+fn a_drain_by_hand_lasts_over_reloads_and_hides_no_other_trouble() {
     let both = || pool(vec![arm("default", &[1, 2])]);
     let controller = controller(both());
     let first = id(&controller, 1);
-    assert_eq!(controller.drain("10.0.0.1:1", "drained by alice:\n new kernel", at(0)), [first]);
+    let drain = by_hand("drained by alice:\n new kernel", None);
+    assert_eq!(controller.drain("10.0.0.1:1", &drain, at(0)), Some(vec![first]));
     assert!((0..50).all(|ms| dispatch(&controller, &[], at(ms)).unwrap().decision.backend != first));
     controller.apply(&[both()], at(100));
     let view = FleetView::new(&controller.fleet().snapshot(), at(2000));
@@ -166,13 +174,69 @@ fn a_drain_by_hand_lasts_over_reloads_that_keep_the_backend_and_hides_no_other_t
     assert!((shown.state_for_seconds - 2.0).abs() < 1e-9);
     controller.gone(first, at(2000));
     assert_eq!(state(&controller, 1), BackendState::Drained);
-    assert_eq!(controller.undrain(&first.to_string(), at(3000)), [first]);
+    assert_eq!(controller.undrain(&first.to_string(), at(3000)), Some(vec![first]));
     assert_eq!(state(&controller, 1), BackendState::Ejected, "what happened meanwhile counts");
-    assert!(controller.drain("b99", "x", at(3000)).is_empty());
+    assert_eq!(controller.drain("b99", &drain, at(3000)), None);
+    assert_eq!(controller.undrain("10.0.0.1:77", at(3000)), None);
 
     let mut by_file = both();
     by_file.arms[0].backends[1].drain = true;
     controller.apply(&[by_file], at(4000));
     controller.undrain("b1", at(4001));
     assert_eq!(state(&controller, 2), BackendState::Drained, "the file's word is the file's");
+}
+
+#[test]
+fn a_drain_by_hand_follows_the_address_into_another_arm_and_over_a_time_outside_the_file() {
+    let two = |one: &[u16], other: &[u16]| pool(vec![arm("a", one), arm("b", other)]);
+    let controller = controller(two(&[1], &[2, 3]));
+    controller.drain("10.0.0.1:1", &by_hand("x", None), at(0)).unwrap();
+    controller.apply(&[two(&[3], &[2, 1])], at(10));
+    assert_eq!(state(&controller, 1), BackendState::Drained, "in another arm");
+    controller.apply(&[two(&[3], &[2])], at(20));
+    let names = |controller: &Controller| -> Vec<String> {
+        controller.drains(at(30)).into_iter().map(|drain| drain.backend).collect()
+    };
+    assert_eq!(names(&controller), ["10.0.0.1:1"]);
+    controller.apply(&[two(&[3], &[2, 1])], at(30));
+    assert_eq!(state(&controller, 1), BackendState::Drained, "back in the file");
+    controller.apply(&[two(&[3], &[2])], at(40));
+    assert_eq!(controller.undrain("10.0.0.1:1", at(50)), Some(vec![]), "let go of while it is outside");
+    controller.apply(&[two(&[3], &[2, 1])], at(60));
+    assert_eq!(state(&controller, 1), BackendState::Healthy);
+}
+
+#[test]
+fn a_drain_by_hand_with_a_limit_ends_by_itself_and_a_second_one_takes_its_place() {
+    let controller = controller(pool(vec![arm("default", &[1, 2])]));
+    let limited = |seconds| by_hand("x", Some(Duration::from_secs(seconds)));
+    controller.drain("10.0.0.1:1", &limited(2), at(0)).unwrap();
+    controller.end_drains(at(1999));
+    assert_eq!(state(&controller, 1), BackendState::Drained);
+    controller.end_drains(at(2000));
+    assert_eq!(state(&controller, 1), BackendState::Healthy);
+    controller.drain("b0", &limited(2), at(3000)).unwrap();
+    controller.drain("b0", &by_hand("y", None), at(3001)).unwrap();
+    controller.end_drains(at(9_000_000));
+    assert_eq!(state(&controller, 1), BackendState::Drained, "the second has no limit");
+}
+
+#[test]
+fn the_next_process_takes_drains_over_with_the_time_that_is_left_also_for_backends_that_it_does_not_know_yet() {
+    let old = controller(pool(vec![arm("default", &[1, 2, 3])]));
+    old.drain("10.0.0.1:1", &by_hand("x", Some(Duration::from_secs(10))), at(0)).unwrap();
+    old.drain("10.0.0.1:3", &by_hand("y", None), at(0)).unwrap();
+    let told = old.drains(at(4000));
+    assert_eq!(told.iter().map(|drain| drain.left_seconds).collect::<Vec<_>>(), [Some(6.0), None]);
+    let next = controller(pool(vec![arm("default", &[1, 2])]));
+    let odd = DrainByHand { left_seconds: Some(-1.0), backend: "10.0.0.1:2".to_owned(), ..told[0].clone() };
+    next.take_drains(told.into_iter().chain([odd]).collect(), at(500));
+    assert_eq!(state(&next, 1), BackendState::Drained);
+    assert_eq!(state(&next, 2), BackendState::Healthy, "no time is left of a negative one");
+    next.apply(&[pool(vec![arm("default", &[1, 2, 3])])], at(600));
+    assert_eq!(state(&next, 3), BackendState::Drained);
+    next.end_drains(at(6499));
+    assert_eq!(state(&next, 1), BackendState::Drained);
+    next.end_drains(at(6500));
+    assert_eq!([state(&next, 1), state(&next, 3)], [BackendState::Healthy, BackendState::Drained]);
 }

@@ -3,6 +3,7 @@
 
 mod attempts;
 mod client_key;
+mod log;
 mod neighbours;
 mod pool;
 mod serving;
@@ -10,6 +11,7 @@ mod watched;
 
 pub use attempts::{Budget, Retry, Slo, Stream, UsageMode};
 pub use client_key::{ClientKey, KeyConfig};
+pub use log::{AccessLogFormat, Log, LogFormat, log_filter};
 pub use neighbours::{Cors, Forwarding, Paths};
 pub(super) use pool::SESSION;
 pub use pool::{ArmConfig, BackendConfig, PoolConfig, SessionKey, WaitRoom};

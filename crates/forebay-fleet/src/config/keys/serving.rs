@@ -73,7 +73,7 @@ section! {
     #[derive(Clone, Debug, PartialEq)]
     pub struct Admin {
         /// Address of the admin listener. It needs a port of its own.
-        address: SocketAddr { takes: address(), default: loopback(9090), reload: Restart },
+        address: SocketAddr { takes: address(), default: loopback(8081), reload: Restart },
         /// TLS on this address.
         tls: Option<ListenerTls> {
             takes: ByHand("the keys of `admin.tls`"), default: None, said: "plain HTTP", reload: AtOnce
