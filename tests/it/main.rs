@@ -58,6 +58,7 @@ mod sim_faults;
 mod streams;
 mod stuck;
 mod tls;
+mod traces;
 mod upgrade;
 mod wait_room;
 mod watchdog;

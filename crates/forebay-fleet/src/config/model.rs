@@ -9,8 +9,8 @@ use forebay_core::toml_reader::{Change, Key, Keys, Section, Table};
 pub use super::affinity::Affinity;
 pub use super::keys::{
     Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain, Forwarding,
-    HealthConfig, KeyConfig, Limits, Listen, Paths, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream,
-    UsageMode, WaitRoom,
+    HealthConfig, KeyConfig, Limits, Listen, Paths, PoolConfig, Retry, ScrapeConfig, SessionKey, Slo, Stream, Trace,
+    TracedErrors, UsageMode, WaitRoom,
 };
 pub use super::origins::Origins;
 pub use super::pool_tls::PoolTls;
@@ -103,4 +103,6 @@ sections! {
     scrape: ScrapeConfig,
     /// Limits that count as good service.
     slo: Slo,
+    /// Traces of requests, in the form of OpenTelemetry.
+    trace: Trace,
 }

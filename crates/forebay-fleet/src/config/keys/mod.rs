@@ -6,6 +6,7 @@ mod client_key;
 mod neighbours;
 mod pool;
 mod serving;
+mod traces;
 mod watched;
 
 pub use attempts::{Budget, Retry, Slo, Stream, UsageMode};
@@ -14,4 +15,5 @@ pub use neighbours::{Cors, Forwarding, Paths};
 pub(super) use pool::SESSION;
 pub use pool::{ArmConfig, BackendConfig, PoolConfig, SessionKey, WaitRoom};
 pub use serving::{Admin, Clients, Drain, Explain, Limits, Listen};
+pub use traces::{Trace, TracedErrors};
 pub use watched::{Ejection, HealthConfig, ScrapeConfig};
