@@ -7,5 +7,6 @@ pub mod admin;
 pub mod cli;
 pub mod proxy;
 pub mod server;
+pub mod spans;
 pub mod tasks;
 pub mod upstream;

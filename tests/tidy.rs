@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 /// The crates whose modules have an order, top to bottom. A module imports from layers below its own, never from its own row:
 /// siblings do not know each other. What one crate may take from another is in its `Cargo.toml`, and the compiler holds it.
 const TREES: &[Tree] = &[
-    Tree { src: "src/", layers: &[&["cli"], &["server"], &["proxy", "tasks", "admin"], &["upstream"]], open: false },
+    Tree {
+        src: "src/",
+        layers: &[&["cli"], &["server"], &["proxy", "tasks", "admin"], &["upstream", "spans"]],
+        open: false,
+    },
     Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"], &["tls"], &["lock"]], open: true },
     Tree {
         src: "crates/forebay-core/src/",
@@ -86,6 +90,11 @@ const HOMES: &[Home] = &[
         advice: "hyper's connections live in src/server/ and src/upstream/; elsewhere use `http` types and tower",
     },
     Home {
+        words: &["opentelemetry::", "opentelemetry_sdk::", "opentelemetry_otlp::", "opentelemetry_http::"],
+        homes: &["src/spans/"],
+        advice: "OpenTelemetry lives in src/spans/; elsewhere a request keeps a `Trace`",
+    },
+    Home {
         words: &["axum::"],
         homes: &["src/admin/", "crates/forebay-sim/src/server/"],
         advice: "axum lives in src/admin/ and in the simulator",
@@ -115,6 +124,7 @@ const HOMES: &[Home] = &[
             "crates/forebay-fleet/src/tls/validity.rs",
             "crates/forebay-lab/src/load/run.rs",
             "crates/forebay-sim/src/server/http.rs",
+            "src/spans/",
         ],
         advice: "the wall clock jumps: logs, rows, operators and simulated answers are shown it, and no request waits for it",
     },

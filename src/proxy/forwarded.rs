@@ -40,6 +40,11 @@ impl Peer {
         Peer { address, secure, name, node }
     }
 
+    /// Returns whether it speaks TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.secure
+    }
+
     fn is_trusted(&self, trusted: &[IpNet]) -> bool {
         self.address.is_some_and(|address| is_in(trusted, address.ip()))
     }

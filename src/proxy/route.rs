@@ -255,6 +255,21 @@ pub(crate) fn find_with<'a>(settings: &Paths, method: &str, path: &'a str) -> Re
     }
 }
 
+/// Returns the route of a path as traces name it, with a name in place of what a client fills in; `None` where it is not served.
+pub(crate) fn template(settings: &Paths, path: &str) -> Option<String> {
+    if find_with(settings, "OPTIONS", path).is_err() {
+        return None;
+    }
+    let is_fixed = TABLE.iter().any(|(known, ..)| *known == path) || settings.allow.iter().any(|one| one == path);
+    if is_fixed || path == REALTIME {
+        return Some(path.to_owned());
+    }
+    match path.strip_prefix("/v1/responses/") {
+        Some(rest) => Some(format!("/v1/responses/{{response_id}}{}", &rest[rest.find('/').unwrap_or(rest.len())..])),
+        None => Some("/v1/models/{model}".to_owned()),
+    }
+}
+
 /// The shape in which the clients of a path expect an error.
 pub(crate) fn error_shape(path: &str) -> forebay_core::error::ErrorShape {
     if plain(path).starts_with("/v1/messages") {
@@ -414,6 +429,19 @@ mod tests {
     fn a_stored_response_is_known_by_its_id() {
         assert_eq!(find("POST", "/v1/responses/resp_1/cancel"), Ok(Route::StoredResponse("resp_1")));
         assert_eq!(find("GET", "/v1/responses/resp_1"), Ok(Route::StoredResponse("resp_1")));
+    }
+
+    #[test]
+    fn a_route_has_names_in_place_of_what_a_client_fills_in() {
+        let settings = Paths { allow: vec!["/v1/files".to_owned()], realtime: true };
+        let of = |path: &str| template(&settings, path);
+        for path in ["/v1/chat/completions", "/v1/models", "/v1/files", REALTIME] {
+            assert_eq!(of(path).as_deref(), Some(path));
+        }
+        assert_eq!(of("/v1/models/org/secret").as_deref(), Some("/v1/models/{model}"));
+        assert_eq!(of("/v1/responses/resp_1").as_deref(), Some("/v1/responses/{response_id}"));
+        assert_eq!(of("/v1/responses/resp_1/cancel").as_deref(), Some("/v1/responses/{response_id}/cancel"));
+        assert_eq!((of("/pause"), of("/v1/responses/..")), (None, None));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::headers::Via;
 use super::request::intake::BodyMemory;
 use super::responses::ResponseHomes;
 use super::shutdown::Shutdown;
+use crate::spans::Spans;
 use crate::upstream::Upstream;
 use forebay_core::clock::Clock;
 use forebay_fleet::Fleet;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub telemetry: Arc<Telemetry>,
     /// The access log.
     pub access_log: AccessLog,
+    /// The way of spans to a collector, where requests are traced.
+    pub spans: Option<Spans>,
     /// Time.
     pub clock: Clock,
     /// Tells whether to take traffic.
@@ -52,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) access_log: AccessLog,
+    pub(crate) spans: Option<Spans>,
     pub(crate) clock: Clock,
     pub(crate) ready: Readiness,
     pub(crate) shutdown: Shutdown,
@@ -67,7 +71,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
-        let Parts { settings, fleet, clients, upstream, telemetry, access_log, clock, ready, shutdown } = parts;
+        let Parts { settings, fleet, clients, upstream, telemetry, access_log, spans, clock, ready, shutdown } = parts;
         let cors = Allowances::new(clock.now());
         Shared {
             settings,
@@ -76,6 +80,7 @@ impl Shared {
             upstream,
             telemetry,
             access_log,
+            spans,
             clock,
             ready,
             shutdown,

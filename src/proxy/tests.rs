@@ -48,6 +48,7 @@ async fn a_panic_in_a_request_is_a_500_is_counted_and_holds_nothing() {
         upstream: Arc::new(Upstream::new(limits, clock.clone())),
         telemetry: Arc::clone(&telemetry),
         access_log: AccessLog::off(),
+        spans: None,
         clock,
         ready: Arc::new(|| Ok(())),
         shutdown: Shutdown::default(),

@@ -107,8 +107,9 @@ impl Tunnel {
             record.dispatched(&dispatched);
             let ticket = dispatched.ticket;
             let backend = Arc::clone(ticket.backend());
-            record.sending(now);
-            match shared.upstream.send_upgrade(&backend, self.request_to(&backend)).await {
+            let mut request = self.request_to(&backend);
+            record.sending(now, request.headers_mut());
+            match shared.upstream.send_upgrade(&backend, request).await {
                 Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     return self.agreed(shared, record, ticket, answer);
                 }
@@ -119,6 +120,7 @@ impl Tunnel {
                 Err(failure) => {
                     // Nothing was said on it yet, so another backend may have it.
                     ticket.finish(AttemptOutcome::Failed(failure), shared.clock.now());
+                    record.attempt_over(Some(failure), shared.clock.now());
                     tried.push(backend.id);
                     failed = failure;
                 }
@@ -139,7 +141,7 @@ impl Tunnel {
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = answer.headers().clone();
         headers::for_client(response.headers_mut());
-        record.got_head = true;
+        record.head_came(response.status());
         record.answered(response.status());
         record.mark(response.headers_mut());
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -173,7 +175,7 @@ async fn refused(mut record: Record, answer: Response<upstream::tunnel::TunnelBo
     *response.headers_mut() = head.headers;
     response.headers_mut().remove(CONTENT_LENGTH);
     headers::for_client(response.headers_mut());
-    record.got_head = true;
+    record.head_came(head.status);
     record.answered(head.status);
     record.mark(response.headers_mut());
     response

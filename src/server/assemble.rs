@@ -28,6 +28,7 @@ use super::watch::Tasks;
 use super::{Handle, Options, Source, StartError};
 use crate::admin::{self, Admin, NotChanged};
 use crate::proxy::{Outlet, Parts, Proxy, Readiness, Shutdown};
+use crate::spans::Spans;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
@@ -66,6 +67,8 @@ pub(super) struct Common {
     pub(super) upstream: Arc<Upstream>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) access_log: AccessLog,
+    /// The way of spans to a collector, where requests are traced.
+    pub(super) spans: Option<Spans>,
     pub(super) clock: Clock,
     pub(super) draining: Arc<AtomicBool>,
     /// A new process has this one's drains and its listening sockets.
@@ -92,12 +95,15 @@ impl Common {
             connect_timeout: CONNECT_TIMEOUT,
             write_stall: config.limits.write_stall,
         };
+        let env = |name: &str| std::env::var(name).ok();
+        let spans = Spans::start(&config.trace, &env, &telemetry, &clock).map_err(StartError::Traces)?;
         Ok(Common {
             settings: Arc::new(ArcSwap::from_pointee(config.clone())),
             controller,
             clients,
             upstream: Arc::new(Upstream::new(limits, clock.clone())),
             access_log: open_log(&config.log, &telemetry)?,
+            spans,
             telemetry,
             clock,
             draining: Arc::new(AtomicBool::new(false)),
@@ -200,6 +206,7 @@ impl Common {
             upstream: Arc::clone(&self.upstream),
             telemetry: Arc::clone(&self.telemetry),
             access_log: self.access_log.clone(),
+            spans: self.spans.clone(),
             clock: self.clock.clone(),
             ready: self.readiness(),
             shutdown: self.shutdown.clone(),
@@ -308,8 +315,11 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         server.add_service(listening("admin", app, config.admin.address, 1));
         server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));
         if signals {
-            let log = common.access_log.clone();
-            let before_exit = Box::new(move || flush(&log));
+            let flushed = Arc::clone(&common);
+            let before_exit = Box::new(move || {
+                flush_spans(&flushed);
+                flush(&flushed.access_log);
+            });
             let end = DrainEnd {
                 connections,
                 limit: config.listen.drain.limit,
@@ -331,7 +341,14 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             drains: Box::new(move || common.controller.drains(common.clock.now())),
         });
         server.run(RunArgs { shutdown_signal });
+        // Nobody sends spans any more: this is the end of a process that is told to end at once.
         flush(&log);
+    }
+}
+
+fn flush_spans(common: &Common) {
+    if common.spans.as_ref().is_some_and(|spans| !spans.flush(FLUSH_LIMIT)) {
+        tracing::warn!("the collector does not take spans in time: the last ones are lost");
     }
 }
 

@@ -89,6 +89,9 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// The environment has a setting of traces that cannot be used.
+    #[error("traces: {0}")]
+    Traces(String),
     /// The server's thread could not be started.
     #[error("the server's thread could not be started: {0}")]
     Thread(std::io::Error),

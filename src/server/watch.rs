@@ -155,6 +155,10 @@ impl BackgroundService for Tasks {
         let (controller, patience) = (Arc::clone(&self.common.controller), self.patience());
         let prober = Prober { controller, clock, pace, patience, telemetry: Arc::clone(telemetry) };
         tasks.spawn(kept(Arc::clone(telemetry), move || prober.clone().run()));
+        if let Some(spans) = &self.common.spans {
+            let spans = spans.clone();
+            tasks.spawn(kept(Arc::clone(telemetry), move || spans.clone().run()));
+        }
         self.spawn_source(&mut tasks, hup);
         // A drain ends with the process's own exit, and a fast end with the runtime's.
         let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && self.signals;

@@ -169,12 +169,29 @@ impl ProbeClient {
         Err(ProbeError::new(ProbeFailure::Status, format!("status {}", status.as_u16())))
     }
 
+    /// The answer to a request as it is, with its head and whole. Any status is an answer.
+    ///
+    /// # Errors
+    /// As [`ProbeClient::get`].
+    pub async fn send(
+        &self,
+        request: Request<Bytes>,
+        deadline: Duration,
+        max_bytes: usize,
+    ) -> Result<Response<Bytes>, ProbeError> {
+        within(deadline, self.answer(request.map(Full::new), max_bytes)).await
+    }
+
     async fn exchange(
         &self,
         request: Result<Request<Full<Bytes>>, ProbeError>,
         max: usize,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
-        let mut request = request?;
+        let (head, body) = self.answer(request?, max).await?.into_parts();
+        Ok((head.status, body))
+    }
+
+    async fn answer(&self, mut request: Request<Full<Bytes>>, max: usize) -> Result<Response<Bytes>, ProbeError> {
         let plain = request.uri().scheme() == Some(&http::uri::Scheme::HTTP);
         request.headers_mut().extend(self.headers.clone());
         let response = self.http.request(request).await.map_err(|error| {
@@ -194,8 +211,8 @@ impl ProbeClient {
             }
             ProbeError { failure, detail, refused: error.is_connect() && is_refusal(&error) }
         })?;
-        let status = response.status();
-        Ok((status, body(response, max).await?))
+        let (head, incoming) = response.into_parts();
+        Ok(Response::from_parts(head, body(incoming, max).await?))
     }
 }
 
@@ -285,9 +302,8 @@ fn request(uri: Uri, key: Option<&str>) -> Result<Request<Full<Bytes>>, ProbeErr
     Ok(request)
 }
 
-async fn body(response: Response<Incoming>, max: usize) -> Result<Bytes, ProbeError> {
+async fn body(mut body: Incoming, max: usize) -> Result<Bytes, ProbeError> {
     let too_large = || ProbeError::new(ProbeFailure::TooLarge, format!("the answer is larger than {max} bytes"));
-    let mut body = response.into_body();
     // Refused before a byte is read, where the answer tells its length.
     if http_body::Body::size_hint(&body).lower() > max as u64 {
         return Err(too_large());

@@ -91,7 +91,11 @@ pub(crate) async fn run(
         watch.may_move(may_move);
         let (seen, tried) = (&mut course.seen, course.tried.as_slice());
         let trying = attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), (seen, tried));
-        let end = match trying.await {
+        let ended = trying.await;
+        if let Err(uncommitted) = &ended {
+            record.attempt_over(uncommitted.failure(), clock.now());
+        }
+        let end = match ended {
             Ok((head, body, form)) => {
                 watch.may_move(false);
                 course.found(work, &head, ticket.backend().id);
@@ -138,6 +142,7 @@ async fn attempt(
             Err(Uncommitted::Failed(Failure::Reused, _)) if verdict(Failure::Reused, seen) == Verdict::SameFresh => {
                 seen.note(Failure::Reused);
                 record.retried(Failure::Reused);
+                record.attempt_over(Some(Failure::Reused), clock.now());
                 connection = Connection::Fresh;
             }
             result => return result,
@@ -190,11 +195,11 @@ async fn try_once(
 ) -> Result<Answer, Uncommitted> {
     let clock = means.clock;
     let backend = Arc::clone(ticket.backend());
-    let request = work.request_to(&backend);
-    record.sending(clock.now());
+    let mut request = work.request_to(&backend);
+    record.sending(clock.now(), request.headers_mut());
     let asked = if work.streamed { Asked::Stream } else { Asked::Document };
     let response = means.upstream.send(&backend, (connection, asked), request).await?;
-    record.got_head = true;
+    record.head_came(response.status());
     let now = clock.now();
     heard.note(now);
     backend.alarm.heard(now);

@@ -79,6 +79,15 @@ pub(crate) struct Committed {
 }
 
 impl Uncommitted {
+    /// Returns the reason why it failed, if it did.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        match self {
+            Uncommitted::Failed(failure, _) => Some(*failure),
+            Uncommitted::Moved(_) => Some(Failure::Silent),
+            Uncommitted::Theirs(_) | Uncommitted::NotHere(_) => None,
+        }
+    }
+
     /// An error event that came first: passed on, if it is the last word, as an answer with its own code.
     pub(crate) fn event(backend: &Arc<Backend>, failure: Failure, data: Bytes, event: Bytes) -> Uncommitted {
         let mut headers = HeaderMap::new();

@@ -14,6 +14,7 @@ use http::{Method, StatusCode};
 use crate::proxy::forwarded::Peer;
 use crate::proxy::headers;
 use crate::proxy::shared::Shared;
+use crate::spans::Trace;
 use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal, repeated};
@@ -31,6 +32,7 @@ mod answers;
 mod ended;
 mod explanation;
 mod limits;
+mod traced;
 
 /// The facts that are known of a request so far.
 pub(crate) struct Record {
@@ -65,7 +67,7 @@ pub(crate) struct Record {
     wait: Duration,
     /// The part of that before the first attempt.
     wait_before_sent: Duration,
-    pub(crate) got_head: bool,
+    got_head: bool,
     first_token: Option<Time>,
     pub(crate) end: Option<Time>,
     pub(crate) attempts: u32,
@@ -79,6 +81,8 @@ pub(crate) struct Record {
     /// cannot be told.
     pub(crate) decoded: Option<(Duration, u64)>,
     why: Explanations,
+    /// Its trace, where requests are traced.
+    trace: Option<Box<Trace>>,
 }
 
 impl Record {
@@ -119,6 +123,7 @@ impl Record {
             token_events: 0,
             decoded: None,
             why: Explanations::new(settings.clients.explain, client, &head.headers),
+            trace: shared.spans.as_ref().map(|_| Box::new(Trace::begin(&head.headers, &settings.trace))),
             settings,
         }
     }
@@ -160,13 +165,6 @@ impl Record {
         self.backend = Some(Arc::clone(dispatched.ticket.backend()));
     }
 
-    /// An attempt is sent now.
-    pub(crate) fn sending(&mut self, now: Time) {
-        self.sent = Some(now);
-        self.first_sent.get_or_insert(now);
-        self.got_head = false;
-    }
-
     /// An attempt failed and is followed by another.
     pub(crate) fn retried(&self, failure: Failure) {
         self.metrics().retry(failure);
@@ -184,6 +182,9 @@ impl Record {
                 metrics.predicted(predicted, measured);
             }
             self.why.measured(&self.shared.telemetry.decisions, measured);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.first_token(now);
         }
     }
 
@@ -391,5 +392,6 @@ impl Drop for Record {
         if self.shared.access_log.is_on() {
             self.shared.access_log.write(self.access_record(outcome, &timings));
         }
+        self.tell_spans(outcome, end);
     }
 }

@@ -1,5 +1,5 @@
 //! The kinds of values that only this file has: threads, the path of a socket, a salt, a header, a rank, networks, origins, paths, a backend's
-//! URL.
+//! URL, a collector's.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -244,5 +244,45 @@ impl ValueKind for Url {
 
     fn takes(&self) -> String {
         "`http://host:port` or `https://host:port`, with a prefix or without, or `unix:/path`".to_owned()
+    }
+}
+
+/// The URL of a collector of traces, or none.
+pub(super) struct Collector;
+
+impl ValueKind for Collector {
+    type Of = Option<String>;
+
+    fn read(&self, value: &Value<'_>) -> Result<Option<String>, Wrong> {
+        const HINT: &str = "write it as \"http://host:4318\", without /v1/traces, or \"off\"";
+        let text = values::line(2048)(value).map_err(|wrong| wrong.hint(HINT))?;
+        if text == "off" {
+            // Written down, so that the environment does not turn traces on.
+            return Ok(None);
+        }
+        let wrong = |reason: &str| Err(Wrong::because(reason).hint(HINT));
+        // The exporter would find out only when it has spans to send.
+        let Ok(uri) = text.parse::<http::Uri>() else { return wrong("this is not a URL") };
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+            return wrong("the URL does not begin with http:// or https:// and a host");
+        }
+        // The text is not repeated: it may hold a password.
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(Wrong::because("the URL has a user or a password in it")
+                .hint("leave it out; OTEL_EXPORTER_OTLP_HEADERS has what the collector asks for"));
+        }
+        if uri.query().is_some() || text.contains('#') {
+            return wrong("the URL has a query or a fragment");
+        }
+        // A path follows it, and two slashes in a row are another path.
+        Ok(Some(text.trim_end_matches('/').to_owned()))
+    }
+
+    fn written(&self, value: &Option<String>) -> Notation {
+        Notation::Text(value.clone().unwrap_or_else(|| "off".to_owned()))
+    }
+
+    fn takes(&self) -> String {
+        "`http://host:port` or `https://host:port`, with a prefix or without, or `\"off\"`".to_owned()
     }
 }

@@ -10,7 +10,7 @@ pub use super::affinity::Affinity;
 pub use super::keys::{
     AccessLogFormat, Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain,
     Forwarding, HealthConfig, KeyConfig, Limits, Listen, Log, LogFormat, Paths, PoolConfig, Retry, ScrapeConfig,
-    SessionKey, Slo, Stream, UsageMode, WaitRoom, log_filter,
+    SessionKey, Slo, Stream, Trace, TracedErrors, UsageMode, WaitRoom, log_filter,
 };
 pub use super::origins::Origins;
 pub use super::pool_tls::PoolTls;
@@ -105,4 +105,6 @@ sections! {
     scrape: ScrapeConfig,
     /// Limits that count as good service.
     slo: Slo,
+    /// Traces of requests, in the form of OpenTelemetry.
+    trace: Trace,
 }

@@ -3,7 +3,7 @@
 
 use super::keys::{
     Admin, ArmConfig, BackendConfig, Budget, Clients, Cors, Drain, Ejection, Forwarding, HealthConfig, KeyConfig,
-    Limits, Listen, Log, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, WaitRoom,
+    Limits, Listen, Log, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, Trace, WaitRoom,
 };
 use super::model::ROOT;
 use super::pool_tls::POOL_TLS;
@@ -34,6 +34,7 @@ pub(super) static SCHEMA: Schema = Schema {
         Ejection::SECTION,
         ScrapeConfig::SECTION,
         Slo::SECTION,
+        Trace::SECTION,
         PoolConfig::SECTION,
         SESSION,
         POOL_TLS,
@@ -59,6 +60,17 @@ fn needless(section: &str, key: &str) -> Option<&'static str> {
 fn instead(section: &str, key: &str) -> Option<&'static str> {
     if section == "clients.keys" && matches!(key, "key" | "sha256" | "hash" | "value" | "secret") {
         return Some("keys stay out of this file: write the hash into clients.keys_file, or key_env = \"NAME\"");
+    }
+    if section == "trace" {
+        return match key {
+            "headers" | "timeout" => {
+                Some("set OTEL_EXPORTER_OTLP_HEADERS or OTEL_EXPORTER_OTLP_TIMEOUT in the environment")
+            }
+            "service_name" | "service" | "resource" => {
+                Some("set OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES in the environment")
+            }
+            _ => None,
+        };
     }
     (section == "backends" && key.contains("key"))
         .then_some("keys stay out of this file: write key_env = \"NAME\", the environment variable that holds it, or key_file = \"PATH\"")

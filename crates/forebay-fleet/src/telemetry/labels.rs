@@ -123,6 +123,18 @@ label_enum! {
 }
 
 label_enum! {
+    /// The end of a span that was made.
+    SpanEnd {
+        /// A collector took it.
+        Sent = "sent",
+        /// Too many waited to be sent, so it was dropped.
+        QueueFull = "queue_full",
+        /// The collector did not take it, so it was dropped.
+        Failed = "failed",
+    }
+}
+
+label_enum! {
     /// The source of a count of output tokens.
     TokenSource {
         /// The backend's `usage`: exact.

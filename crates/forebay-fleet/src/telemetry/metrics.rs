@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-pub use super::labels::{AbortPhase, BackendState, Ejection, Outcome, Panicked, ProbeFailure, Reload, TokenSource};
+pub use super::labels::{
+    AbortPhase, BackendState, Ejection, Outcome, Panicked, ProbeFailure, Reload, SpanEnd, TokenSource,
+};
 use super::labels::{failure_labels, labels_of, later_refusal_labels, refusal_labels};
 use super::recorder::{Def, Kind, Registry};
 use forebay_core::error::{Failure, Over};
@@ -90,6 +92,7 @@ defs! {
     PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
     LOG_DROPPED = "forebay_access_log_dropped_total", Kind::Counter, "Access log lines dropped because their reader did not keep up.";
     PROCESS_LOG_DROPPED = "forebay_log_dropped_total", Kind::Counter, "Lines of the process's own log dropped because their reader did not keep up.";
+    TRACE_SPANS = "forebay_trace_spans_total", Kind::Counter, "Spans of traced requests, by what became of them.";
     BUILD_INFO = "forebay_build_info", Kind::Gauge, "1; the version is a label.";
     PROCESS_CPU = "process_cpu_seconds_total", Kind::Counter, "Total user and system CPU time spent in seconds.";
     PROCESS_OPEN_FDS = "process_open_fds", Kind::Gauge, "Number of open file descriptors.";
@@ -294,6 +297,7 @@ pub struct ProcessMetrics {
     pub process_log_dropped: Counter,
     reloads: ByLabel,
     panics: ByLabel,
+    spans: ByLabel,
     /// Held so that the series stays.
     _build_info: Gauge,
 }
@@ -302,6 +306,7 @@ impl ProcessMetrics {
     pub(crate) fn new(registry: &Registry) -> ProcessMetrics {
         let reload = |value: &Reload| (value.label(), registry.counter(&CONFIG_RELOADS, &[("result", value.label())]));
         let panic = |value: &Panicked| (value.label(), registry.counter(&PANICS, &[("where", value.label())]));
+        let span = |value: &SpanEnd| (value.label(), registry.counter(&TRACE_SPANS, &[("result", value.label())]));
         let build_info = registry.gauge(&BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]);
         build_info.set(1.0);
         ProcessMetrics {
@@ -312,6 +317,7 @@ impl ProcessMetrics {
             process_log_dropped: registry.counter(&PROCESS_LOG_DROPPED, &[]),
             reloads: ByLabel(Reload::ALL.iter().map(reload).collect()),
             panics: ByLabel(Panicked::ALL.iter().map(panic).collect()),
+            spans: ByLabel(SpanEnd::ALL.iter().map(span).collect()),
             _build_info: build_info,
         }
     }
@@ -319,6 +325,11 @@ impl ProcessMetrics {
     /// A panic was caught.
     pub fn panicked(&self, place: Panicked) {
         self.panics.add(place.label(), 1);
+    }
+
+    /// Spans were sent, or dropped.
+    pub fn spans(&self, end: SpanEnd, count: u64) {
+        self.spans.add(end.label(), count);
     }
 
     /// The configuration was read again.

@@ -7,6 +7,7 @@ mod log;
 mod neighbours;
 mod pool;
 mod serving;
+mod traces;
 mod watched;
 
 pub use attempts::{Budget, Retry, Slo, Stream, UsageMode};
@@ -16,4 +17,5 @@ pub use neighbours::{Cors, Forwarding, Paths};
 pub(super) use pool::SESSION;
 pub use pool::{ArmConfig, BackendConfig, PoolConfig, SessionKey, WaitRoom};
 pub use serving::{Admin, Clients, Drain, Explain, Limits, Listen};
+pub use traces::{Trace, TracedErrors};
 pub use watched::{Ejection, HealthConfig, ScrapeConfig};
