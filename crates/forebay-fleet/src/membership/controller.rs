@@ -170,6 +170,11 @@ impl Controller {
         self.0.change(id, now, |change| change.health.answered(verdict, change.rules, now, change.rng));
     }
 
+    /// The backend's `/health` had no answer in time.
+    pub fn unanswered(&self, id: BackendId, reason: String, now: Time) {
+        self.0.change(id, now, |change| change.health.unanswered(reason, change.rules, now, change.rng));
+    }
+
     /// The backend's port refuses connections: nobody is there.
     pub fn gone(&self, id: BackendId, now: Time) {
         let reason = "its port refuses connections".to_owned();
@@ -307,7 +312,7 @@ impl Inner {
             metrics: self.telemetry.backend(&key.pool, &key.arm, config.url.authority()),
             figures: Arc::new(Figures::new(now)),
         };
-        MemberRecord::new(config.clone(), Arc::new(backend), now)
+        MemberRecord::new(config.clone(), Arc::new(backend), Arc::clone(&self.telemetry.events), now)
     }
 
     fn pool(&mut self, config: &model::PoolConfig, now: Time) -> Pool {
@@ -380,6 +385,7 @@ impl Inner {
                     state: entry.state.clone(),
                     standing: entry.health.standing(entry.drain().is_some()),
                     since: entry.since,
+                    stalled: entry.health.stalled_since(),
                 });
             }
         }

@@ -7,6 +7,7 @@ use crate::config::model;
 use crate::health::{Effect, Health, HealthState, Rules};
 use crate::load::Load;
 use crate::pool::backend::Backend;
+use crate::telemetry::events::Events;
 use forebay_core::clock::Time;
 
 /// The tools of a change of health.
@@ -29,10 +30,17 @@ pub(crate) struct MemberRecord {
     pub(crate) rests: Option<&'static str>,
     pub(crate) state: HealthState,
     pub(crate) since: Time,
+    /// The place where a change of state is told.
+    events: Arc<Events>,
 }
 
 impl MemberRecord {
-    pub(crate) fn new(config: model::BackendConfig, backend: Arc<Backend>, now: Time) -> MemberRecord {
+    pub(crate) fn new(
+        config: model::BackendConfig,
+        backend: Arc<Backend>,
+        events: Arc<Events>,
+        now: Time,
+    ) -> MemberRecord {
         let health = Health::new(now);
         let mut entry = MemberRecord {
             config,
@@ -42,6 +50,7 @@ impl MemberRecord {
             rests: None,
             state: HealthState::Healthy,
             since: now,
+            events,
         };
         entry.state = entry.health.state(entry.drain());
         entry
@@ -62,7 +71,7 @@ impl MemberRecord {
         act: impl FnOnce(Change<'_>) -> Effect,
     ) -> bool {
         // Health as it would be without a drain: a drained backend that fails is still news for routing after it.
-        let standing = self.health.standing(false);
+        let before = (self.health.standing(false), self.health.stalled_since());
         match act(Change { health: &mut self.health, load: &self.backend.load, rules, rng }) {
             Effect::None => {}
             Effect::Ejected(why) => self.backend.metrics.ejected(why),
@@ -70,7 +79,7 @@ impl MemberRecord {
             Effect::Returned => self.backend.load.forgive(),
             Effect::OnTrial => self.backend.load.try_out(),
         }
-        self.settle(now) || self.health.standing(false) != standing
+        self.settle(now) || (self.health.standing(false), self.health.stalled_since()) != before
     }
 
     /// Takes over what health and operator say now; whether that changed the state.
@@ -83,6 +92,7 @@ impl MemberRecord {
         if state.label() != self.state.label() {
             self.since = now;
             let (id, url) = (self.backend.id, &self.backend.url);
+            self.events.tell(state.label(), Some(url.authority()), state.reason(), now);
             tracing::info!(backend = %id, %url, state = state.label(), reason = state.reason(), "backend changed state");
         }
         self.state = state;
