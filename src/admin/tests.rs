@@ -233,7 +233,8 @@ fn a_fleet_becomes_rows_of_metrics() {
     first.metrics.request(Api::Chat, Outcome::Success);
     controller.misconfigured(first.id, "404 for m", Time::ZERO);
 
-    let text = views::metrics(&telemetry, &controller.fleet().snapshot(), Time::from_micros(1_500_000));
+    let text =
+        views::metrics(&telemetry, &controller.fleet().snapshot(), &Config::default(), Time::from_micros(1_500_000));
     for line in [
         r#"forebay_requests_total{pool="m",arm="tp2",backend="127.0.0.1:1",api="chat",outcome="success"} 1"#,
         r#"forebay_backend_queue_depth{pool="m",arm="tp2",backend="127.0.0.1:1"} 7"#,
@@ -248,7 +249,8 @@ fn a_fleet_becomes_rows_of_metrics() {
         assert!(text.contains(&format!("{line}\n")), "{line} is not in\n{text}");
     }
     assert!(!text.contains(r#"forebay_backend_queue_depth{pool="m",arm="tp1x2""#));
-    let later = views::metrics(&telemetry, &controller.fleet().snapshot(), Time::from_micros(60_000_000));
+    let later =
+        views::metrics(&telemetry, &controller.fleet().snapshot(), &Config::default(), Time::from_micros(60_000_000));
     assert!(!later.contains("forebay_backend_queue_depth") && later.contains("forebay_backend_scrape_age_seconds"));
     let fleet = views::fleet(&snapshot, Time::from_micros(1_500_000));
     assert_eq!(fleet["pools"][0]["arms"][0]["backends"][0]["load"]["scrape"]["queue_depth"], 7.0);

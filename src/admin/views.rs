@@ -5,12 +5,14 @@ use serde_json::Value;
 
 use forebay_core::clock::Time;
 use forebay_fleet::Snapshot;
+use forebay_fleet::config::Config;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::view::FleetView;
 
 /// The text of `/metrics`.
 #[must_use]
-pub fn metrics(telemetry: &Telemetry, snapshot: &Snapshot, now: Time) -> String {
+pub fn metrics(telemetry: &Telemetry, snapshot: &Snapshot, config: &Config, now: Time) -> String {
+    telemetry.process.slo_limits(config.slo.ttft, config.slo.tpot);
     let (backends, arms) = FleetView::new(snapshot, now).gauges();
     telemetry.render(&backends, &arms)
 }

@@ -135,11 +135,14 @@ impl Common {
         let (telemetry, clock) = (Arc::clone(&self.telemetry), self.clock.clone());
         let (fleet, shown) = (self.controller.fleet().clone(), self.controller.fleet().clone());
         let (settings, now) = (Arc::clone(&self.settings), self.clock.clone());
+        let in_force = Arc::clone(&self.settings);
         let (controller, drained_at) = (Arc::clone(&self.controller), self.clock.clone());
         let (listed, listed_at) = (Arc::clone(&self.controller), self.clock.clone());
         let handed_over = Arc::clone(&self.handed_over);
         Admin {
-            metrics: Arc::new(move || admin::views::metrics(&telemetry, &fleet.snapshot(), clock.now())),
+            metrics: Arc::new(move || {
+                admin::views::metrics(&telemetry, &fleet.snapshot(), &in_force.load(), clock.now())
+            }),
             ready: self.readiness(),
             fleet: Arc::new(move || admin::views::fleet(&shown.snapshot(), now.now())),
             live: self.live(),
@@ -176,7 +179,7 @@ impl Common {
             Box::new(move || {
                 let _told_meanwhile = &watching;
                 let (fleet, config) = (fleet.snapshot(), settings.load());
-                admin::dashboard::json(&fleet, &clients, &telemetry.decisions, &config, ready().err(), clock.now())
+                admin::dashboard::json(&fleet, &clients, &telemetry, &config, ready().err(), clock.now())
             })
         })
     }

@@ -75,8 +75,10 @@ impl Tasks {
                 let path = path.clone();
                 let load = Arc::new(move || forebay_fleet::config::load(&path));
                 let telemetry = Arc::clone(&common.telemetry);
+                let clock = common.clock.clone();
                 let apply = Box::new(move |config: &Config| common.take_config(config));
-                tasks.spawn(ConfigWatcher::new(Box::as_ref(loaded).clone(), load, apply, hup, telemetry).run());
+                tasks
+                    .spawn(ConfigWatcher::new(Box::as_ref(loaded).clone(), load, apply, hup, (telemetry, clock)).run());
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
+use forebay_core::clock::Clock;
 use forebay_fleet::config::diff::{diff, in_force};
 use forebay_fleet::config::{Config, Loaded, Report};
 use forebay_fleet::telemetry::Telemetry;
@@ -30,6 +31,7 @@ pub struct ConfigWatcher {
     apply: Apply,
     telemetry: Arc<Telemetry>,
     hup: Arc<Notify>,
+    clock: Clock,
     /// In force.
     config: Config,
     /// Of the file as last judged, good or bad.
@@ -41,8 +43,14 @@ pub struct ConfigWatcher {
 impl ConfigWatcher {
     /// A watcher of the file that `load` reads, of which `first` is in force. `hup` is notified on SIGHUP.
     #[must_use]
-    pub fn new(first: Loaded, load: Load, apply: Apply, hup: Arc<Notify>, telemetry: Arc<Telemetry>) -> ConfigWatcher {
-        ConfigWatcher { load, apply, telemetry, hup, config: first.config, hash: first.hash, unsettled: None }
+    pub fn new(
+        first: Loaded,
+        load: Load,
+        apply: Apply,
+        hup: Arc<Notify>,
+        (telemetry, clock): (Arc<Telemetry>, Clock),
+    ) -> ConfigWatcher {
+        ConfigWatcher { load, apply, telemetry, hup, clock, config: first.config, hash: first.hash, unsettled: None }
     }
 
     /// Watches until it is dropped.
@@ -70,6 +78,7 @@ impl ConfigWatcher {
             return;
         }
         let same = std::mem::replace(&mut self.hash, hash) == hash;
+        let first_mistake = read.as_ref().err().and_then(|report| report.lines().first().map(ToString::to_string));
         let result = match read {
             Err(_) if same && !asked => return,
             Err(report) => {
@@ -82,6 +91,12 @@ impl ConfigWatcher {
             Ok(loaded) => self.put_into_force(&loaded.config),
         };
         self.telemetry.process.reload(result);
+        let told = match result {
+            Reload::Applied => ("configuration applied", None),
+            Reload::Unchanged => ("configuration unchanged", None),
+            Reload::Rejected => ("configuration rejected", first_mistake),
+        };
+        self.telemetry.events.tell(told.0, None, told.1.as_deref(), self.clock.now());
     }
 
     /// Returns whether a reading is the last judged, or the same as the one before.
@@ -119,6 +134,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use forebay_core::clock::ManualClock;
     use forebay_fleet::config::load_text;
 
     fn read(text: &str) -> Result<Loaded, Box<Report>> {
@@ -147,7 +163,7 @@ mod tests {
                 Arc::new(|| read("")),
                 Box::new(move |config| sink.lock().unwrap().push(config.clone())),
                 Arc::default(),
-                Arc::new(Telemetry::new()),
+                (Arc::new(Telemetry::new()), ManualClock::default().clock()),
             );
             Watched { watcher, applied }
         }

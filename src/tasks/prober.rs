@@ -104,9 +104,8 @@ impl Prober {
                     backend.load.note_heard();
                     self.controller.health(id, Ok(()), self.clock.now());
                 }
-                Health::Bad(reason) | Health::Silent(reason) => {
-                    self.controller.health(id, Err(reason), self.clock.now());
-                }
+                Health::Bad(reason) => self.controller.health(id, Err(reason), self.clock.now()),
+                Health::Silent(reason) => self.controller.unanswered(id, reason, self.clock.now()),
                 Health::Gone => self.controller.gone(id, self.clock.now()),
                 // Whoever reaches it no more is not asked for long, and it is not the backend's doing.
                 Health::OutOfReach => backend.load.out_of_reach(pace.interval * 2, self.clock.now()),

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The live page in a real browser, headless: `check.py FOREBAY [SCREENSHOTS]`.
 
-Starts two simulated servers, a proxy with two arms, a light load, chromedriver and chromium; opens the page at three widths,
-light and dark; and says what is wrong: a console error, an overflow, a figure that is not the one of /api/live, a control that
-the keyboard does not reach, a text too faint. Python's standard library and Debian's chromium-driver. What it starts, it ends.
+Starts three simulated servers, a proxy with two arms, a light load, chromedriver and chromium; opens the page at three widths,
+light and dark, while all is well, while a server hangs and after one was killed; and says what is wrong: a console error, an
+overflow, a figure that is not the one of /api/live, a control that the keyboard does not reach, a text too faint, an outage that
+banner, title, table and events do not name. Python's standard library and Debian's chromium-driver. What it starts, it ends.
 """
 
 import base64
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
 from tab import FAILED, Tab, call, check, eventually, free_port  # noqa: E402, found by the path above
 
 TOKEN = "a-token-for-this-check"
-WIDTHS = (360, 768, 1440)
+WIDTHS = (360, 800, 1400)
 
 
 class Load:
@@ -112,7 +114,7 @@ TABLE = """
 const rows = {};
 for (const row of document.querySelectorAll('.arms tbody tr'))
   rows[row.cells[0].textContent] = [...row.cells].slice(1).map((cell) => cell.querySelector('span').textContent);
-return {rows, arms: [...document.querySelectorAll('.arms thead th')].slice(1).map((head) => head.childNodes[1].textContent)};
+return {rows, arms: [...document.querySelector('.arms').querySelectorAll('thead th')].slice(1).map((head) => head.childNodes[1].textContent)};
 """
 
 
@@ -134,19 +136,91 @@ return found;
 """
 
 
-def page_at_every_width(browser, pictures):
+def page_at_every_width(browser, pictures, what):
     for scheme in ("light", "dark"):
         for width in WIDTHS:
             browser.look(width, scheme)
             time.sleep(1.2)  # a tick in this layout, for the picture
-            name = f"{width} px, {scheme}"
+            name = f"{what}, {width} px, {scheme}"
             wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
             check(wide <= 0, f"{name}: nothing wider than the page ({wide} px over)")
             faint = browser.run(CONTRAST)
             check(not faint, f"{name}: every text has a contrast of 4.5 {faint[:5]}")
             if pictures:
-                browser.picture(os.path.join(pictures, f"{scheme}-{width}.png"))
-    browser.look(1440, "light")
+                browser.picture(os.path.join(pictures, f"{what}-{scheme}-{width}.png"))
+    browser.look(1400, "light")
+
+
+def words(browser, selector):
+    return browser.run(f"return document.querySelector('{selector}').innerText")
+
+
+def title(browser):
+    return browser.run("return document.title")
+
+
+def first_backend(browser):
+    return browser.run("return document.querySelector('table.backends tbody tr').innerText")
+
+
+def pool_leads_with_a_sentence(browser):
+    said = words(browser, ".lead")
+    check(said.startswith("So far") and said.endswith("."), f"the pool leads with a sentence: {said}")
+    check(not re.search(r"better|worse|best|win", said), "which does not judge")
+    lead = browser.run("return [...document.querySelector('.arms').querySelectorAll('tbody tr')].map((row) => row.cells[0].textContent)")
+    check(lead == ["TTFT p50", "TTFT p95", "TPOT p50", "TPOT p95", "Goodput/s per GPU", "Streams within the SLO"], f"then {lead}")
+    check(not browser.run("return document.querySelector('details.rest').open"), "the rest is folded")
+    check(browser.run("return document.getElementById('banner').hidden") and title(browser) == "Forebay", "and nothing is alarming")
+    text = browser.run("return document.body.innerText")
+    check(not re.search(r"\bb\d+\b", text), f"no backend is a bare number: {re.findall(r'.{20}.bb[0-9]+.b.{20}', text)[:2]}")
+    check("prefill," in text and " decode" in text, "what is in flight says of what")
+    browser.run("document.querySelector('#decisions summary').click()")
+    check(words(browser, "#decisions details[open] .id").startswith("request "), "a decision shows its request's id")
+    browser.run("document.querySelector('#decisions summary').click()")
+
+
+def charts_follow_the_window(browser):
+    seen = {}
+    for window in ("1m", "5m", "15m", "start"):
+        browser.run(f"document.querySelector('input[value=\"{window}\"]').click()")
+        seen[window] = browser.run("return [...document.querySelectorAll('.axis')].map((axis) => axis.firstChild.textContent)")
+    expected = {"1m": "1 min ago", "5m": "5 min ago", "15m": "15 min ago", "start": "15 min ago, the longest kept"}
+    check(all(set(seen[key]) == {text} for key, text in expected.items()), f"charts say the chosen window: {seen}")
+    names = browser.run("return [...document.querySelectorAll('figcaption')].map((at) => at.firstChild.textContent)")
+    check(len(names) == 5 and "Requests/s" in names and "TPOT p50" in names and any("by outcome" in name for name in names), f"charts: {names}")
+    browser.run("document.querySelector('input[value=\"5m\"]').click()")
+
+
+def a_hung_server_is_named_everywhere(browser, sim, name, pictures):
+    sim.send_signal(signal.SIGSTOP)
+    try:
+        said = eventually("the banner names the server and why", lambda: [text for text in [words(browser, "#banner")] if name in text and "no progress" in text], 30)
+        check(re.search(r"\d+ requests? stuck on it", said[0]), f"and what is stuck: {said[0]}")
+        check(re.match(rf"✕ {re.escape(name)} out: .*, \d+ stuck · Forebay", title(browser)), f"so does the title: {title(browser)}")
+        check(name in first_backend(browser), "it stands first")
+        page_at_every_width(browser, pictures, "hung")
+    finally:
+        sim.send_signal(signal.SIGCONT)
+    eventually("the banner is gone when it is back", lambda: browser.run("return document.getElementById('banner').hidden"), 60)
+    check(title(browser) == "Forebay", "so is the title's mark")
+    told = words(browser, "#events ol")
+    check(f"{name} ejected" in told and f"{name} takes requests" in told, f"events tell both: {told[:200]}")
+
+
+def a_button_drains(browser, name):
+    row = f"[...document.querySelectorAll('table.backends tbody tr')].find((row) => row.innerText.includes('{name}'))"
+    press = f"{row}.querySelector('button.drain').click()"
+    browser.run(press)
+    time.sleep(1.2)
+    check("drained" not in browser.run(f"return {row}.querySelector('td.state b').textContent"), "one press drains nothing")
+    browser.run(press)
+    eventually("the backend is drained", lambda: browser.run(f"return {row}.querySelector('td.state b').textContent") == "drained")
+    check(browser.run("return document.getElementById('banner').hidden"), "a drain is no alarm")
+    eventually("the button says so", lambda: browser.run(f"return {row}.querySelector('button.drain').textContent") == "Undrain", 10)
+    browser.run(press)
+    browser.run(press)
+    eventually("and is back", lambda: browser.run(f"return {row}.querySelector('td.state b').textContent") == "healthy")
+    check("the live page" in words(browser, "#events ol"), "events say who drained it")
 
 
 def page_says_what_live_says(browser, admin):
@@ -182,10 +256,10 @@ def follows_the_load_until_all_engines_queue(browser):
 def keyboard_reaches_everything(browser):
     browser.run("document.activeElement.blur()")
     reached = set()
-    for _ in range(24):
+    for _ in range(48):
         browser.keys("\ue004")
         reached.add(browser.run("const at = document.activeElement; return at.name || at.id || at.getAttribute('aria-label') || at.tagName"))
-    for control in ("window", "hold", "Arms of sim", "Backends of sim", "SUMMARY"):
+    for control in ("window", "hold", "Arms of sim", "Backends of sim", "Events", "SUMMARY"):
         check(control in reached, f"the tab key reaches {control}")
 
 
@@ -196,17 +270,16 @@ def stays_where_it_is(browser):
     check(browser.run(where) == before, "nothing moves from one tick to another")
 
 
-def says_who_is_out_and_why(browser, sim, pictures):
+def says_who_is_out_and_why(browser, sim, name, pictures):
     sim.kill()
     sim.wait()
     states = "return [...document.querySelectorAll('td.state')].map((cell) => [cell.dataset.state, cell.querySelector('small').textContent])"
     out = eventually("a backend that is gone is out", lambda: [why for state, why in browser.run(states) if state in ("ejected", "probing")])
     check("·" in out[0], f"and why: {out[0]}")
-    if pictures:
-        for width in (360, 1440):
-            browser.look(width, "dark")
-            browser.picture(os.path.join(pictures, f"ejected-{width}.png"))
-        browser.look(1440, "light")
+    said = words(browser, "#banner")
+    check(name in said and "no progress" not in said, f"the banner names it, and not as one that hangs: {said}")
+    check(title(browser).startswith(f"✕ {name} out: "), f"and the title: {title(browser)}")
+    page_at_every_width(browser, pictures, "killed")
 
 
 def lost_and_found(browser, proxy, start):
@@ -259,7 +332,7 @@ def main():
         bearer = {"authorization": f"Bearer {TOKEN}"}
         eventually("the proxy answers", lambda: call(f"{admin}/api/live", headers=bearer))
         browser = Browser(driver)
-        browser.look(1440, "light")
+        browser.look(1400, "light")
         browser.open(f"{admin}/dashboard")
         eventually("the page asks for its token", lambda: browser.run("return !document.getElementById('ask').hidden"))
         check(not browser.run("return document.querySelector('.arms') !== null"), "without the token nothing is shown")
@@ -269,17 +342,21 @@ def main():
         eventually("the page is live", lambda: browser.run("return document.getElementById('status').textContent") == "live")
         check("No request yet" in browser.run("return document.querySelector('.empty').textContent"), "an idle proxy says what to do")
         if pictures:
-            browser.picture(os.path.join(pictures, "empty-1440.png"))
+            browser.picture(os.path.join(pictures, "empty-1400.png"))
         load = Load(data)
         eventually("decisions are told", lambda: browser.run("return document.querySelectorAll('#decisions li[data-number]').length") >= 10)
         eventually("requests are counted", lambda: browser.run(TABLE)["rows"]["TTFT p99"][1] != "–")
         time.sleep(float(os.environ.get("FOREBAY_PAGE_WARM", "12")))
         page_says_what_live_says(browser, admin)
         follows_the_load_until_all_engines_queue(browser)
-        page_at_every_width(browser, pictures)
+        pool_leads_with_a_sentence(browser)
+        charts_follow_the_window(browser)
+        page_at_every_width(browser, pictures, "healthy")
         stays_where_it_is(browser)
         keyboard_reaches_everything(browser)
-        says_who_is_out_and_why(browser, started[2], pictures)
+        a_button_drains(browser, f"127.0.0.1:{sims[1]}")
+        a_hung_server_is_named_everywhere(browser, started[1], f"127.0.0.1:{sims[1]}", pictures)
+        says_who_is_out_and_why(browser, started[2], f"127.0.0.1:{sims[2]}", pictures)
         errors = browser.said()
         check(not errors, f"no word on the console {errors[:3]}")
         proxy = lost_and_found(browser, proxy, serve)

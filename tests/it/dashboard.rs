@@ -184,3 +184,53 @@ fn a_drain_does_not_wait_for_open_pages() {
     forebay.signal("TERM");
     assert!(forebay.exit(crate::harness::DEADLINE).success());
 }
+
+#[test]
+fn events_tell_who_went_out_and_came_back_and_what_became_of_a_configuration() {
+    let (forebay, mocks) = two_arms();
+    mocks[0].refuse();
+    forebay.await_state(&mocks[0], "ejected");
+    let was = std::fs::read_to_string(&forebay.config).unwrap();
+    std::fs::write(&forebay.config, "[listen\n").unwrap();
+    forebay.signal("HUP");
+    eventually("the file is refused", || {
+        (forebay.metric("forebay_config_last_reload_successful", &[]) == 0.0).then_some(())
+    });
+    std::fs::write(&forebay.config, was.replace("gpus = 2", "gpus = 4")).unwrap();
+    forebay.signal("HUP");
+    eventually("a good one is taken", || {
+        (forebay.metric("forebay_config_last_reload_successful", &[]) == 1.0).then_some(())
+    });
+    // Without a token a change is taken under an address only.
+    let drain = format!(
+        "POST /api/backends/b1/drain HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{{\"by\":\"me\"}}",
+        forebay.admin
+    );
+    assert_eq!(Conn::open(forebay.admin).ask(drain.as_bytes()).status, 200);
+    let live = ask(&forebay, "/api/live", "").json();
+    let events = live["events"].as_array().unwrap();
+    let told: Vec<(&str, Option<&str>)> =
+        events.iter().rev().map(|event| (event["what"].as_str().unwrap(), event["backend"].as_str())).collect();
+    let [out, other] = mocks.each_ref().map(|mock| mock.url().replace("http://", ""));
+    let expected = [
+        ("ejected", Some(out.as_str())),
+        ("configuration rejected", None),
+        ("configuration applied", None),
+        ("drained", Some(other.as_str())),
+    ];
+    assert_eq!(told, expected, "{live}");
+    assert!(events[2]["why"].as_str().unwrap().contains("forebay.toml:1"), "{}", events[2]);
+    assert_eq!(events[0]["why"], "drained through the admin API by me");
+    assert_eq!(live["pools"][0]["sentence"], "No request so far, so nothing to tell between the arms.");
+}
+
+#[test]
+fn a_decision_has_the_id_of_its_request() {
+    let (forebay, _mocks) = two_arms();
+    let mut page = watch(&forebay);
+    tick(&mut page);
+    let answer = forebay.open().ask(&post("/v1/chat/completions", &[("x-request-id", "mine-17")], STREAM.as_bytes()));
+    assert_eq!(answer.status, 200);
+    let decision = eventually("the decision is told", || tick(&mut page)["decisions"].get(0).cloned());
+    assert_eq!(decision["request_id"], "mine-17");
+}

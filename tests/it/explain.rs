@@ -73,7 +73,7 @@ fn after_a_failover_the_last_decision_is_told() {
         (answer.header("x-forebay-attempts") == Some("2")).then_some(answer)
     });
     assert_eq!(answer.header("x-forebay-backend"), Some(b.authority().as_str()));
-    assert!(words(&answer).starts_with("b1: the only one that may have it"), "{}", words(&answer));
+    assert!(words(&answer).starts_with("b1: the only eligible backend"), "{}", words(&answer));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn every_decision_is_in_the_debug_log_with_its_request() {
     eventually("the decision's line", || {
         let log = forebay.log();
         let line = log.lines().find(|line| line.contains("r-explained") && line.contains("dispatched"))?;
-        assert!(line.contains("b0: the only one that may have it"), "{line}");
+        assert!(line.contains("b0: the only eligible backend"), "{line}");
         Some(())
     });
 }
@@ -141,7 +141,7 @@ fn the_command_says_what_a_running_proxy_would_do() {
     for part in ["pool tiny, predicted_ttft: 1 prompt tokens (estimated), streamed, arm default", "drained", "* "] {
         assert!(live.contains(part), "{part:?} is not in:\n{live}");
     }
-    assert!(live.contains(&format!("b0 ({}): the only one that may have it", a.authority())), "{live}");
+    assert!(live.contains(&format!("b0 ({}): the only eligible backend", a.authority())), "{live}");
 
     let (code, recorded) = command(&forebay, &["--url", &admin, "--json", "request.json"], &[]);
     let recorded: serde_json::Value = serde_json::from_str(&recorded).unwrap_or_else(|_| panic!("{recorded}"));

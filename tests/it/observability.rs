@@ -274,7 +274,7 @@ fn dashboard_queries() -> Vec<String> {
     targets
         .map(|target| {
             let expr = target["expr"].as_str().unwrap();
-            expr.replace("$pool", ".*").replace("$__rate_interval", "1m")
+            expr.replace("$pool", ".*").replace("$job", ".*").replace("$__rate_interval", "1m")
         })
         .collect()
 }
@@ -322,6 +322,97 @@ fn every_query_of_dashboard_and_rules_has_an_answer_from_a_real_prometheus() {
     let firing = prometheus.ask("ALERTS{alertstate=\"firing\"}");
     assert!(firing.is_empty(), "{firing:?}");
     println!("{} queries and {} metrics have an answer", queries.len(), all.len());
+}
+
+#[test]
+fn the_dashboard_asks_for_no_recorded_name_and_for_no_job_or_datasource_but_the_chosen() {
+    let text = read("grafana/dashboards/forebay.json");
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let variables: Vec<&str> =
+        dashboard["templating"]["list"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(variables, ["datasource", "job", "pool"]);
+    assert_eq!(text.matches("\"uid\": \"prometheus\"").count(), 0, "a datasource that is not the chosen one");
+    for query in dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array()).flatten()
+    {
+        let expr = query["expr"].as_str().unwrap();
+        assert!(!names(expr).iter().any(|name| name.contains(':')), "needs the rules: {expr}");
+        assert!(expr.contains("job=~\"$job\"") || expr.contains("ALERTS"), "takes every job: {expr}");
+        assert!(!expr.contains("job=\""), "a job by name: {expr}");
+    }
+    let wall: Vec<&str> = dashboard["panels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|panel| panel["type"] == "stat")
+        .map(|panel| panel["title"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        wall,
+        ["Backends that take requests", "Healthy", "SLO met, 5 min", "TTFT P95 over its limit", "Alerts firing"]
+    );
+}
+
+#[test]
+fn a_stopped_server_makes_the_stall_alert_fire_and_a_running_one_ends_it() {
+    let sims = [Sim::start(&["--time-scale", "0.2"]), Sim::start(&["--time-scale", "0.2"])];
+    let backends = sims.each_ref().map(|sim| format!("{{ url = \"http://{}\" }}", sim.address)).join(", ");
+    // Default settings: what an operator has.
+    let forebay = Harness::new().pools(&format!("[[pools]]\nmodel = \"tiny\"\nbackends = [{backends}]\n")).start();
+    let Some(prometheus) = Prometheus::start(&forebay) else { return };
+    eventually_within(PATIENCE, "a first scrape", || prometheus.value("sum(forebay_arm_gpus)"));
+    let stopped = sims[0].address.to_string();
+    let firing = || {
+        let alerts = prometheus.ask("ALERTS{alertname=\"ForebayStall\",alertstate=\"firing\"}");
+        alerts.into_iter().map(|(labels, _)| labels["backend"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(firing(), Vec::<String>::new());
+    signal(&sims[0], "STOP");
+    eventually_within(2 * PATIENCE, "ForebayStall fires", || (firing() == [stopped.as_str()]).then_some(()));
+    signal(&sims[0], "CONT");
+    eventually_within(2 * PATIENCE, "it ends", || firing().is_empty().then_some(()));
+}
+
+fn signal(sim: &Sim, name: &str) {
+    let sent = Command::new("kill").arg(format!("-{name}")).arg(sim.child.id().to_string()).status().unwrap();
+    assert!(sent.success());
+}
+
+/// The words of the alerts' texts that look like keys of the configuration, metrics or labels.
+fn named_in_texts(rules: &str) -> BTreeSet<String> {
+    let texts = rules.split("annotations:").skip(1).map(|rest| rest.split("- alert:").next().unwrap());
+    let words = texts.flat_map(|text| {
+        let bare =
+            text.split("{{").map(|part| part.split_once("}}").map_or(part, |(_, after)| after)).collect::<String>();
+        bare.split(|c: char| !(c.is_ascii_alphanumeric() || "_./".contains(c)))
+            .map(|word| word.trim_matches(['.', '/']).to_owned())
+            .collect::<Vec<_>>()
+    });
+    let lower = |word: &str| word.starts_with(|c: char| c.is_ascii_lowercase());
+    words.filter(|word| lower(word) && !word.contains('/') && word.contains(['_', '.'])).collect()
+}
+
+#[test]
+fn every_key_and_metric_that_a_runbook_names_exists() {
+    let document = std::fs::read_to_string(docker("../docs/configuration.md")).unwrap();
+    let (mut keys, mut section) = (BTreeSet::new(), String::new());
+    for line in document.lines() {
+        if let Some(title) = line.strip_prefix("## `").or_else(|| line.strip_prefix("### `")) {
+            title.trim_end_matches('`').trim_matches(['[', ']']).clone_into(&mut section);
+        } else if let Some(key) = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()) {
+            keys.extend([key.to_owned(), format!("{section}.{key}")]);
+            // A pool's own keys are written without the pool.
+            keys.extend(section.strip_prefix("pools.").map(|section| format!("{section}.{key}")));
+        }
+    }
+    assert!(keys.contains("health.stall_timeout") && keys.contains("wait_room.size"), "{keys:?}");
+    let metrics = std::fs::read_to_string(docker("../docs/metrics.md")).unwrap();
+    // What is Prometheus's, a file's name, or a policy.
+    let others = ["credentials_file", "forebay.toml", "least_inflight"];
+    for word in named_in_texts(&read("rules/forebay.yml")) {
+        let known = keys.contains(&word) || metrics.contains(&format!("`{word}`")) || others.contains(&word.as_str());
+        assert!(known, "a runbook names {word}, which is no key of docs/configuration.md and no metric");
+    }
+    assert!(named_in_texts("annotations:\n  x: raise `health.stal_timeout` or a.b_c").contains("health.stal_timeout"));
 }
 
 #[test]

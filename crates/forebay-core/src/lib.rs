@@ -11,6 +11,7 @@ pub mod error;
 pub mod rate_limit;
 pub mod routing;
 pub mod sample;
+pub mod so_far;
 pub mod stream;
 pub mod toml_reader;
 pub mod units;

@@ -7,15 +7,21 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::sentence::{self, Compared};
 use forebay_core::clock::Time;
 use forebay_core::units::BackendId;
 use forebay_fleet::clients::KnownClients;
 use forebay_fleet::clients::view::ClientsView;
 use forebay_fleet::config::Config;
-use forebay_fleet::telemetry::decisions::{Decisions, Told};
+use forebay_fleet::telemetry::Telemetry;
+use forebay_fleet::telemetry::decisions::Told;
+use forebay_fleet::telemetry::events::Event;
 use forebay_fleet::telemetry::figures::{Figures, Point, Scratch, Summary, Window};
 use forebay_fleet::view::{ArmView, BackendView, FleetView, PoolView, WaitRoomView};
 use forebay_fleet::{Pool, Snapshot};
+
+/// Events that are shown.
+const EVENTS: usize = 50;
 
 /// Everything, at one moment.
 #[derive(Debug, Serialize)]
@@ -40,6 +46,8 @@ pub(super) struct Live {
     pub(super) pools: Vec<LivePool>,
     /// The latest first; a sample, taken while somebody watches.
     pub(super) decisions: Vec<DecisionView>,
+    /// The last things that happened to the fleet, the latest first.
+    pub(super) events: Vec<EventView>,
 }
 
 /// The objectives, in seconds.
@@ -58,6 +66,8 @@ pub(super) struct LivePool {
     pub(super) model: String,
     /// Its policy.
     pub(super) policy: &'static str,
+    /// What its arms have shown so far, in words that describe and do not judge.
+    pub(super) sentence: String,
     /// The requests that wait for room.
     pub(super) wait_room: WaitRoomView,
     /// Its arms.
@@ -102,6 +112,8 @@ pub(super) struct ArmFigures {
 pub(super) struct LiveBackend {
     /// Its identity, as decisions name it.
     pub(super) id: BackendId,
+    /// Host and port, by which it goes on the page and in metrics.
+    pub(super) name: String,
     /// The URL that it listens at.
     pub(super) url: String,
     /// `healthy`, `ejected`, `probing`, `misconfigured` or `drained`.
@@ -110,6 +122,8 @@ pub(super) struct LiveBackend {
     pub(super) reason: Option<String>,
     /// For how long.
     pub(super) state_for_seconds: f64,
+    /// Time since it was found to show no progress, while that lasts.
+    pub(super) stalled_for_seconds: Option<f64>,
     /// Own sequences without a first token.
     pub(super) prefilling: u32,
     /// Own sequences past it.
@@ -141,6 +155,8 @@ pub(super) struct DecisionView {
     pub(super) ago_seconds: f64,
     /// The pool's model.
     pub(super) pool: String,
+    /// The id of the request, as its client and the access log have it.
+    pub(super) request_id: String,
     /// The choice and its reason, in words.
     pub(super) why: String,
     /// The decision in figures, with the other backends that were considered.
@@ -153,13 +169,28 @@ pub(super) struct DecisionView {
     pub(super) measured_seconds: Option<f64>,
 }
 
+/// One thing that happened.
+#[derive(Debug, Serialize)]
+pub(super) struct EventView {
+    /// Counts the events of this process.
+    pub(super) number: u64,
+    /// The time since then, in seconds.
+    pub(super) ago_seconds: f64,
+    /// The new state of a backend, or the result of a reload.
+    pub(super) what: &'static str,
+    /// The backend, by host and port.
+    pub(super) backend: Option<String>,
+    /// The reason.
+    pub(super) why: Option<String>,
+}
+
 impl Live {
     /// The fleet, its figures and its decisions as of `now`.
     #[must_use]
     pub(super) fn new(
         snapshot: &Snapshot,
         clients: &KnownClients,
-        decisions: &Decisions,
+        telemetry: &Telemetry,
         config: &Config,
         not_ready: Option<String>,
         now: Time,
@@ -177,7 +208,8 @@ impl Live {
             windows: Window::ALL.map(Window::key).to_vec(),
             clients: clients.view(now),
             pools: pools.map(|(view, pool)| LivePool::new(view, pool, now, &mut scratch)).collect(),
-            decisions: decisions.latest().into_iter().map(|told| DecisionView::new(told, now)).collect(),
+            decisions: telemetry.decisions.latest().into_iter().map(|told| DecisionView::new(told, now)).collect(),
+            events: telemetry.events.latest(EVENTS).into_iter().map(|event| EventView::new(event, now)).collect(),
         }
     }
 }
@@ -185,12 +217,33 @@ impl Live {
 impl LivePool {
     fn new(view: PoolView, pool: &Pool, now: Time, scratch: &mut Scratch) -> LivePool {
         let shares: f64 = view.arms.iter().map(|arm| arm.share).sum();
+        let sentence = sentence_of(&view, pool, now, scratch);
         let arms = view.arms.into_iter().zip(pool.arms()).map(|(view, arm)| {
             let share = if shares > 0.0 { view.share / shares } else { 0.0 };
             LiveArm::new(view, share, &arm.figures, pool, now, scratch)
         });
-        LivePool { model: view.model, policy: view.policy.as_str(), wait_room: view.wait_room, arms: arms.collect() }
+        LivePool {
+            model: view.model,
+            policy: view.policy.as_str(),
+            sentence,
+            wait_room: view.wait_room,
+            arms: arms.collect(),
+        }
     }
+}
+
+fn sentence_of(view: &PoolView, pool: &Pool, now: Time, scratch: &mut Scratch) -> String {
+    let compared: Vec<Compared<'_>> = pool
+        .arms()
+        .iter()
+        .map(|arm| Compared {
+            name: &arm.name,
+            tpot: arm.figures.sessions(),
+            requests: arm.figures.summary(Window::Start, now, scratch).requests,
+        })
+        .collect();
+    let backends = || view.arms.iter().flat_map(|arm| &arm.backends);
+    sentence::of(&compared, backends().filter(|backend| backend.state == "healthy").count(), backends().count())
 }
 
 impl LiveArm {
@@ -232,6 +285,8 @@ impl LiveBackend {
             state: view.state,
             reason: view.reason,
             state_for_seconds: view.state_for_seconds,
+            stalled_for_seconds: view.stalled_for_seconds,
+            name: view.authority,
             prefilling: view.load.prefilling,
             decoding: view.load.decoding,
             queue_depth: fresh.and_then(|scrape| scrape.sample.waiting),
@@ -247,6 +302,13 @@ impl LiveBackend {
     }
 }
 
+impl EventView {
+    fn new(event: Event, now: Time) -> EventView {
+        let Event { number, at, what, backend, why } = event;
+        EventView { number, ago_seconds: now.secs_since(at), what, backend, why }
+    }
+}
+
 impl DecisionView {
     fn new(told: Told, now: Time) -> DecisionView {
         let (why, figures) = told.line.split_once(" | ").unwrap_or((&told.line, ""));
@@ -257,6 +319,7 @@ impl DecisionView {
             why: why.to_owned(),
             figures: figures.to_owned(),
             pool: told.pool.to_string(),
+            request_id: told.request_id,
             attempt: told.attempt,
             predicted_seconds: seconds(told.predicted),
             measured_seconds: seconds(told.measured),

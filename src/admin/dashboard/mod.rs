@@ -17,10 +17,11 @@ use forebay_core::clock::Time;
 use forebay_fleet::Snapshot;
 use forebay_fleet::clients::KnownClients;
 use forebay_fleet::config::Config;
-use forebay_fleet::telemetry::decisions::Decisions;
+use forebay_fleet::telemetry::Telemetry;
 
 mod hub;
 mod live;
+mod sentence;
 
 pub use self::hub::Ticks;
 
@@ -35,12 +36,12 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 pub fn json(
     fleet: &Snapshot,
     clients: &KnownClients,
-    decisions: &Decisions,
+    telemetry: &Telemetry,
     config: &Config,
     not_ready: Option<String>,
     now: Time,
 ) -> String {
-    let live = live::Live::new(fleet, clients, decisions, config, not_ready, now);
+    let live = live::Live::new(fleet, clients, telemetry, config, not_ready, now);
     serde_json::to_string(&live).expect("plain structs with string keys are JSON")
 }
 

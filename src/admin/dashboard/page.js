@@ -56,25 +56,29 @@ function met(figures) { const all = figures.slo_met + figures.slo_missed; return
 // What is compared shows its ratio to the first arm; `unit` writes a value. What follows the `load` is no figure of an arm
 // unless each arm has more than it can do, which a queue in every one of its engines shows. A queue that is there now says
 // nothing of the whole window, so such figures are never shown as a ratio.
-const ROWS = [
+const LEAD = [
+  { name: "TTFT p50", value: (f) => f.ttft.p50_seconds, unit: time, compare: true },
+  { name: "TTFT p95", value: (f) => f.ttft.p95_seconds, unit: time, compare: true },
+  { name: "TPOT p50", group: true, value: (f) => f.tpot.p50_seconds, unit: time, compare: true },
+  { name: "TPOT p95", value: (f) => f.tpot.p95_seconds, unit: time, compare: true },
+  { name: "Goodput/s per GPU", group: true, value: (f) => f.goodput_per_second_per_gpu, unit: number, load: true },
+  { name: "Streams within the SLO", value: met, unit: share },
+];
+const REST = [
   { name: "Requests ended", value: (f) => f.requests, unit: number },
   { name: "Failed", value: (f) => f.failed, unit: number, more: (f) => f.refused || f.client_left ? `refused ${number(f.refused)}, client left ${number(f.client_left)}` : "" },
   { name: "Crossed to another arm", value: (f) => f.crossed, unit: number, more: (f) => f.requests ? share(f.crossed / f.requests) : "" },
-  { name: "TTFT p50", group: true, value: (f) => f.ttft.p50_seconds, unit: time, compare: true },
-  { name: "TTFT p95", value: (f) => f.ttft.p95_seconds, unit: time, compare: true },
-  { name: "TTFT p99", value: (f) => f.ttft.p99_seconds, unit: time, compare: true, few: (f) => f.ttft.count < 500 },
-  { name: "TPOT p50", group: true, value: (f) => f.tpot.p50_seconds, unit: time, compare: true },
-  { name: "TPOT p95", value: (f) => f.tpot.p95_seconds, unit: time, compare: true },
-  { name: "TPOT p99", value: (f) => f.tpot.p99_seconds, unit: time, compare: true, few: (f) => f.tpot.count < 500 },
-  { name: "Output tokens/s per GPU", group: true, value: (f) => f.output_tokens_per_second_per_gpu, unit: number, load: true },
-  { name: "Goodput/s per GPU", value: (f) => f.goodput_per_second_per_gpu, unit: number, load: true },
-  { name: "Streams within the SLO", value: met, unit: share },
+  { name: "TTFT p99", group: true, value: (f) => f.ttft.p99_seconds, unit: time, compare: true, few: (f) => f.ttft.count },
+  { name: "TPOT p99", value: (f) => f.tpot.p99_seconds, unit: time, compare: true, few: (f) => f.tpot.count },
+  { name: "Output tokens/s per GPU", value: (f) => f.output_tokens_per_second_per_gpu, unit: number, load: true },
   { name: "In flight now", group: true, now: (arm) => total(arm.backends.map((b) => b.prefilling + b.decoding)), unit: number },
   { name: "Waiting in Forebay", now: (arm) => arm.waiting, unit: number },
   { name: "Queue in the engines", now: (arm) => total(arm.backends.map((b) => b.queue_depth)), unit: number },
   { name: "KV cache in use", now: (arm) => mean(arm.backends.map((b) => b.kv_usage)), unit: share },
   { name: "Prediction off by", value: (f) => f.prediction_error, unit: share, more: (f) => f.prediction_bias === null ? "" : `bias ${digits(f.prediction_bias, 2)}×` },
 ];
+// A p99 of fewer requests than this rests on a handful of them.
+const FEW = 500;
 
 function full(arm) {
   const used = arm.backends.filter((b) => b.state === "healthy");
@@ -85,13 +89,13 @@ function key(place) {
   return svg("svg", { class: "key", viewBox: "0 0 24 10", "aria-hidden": "true" }, svg("line", { class: "line a" + (place % 4), x1: 0, x2: 24, y1: 5, y2: 5 }));
 }
 
-function armsTable(pool, find) {
+function armsTable(pool, find, kinds, label) {
   const heads = pool.arms.map((arm, place) => {
     const about = el("small", {});
     state.draw.push(() => { const now = find().arms[place]; say(about, `${share(now.share)} share · ${now.gpus} GPU${now.gpus === 1 ? "" : "s"}`); });
     return el("th", { scope: "col" }, key(place), arm.name, el("br"), about);
   });
-  const body = ROWS.map((row) => {
+  const body = kinds.map((row) => {
     const cells = pool.arms.map((_, place) => {
       const shown = el("span"), more = el("small");
       state.draw.push(() => {
@@ -102,7 +106,7 @@ function armsTable(pool, find) {
         const notes = [];
         if (loads && arms.every(full)) notes.push("if so loaded all the time");
         if (row.compare && place > 0 && value !== null && first) notes.push(`${digits(value / first, 2)}× ${arms[0].name}`);
-        if (row.few && value !== null && row.few(figures)) notes.push("of few");
+        if (row.few && value !== null && row.few(figures) < FEW) notes.push(`of ${number(row.few(figures))} requests`);
         if (row.more) notes.push(row.more(figures));
         say(more, notes.filter(Boolean).join(", "));
       });
@@ -113,40 +117,57 @@ function armsTable(pool, find) {
   });
   const head = el("thead", {}, el("tr", {}, el("th", { scope: "col" }, pool.arms.length > 1 ? "By assigned arm" : ""), ...heads));
   const table = el("table", { class: "arms" }, head, el("tbody", {}, ...body));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Arms of ${pool.model}` }, table);
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${label} of ${pool.model}` }, table);
 }
 
-// ---- plots: fifteen minutes in points of ten seconds ----
+// ---- plots: the chosen window in points of ten seconds, of the fifteen minutes that are kept ----
+const KEPT = 90;
+const SHOWN = { "1m": [6, "1 min ago"], "5m": [30, "5 min ago"], "15m": [KEPT, "15 min ago"], start: [KEPT, "15 min ago, the longest kept"] };
 const PLOTS = [
+  { name: "Requests/s", of: (point) => point.requests / 10, unit: number, zero: true },
   { name: "TTFT p95", of: (point) => point.ttft_p95_seconds, unit: time },
+  { name: "TPOT p50", of: (point) => point.tpot_p50_seconds, unit: time },
   { name: "Output tokens/s per GPU", several: "Output tokens/s per GPU: the load, unless all engines queue", of: (point, arm) => point.output_tokens / 10 / Math.max(arm.gpus, 1), unit: number, zero: true },
 ];
+const OUTCOMES = [["failed", "failed"], ["refused", "refused here"], ["client_errors", "client errors"], ["client_left", "client left"]];
+const ERRORS = { name: "Not answered whole, a minute, by outcome", unit: number };
 
-function plot(kind, pool, find) {
-  const top = el("span", { class: "top" }), now = el("span", { class: "note" });
-  const lines = pool.arms.map((_, place) => svg("path", { class: "line a" + (place % 4) }));
-  const name = pool.arms.length > 1 && kind.several || kind.name;
-  const picture = svg("svg", { viewBox: "0 -9 89 109", preserveAspectRatio: "none", role: "img" }, ...lines);
+// `lines` are the names; `read` gives each line's values.
+function figure(kind, name, lines, read) {
+  const top = el("span", { class: "top" }), now = el("span", { class: "note" }), since = el("span");
+  const drawn = lines.map((_, place) => svg("path", { class: "line a" + (place % 4) }));
+  const picture = svg("svg", { viewBox: "0 -9 89 109", preserveAspectRatio: "none", role: "img" }, ...drawn);
   state.draw.push(() => {
-    const arms = find().arms;
-    const all = arms.map((arm) => points(arm, kind));
+    const [count, ago] = SHOWN[state.window];
+    const all = read().map((values) => values.slice(-count));
     const most = Math.max(0, ...all.flat().filter((value) => value !== null));
     const ceiling = most > 0 ? most : 1;
-    all.forEach((values, place) => mark(lines[place], "d", path(values, ceiling)));
+    all.forEach((values, place) => mark(drawn[place], "d", path(values, ceiling)));
     say(top, most > 0 ? kind.unit(most) : "");
-    const last = all.map((values, place) => `${arms[place].name} ${kind.unit(values.findLast((value) => value !== null) ?? null)}`).join(", ");
-    mark(picture, "aria-label", `${name}, the last 15 minutes; latest: ${last}`);
+    say(since, ago);
+    const last = all.map((values, place) => `${lines[place]} ${kind.unit(values.findLast((value) => value !== null) ?? null)}`).join(", ");
+    mark(picture, "aria-label", `${name}, since ${ago}; latest: ${last}`);
     say(now, last);
   });
-  return el("figure", {}, el("figcaption", {}, el("span", {}, name), now), el("div", { class: "plot" }, picture, top), el("div", { class: "axis" }, el("span", {}, "15 min ago"), el("span", {}, "now")));
+  return el("figure", {}, el("figcaption", {}, el("span", {}, name), now), el("div", { class: "plot" }, picture, top), el("div", { class: "axis" }, since, el("span", {}, "now")));
+}
+function plot(kind, pool, find) {
+  const name = pool.arms.length > 1 && kind.several || kind.name;
+  return figure(kind, name, pool.arms.map((arm) => arm.name), () => find().arms.map((arm) => points(arm, kind)));
+}
+// Errors of all arms together: what failed is told by outcome, and the table has it by arm.
+function errorsPlot(find) {
+  const sum = (field) => find().arms.map((arm) => points(arm, { of: (point) => 6 * point[field], zero: true }))
+    .reduce((all, values) => all.map((value, at) => value === null ? values[at] : value + (values[at] ?? 0)));
+  return figure(ERRORS, ERRORS.name, OUTCOMES.map(([, words]) => words), () => OUTCOMES.map(([field]) => sum(field)));
 }
 // The point that is under way is left out: it would always look like a fall.
 function points(arm, kind) {
-  const first = arm.timeline_now - 90, values = new Array(90).fill(null);
+  const first = arm.timeline_now - KEPT, values = new Array(KEPT).fill(null);
   if (kind.zero && arm.timeline.length) values.fill(0, Math.max(0, arm.timeline[0].at - first));
   for (const point of arm.timeline) {
     const place = point.at - first;
-    if (place >= 0 && place < 90) values[place] = kind.of(point, arm) ?? null;
+    if (place >= 0 && place < KEPT) values[place] = kind.of(point, arm) ?? null;
   }
   return values;
 }
@@ -154,8 +175,8 @@ function path(values, ceiling) {
   let text = "", drawing = false;
   values.forEach((value, at) => {
     if (value === null) { drawing = false; return; }
-    const y = (100 - (value / ceiling) * 100).toFixed(2);
-    text += drawing ? `L${at} ${y}` : `M${at} ${y}h0.01`;
+    const x = (at * 89 / Math.max(values.length - 1, 1)).toFixed(2), y = (100 - (value / ceiling) * 100).toFixed(2);
+    text += drawing ? `L${x} ${y}` : `M${x} ${y}h0.01`;
     drawing = true;
   });
   return text;
@@ -165,6 +186,7 @@ function path(values, ceiling) {
 function backendsTable(pool, find) {
   const several = pool.arms.length > 1;
   const columns = ["Backend", "State", "In flight", "Queue", "KV cache", "Served", "TTFT p50", "TTFT p95", "Predicted", "Off by"];
+  const token = sessionStorage.getItem("forebay-token");
   const rows = pool.arms.flatMap((arm, a) => arm.backends.map((backend, b) => {
     const name = el("b"), why = el("small"), fill = svg("rect", { width: 0, height: 10 });
     const stateCell = el("td", { class: "state" }, name, el("br"), why);
@@ -181,15 +203,49 @@ function backendsTable(pool, find) {
       const scrape = now.scrape_age_seconds === null ? "never scraped" : now.scrape_stale ? `last scraped ${span(now.scrape_age_seconds)} ago` : "";
       say(why, [`for ${span(now.state_for_seconds)}`, now.reason, pause, scrape].filter(Boolean).join(" · "));
       mark(fill, "width", String(100 * (now.kv_usage ?? 0)));
-      const values = [`${now.prefilling} + ${now.decoding}`, number(now.queue_depth), share(now.kv_usage), number(figures.requests), time(figures.ttft.p50_seconds), time(figures.ttft.p95_seconds), time(now.predicted_ttft_seconds), share(figures.prediction_error)];
+      const values = [`${now.prefilling} prefill, ${now.decoding} decode`, number(now.queue_depth), share(now.kv_usage), number(figures.requests), time(figures.ttft.p50_seconds), time(figures.ttft.p95_seconds), time(now.predicted_ttft_seconds), share(figures.prediction_error)];
       values.forEach((value, at) => say(texts[at], value));
+      row.dataset.out = String(rank(now));
     });
-    const who = el("th", { scope: "row", class: "who" }, ...(several ? [key(a)] : []), `b${backend.id} `, el("small", {}, backend.url), ...(several ? [el("br"), el("small", {}, arm.name)] : []));
-    return el("tr", {}, who, stateCell, ...cells);
+    const who = el("th", { scope: "row", class: "who" }, ...(several ? [key(a)] : []), backend.name, ...(several ? [el("br"), el("small", {}, `arm ${arm.name}`)] : []));
+    if (token) stateCell.append(drainButton(backend, () => find().arms[a].backends[b]));
+    const row = el("tr", { "data-out": "0" }, who, stateCell, ...cells);
+    return row;
   }));
+  // Who is out stands first. Rows move only when a state changes, and never under the focus.
+  const body = el("tbody", {}, ...rows);
+  state.draw.push(() => {
+    const sorted = rows.toSorted((x, y) => y.dataset.out - x.dataset.out);
+    if (sorted.some((row, at) => row !== body.children[at]) && !body.contains(document.activeElement)) body.replaceChildren(...sorted);
+  });
   const titles = { "In flight": "prefilling + decoding, sent from here", Predicted: "for a prompt of 500 tokens, sent now", "Off by": "mean distance of the predicted from the measured TTFT" };
   const head = el("tr", {}, ...columns.map((column) => el("th", { scope: "col", ...(titles[column] ? { title: titles[column] } : {}), ...(column === "State" ? { class: "state" } : {}) }, column)));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Backends of ${pool.model}` }, el("table", { class: "backends" }, el("thead", {}, head), el("tbody", {}, ...rows)));
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Backends of ${pool.model}` }, el("table", { class: "backends" }, el("thead", {}, head), body));
+}
+function rank(backend) { return { healthy: 0, drained: 1, probing: 2, ejected: 3, misconfigured: 3 }[backend.state] ?? 3; }
+// A second press within five seconds does it: one finger must not take a server out.
+function drainButton(backend, find) {
+  const button = el("button", { type: "button", class: "drain" });
+  let sure = false, failed = "";
+  const words = () => {
+    const drained = find().state === "drained";
+    return failed || (sure ? (drained ? "Sure? Undrain" : "Sure? Drain") : drained ? "Undrain" : "Drain");
+  };
+  const draw = () => { say(button, words()); mark(button, "aria-label", `${words()} ${backend.name}`); };
+  state.draw.push(draw);
+  const later = (act) => setTimeout(() => { act(); draw(); }, 5000);
+  button.addEventListener("click", async () => {
+    if (!sure) { sure = true; failed = ""; draw(); later(() => { sure = false; }); return; }
+    sure = false;
+    const act = find().state === "drained" ? "undrain" : "drain";
+    try {
+      const answer = await fetch(`/api/backends/b${backend.id}/${act}`, { method: "POST", cache: "no-store", headers: { authorization: `Bearer ${sessionStorage.getItem("forebay-token")}`, "content-type": "application/json" }, body: act === "drain" ? JSON.stringify({ by: "the live page" }) : "" });
+      failed = answer.ok ? "" : (await answer.json()).error.message;
+    } catch { failed = "Not reached"; }
+    if (failed) later(() => { failed = ""; });
+    draw();
+  });
+  return button;
 }
 
 // ---- pools ----
@@ -216,8 +272,49 @@ function section(pool, at) {
     const { slo } = state.tick, room = find().wait_room;
     say(about, `policy ${find().policy} · SLO: TTFT ≤ ${time(slo.ttft_seconds)}, TPOT ≤ ${time(slo.tpot_seconds)} · wait room ${number(room.waiting)} of ${number(room.size)}`);
   });
-  const side = el("div", { class: "side" }, armsTable(pool, find), el("div", {}, ...PLOTS.map((kind) => plot(kind, pool, find))));
-  return el("section", {}, el("h2", {}, pool.model), about, nothingYet(pool, find), side, el("h3", {}, "Backends"), backendsTable(pool, find));
+  const lead = el("p", { class: "lead" });
+  state.draw.push(() => say(lead, find().sentence));
+  const rest = el("details", { class: "rest" }, el("summary", {}, "All figures of the arms"), armsTable(pool, find, REST, "All figures"));
+  const tables = el("div", {}, armsTable(pool, find, LEAD, "Arms"), rest);
+  const plots = el("div", { class: "plots" }, ...PLOTS.map((kind) => plot(kind, pool, find)), errorsPlot(find));
+  return el("section", {}, el("h2", {}, pool.model), lead, about, nothingYet(pool, find), tables, el("h3", {}, "Backends"), backendsTable(pool, find), plots);
+}
+
+// ---- what is out: the banner, and the title of the tab ----
+function outages(tick) {
+  return tick.pools.flatMap((pool) => pool.arms.flatMap((arm) => arm.backends
+    .filter((backend) => rank(backend) > 1)
+    .map((backend) => ({ pool, arm, backend, stuck: backend.prefilling + backend.decoding, why: backend.stalled_for_seconds === null ? backend.reason || backend.state : `no progress (${backend.reason || backend.state})` }))));
+}
+function requests(count) { return count === 1 ? "1 request" : `${number(count)} requests`; }
+function alarm(tick) {
+  const out = outages(tick), stuck = total(out.map((one) => one.stuck));
+  // A request waits in vain where nobody takes it; in another pool it only waits its turn.
+  const vain = tick.pools.filter((pool) => pool.arms.every((arm) => arm.backends.every((backend) => backend.state !== "healthy")));
+  const waiting = total(vain.map((pool) => pool.wait_room.waiting));
+  const lines = out.map(({ pool, arm, backend, stuck, why }) => `${backend.name} (${pool.model}${pool.arms.length > 1 ? `, arm ${arm.name}` : ""}) is out for ${span(backend.state_for_seconds)}: ${why}. ${stuck ? `${requests(stuck)} stuck on it.` : "Nothing is stuck on it."}`);
+  for (const pool of vain) lines.unshift(`No backend of ${pool.model} takes requests. ${requests(pool.wait_room.waiting)} wait${pool.wait_room.waiting === 1 ? "s" : ""}.`);
+  $("banner").hidden = !lines.length;
+  const there = [...$("banner").children];
+  if (there.length !== lines.length) $("banner").replaceChildren(...lines.map((line) => el("p", {}, line)));
+  else lines.forEach((line, at) => say(there[at], line));
+  const held = stuck + waiting;
+  const title = out.length ? `✕ ${out[0].backend.name}${out.length > 1 ? ` and ${out.length - 1} more` : ""} out: ${out[0].why}, ${held} stuck · Forebay` : vain.length ? `✕ no backend, ${held} stuck · Forebay` : "Forebay";
+  if (document.title !== title) document.title = title;
+}
+
+// ---- events ----
+const WORDS = { healthy: "takes requests", ejected: "ejected", probing: "is being tried", drained: "drained", misconfigured: "misconfigured" };
+function events(list) {
+  $("events").hidden = false;
+  const shown = $("events").querySelector("ol"), there = new Map([...shown.children].map((item) => [item.dataset.number, item]));
+  const items = list.map((event) => {
+    const what = event.backend === null ? event.what : `${event.backend} ${WORDS[event.what] || event.what}`;
+    const item = there.get(String(event.number)) || el("li", { "data-number": event.number, "data-what": event.what }, el("span", { class: "ago" }), el("span", { class: "what" }, what), el("small", {}, event.why || ""));
+    say(item.querySelector(".ago"), span(event.ago_seconds) + " ago");
+    return item;
+  });
+  shown.replaceChildren(...(items.length ? items : [el("li", { class: "note" }, "Nothing so far.")]));
 }
 
 // ---- client keys ----
@@ -255,8 +352,14 @@ function decisions(list) {
   if (!latest.length) shown.append(el("li", { class: "note" }, "None yet."));
 }
 function entry(decision) {
-  const summary = el("summary", {}, el("span", { class: "ago" }), el("span", { class: "why" }, decision.why), el("span", { class: "took" }));
-  return el("li", { "data-number": decision.number }, el("details", {}, summary, el("p", {}, decision.figures)));
+  const summary = el("summary", {}, el("span", { class: "ago" }), el("span", { class: "why" }, named(decision.why)), el("span", { class: "took" }));
+  const id = el("p", { class: "id" }, `request ${decision.request_id}`);
+  return el("li", { "data-number": decision.number }, el("details", {}, summary, id, el("p", {}, named(decision.figures))));
+}
+// Decisions name a backend by its id; a reader knows it by its address.
+function named(text) {
+  const names = new Map(state.tick.pools.flatMap((pool) => pool.arms.flatMap((arm) => arm.backends.map((backend) => [String(backend.id), backend.name]))));
+  return text.replace(/\bb(\d+) \([^)]*\)/g, (all, id) => names.get(id) || all).replace(/\bb(\d+)\b/g, (all, id) => names.get(id) || all);
 }
 function tell(item, decision) {
   say(item.querySelector(".ago"), span(decision.ago_seconds) + " ago");
@@ -269,7 +372,7 @@ function tell(item, decision) {
 function show() {
   const tick = state.tick;
   if (!tick) return;
-  const shape = JSON.stringify(tick.pools.map((pool) => [pool.model, pool.arms.map((arm) => [arm.name, arm.backends.map((backend) => [backend.id, backend.url])])]));
+  const shape = JSON.stringify(tick.pools.map((pool) => [pool.model, pool.arms.map((arm) => [arm.name, arm.backends.map((backend) => [backend.id, backend.url])])]).concat([sessionStorage.getItem("forebay-token") !== null]));
   if (shape !== state.shape) {
     state.shape = shape;
     state.draw = [];
@@ -279,6 +382,8 @@ function show() {
   for (const draw of state.draw) draw();
   clients(tick.clients);
   decisions(tick.decisions);
+  events(tick.events);
+  alarm(tick);
   say($("about"), `version ${tick.version} · up ${span(tick.uptime_seconds)} · requests at ${tick.listen}`);
 }
 function status(kind, words) {
@@ -323,6 +428,7 @@ async function follow() {
   } catch (error) {
     if (document.hidden) return;
     status("lost", "disconnected, trying again");
+    document.title = "✕ disconnected · Forebay";
     setTimeout(() => { if (!document.hidden) follow(); }, state.wait);
     state.wait = Math.min(state.wait * 2, 10000);
   } finally {

@@ -12,6 +12,11 @@ use forebay_fleet::telemetry::figures::Ended;
 use forebay_fleet::telemetry::metrics::Outcome;
 
 impl Record {
+    /// The request belongs to this session, by its hash.
+    pub(crate) fn belongs_to(&mut self, session: u64) {
+        self.session = session;
+    }
+
     /// The time of a token after the first.
     pub(super) fn tpot(&self, timings: &Timings) -> Option<Duration> {
         let (_, tokens) = self.tokens()?;
@@ -25,6 +30,7 @@ impl Record {
     pub(super) fn ended(&self, outcome: Outcome, timings: &Timings) -> Ended {
         let ended = Ended {
             crossed: self.crossed(),
+            session: self.session,
             ttft: timings.ttft(),
             prompt_tokens: self.usage.map_or(0, |usage| usage.prompt_tokens),
             output_tokens: self.tokens().map_or(0, |(_, tokens)| tokens),

@@ -64,6 +64,7 @@ impl Explanations {
         told: Audience<'_>,
     ) {
         self.number = None;
+        let request_id = request_id.to_str().unwrap_or_default();
         // Nobody asked when the request was dispatched, so no words were made.
         let Some(trace) = &dispatched.trace else { return };
         if std::mem::take(&mut self.watched) {
@@ -72,13 +73,13 @@ impl Explanations {
                 number: 0,
                 at: clock.now(),
                 pool: Arc::clone(&dispatched.ticket.backend().pool),
+                request_id: request_id.to_owned(),
                 line: trace.line(&dispatched.decision, TOLD_MAX),
                 attempt,
                 predicted: dispatched.ticket.predicted_ttft(),
                 measured: None,
             }));
         }
-        let request_id = request_id.to_str().unwrap_or_default();
         tracing::debug!(request_id, decision = %trace.line(&dispatched.decision, LOGGED_MAX), "dispatched");
         if self.client_asks {
             self.told = HeaderValue::try_from(trace.line(&dispatched.decision, TOLD_MAX)).ok();

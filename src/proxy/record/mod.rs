@@ -55,6 +55,8 @@ pub(crate) struct Record {
     pub(crate) model: Option<String>,
     /// The pool and the assigned arm, once known.
     assigned: Option<(Arc<Pool>, ArmIndex)>,
+    /// Hash of its session, or a number of its own.
+    session: u64,
     backend: Option<Arc<Backend>>,
     predicted: Option<Duration>,
     pub(crate) streamed: bool,
@@ -103,6 +105,7 @@ impl Record {
             api: Api::Other,
             model: None,
             assigned: None,
+            session: fastrand::u64(..),
             backend: None,
             predicted: None,
             streamed: false,

@@ -156,7 +156,7 @@ impl Trace {
 fn choice_in_words(decision: &Decision, chosen: &Considered) -> String {
     let what = decision.policy.policy().least_of(chosen);
     match decision.reason {
-        Reason::Only => format!("the only one that may have it, predicted TTFT {}", brief_seconds(chosen.terms.ttft())),
+        Reason::Only => format!("the only eligible backend, predicted TTFT {}", brief_seconds(chosen.terms.ttft())),
         Reason::Lowest => format!("least {what}"),
         Reason::Tie(count) => format!("drawn from {count} that are alike, least {what}"),
         Reason::Drawn => "the less loaded of two drawn".to_owned(),

@@ -7,10 +7,12 @@
 pub mod alarm;
 pub mod doubt;
 pub(crate) mod reports;
+mod stall;
 pub mod watchdog;
 
 use std::time::Duration;
 
+use self::stall::Stall;
 use crate::telemetry::labels::{BackendState, Ejection};
 use forebay_core::clock::Time;
 use forebay_core::routing::eligible::Standing;
@@ -129,12 +131,14 @@ pub(crate) struct Health {
     /// Number of times that the length of an ejection was doubled.
     doubled: u32,
     misconfigured: Option<(String, Time)>,
+    stall: Stall,
 }
 
 impl Health {
     pub(crate) fn new(now: Time) -> Health {
         let out = (String::new(), Time::ZERO);
-        Health { phase: HealthPhase::In { since: now }, bad: 0, dead: None, out, doubled: 0, misconfigured: None }
+        let (phase, stall) = (HealthPhase::In { since: now }, Stall::default());
+        Health { phase, bad: 0, dead: None, out, doubled: 0, misconfigured: None, stall }
     }
 
     /// An answer of `/health`. A good one ejects nothing and brings nothing back; it lets a probe go out.
@@ -149,6 +153,7 @@ impl Health {
             Ok(()) => {
                 // A server may call itself well while its engine does not serve. So a good answer only allows a probe.
                 self.bad = 0;
+                self.stall.speaks();
                 if self.dead.take().is_some() && !matches!(self.phase, HealthPhase::In { .. }) {
                     // Whoever reads the reason must not look for a server that does not answer.
                     self.out.0.push_str("; /health answers again, and a request shall show whether it serves");
@@ -157,13 +162,28 @@ impl Health {
             }
             Err(reason) => {
                 self.bad = self.bad.saturating_add(1);
+                self.stall.speaks();
                 if self.bad < rules.failures.max(1) { Effect::None } else { self.died(reason, rules, now, rng) }
             }
         }
     }
 
+    /// `/health` had no answer in time, and nothing else came of the server. A server that stands still is seen by this long before
+    /// the watchdog, whose work moves away meanwhile.
+    pub(crate) fn unanswered(&mut self, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+        self.bad = self.bad.saturating_add(1);
+        if self.bad < rules.failures.max(1) {
+            return Effect::None;
+        }
+        self.stall.is_silent(now);
+        self.dead = Some(reason.clone());
+        self.eject(Ejection::Health, reason, rules, now, rng)
+    }
+
     /// Nobody is there: `/health` has failed for long enough, or the port refuses connections.
     pub(crate) fn died(&mut self, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+        // A server that ended, or says itself that its engine is dead, stalls no longer: that is another fault.
+        self.stall.is_over();
         self.dead = Some(reason.clone());
         self.eject(Ejection::Health, reason, rules, now, rng)
     }
@@ -182,6 +202,7 @@ impl Health {
 
     /// The watchdog: it has work and makes no progress.
     pub(crate) fn hung(&mut self, reason: String, rules: &Rules, now: Time, rng: &mut fastrand::Rng) -> Effect {
+        self.stall.hangs(now);
         self.eject(Ejection::Watchdog, reason, rules, now, rng)
     }
 
@@ -249,6 +270,7 @@ impl Health {
     }
 
     fn back(&mut self, now: Time) -> Effect {
+        self.stall.is_over();
         self.phase = HealthPhase::In { since: now };
         Effect::Returned
     }
@@ -285,6 +307,11 @@ impl Health {
             (None, None, HealthPhase::Out { .. }) => HealthState::Ejected(reason()),
             (None, None, HealthPhase::Probing | HealthPhase::OnTrial) => HealthState::Probing(reason()),
         }
+    }
+
+    /// Returns the moment at which it was found to show no progress, while that lasts.
+    pub(crate) fn stalled_since(&self) -> Option<Time> {
+        self.stall.since()
     }
 
     /// Returns what routing makes of it. On trial it is in: its back-off lets one attempt be, and no more.

@@ -219,3 +219,47 @@ proptest! {
         prop_assert_eq!(world.state(), "healthy");
     }
 }
+
+#[test]
+fn a_server_that_answers_nothing_is_stalled_until_it_speaks() {
+    let mut world = World::new();
+    let ask = |world: &mut World| world.health.unanswered("no answer".to_owned(), &RULES, world.now, &mut world.rng);
+    assert_eq!([ask(&mut world), ask(&mut world)], [Effect::None; 2]);
+    assert_eq!(world.health.stalled_since(), None, "two unanswered questions are a long prompt");
+    assert_eq!(ask(&mut world), Effect::Ejected(Ejection::Health));
+    let found = world.now;
+    world.now = world.now + Duration::from_secs(60);
+    ask(&mut world);
+    assert_eq!(world.health.stalled_since(), Some(found), "as long as it lasts, and from the first finding on");
+    world.answered(true);
+    assert_eq!(world.health.stalled_since(), None);
+}
+
+#[test]
+fn an_engine_that_hangs_is_stalled_until_it_serves_whatever_health_says() {
+    let mut world = World::new();
+    world.failed(3);
+    world.hung();
+    assert_eq!(world.health.stalled_since(), Some(world.now), "also where it was out already");
+    world.answered(true);
+    assert!(world.health.stalled_since().is_some());
+    world.until_probe();
+    world.probed(Probed::Failed("no token".to_owned()));
+    assert!(world.health.stalled_since().is_some());
+    world.until_probe();
+    world.probed(Probed::Passed);
+    assert_eq!(world.health.stalled_since(), None);
+}
+
+#[test]
+fn a_server_that_ended_or_is_in_error_is_down_and_not_stalled() {
+    let mut world = World::new();
+    world.hung();
+    world.health.died("its port refuses connections".to_owned(), &RULES, world.now, &mut world.rng);
+    assert_eq!(world.health.stalled_since(), None);
+    world.hung();
+    for _ in 0..3 {
+        world.answered(false);
+    }
+    assert_eq!(world.health.stalled_since(), None, "vLLM says itself that its engine is dead");
+}

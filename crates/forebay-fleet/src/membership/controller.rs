@@ -174,6 +174,11 @@ impl Controller {
         self.0.change(id, now, |change| change.health.answered(verdict, change.rules, now, change.rng));
     }
 
+    /// The backend's `/health` had no answer in time.
+    pub fn unanswered(&self, id: BackendId, reason: String, now: Time) {
+        self.0.change(id, now, |change| change.health.unanswered(reason, change.rules, now, change.rng));
+    }
+
     /// The backend's port refuses connections: nobody is there.
     pub fn gone(&self, id: BackendId, now: Time) {
         let reason = "its port refuses connections".to_owned();
@@ -312,7 +317,7 @@ impl Inner {
             figures: Arc::new(Figures::new(now)),
         };
         let drained = self.drains.get(config.url.authority()).map(|drain| drain.words.clone());
-        MemberRecord::new(config.clone(), Arc::new(backend), drained, now)
+        MemberRecord::new(config.clone(), Arc::new(backend), (drained, Arc::clone(&self.telemetry.events)), now)
     }
 
     fn pool(&mut self, config: &model::PoolConfig, now: Time) -> Pool {
@@ -385,6 +390,7 @@ impl Inner {
                     state: entry.state.clone(),
                     standing: entry.health.standing(entry.drain().is_some()),
                     since: entry.since,
+                    stalled: entry.health.stalled_since(),
                 });
             }
         }

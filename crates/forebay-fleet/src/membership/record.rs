@@ -7,6 +7,7 @@ use crate::config::model;
 use crate::health::{Effect, Health, HealthState, Rules};
 use crate::load::Load;
 use crate::pool::backend::Backend;
+use crate::telemetry::events::Events;
 use forebay_core::clock::Time;
 
 /// The tools of a change of health.
@@ -29,18 +30,28 @@ pub(crate) struct MemberRecord {
     pub(crate) rests: Option<&'static str>,
     pub(crate) state: HealthState,
     pub(crate) since: Time,
+    /// The place where a change of state is told.
+    events: Arc<Events>,
 }
 
 impl MemberRecord {
     pub(crate) fn new(
         config: model::BackendConfig,
         backend: Arc<Backend>,
-        drained: Option<String>,
+        (drained, events): (Option<String>, Arc<Events>),
         now: Time,
     ) -> MemberRecord {
         let health = Health::new(now);
-        let mut entry =
-            MemberRecord { config, backend, health, drained, rests: None, state: HealthState::Healthy, since: now };
+        let mut entry = MemberRecord {
+            config,
+            backend,
+            health,
+            drained,
+            rests: None,
+            state: HealthState::Healthy,
+            since: now,
+            events,
+        };
         entry.state = entry.health.state(entry.drain());
         entry
     }
@@ -60,7 +71,7 @@ impl MemberRecord {
         act: impl FnOnce(Change<'_>) -> Effect,
     ) -> bool {
         // Health as it would be without a drain: a drained backend that fails is still news for routing after it.
-        let standing = self.health.standing(false);
+        let before = (self.health.standing(false), self.health.stalled_since());
         match act(Change { health: &mut self.health, load: &self.backend.load, rules, rng }) {
             Effect::None => {}
             Effect::Ejected(why) => self.backend.metrics.ejected(why),
@@ -68,7 +79,7 @@ impl MemberRecord {
             Effect::Returned => self.backend.load.forgive(),
             Effect::OnTrial => self.backend.load.try_out(),
         }
-        self.settle(now) || self.health.standing(false) != standing
+        self.settle(now) || (self.health.standing(false), self.health.stalled_since()) != before
     }
 
     /// Takes over what health and operator say now; whether that changed the state.
@@ -81,6 +92,7 @@ impl MemberRecord {
         if state.label() != self.state.label() {
             self.since = now;
             let (id, url, label, reason) = (self.backend.id, &self.backend.url, state.label(), state.reason());
+            self.events.tell(label, Some(url.authority()), reason, now);
             // Capacity is lost, which an operator must see in a log of warnings alone.
             if matches!(state, HealthState::Ejected(_) | HealthState::Misconfigured(_)) {
                 tracing::warn!(backend = %id, %url, state = label, reason, "backend is out");

@@ -62,6 +62,8 @@ pub struct Member {
     pub state: HealthState,
     /// Moment since which it is so.
     pub since: Time,
+    /// Moment at which it was found to show no progress, while that lasts.
+    pub stalled: Option<Time>,
     /// The standing that routing makes of that.
     pub(crate) standing: Standing,
 }

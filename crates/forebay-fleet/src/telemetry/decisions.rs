@@ -25,6 +25,8 @@ pub struct Told {
     pub at: Time,
     /// The pool.
     pub pool: Arc<str>,
+    /// The id of the request, as its client and the access log have it.
+    pub request_id: String,
     /// The choice and its reason, as `x-forebay-explain` has them.
     pub line: String,
     /// Number of the attempt of its request that it was for, from 1.
@@ -117,6 +119,7 @@ mod tests {
             number: 0,
             at: Time::from_micros(at),
             pool: "m".into(),
+            request_id: format!("r{at}"),
             line: format!("decision at {at}"),
             attempt: 1,
             predicted: None,

@@ -36,13 +36,13 @@ pub struct BackendRow {
     pub readings: Vec<Reading>,
 }
 
-/// The state of one arm now.
+/// The state of one arm now, or of a pool as a whole.
 #[derive(Clone, Debug)]
 pub struct ArmRow {
     /// Label: the pool's model.
     pub pool: String,
-    /// Label: the arm's name.
-    pub arm: String,
+    /// Label: the arm's name; none for what its pool has as a whole.
+    pub arm: Option<String>,
     /// Its gauges.
     pub readings: Vec<Reading>,
 }
@@ -78,6 +78,7 @@ pub(crate) fn render(text: &mut Text, backends: &[BackendRow], arms: &[ArmRow]) 
         write(&[("pool", &row.pool), ("arm", &row.arm), ("backend", &row.backend)], &row.readings);
     }
     for row in arms {
-        write(&[("pool", &row.pool), ("arm", &row.arm)], &row.readings);
+        let labels = [("pool", row.pool.as_str()), ("arm", row.arm.as_deref().unwrap_or_default())];
+        write(if row.arm.is_some() { &labels } else { &labels[..1] }, &row.readings);
     }
 }

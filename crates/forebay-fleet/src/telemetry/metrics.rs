@@ -66,6 +66,7 @@ defs! {
     RETRIES = "forebay_retries_total", Kind::Counter, "Attempts that failed on this backend and were followed by another, by reason.";
     ABORTS = "forebay_aborts_total", Kind::Counter, "Requests whose client left, by phase.";
     SLO = "forebay_slo_total", Kind::Counter, "Streams that ended well, by whether they met every latency objective.";
+    SLO_LIMIT = "forebay_slo_limit_seconds", Kind::Gauge, "Limit of an objective, as configured in [slo].";
     STATE = "forebay_backend_state", Kind::Gauge, "1 for the state that the backend is in, 0 for the others.";
     QUEUE_DEPTH = "forebay_backend_queue_depth", Kind::Gauge, "Sequences waiting in the backend, as last scraped; absent where unknown.";
     RUNNING = "forebay_backend_running", Kind::Gauge, "Sequences running in the backend, as last scraped; absent where unknown.";
@@ -75,10 +76,12 @@ defs! {
     PREDICTED_TTFT = "forebay_backend_predicted_ttft_seconds", Kind::Gauge, "TTFT that routing would now predict for a typical request on the backend.";
     PREDICTION_ERROR = "forebay_prediction_error_ratio", Kind::Histogram(ERROR_EDGES), "Distance of the predicted from the measured TTFT, over the measured.";
     EJECTIONS = "forebay_ejections_total", Kind::Counter, "Times the backend was put out of routing, by reason.";
+    STALLED = "forebay_backend_stalled_seconds", Kind::Gauge, "Time since the backend was found to show no progress: /health has no answer, or work stands still; 0 while it works.";
     ARM_GPUS = "forebay_arm_gpus", Kind::Gauge, "GPUs of the arm, as configured.";
     ARM_SHARE = "forebay_arm_share", Kind::Gauge, "Share of its pool's sessions assigned to the arm, 0 to 1.";
     WAIT = "forebay_wait_seconds", Kind::Histogram(WAIT_EDGES), "Time in the wait room, of requests that waited there; a part of TTFT.";
     WAITING = "forebay_waiting", Kind::Gauge, "Requests in the wait room, by the arm that they are assigned to.";
+    WAIT_ROOM_SIZE = "forebay_wait_room_size", Kind::Gauge, "Requests that the wait room of the pool holds, as configured.";
     ARM_CROSSED = "forebay_arm_crossed_total", Kind::Counter, "Requests assigned to the arm and served by another.";
     OVERHEAD = "forebay_overhead_seconds", Kind::Histogram(OVERHEAD_EDGES), "Time of a request spent in the proxy itself, before the attempt that answered was sent.";
     BODY_READ = "forebay_body_read_seconds", Kind::Histogram(BODY_EDGES), "Request head parsed to request body read; a part of TTFT.";
@@ -88,6 +91,7 @@ defs! {
     CLIENT_IN_FLIGHT = "forebay_client_in_flight", Kind::Gauge, "Requests of a client key under way.";
     CONNECTIONS = "forebay_connections", Kind::Gauge, "Client connections open.";
     CONFIG_RELOADS = "forebay_config_reloads_total", Kind::Counter, "Times a new configuration was read, by result.";
+    CONFIG_LAST_RELOAD = "forebay_config_last_reload_successful", Kind::Gauge, "1 if the configuration that was last read is in force, 0 if it was rejected.";
     CERTIFICATE_EXPIRY = "forebay_certificate_expiry_timestamp_seconds", Kind::Gauge, "Last second in which a certificate of the configuration is valid, since unix epoch; by the key that names it.";
     PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
     LOG_DROPPED = "forebay_access_log_dropped_total", Kind::Counter, "Access log lines dropped because their reader did not keep up.";
@@ -296,6 +300,8 @@ pub struct ProcessMetrics {
     /// Lines of the process's own log dropped.
     pub process_log_dropped: Counter,
     reloads: ByLabel,
+    last_reload: Gauge,
+    slo_limits: [Gauge; 2],
     panics: ByLabel,
     spans: ByLabel,
     /// Held so that the series stays.
@@ -309,12 +315,17 @@ impl ProcessMetrics {
         let span = |value: &SpanEnd| (value.label(), registry.counter(&TRACE_SPANS, &[("result", value.label())]));
         let build_info = registry.gauge(&BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]);
         build_info.set(1.0);
+        let last_reload = registry.gauge(&CONFIG_LAST_RELOAD, &[]);
+        // The configuration that the process began with is in force.
+        last_reload.set(1.0);
         ProcessMetrics {
             overhead: registry.histogram(&OVERHEAD, &[]),
             body_read: registry.histogram(&BODY_READ, &[]),
             connections: registry.gauge(&CONNECTIONS, &[]),
             log_dropped: registry.counter(&LOG_DROPPED, &[]),
             process_log_dropped: registry.counter(&PROCESS_LOG_DROPPED, &[]),
+            last_reload,
+            slo_limits: ["ttft", "tpot"].map(|limit| registry.gauge(&SLO_LIMIT, &[("limit", limit)])),
             reloads: ByLabel(Reload::ALL.iter().map(reload).collect()),
             panics: ByLabel(Panicked::ALL.iter().map(panic).collect()),
             spans: ByLabel(SpanEnd::ALL.iter().map(span).collect()),
@@ -332,8 +343,15 @@ impl ProcessMetrics {
         self.spans.add(end.label(), count);
     }
 
+    /// The limits of the objectives that are in force.
+    pub fn slo_limits(&self, ttft: Duration, tpot: Duration) {
+        self.slo_limits[0].set(ttft.as_secs_f64());
+        self.slo_limits[1].set(tpot.as_secs_f64());
+    }
+
     /// The configuration was read again.
     pub fn reload(&self, result: Reload) {
         self.reloads.add(result.label(), 1);
+        self.last_reload.set(if result == Reload::Rejected { 0.0 } else { 1.0 });
     }
 }

@@ -3,6 +3,7 @@
 //! the text of `/metrics` hands in the live figures as rows.
 
 pub mod decisions;
+pub mod events;
 pub mod figures;
 pub mod labels;
 pub mod live;
@@ -20,6 +21,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use self::decisions::Decisions;
+use self::events::Events;
 use self::live::{ArmRow, BackendRow, CertificateRow};
 use self::metrics::{ALL, BackendMetrics, ClientMetrics, NONE, ProcessMetrics};
 use self::recorder::{Labels, Registry, Text};
@@ -35,6 +37,8 @@ pub struct Telemetry {
     pub unrouted: Arc<BackendMetrics>,
     /// The last decisions, while somebody watches.
     pub decisions: Decisions,
+    /// The last things that happened to the fleet.
+    pub events: Arc<Events>,
     /// The client keys whose series are shown.
     clients: Mutex<HashSet<String>>,
     certificates: Mutex<Vec<CertificateRow>>,
@@ -58,6 +62,7 @@ impl Telemetry {
             process,
             unrouted,
             decisions: Decisions::default(),
+            events: Arc::default(),
             clients: Mutex::default(),
             certificates: Mutex::default(),
         }
@@ -93,7 +98,8 @@ impl Telemetry {
         let mut text = Text::default();
         let known_backends: HashSet<(&str, &str, &str)> =
             backends.iter().map(|row| (row.pool.as_str(), row.arm.as_str(), row.backend.as_str())).collect();
-        let known_arms: HashSet<(&str, &str)> = arms.iter().map(|row| (row.pool.as_str(), row.arm.as_str())).collect();
+        let known_arms: HashSet<(&str, &str)> =
+            arms.iter().filter_map(|row| Some((row.pool.as_str(), row.arm.as_deref()?))).collect();
         let known_pools: HashSet<&str> = arms.iter().map(|row| row.pool.as_str()).collect();
         // Handles of a removed backend live as long as its streams. Its series go at once, or a dashboard would show
         // it as idle.

@@ -22,7 +22,7 @@ fn backend_row(backend: &str) -> BackendRow {
 }
 
 fn arm_row() -> ArmRow {
-    ArmRow { pool: "m".into(), arm: "tp2".into(), readings: vec![Reading::of(&metrics::ARM_GPUS, 2.0)] }
+    ArmRow { pool: "m".into(), arm: Some("tp2".into()), readings: vec![Reading::of(&metrics::ARM_GPUS, 2.0)] }
 }
 
 /// The gauges of a fleet of one backend, which was scraped with this result.

@@ -6,7 +6,7 @@ use super::{ArmView, BackendView, FleetView, PoolView};
 use crate::telemetry::live::{ArmRow, BackendRow, Reading};
 use crate::telemetry::metrics::{
     ARM_CROSSED, ARM_GPUS, ARM_SHARE, BackendState, IN_FLIGHT, KV_USAGE, PREDICTED_TTFT, QUEUE_DEPTH, RUNNING,
-    SCRAPE_AGE, STATE, WAITING,
+    SCRAPE_AGE, STALLED, STATE, WAIT_ROOM_SIZE, WAITING,
 };
 use crate::telemetry::recorder::Def;
 use forebay_core::sample::Sample;
@@ -21,6 +21,7 @@ const OF_BACKEND: &[BackendGauge] = &[
     (&RUNNING, None, |backend| fresh(backend)?.running),
     (&KV_USAGE, None, |backend| fresh(backend)?.kv_usage),
     (&SCRAPE_AGE, None, |backend| Some(backend.load.scrape.as_ref()?.age_seconds)),
+    (&STALLED, None, |backend| Some(backend.stalled_for_seconds.unwrap_or(0.0))),
     (&PREDICTED_TTFT, None, |backend| Some(backend.predicted_ttft_seconds)),
 ];
 
@@ -37,20 +38,27 @@ const OF_ARM: &[ArmGauge] = &[
     (&ARM_CROSSED, |_, arm| arm.crossed as f64),
 ];
 
+/// A gauge of a pool, and its value.
+type PoolGauge = (&'static Def, fn(&PoolView) -> f64);
+
+const OF_POOL: &[PoolGauge] = &[(&WAIT_ROOM_SIZE, |pool| pool.wait_room.size as f64)];
+
 /// Returns what the last scrape said, if it is not too old.
 fn fresh(backend: &BackendView) -> Option<Sample> {
     backend.load.scrape.as_ref().filter(|scrape| !scrape.stale).map(|scrape| scrape.sample)
 }
 
 impl FleetView {
-    /// The gauges of every backend and of every arm.
+    /// The gauges of every backend, and those of every arm and pool.
     #[must_use]
     pub fn gauges(&self) -> (Vec<BackendRow>, Vec<ArmRow>) {
         let (mut backends, mut arms) = (Vec::new(), Vec::new());
         for pool in &self.pools {
+            let readings = OF_POOL.iter().map(|(def, value)| Reading::of(def, value(pool))).collect();
+            arms.push(ArmRow { pool: pool.model.clone(), arm: None, readings });
             for arm in &pool.arms {
                 let readings = OF_ARM.iter().map(|(def, value)| Reading::of(def, value(pool, arm))).collect();
-                arms.push(ArmRow { pool: pool.model.clone(), arm: arm.name.clone(), readings });
+                arms.push(ArmRow { pool: pool.model.clone(), arm: Some(arm.name.clone()), readings });
                 backends.extend(arm.backends.iter().map(|backend| BackendRow {
                     pool: pool.model.clone(),
                     arm: arm.name.clone(),

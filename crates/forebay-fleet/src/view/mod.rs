@@ -124,6 +124,8 @@ pub struct BackendView {
     pub reason: Option<String>,
     /// For how long it has been in this state.
     pub state_for_seconds: f64,
+    /// Time since it was found to show no progress, while that lasts.
+    pub stalled_for_seconds: Option<f64>,
     /// TTFT ratio: 1 is as expected, 2 twice as slow.
     pub k: f64,
     /// Seconds of expected TTFT behind `k`, decayed.
@@ -240,6 +242,7 @@ impl BackendView {
             state: member.state.label(),
             reason: member.state.reason().map(str::to_owned),
             state_for_seconds: now.secs_since(member.since),
+            stalled_for_seconds: member.stalled.map(|since| now.secs_since(since)),
             k: row.k,
             k_weight_seconds: row.ttft.expected,
             v: row.v,

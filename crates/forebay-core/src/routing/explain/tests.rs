@@ -115,7 +115,7 @@ fn other_reasons_have_their_words() {
         (reason(|row| row.gap = Evidence { measured: 9.0, expected: 3.0 }), "takes longer for a step"),
         (
             reason(|row| row.open_for = Duration::from_secs(2)),
-            "b1: the only one that may have it, predicted TTFT 0.10 s; 1 left alone after failures",
+            "b1: the only eligible backend, predicted TTFT 0.10 s; 1 left alone after failures",
         ),
     ] {
         assert!(text.contains(wanted), "{wanted:?} is not in {text:?}");

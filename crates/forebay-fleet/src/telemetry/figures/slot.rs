@@ -179,9 +179,15 @@ impl Slot {
         Point {
             at: self.number,
             requests: self.counts.requests,
+            failed: self.counts.failed,
+            refused: self.counts.refused,
+            client_errors: self.counts.client_errors,
+            client_left: self.counts.client_left,
             output_tokens: self.counts.output_tokens,
             ttft_p50_seconds: quantile(&self.ttft, 0.5),
             ttft_p95_seconds: quantile(&self.ttft, 0.95),
+            tpot_p50_seconds: quantile(&self.tpot, 0.5),
+            tpot_p95_seconds: quantile(&self.tpot, 0.95),
         }
     }
 
