@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use forebay_lab::compare::figure::Figure;
-use forebay_lab::compare::model::Comparison;
+use forebay_lab::compare::model::{Cell, Comparison};
 use forebay_lab::compare::verdict::{Crossing, Scope, Unjudged, Verdict};
 use forebay_lab::compare::{CompareError, Options, compare};
 use forebay_lab::rows::record::{Outcome, Record};
@@ -350,8 +350,11 @@ fn a_live_split_is_cut_into_blocks_and_paired() {
     assert!(matches!(verdict(&comparison), Verdict::NotJudged { because: Unjudged::FewStarts { .. } }));
     let interval = point.pairs[0].ratios[0].interval.unwrap();
     assert!(interval.low > 0.6 && interval.high < 0.8, "by session, within this start: {interval:?}");
-    let all: u64 = point.cells.iter().map(|cell| cell.pooled.requests).sum();
-    assert_eq!(all, 3600);
+    let sum = |of: fn(&Cell) -> u64| -> u64 { point.cells.iter().map(of).sum() };
+    assert_eq!(sum(|cell| cell.pooled.requests), 3600 - 72, "those that left their arm are in no figure");
+    assert_eq!(sum(|cell| cell.crossed), 72);
+    let left = comparison.warnings.iter().find(|warning| warning.check == "crossed").unwrap();
+    assert!(left.text.contains("were served by another arm and are left out"), "{}", left.text);
 }
 
 #[test]

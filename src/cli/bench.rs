@@ -297,7 +297,7 @@ fn spec(
     let (rate, limit) = match offered {
         Offered::Rate(per_second) => (Rate::Gamma { per_second, burstiness: args.burstiness }, args.max_concurrency),
         Offered::Concurrency(limit) => (Rate::Unlimited, Some(limit)),
-        Offered::Unlimited => (Rate::Unlimited, None),
+        Offered::Unlimited | Offered::Traffic => (Rate::Unlimited, None),
         Offered::Trace(speedup) => (Rate::OfTrace { speedup }, args.max_concurrency),
     };
     let load = Load {

@@ -13,7 +13,9 @@ use forebay_lab::compare::report::html::{Made, html};
 use forebay_lab::compare::report::markdown::markdown;
 use forebay_lab::compare::report::text::text;
 use forebay_lab::compare::{Options, compare};
-use forebay_lab::rows::row_file::{self, RunRows};
+use forebay_lab::rows::access_log::LogError;
+use forebay_lab::rows::either::{self, Content, ContentError};
+use forebay_lab::rows::row_file::{RowError, RunRows};
 use forebay_lab::rows::slo::Slo;
 
 /// The arguments of `forebay compare`.
@@ -29,7 +31,8 @@ use forebay_lab::rows::slo::Slo;
         report says what is missing. One figure decides: output tokens/s per GPU where all requests are sent at once \
         or in a closed loop; at an offered rate the share that missed --slo, or without one P95 TTFT.\n\n\
         A file whose runs tell no arm is an arm of its file's name. A run whose requests each tell theirs (both arms at once \
-        behind `forebay serve`) is cut into epochs of --block.",
+        behind `forebay serve`) is cut into epochs of --block. So is an access log, by the arms that its requests were assigned to; \
+        lines of other kinds may stand in it.",
     after_help = "Exit codes: 0 compared, whatever the verdict; 1 a file cannot be read or written; 2 wrong usage, or rows that \
         cannot be compared. Of an experiment also: 1 a server did not come up or a warm-up failed; 75 the time of --stop-after is \
         over, the same command goes on; 130 interrupted, likewise.\n\n\
@@ -38,8 +41,8 @@ use forebay_lab::rows::slo::Slo;
         forebay compare config/experiments/sim-two-gpus.toml --html report.html"
 )]
 pub struct Args {
-    /// Row files of `forebay bench`, or one experiment (TOML)
-    #[arg(required = true, value_name = "ROWS.jsonl|EXPERIMENT.toml")]
+    /// Row files of `forebay bench`, access logs of `forebay serve --access-log json`, or one experiment (TOML)
+    #[arg(required = true, value_name = "ROWS.jsonl|ACCESS.log|EXPERIMENT.toml")]
     files: Vec<PathBuf>,
     /// The arm that the others are compared with [default: the first in the files]
     #[arg(long, value_name = "ARM")]
@@ -56,6 +59,12 @@ pub struct Args {
     /// The share of the sessions that an arm of a live split was to get [default: the same for each]
     #[arg(long, value_name = "ARM=SHARE", value_parser = named::<f64>)]
     share: Vec<(String, f64)>,
+    /// The pool of an access log whose arms are compared, where several have arms: its model
+    #[arg(long, value_name = "MODEL")]
+    pool: Option<String>,
+    /// Each file is of another start of the servers: say so of access logs, which do not tell it
+    #[arg(long)]
+    start_per_file: bool,
     /// The least length of an epoch of a live split
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = block)]
     block: Duration,
@@ -154,8 +163,10 @@ fn measure_first(args: &mut Args) -> Result<(), ExitCode> {
 
 fn perform(args: &Args) -> Result<String, CompareError> {
     let mut runs = Vec::new();
-    for file in &args.files {
-        runs.extend(read(file)?);
+    let mut notes = Vec::new();
+    for (number, file) in (0..).zip(&args.files) {
+        let start = args.start_per_file.then_some(number);
+        runs.extend(read(file, args.pool.as_deref(), start, &mut notes)?);
     }
     let options = Options {
         baseline: args.baseline.clone(),
@@ -166,6 +177,7 @@ fn perform(args: &Args) -> Result<String, CompareError> {
         block: args.block,
         planned_starts: args.planned_starts,
         seed: args.seed,
+        notes,
     };
     let comparison = compare(&runs, &options).map_err(|error| CompareError::Question(error.to_string()))?;
     report(&comparison, args)
@@ -199,14 +211,31 @@ fn command_line() -> String {
     forebay_lab::experiment::shell_line(["forebay".to_owned()].into_iter().chain(args))
 }
 
-/// The runs of a file, each with its arm.
-fn read(file: &Path) -> Result<Vec<RunRows>, CompareError> {
+/// The runs of a file, each with its arm; `start`: the start of the servers that all of them had. What was left out of a log is added
+/// to the notes.
+fn read(
+    file: &Path,
+    pool: Option<&str>,
+    start: Option<u32>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<RunRows>, CompareError> {
     let system = |error: String| CompareError::System(format!("{}: {error}", file.display()));
     let from = File::open(file).map_err(|error| system(error.to_string()))?;
-    let mut runs = row_file::read(BufReader::new(from)).map_err(|error| match error {
-        row_file::RowError::Io(error) => system(error.to_string()),
-        line => CompareError::Question(format!("{}: {line}", file.display())),
+    let content = either::read(BufReader::new(from), pool).map_err(|error| match error {
+        ContentError::Row(RowError::Io(error)) | ContentError::Log(LogError::Io(error)) => system(error.to_string()),
+        other => CompareError::Question(format!("{}: {other}", file.display())),
     })?;
+    let mut runs = match content {
+        Content::Rows(runs) => runs,
+        Content::Log(log) => {
+            let name = file.file_name().unwrap_or(file.as_os_str()).display();
+            notes.extend(log.notes.iter().map(|note| format!("left out of {name}: {note}")));
+            vec![log.run]
+        }
+    };
+    for head in runs.iter_mut().filter_map(|run| run.head.as_mut()) {
+        head.start = start.or(head.start);
+    }
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     for run in &mut runs {
         name_arm(run, &stem);

@@ -14,6 +14,7 @@ mod tls_client;
 
 mod aborts;
 mod accepted;
+mod access_log;
 mod affinity;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;

@@ -32,6 +32,8 @@ struct Part {
     summary: Summary,
     evidence: Evidence,
     found: Diagnosis,
+    /// The arrangement in words: as the benchmark has it, whichever load is simulated.
+    what: &'static str,
     measured: Option<(&'static Column, Evidence, Diagnosis)>,
 }
 
@@ -55,16 +57,18 @@ fn tokens_per_event(records: &[&Record]) -> f64 {
     good().map(|record| record.output_tokens).sum::<u64>() as f64 / events.max(1) as f64
 }
 
-fn part(rows: &RunRows, columns: Option<&'static [Column; 3]>) -> Part {
+/// An arrangement beside the benchmark's columns; `same`: whether it had the benchmark's load, so that they may be compared.
+fn part(rows: &RunRows, columns: &'static [Column], same: bool) -> Part {
     let evidence = Evidence::of(rows, None);
     let name = evidence.arm.clone();
-    let column = columns.and_then(|columns| columns.iter().find(|column| column.arm == name));
-    let measured = column.map(|column| {
+    let column = columns.iter().find(|column| column.arm == name);
+    let measured = column.filter(|_| same).map(|column| {
         let evidence = Evidence::of_table(column.arm, Some(Offered::Unlimited), &column.rows);
         let found = diagnose(&evidence);
         (column, evidence, found)
     });
-    Part { name, summary: evidence.figures, found: diagnose(&evidence), evidence, measured }
+    let what = column.map_or("two GPUs, two TP=1 replicas; not measured there", |column| column.what);
+    Part { name, summary: evidence.figures, found: diagnose(&evidence), evidence, what, measured }
 }
 
 impl Report {
@@ -73,14 +77,14 @@ impl Report {
         let scale = args.scale();
         let client = runs.iter().filter_map(|run| run.end).map(|end| end.lag_p99_us as f64 / scale).fold(0.0, f64::max);
         let model = args.model.name();
-        // What was measured is that load, and no other.
+        // What was measured is that load, and no other. The names of the arrangements hold for any.
         let same = args.requests == LOAD.0;
-        let columns = MEASURED.iter().find(|measured| same && measured.model == model).map(|one| &one.columns);
+        let columns = MEASURED.iter().find(|measured| measured.model == model).map_or(&[][..], |one| &one.columns);
         let baseline = runs.iter().filter_map(|run| run.head.as_ref()?.arm.clone()).find(|arm| arm == BASELINE);
         let options = Options { baseline, seed: args.seed, ..Options::default() };
         let records: Vec<&Record> = runs.iter().flat_map(|run| &run.records).collect();
         Ok(Report {
-            parts: runs.iter().map(|rows| part(rows, columns)).collect(),
+            parts: runs.iter().map(|rows| part(rows, columns, same)).collect(),
             failed: records.iter().filter(|record| !record.succeeded()).count() as u64,
             first_error: records.iter().find_map(|record| record.error.clone()),
             lag: lag.max(Duration::from_secs_f64(client / 1e6)),
@@ -143,13 +147,15 @@ impl Report {
         let mut out = String::new();
         let head = "SIMULATED: no GPU was used. Columns named `sim` are of simulated GPUs, in their time";
         let _ = writeln!(out, "\n{head} ({} x the wall clock's), as the client", self.time_scale);
-        out.push_str(
-            "saw them through the proxy. The others are a public benchmark, measured on two RTX 4090 (PCIe, SYS).\n",
-        );
+        out.push_str("saw them through the proxy. ");
+        // With another number of requests there is no column of the benchmark's to point at.
+        out.push_str(&if self.parts.iter().any(|part| part.measured.is_some()) {
+            "The others are a public benchmark, measured on two RTX 4090 (PCIe, SYS).\n".to_owned()
+        } else {
+            format!("The benchmark's figures are of {} requests, so they are not shown.\n", LOAD.0)
+        });
         for part in &self.parts {
-            let what =
-                part.measured.as_ref().map_or("two GPUs, two TP=1 replicas; not measured there", |one| one.0.what);
-            let _ = writeln!(out, "  {}: {what}", part.name);
+            let _ = writeln!(out, "  {}: {}", part.name, part.what);
         }
         out.push('\n');
         out.push_str(&aligned(&self.table()));

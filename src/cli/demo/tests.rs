@@ -40,6 +40,11 @@ fn a_small_demo_shows_every_arrangement_and_its_rows_can_be_compared() {
     assert_eq!(arms[3]["simulated"]["input_tokens"], 2100, "prompts have exactly their length");
     assert_eq!((&json["simulated"], &arms[0]["measured"]), (&true.into(), &serde_json::Value::Null));
     for expected in [
+        "  S1: one GPU, TP=1\n",
+        "  S3: TP=1 on a host with two GPUs\n",
+        "  S2: two GPUs, TP=2\n",
+        "  S4: two GPUs, two TP=1 replicas; not measured there\n",
+        "The benchmark's figures are of 300 requests",
         "SIMULATED",
         "5 x the wall clock's",
         "S4 sim",

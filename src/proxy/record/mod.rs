@@ -19,6 +19,7 @@ use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
 use forebay_core::error::{Failure, Refusal, repeated};
 use forebay_core::routing::facts::ArmIndex;
+use forebay_core::routing::split::Session;
 use forebay_core::stream::timings::Timings;
 use forebay_core::stream::{Api, Usage};
 use forebay_core::units::BackendId;
@@ -53,6 +54,8 @@ pub(crate) struct Record {
     /// The API of its path, as it is counted.
     pub(crate) api: Api,
     pub(crate) model: Option<String>,
+    /// Its session, for the access log.
+    pub(crate) session: Option<Session>,
     /// The pool and the assigned arm, once known.
     assigned: Option<(Arc<Pool>, ArmIndex)>,
     /// Hash of its session, or a number of its own.
@@ -104,6 +107,7 @@ impl Record {
             path: repeated(head.uri.path()),
             api: Api::Other,
             model: None,
+            session: None,
             assigned: None,
             session: fastrand::u64(..),
             backend: None,
@@ -324,6 +328,7 @@ impl Record {
             arm: backend.map(|backend| Arc::clone(&backend.arm)),
             assigned_arm: self.assigned.as_ref().and_then(|(pool, arm)| Some(Arc::clone(&pool.arm(*arm)?.name))),
             backend: backend.map(|backend| backend.url.authority().into()),
+            session: self.session.clone(),
             status: self.status,
             outcome,
             attempts: self.attempts,

@@ -212,6 +212,7 @@ pub(crate) async fn prepare(
     if let Some(session) = &session {
         record.belongs_to(XxHash3_64::oneshot(session.as_bytes()));
     }
+    record.session.clone_from(&kept);
     let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
     let (body, usage_injected) = outgoing(&pool, (settings, head), endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();

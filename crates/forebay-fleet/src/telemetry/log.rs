@@ -14,6 +14,7 @@ use ::metrics::Counter;
 
 use super::labels::{Outcome, TokenSource};
 use super::writer::{Line, LineWriter, Manner};
+use forebay_core::routing::split::Session;
 
 /// The writer gathers for so long before it writes, so that a busy proxy is not woken for every request.
 const LINGER: Duration = Duration::from_millis(20);
@@ -46,6 +47,8 @@ pub struct AccessRecord {
     pub assigned_arm: Option<Arc<str>>,
     /// The backend that served it.
     pub backend: Option<Arc<str>>,
+    /// Its session, as the salted hash by which arms are assigned: equal for requests of one session, and telling nothing else.
+    pub session: Option<Session>,
     /// The status sent to the client; 499 if it left before one was.
     pub status: u16,
     /// The way in which it ended.
@@ -109,6 +112,7 @@ impl AccessRecord {
     /// Every field that is there, in the order of the line.
     fn fields(&self, visit: &mut dyn FnMut(&'static str, Value<'_>)) {
         let client = self.client.map(|client| client.to_string());
+        let session = self.session.as_ref().map(Session::to_string);
         visit("status", Value::Number(u64::from(self.status)));
         visit("outcome", Value::Word(self.outcome.label()));
         visit("method", Value::Word(&self.method));
@@ -121,6 +125,7 @@ impl AccessRecord {
             ("arm", self.arm.as_deref()),
             ("assigned_arm", self.assigned_arm.as_deref()),
             ("backend", self.backend.as_deref()),
+            ("session", session.as_deref()),
         ];
         for (key, word) in words {
             if let Some(word) = word {
@@ -277,6 +282,7 @@ mod tests {
             arm: Some("tp2".into()),
             assigned_arm: Some("tp1x2".into()),
             backend: Some("127.0.0.1:8001".into()),
+            session: Some(forebay_core::routing::split::Split::new("salt", [("tp2".to_owned(), 1.0)]).session("alice")),
             status: 200,
             outcome: Outcome::Success,
             attempts: 1,

@@ -4,7 +4,7 @@
 //! is written by metrics-exporter-prometheus.
 //! It must never lock, allocate or format on recording.
 //!
-//! Hot path: a count is one atomic add; an observation a binary search over ≤ 32 edges and two atomic writes. No allocation.
+//! Hot path: a count is one atomic add; an observation a binary search over ≤ 64 edges and two atomic writes. No allocation.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -98,6 +98,38 @@ fn removed_backends_leave_the_text_and_the_others_stay() {
 }
 
 #[test]
+fn edges_of_token_times_tell_15_per_cent_apart_and_vllm_s_are_among_them() {
+    // The edges of `vllm:inter_token_latency_seconds` and `vllm:request_time_per_output_token_seconds`, as vLLM 0.32 writes them.
+    const VLLM: [f64; 19] =
+        [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
+    let telemetry = Telemetry::new();
+    let backend = telemetry.backend("m", "tp2", "10.0.0.1:8000");
+    backend.tpot.record(0.0165);
+    backend.itl.record(0.0178);
+    let text = telemetry.render(&[backend_row("10.0.0.1:8000")], &[]);
+    let edges = |metric: &str| -> Vec<f64> {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{metric}_bucket")));
+        let edge = |line: &str| line.split("le=\"").nth(1)?.split('"').next()?.parse().ok();
+        lines.filter_map(edge).filter(|edge: &f64| edge.is_finite()).collect()
+    };
+    // The lowest edge whose bucket holds the one observation.
+    let bucket = |metric: &str| {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{metric}_bucket")));
+        lines.take_while(|line| line.ends_with(" 0")).count()
+    };
+    for metric in ["forebay_tpot_seconds", "forebay_itl_seconds"] {
+        let edges = edges(metric);
+        let fine: Vec<f64> = edges.iter().copied().filter(|edge| (0.001..=0.1).contains(edge)).collect();
+        assert_eq!((fine.first(), fine.last()), (Some(&0.001), Some(&0.1)));
+        for step in fine.windows(2) {
+            assert!(step[0] < step[1] && step[1] / step[0] <= 1.15, "{metric}: {step:?}");
+        }
+        assert!(VLLM.iter().all(|edge| edges.contains(edge)), "{metric}: {edges:?}");
+    }
+    assert_ne!(bucket("forebay_tpot_seconds"), bucket("forebay_itl_seconds"), "16.5 and 17.8 ms are told apart");
+}
+
+#[test]
 fn an_unknown_figure_is_absent_and_not_zero() {
     let telemetry = Telemetry::new();
     let (backends, arms) = gauges(Sample { waiting: Some(3.0), ..Sample::default() });

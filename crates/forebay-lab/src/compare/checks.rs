@@ -13,7 +13,7 @@ use super::sessions;
 use super::trial::{Group, Trial};
 use super::verdict::{Balance, Balanced, SampleRatio, Scope};
 use crate::rows::record::Record;
-use crate::rows::row_file::RunRows;
+use crate::rows::row_file::{RunRows, Source};
 use crate::rows::slo::Slo;
 use crate::stats::check;
 use crate::stats::estimate::welch;
@@ -22,6 +22,8 @@ use crate::stats::estimate::welch;
 const ALPHA: f64 = 0.001;
 /// A load generator that is later than this at P99 is worth a word.
 pub(super) const LATE_MS: f64 = 1.0;
+/// The share of an arm's requests that may be left out because another arm served them.
+const LEFT: f64 = 0.05;
 /// Means this close are alike, however sure the difference.
 const ALIKE: f64 = 1.02;
 
@@ -112,14 +114,28 @@ impl Checked {
                     self.warnings.push(Warning { gravity: Gravity::Note, check: "failed", text });
                 }
             }
-            let crossed = crossed(side);
-            if crossed > 0 {
-                let text = format!(
-                    "{crossed} of {all} requests assigned to {}{} were served by another arm; they count for {}",
-                    side.arm, self.at, side.arm
-                );
-                self.warnings.push(Warning { gravity: Gravity::Note, check: "crossed", text });
-            }
+            self.left_their_arm(side, all);
+        }
+    }
+
+    /// Says how many requests another arm served, and fails the check where the rest is a selection.
+    fn left_their_arm(&mut self, side: &Side, stayed: u64) {
+        let crossed = crossed(side);
+        let all = stayed + crossed;
+        if crossed == 0 {
+            return;
+        }
+        let text = format!(
+            "{crossed} of {all} requests assigned to {}{} were served by another arm and are left out",
+            side.arm, self.at
+        );
+        // Requests leave an arm when it is worst off, so that without many of them it looks better than it was.
+        if crossed as f64 > all as f64 * LEFT {
+            let text =
+                format!("{text}: without them the arm looks better than it was (with `cross_arm = false` none leaves)");
+            self.fail("crossed", Some(side.arm), text);
+        } else {
+            self.warnings.push(Warning { gravity: Gravity::Note, check: "crossed", text });
         }
     }
 
@@ -138,7 +154,7 @@ impl Checked {
 
     /// Checks that arms that ran in turn were sent as many requests in each epoch.
     fn same_load(&mut self, group: &Group) {
-        let sizes = || group.trials.iter().map(|trial| trial.records.len());
+        let sizes = || group.trials.iter().map(|trial| trial.records.len() + trial.crossed.len());
         let (least, most) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
         // Of a live split each block has what came in its time.
         if !group.live && most as f64 > least as f64 * ALIKE {
@@ -194,7 +210,9 @@ fn shortest(side: &Side, figure: Figure, slo: Option<&Slo>) -> Option<f64> {
 /// Tests whether a live split gave each arm its share of the sessions, which it assigns; none where the rows do not tell them.
 fn sample_ratio(sides: &[Side], options: &Options) -> Option<SampleRatio> {
     let sessions = |side: &Side| -> Option<u64> {
-        let records: Vec<&Record> = side.trials.iter().flat_map(|trial| trial.records.iter().copied()).collect();
+        // Also those that left their arm: the split assigned them.
+        let assigned = side.trials.iter().flat_map(|trial| trial.records.iter().chain(&trial.crossed).copied());
+        let records: Vec<&Record> = assigned.collect();
         sessions::split(&records).map(|sessions| sessions.len() as u64)
     };
     let counts: Vec<u64> = sides.iter().map(sessions).collect::<Option<_>>()?;
@@ -242,16 +260,14 @@ fn balance(sides: &[Side], live: bool) -> Vec<Balance> {
 
 /// Requests that another arm than their own served.
 pub(super) fn crossed(side: &Side) -> u64 {
-    let other = |record: &&&Record| match (&record.assigned, &record.arm) {
-        (Some(assigned), Some(arm)) => assigned != arm,
-        _ => false,
-    };
-    side.trials.iter().flat_map(|trial| &trial.records).filter(other).count() as u64
+    side.trials.iter().map(|trial| trial.crossed.len()).sum::<usize>() as u64
 }
 
 /// Returns the load generator's lateness at P99, in milliseconds, in the worst of these runs.
 pub(super) fn lag_p99_ms<'a>(runs: impl Iterator<Item = &'a RunRows>) -> Option<f64> {
-    runs.filter_map(|run| run.end).map(|end| end.lag_p99_us).max().map(|late| late as f64 / 1e3)
+    // Of real traffic there is no generator that could be late.
+    let generated = |run: &&RunRows| run.head.as_ref().is_none_or(|head| head.source == Source::Generator);
+    runs.filter(generated).filter_map(|run| run.end).map(|end| end.lag_p99_us).max().map(|late| late as f64 / 1e3)
 }
 
 /// Notes that nobody said when the experiment was to end.
@@ -299,6 +315,11 @@ pub(super) fn of_runs(runs: &[RunRows], scope: Scope, warnings: &mut Vec<Warning
         warnings.push(Warning { gravity: Gravity::Scope, check, text: text.to_owned() });
     }
     let heads = || runs.iter().filter_map(|run| run.head.as_ref());
+    if heads().any(|head| head.source == Source::AccessLog) {
+        let text = "from an access log, which does not tell the times between tokens (so no ITL), what the servers' metrics said (so \
+                    no reason why an arm is as fast as it is), nor which start of the servers answered";
+        warnings.push(Warning { gravity: Gravity::Scope, check: "access_log", text: text.to_owned() });
+    }
     if heads().any(|head| head.simulated) {
         let all = runs.iter().all(|run| run.head.as_ref().is_some_and(|head| head.simulated));
         let text = format!("simulated servers: {} of the runs had no GPU", if all { "all" } else { "some" });

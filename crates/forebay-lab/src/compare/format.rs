@@ -17,6 +17,7 @@ pub fn load(offered: Option<Offered>) -> String {
         Some(Offered::Rate(rate)) => format!("at {rate} requests/s"),
         Some(Offered::Concurrency(count)) => format!("with {count} requests under way"),
         Some(Offered::Trace(speedup)) => format!("at {speedup} times the speed of the trace"),
+        Some(Offered::Traffic) => "under the traffic of the access log".to_owned(),
         None => "at the recorded load".to_owned(),
     }
 }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use crate::diagnosis::{Diagnosis, Evidence, agreed, diagnose};
 use crate::rows::kept_up::kept_up;
 use crate::rows::record::Record;
-use crate::rows::row_file::{Offered, RunRows};
+use crate::rows::row_file::{Offered, RunRows, Source};
 use crate::rows::summary::Summary;
 use crate::stats::estimate::mean;
 use figure::Figure;
@@ -41,7 +41,8 @@ const ENOUGH: usize = 3;
 /// There are not two arms with a load in common, or an option names an arm that is not there.
 pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, CompareError> {
     checks::options(options)?;
-    let mut warnings = Vec::new();
+    let note = |text: &String| Warning { gravity: Gravity::Note, check: "left_out", text: text.clone() };
+    let mut warnings: Vec<Warning> = options.notes.iter().map(note).collect();
     let groups = trial::gather(runs, options, &mut warnings)?;
     let names = trial::arms(&groups, runs, options)?;
     let arms: Vec<Arm> = names.iter().map(|name| arm(name, &groups, options)).collect();
@@ -144,7 +145,7 @@ fn point(
 
 /// Tells whose an arm's throughput is: the load's wherever it kept up with a rate, in one of its runs at least.
 fn throughput(side: &Side, group: &Group) -> Throughput {
-    if !matches!(group.load.offered, Some(Offered::Rate(_) | Offered::Trace(_)) | None) {
+    if !matches!(group.load.offered, Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic) | None) {
         return Throughput::OfTheArm;
     }
     // Of a live split an arm has a share, so that the rate is not its own: its trend tells.
@@ -192,7 +193,9 @@ fn cell(side: &Side, throughput: Throughput) -> Cell {
 /// Diagnoses what bound the arm, run by run; a live split is one run, which its blocks share.
 fn diagnosis(side: &Side) -> Option<Diagnosis> {
     let mut runs: Vec<&RunRows> = Vec::new();
-    for trial in side.trials.iter().filter(|trial| trial.head.is_some()) {
+    // A log has neither gaps nor looks at servers, so that whatever were said would be a guess.
+    let told = |trial: &&&Trial| trial.head.is_some_and(|head| head.source == Source::Generator);
+    for trial in side.trials.iter().filter(told) {
         if !runs.iter().any(|run| std::ptr::eq(*run, trial.run)) {
             runs.push(trial.run);
         }

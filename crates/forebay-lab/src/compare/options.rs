@@ -24,6 +24,8 @@ pub struct Options {
     pub planned_starts: Option<u32>,
     /// For the bootstrap.
     pub seed: u64,
+    /// Sentences about what was left out of the rows before they came here.
+    pub notes: Vec<String>,
 }
 
 impl Default for Options {
@@ -37,6 +39,7 @@ impl Default for Options {
             block: Duration::from_secs(300),
             planned_starts: None,
             seed: 0,
+            notes: Vec::new(),
         }
     }
 }

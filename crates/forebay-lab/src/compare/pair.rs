@@ -127,8 +127,8 @@ pub(super) fn primary(offered: Option<Offered>, slo: bool, gpus_known: bool) -> 
     match offered {
         Some(Offered::Unlimited | Offered::Concurrency(_)) if gpus_known => Figure::OutputTokensPerGpu,
         Some(Offered::Unlimited | Offered::Concurrency(_)) => Figure::OutputTokensPerSecond,
-        Some(Offered::Rate(_) | Offered::Trace(_)) | None if slo => Figure::SloMisses,
-        Some(Offered::Rate(_) | Offered::Trace(_)) | None => Figure::TtftP95,
+        Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic) | None if slo => Figure::SloMisses,
+        Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic) | None => Figure::TtftP95,
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Trial<'a> {
     /// The time at which its run began, in milliseconds of Unix time.
     pub(super) began_ms: Option<u64>,
     pub(super) records: Vec<&'a Record>,
+    /// Requests of this arm that another arm served: they say nothing of either, and are in no figure.
+    pub(super) crossed: Vec<&'a Record>,
     pub(super) samples: &'a [Sample],
     pub(super) run: &'a RunRows,
     /// The circumstances of its run, where the rows have them.
@@ -66,6 +68,7 @@ impl LoadKey {
             Some(Offered::Concurrency(count)) => (2, f64::from(count)),
             Some(Offered::Unlimited) => (3, 0.0),
             Some(Offered::Trace(speedup)) => (4, speedup),
+            Some(Offered::Traffic) => (5, 0.0),
         };
         let limit = self.max_concurrency.unwrap_or(u32::MAX);
         (kind, size, self.input_len.unwrap_or(0), self.output_len.unwrap_or(0), limit)
@@ -75,6 +78,11 @@ impl LoadKey {
 /// The arm that a request belongs to: the assigned one, whoever served it.
 pub(super) fn arm_of(record: &Record) -> Option<&str> {
     record.assigned.as_deref().or(record.arm.as_deref())
+}
+
+/// Returns whether another arm than its own served it.
+fn left_its_arm(record: &Record) -> bool {
+    matches!((&record.assigned, &record.arm), (Some(assigned), Some(arm)) if assigned != arm)
 }
 
 /// The epochs of all runs by load, lightest first, and what was left out.
@@ -112,13 +120,15 @@ fn whole(run: &RunRows) -> Result<Trial<'_>, CompareError> {
     let head = run.head.as_ref();
     let named = || run.records.iter().find_map(arm_of);
     let arm = head.and_then(|head| head.arm.as_deref()).or_else(named).ok_or(CompareError::NoArm)?;
+    let (crossed, records) = run.records.iter().partition(|record| left_its_arm(record));
     Ok(Trial {
         arm: arm.to_owned(),
         epoch: head.map_or_else(|| run.records[0].epoch, |head| head.epoch),
         block: head.and_then(|head| head.block),
         start: head.and_then(|head| head.start),
         began_ms: head.and_then(|head| head.began_ms),
-        records: run.records.iter().collect(),
+        records,
+        crossed,
         samples: &run.samples,
         run,
         head,
@@ -151,17 +161,21 @@ fn cut<'a>(run: &'a RunRows, options: &Options, blocks: &mut u32, warnings: &mut
     let base = *blocks;
     *blocks += count as u32;
     let head = run.head.as_ref();
-    let trial = |((place, arm), records): ((u64, &str), Vec<&'a Record>)| Trial {
-        arm: arm.to_owned(),
-        epoch: base + place as u32,
-        block: Some(base + place as u32),
-        start: head.and_then(|head| head.start),
-        began_ms: None,
-        records,
-        samples: &[],
-        run,
-        head,
-        seconds: (length > 0.0).then_some(length),
+    let trial = |((place, arm), records): ((u64, &str), Vec<&'a Record>)| {
+        let (crossed, records) = records.into_iter().partition(|record| left_its_arm(record));
+        Trial {
+            arm: arm.to_owned(),
+            epoch: base + place as u32,
+            block: Some(base + place as u32),
+            start: head.and_then(|head| head.start),
+            began_ms: None,
+            records,
+            crossed,
+            samples: &[],
+            run,
+            head,
+            seconds: (length > 0.0).then_some(length),
+        }
     };
     parts.into_iter().map(trial).collect()
 }
@@ -209,10 +223,6 @@ pub(super) fn arms(groups: &[Group], runs: &[RunRows], options: &Options) -> Res
         if present.contains(name.as_str()) && !names.contains(&name) {
             names.push(name);
         }
-    }
-    if groups.iter().any(|group| group.live) {
-        // Which request came first is chance; a name is not.
-        names.sort();
     }
     let known = || names.join(", ");
     let given = options.baseline.iter().map(|name| ("--baseline", name));

@@ -44,7 +44,7 @@ impl Found {
 /// The share of the run that went on after the last request was sent; none where requests were not sent at a rate.
 pub(super) fn drained(evidence: &Evidence) -> Option<f64> {
     let arrivals_s = match (evidence.offered?, evidence.seen) {
-        (Offered::Rate(_) | Offered::Trace(_), Some(seen)) => seen.arrivals_s,
+        (Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic, Some(seen)) => seen.arrivals_s,
         (Offered::Rate(rate), None) => evidence.figures.requests.saturating_sub(1) as f64 / rate,
         _ => return None,
     };

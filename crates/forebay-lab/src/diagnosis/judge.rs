@@ -115,7 +115,7 @@ fn guess(evidence: &Evidence) -> Found {
 /// Finds whether the arm kept up with what was offered.
 fn arrival(evidence: &Evidence) -> Option<Found> {
     if evidence.seen.is_some() {
-        let at_a_rate = matches!(evidence.offered, Some(Offered::Rate(_) | Offered::Trace(_)));
+        let at_a_rate = matches!(evidence.offered, Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic));
         return match evidence.kept_up {
             Some(found) => found.holds.then(|| Found::one(Cause::Arrival)),
             None => at_a_rate.then(|| Found::between(&[Cause::Arrival, Cause::StepTime])),

@@ -218,7 +218,7 @@ fn each(world: &World, requests: &[Request], base: Replayed, known: &Known<'_>) 
     if world.client > 0.0 {
         gains.push((Cause::SlowClient, gain(&World { client: world.client / 2.0, ..*world }, requests)));
     }
-    if matches!(known.offered, Some(Offered::Rate(_) | Offered::Trace(_))) {
+    if matches!(known.offered, Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic)) {
         let sooner: Vec<Request> = requests.iter().map(|one| Request { due: one.due / 2.0, ..*one }).collect();
         gains.push((Cause::Arrival, gain(world, &sooner)));
     }
@@ -240,7 +240,7 @@ fn requests(records: &[&Record], known: &Known<'_>) -> Vec<Request> {
     let mean = |of: fn(&Record) -> u64| good().map(|record| of(record)).sum::<u64>() as f64 / count;
     let (prompt, answer) = (mean(|record| record.prompt_tokens), mean(|record| record.output_tokens));
     let cached = known.servers.prefix_hits.unwrap_or(0.0);
-    let at_once = !matches!(known.offered, Some(Offered::Rate(_) | Offered::Trace(_)));
+    let at_once = !matches!(known.offered, Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic));
     let mut before: BTreeMap<u32, (usize, u64)> = BTreeMap::new();
     let mut made: Vec<Request> = Vec::with_capacity(records.len());
     for (number, place) in order.into_iter().enumerate() {

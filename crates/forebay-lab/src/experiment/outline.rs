@@ -108,5 +108,6 @@ fn offered(offered: Offered) -> String {
         Offered::Rate(rate) => format!("at {rate} a second"),
         Offered::Concurrency(limit) => format!("{limit} at a time"),
         Offered::Trace(speedup) => format!("{speedup} times as fast as a trace"),
+        Offered::Traffic => "as real clients send".to_owned(),
     }
 }

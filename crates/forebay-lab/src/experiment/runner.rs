@@ -260,5 +260,6 @@ fn offered(offered: Offered) -> String {
         Offered::Rate(rate) => format!("{rate}/s"),
         Offered::Concurrency(limit) => format!("{limit} at a time"),
         Offered::Trace(speedup) => format!("{speedup} times as fast as the trace"),
+        Offered::Traffic => "as real clients send".to_owned(),
     }
 }

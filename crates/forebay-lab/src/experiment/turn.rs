@@ -121,7 +121,7 @@ fn workload(experiment: &Experiment, load: &LoadSpec, seed: u64) -> Workload {
         temperature: load.temperature,
         rate: match load.offered {
             Offered::Rate(rate) => Rate::PerSecond(rate),
-            Offered::Unlimited | Offered::Concurrency(_) => Rate::Unlimited,
+            Offered::Unlimited | Offered::Concurrency(_) | Offered::Traffic => Rate::Unlimited,
             Offered::Trace(speedup) => Rate::OfTrace { speedup },
         },
         seed,

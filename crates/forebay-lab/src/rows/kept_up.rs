@@ -40,7 +40,9 @@ pub struct KeptUp {
 /// closed loop, conversations), and where too few requests leave it open.
 #[must_use]
 pub fn kept_up(offered: Option<Offered>, records: &[&Record]) -> Option<KeptUp> {
-    if !matches!(offered?, Offered::Rate(_) | Offered::Trace(_)) || records.iter().any(|record| record.turn.is_some()) {
+    if !matches!(offered?, Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic)
+        || records.iter().any(|record| record.turn.is_some())
+    {
         return None;
     }
     let good = || records.iter().filter(|record| record.succeeded());

@@ -1,6 +1,8 @@
 //! What a run leaves: one [`record`] for each request, the [`row_file`] that holds them, and the figures made from them as
 //! `vllm bench serve` defines them.
 
+pub mod access_log;
+pub mod either;
 pub mod kept_up;
 pub mod published_benchmark;
 pub mod record;

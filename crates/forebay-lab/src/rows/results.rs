@@ -105,6 +105,7 @@ pub fn offered(run: &RunRows) -> String {
         Some(Offered::Concurrency(limit)) if whole => format!("{limit} conversations at a time"),
         Some(Offered::Concurrency(limit)) => format!("{limit} at a time"),
         Some(Offered::Trace(speedup)) => format!("{speedup} times as fast as the trace"),
+        Some(Offered::Traffic) => "real traffic".to_owned(),
         Some(Offered::Unlimited) | None => "all at once".to_owned(),
     }
 }

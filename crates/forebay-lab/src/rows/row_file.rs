@@ -22,6 +22,27 @@ pub enum Offered {
     Concurrency(u32),
     /// At the times of a trace, so many times as fast.
     Trace(f64),
+    /// By real clients, in their own time.
+    Traffic,
+}
+
+/// The place where the times of a run were taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The load generator.
+    #[default]
+    Generator,
+    /// The proxy, which wrote them into its access log: no gaps between tokens, no looks at servers, no lag.
+    AccessLog,
+}
+
+impl Source {
+    /// Returns whether the load generator took the times.
+    #[must_use]
+    pub fn is_generator(&self) -> bool {
+        *self == Source::Generator
+    }
 }
 
 /// The load of a run.
@@ -89,6 +110,9 @@ pub struct RunHead {
     /// True if the servers were simulated: said wherever a figure is shown.
     #[serde(default)]
     pub simulated: bool,
+    /// The place where its times were taken.
+    #[serde(default, skip_serializing_if = "Source::is_generator")]
+    pub source: Source,
 }
 
 /// A look at one server during a run: its gauges, and its counters as they stood.
@@ -163,6 +187,9 @@ enum Mark<H, S> {
     Sample(S),
     End(RunEnd),
 }
+
+/// The beginnings of the lines of a row file.
+pub const ROWS: [&str; 4] = ["{\"id\"", "{\"run\"", "{\"sample\"", "{\"end\""];
 
 /// Writes a run's head.
 ///
