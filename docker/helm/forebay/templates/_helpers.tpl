@@ -84,7 +84,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail "config.clients.keys_file: leave it out, and name your Secret in clients.existingSecret" -}}
 {{- end -}}
 {{- $_ := set $config "listen" (merge (dict "address" "0.0.0.0:8080") (get $config "listen" | default dict)) -}}
-{{- $token := dict "address" "0.0.0.0:9090" "token_file" "/etc/forebay-secrets/admin/token" -}}
+{{- $token := dict "address" "0.0.0.0:8081" "token_file" "/etc/forebay-secrets/admin/token" -}}
 {{- $_ := set $config "admin" (merge $token (get $config "admin" | default dict)) -}}
 {{- if .Values.clients.existingSecret -}}
 {{- $file := dict "keys_file" "/etc/forebay-secrets/clients/clients.keys" -}}
