@@ -179,7 +179,8 @@ impl ProbeClient {
         deadline: Duration,
         max_bytes: usize,
     ) -> Result<Response<Bytes>, ProbeError> {
-        within(deadline, self.answer(request.map(Full::new), max_bytes)).await
+        let what = request.uri().path().to_owned();
+        within(deadline, &what, self.answer(request.map(Full::new), max_bytes)).await
     }
 
     async fn exchange(

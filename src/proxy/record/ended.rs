@@ -14,7 +14,7 @@ use forebay_fleet::telemetry::metrics::Outcome;
 impl Record {
     /// The request belongs to this session, by its hash.
     pub(crate) fn belongs_to(&mut self, session: u64) {
-        self.session = session;
+        self.session_hash = session;
     }
 
     /// The time of a token after the first.
@@ -30,7 +30,7 @@ impl Record {
     pub(super) fn ended(&self, outcome: Outcome, timings: &Timings) -> Ended {
         let ended = Ended {
             crossed: self.crossed(),
-            session: self.session,
+            session: self.session_hash,
             ttft: timings.ttft(),
             prompt_tokens: self.usage.map_or(0, |usage| usage.prompt_tokens),
             output_tokens: self.tokens().map_or(0, |(_, tokens)| tokens),

@@ -59,7 +59,7 @@ pub(crate) struct Record {
     /// The pool and the assigned arm, once known.
     assigned: Option<(Arc<Pool>, ArmIndex)>,
     /// Hash of its session, or a number of its own.
-    session: u64,
+    session_hash: u64,
     backend: Option<Arc<Backend>>,
     predicted: Option<Duration>,
     pub(crate) streamed: bool,
@@ -109,7 +109,7 @@ impl Record {
             model: None,
             session: None,
             assigned: None,
-            session: fastrand::u64(..),
+            session_hash: fastrand::u64(..),
             backend: None,
             predicted: None,
             streamed: false,
