@@ -17,7 +17,7 @@ use super::admin::{AdminClient, AdminError, Proxies};
     after_help = "Exit codes: 0 every proxy drains it, 1 one could not be asked, 2 wrong usage or no such backend.\n\n\
         Examples:\n  \
         forebay drain 127.0.0.1:8001 --for 2h --reason \"driver update\"\n  \
-        forebay drain gpu-1:8000 --admin http://proxy-1:8081 --admin http://proxy-2:8081"
+        forebay drain gpu-1:8000 --admin http://lb-1:8081 --admin http://lb-2:8081"
 )]
 pub struct DrainArgs {
     #[command(flatten)]
@@ -76,12 +76,15 @@ pub fn drain(args: DrainArgs) -> ExitCode {
             body.insert(key.to_owned(), value.as_str().into());
         }
     }
-    let end = match &args.lasts {
-        Some(time) => format!("for {time}"),
-        None => format!("until `forebay undrain {}`", args.target.name()),
-    };
-    let done = format!("drained {end}: it finishes what it has and takes no more");
-    change("drain", &args.target, &serde_json::Value::from(body).to_string(), &done)
+    let done = args.lasts.as_ref().map_or_else(|| "drained".to_owned(), |time| format!("drained for {time}"));
+    let code = change("drain", &args.target, &serde_json::Value::from(body).to_string(), &done);
+    if code == ExitCode::SUCCESS {
+        println!("It finishes what it has and takes no more; `forebay status` shows what is left.");
+        if args.lasts.is_none() {
+            println!("It takes requests again after: forebay undrain {}", args.target.name());
+        }
+    }
+    code
 }
 
 /// Runs `forebay undrain`.
@@ -122,7 +125,7 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
     let (mut unasked, mut unknown) = (false, false);
     for client in &clients {
         match client.post(&path, body.to_owned()) {
-            Ok(_) => println!("{name} at {}: {done}", client.url()),
+            Ok(_) => println!("{name} is {done} ({})", client.url()),
             Err(AdminError::Proxy(words)) => {
                 complain(&words);
                 unasked = true;
