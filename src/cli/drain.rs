@@ -2,10 +2,15 @@
 //! several (`POST /api/backends/NAME/drain`), all of them, also where one does not answer.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::admin::{AdminClient, AdminError, Proxies};
+
+/// The times that a proxy is asked again while it hands over, which takes five seconds.
+const AGAIN: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// The arguments of `forebay drain`.
 #[derive(Debug, clap::Args)]
@@ -111,8 +116,8 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
     let complain = |words: &str| eprintln!("forebay {command}: {words}");
     let clients = match target.proxies.clients() {
         Ok(clients) => clients,
-        Err(AdminError::Proxy(words) | AdminError::Question(words)) => {
-            complain(&words);
+        Err(error) => {
+            complain(&error.words());
             return ExitCode::from(2);
         }
     };
@@ -124,9 +129,9 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
     let path = format!("/api/backends/{}/{command}", utf8_percent_encode(name, NON_ALPHANUMERIC));
     let (mut unasked, mut unknown) = (false, false);
     for client in &clients {
-        match client.post(&path, body.to_owned()) {
+        match ask(client, &path, body) {
             Ok(_) => println!("{name} is {done} ({})", client.url()),
-            Err(AdminError::Proxy(words)) => {
+            Err(AdminError::Proxy(words) | AdminError::HandsOver(words)) => {
                 complain(&words);
                 unasked = true;
             }
@@ -141,6 +146,19 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
         (false, true) => ExitCode::FAILURE,
         (false, false) => ExitCode::SUCCESS,
     }
+}
+
+/// Asks one proxy. During an upgrade the old process may take the connection, which refuses: the new one takes the next.
+fn ask(client: &AdminClient<'_>, path: &str, body: &str) -> Result<Vec<u8>, AdminError> {
+    let mut answer = client.post(path, body.to_owned());
+    for _ in 0..AGAIN {
+        if !matches!(answer, Err(AdminError::HandsOver(_))) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        answer = client.post(path, body.to_owned());
+    }
+    answer
 }
 
 /// The names that the proxy knows, for whoever wrote another.

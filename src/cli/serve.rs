@@ -154,7 +154,9 @@ fn settle(config: &mut Config, args: &Args) {
     log.access_log = args.access_log.unwrap_or(log.access_log);
     let folder = folder(args);
     for (file, arg) in [(&mut log.file, &args.log_file), (&mut log.access_log_file, &args.access_log_file)] {
-        *file = arg.clone().or(file.take().map(|path| folder.join(path)));
+        // Whole paths, each from where it was written: what is printed holds in any folder.
+        let from_here = arg.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        *file = from_here.or(file.take().map(|path| folder.join(path)));
     }
 }
 

@@ -128,9 +128,7 @@ impl AskedProxy {
         let unlike = |error| AdminError::Proxy(format!("{admin} answers unlike this version: {error}"));
         match client.get("/api/live").and_then(|text| serde_json::from_slice(&text).map_err(unlike)) {
             Ok(live) => AskedProxy { admin, error: None, live: Some(live) },
-            Err(AdminError::Proxy(words) | AdminError::Question(words)) => {
-                AskedProxy { admin, error: Some(words), live: None }
-            }
+            Err(error) => AskedProxy { admin, error: Some(error.words()), live: None },
         }
     }
 
@@ -151,8 +149,8 @@ impl ProxyStatus {
 pub fn run(args: &Args) -> ExitCode {
     let clients = match args.proxies.clients() {
         Ok(clients) => clients,
-        Err(AdminError::Proxy(words) | AdminError::Question(words)) => {
-            eprintln!("forebay status: {words}");
+        Err(error) => {
+            eprintln!("forebay status: {}", error.words());
             return ExitCode::from(2);
         }
     };

@@ -148,8 +148,8 @@ fn one_slow_scrape_is_no_warning_and_three_are_one_that_names_the_path() {
     let held = slow.clone();
     let once = std::sync::atomic::AtomicBool::new(true);
     mock.probes(move |path| {
-        let first = once.swap(false, std::sync::atomic::Ordering::Relaxed);
-        (path.contains("/metrics") && first).then(|| vec![Step::Hold(held.clone())])
+        let first = path.contains("/metrics") && once.swap(false, std::sync::atomic::Ordering::Relaxed);
+        first.then(|| vec![Step::Hold(held.clone())])
     });
     eventually("one is late", || (forebay.logged("scrape failed") == 1).then_some(()));
     time_passes(Duration::from_millis(300));

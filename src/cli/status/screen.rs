@@ -257,7 +257,7 @@ mod tests {
         }
         let at = |part: &str| shown.find(part).unwrap_or_else(|| panic!("{part} is not in\n{shown}"));
         assert!(at("gpu-17") < at("unix:") && at("unix:") < at("127.0.0.1:8001"), "{shown}");
-        assert!(at("1 of 3 backends take requests, 1 OUT, 1 drained") < at("pool org/"));
+        assert!(at("1 of 3 backends take requests, 1 OUT, 1 drained") < at("org/a-model"));
         assert!(shown.contains("NOT READY") && shown.contains("3 of 40 failed") && shown.contains("2h"));
         assert!(text(&report, true).contains("\u{1b}[31m"));
     }
