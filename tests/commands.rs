@@ -128,8 +128,10 @@ fn script(name: &str, markdown: &str) -> (String, usize) {
         }
         run += 1;
         let command = starts(&command, INSTEAD).map_or(command, str::to_owned);
-        let serves = command.strip_prefix("forebay serve").map(|rest| rest.trim_end_matches(" &"));
-        let asks = command.contains("| forebay explain") || command.starts_with("curl");
+        let prints = command.contains("--print-config");
+        let serves = command.strip_prefix("forebay serve").filter(|_| !prints).map(|rest| rest.trim_end_matches(" &"));
+        let asks = ["curl", "forebay status", "forebay drain", "forebay undrain"];
+        let asks = command.contains("| forebay explain") || asks.iter().any(|start| command.starts_with(start));
         let _ = match (serves, asks) {
             (Some(arguments), _) => writeln!(text, "serve forebay serve{arguments}"),
             (None, true) => writeln!(text, "up\n{command}"),
@@ -184,7 +186,7 @@ fn checkout(ports: &[(&str, String)]) -> TempDir {
     let wrapper = format!(
         "#!/bin/sh\ncommand=$1\nshift\ncase $command in\n\
          serve) set -- --listen 127.0.0.1:{listen} --admin 127.0.0.1:{admin} \"$@\" ;;\n\
-         explain) set -- --url http://127.0.0.1:{admin} \"$@\" ;;\nesac\nexec {} \"$command\" \"$@\"\n",
+         explain|status|drain|undrain) set -- --admin http://127.0.0.1:{admin} \"$@\" ;;\nesac\nexec {} \"$command\" \"$@\"\n",
         env!("CARGO_BIN_EXE_forebay")
     );
     std::fs::create_dir(dir.path().join("bin")).unwrap();

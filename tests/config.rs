@@ -112,6 +112,9 @@ fn a_file_that_writes_the_defaults_out_gives_the_defaults() {
         threads = "auto"
         [admin]
         address = "127.0.0.1:8081"
+        [log]
+        format = "text"
+        access_log = "off"
         [clients]
         explain = "loopback"
         [limits]

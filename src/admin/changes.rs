@@ -16,7 +16,7 @@ use serde_json::json;
 use super::host::{host_of, is_address};
 use super::routes::error;
 use super::{Admin, NotChanged};
-use forebay_fleet::membership::drains::Drain;
+use forebay_fleet::membership::drains::DrainRequest;
 
 /// The longest time that a drain may be asked to last.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -42,7 +42,7 @@ impl Words {
     }
 
     /// Returns the drain, with its reason as it is shown.
-    fn drain(&self, now: SystemTime) -> Result<Drain, String> {
+    fn drain(&self, now: SystemTime) -> Result<DrainRequest, String> {
         let lasts = self.r#for.as_deref().map(duration).transpose()?;
         let by = self.by.as_deref().map_or_else(String::new, |by| format!(" by {by}"));
         // The end stands before the reason, which may be long and is cut.
@@ -50,7 +50,7 @@ impl Words {
             .and_then(|lasts| now.checked_add(lasts))
             .map_or_else(String::new, |until| format!(" until {}", humantime::format_rfc3339_seconds(until)));
         let why = self.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
-        Ok(Drain { words: format!("drained through the admin API{by}{until}{why}"), lasts })
+        Ok(DrainRequest { words: format!("drained through the admin API{by}{until}{why}"), lasts })
     }
 }
 
@@ -73,7 +73,7 @@ pub(super) async fn undrain(State(admin): State<Admin>, Path(name): Path<String>
     change(&admin, &name, None)
 }
 
-fn change(admin: &Admin, name: &str, drain: Option<&Drain>) -> Response {
+fn change(admin: &Admin, name: &str, drain: Option<&DrainRequest>) -> Response {
     let found = match (admin.drain)(name, drain) {
         Ok(found) => found,
         Err(NotChanged::Unknown) => {

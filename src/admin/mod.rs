@@ -17,7 +17,7 @@ use serde_json::Value;
 use forebay_core::error::Refusal;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::Secret;
-use forebay_fleet::membership::drains::{Drain, DrainByHand};
+use forebay_fleet::membership::drains::{DrainByHand, DrainRequest};
 
 /// The API as a tower service; cheap to clone.
 pub type Router = axum::Router;
@@ -52,7 +52,7 @@ pub struct Admin {
 pub type Explain = Arc<dyn Fn(&[u8]) -> Result<Value, Refusal> + Send + Sync>;
 
 /// The function that drains backends.
-pub type Change = Arc<dyn Fn(&str, Option<&Drain>) -> Result<Vec<BackendId>, NotChanged> + Send + Sync>;
+pub type Change = Arc<dyn Fn(&str, Option<&DrainRequest>) -> Result<Vec<BackendId>, NotChanged> + Send + Sync>;
 
 /// The reason why nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,8 +45,19 @@ impl Proxies {
 pub(super) enum AdminError {
     /// The proxy cannot be asked.
     Proxy(String),
+    /// The proxy hands over to a new process at this moment, which is to be asked.
+    HandsOver(String),
     /// The question makes no sense.
     Question(String),
+}
+
+impl AdminError {
+    /// The words for whoever asked.
+    pub(super) fn words(self) -> String {
+        match self {
+            AdminError::Proxy(words) | AdminError::HandsOver(words) | AdminError::Question(words) => words,
+        }
+    }
 }
 
 /// The admin API of one proxy.
@@ -135,8 +146,9 @@ impl<'a> AdminClient<'a> {
                 None => Err(AdminError::Proxy(format!("{url}{path} answered {status}; {FORM}"))),
             },
             status => {
-                let words = said().unwrap_or_else(|| FORM.to_owned());
-                Err(AdminError::Proxy(format!("{url}{path} answered {status}: {words}")))
+                let words = format!("{url}{path} answered {status}: {}", said().unwrap_or_else(|| FORM.to_owned()));
+                let hands_over = status == StatusCode::SERVICE_UNAVAILABLE;
+                Err(if hands_over { AdminError::HandsOver(words) } else { AdminError::Proxy(words) })
             }
         }
     }

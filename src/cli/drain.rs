@@ -2,10 +2,15 @@
 //! several (`POST /api/backends/NAME/drain`), all of them, also where one does not answer.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::admin::{AdminClient, AdminError, Proxies};
+
+/// The times that a proxy is asked again while it hands over, which takes five seconds.
+const AGAIN: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// The arguments of `forebay drain`.
 #[derive(Debug, clap::Args)]
@@ -17,7 +22,7 @@ use super::admin::{AdminClient, AdminError, Proxies};
     after_help = "Exit codes: 0 every proxy drains it, 1 one could not be asked, 2 wrong usage or no such backend.\n\n\
         Examples:\n  \
         forebay drain 127.0.0.1:8001 --for 2h --reason \"driver update\"\n  \
-        forebay drain gpu-1:8000 --admin http://proxy-1:8081 --admin http://proxy-2:8081"
+        forebay drain gpu-1:8000 --admin http://lb-1:8081 --admin http://lb-2:8081"
 )]
 pub struct DrainArgs {
     #[command(flatten)]
@@ -76,12 +81,15 @@ pub fn drain(args: DrainArgs) -> ExitCode {
             body.insert(key.to_owned(), value.as_str().into());
         }
     }
-    let end = match &args.lasts {
-        Some(time) => format!("for {time}"),
-        None => format!("until `forebay undrain {}`", args.target.name()),
-    };
-    let done = format!("drained {end}: it finishes what it has and takes no more");
-    change("drain", &args.target, &serde_json::Value::from(body).to_string(), &done)
+    let done = args.lasts.as_ref().map_or_else(|| "drained".to_owned(), |time| format!("drained for {time}"));
+    let code = change("drain", &args.target, &serde_json::Value::from(body).to_string(), &done);
+    if code == ExitCode::SUCCESS {
+        println!("It finishes what it has and takes no more; `forebay status` shows what is left.");
+        if args.lasts.is_none() {
+            println!("It takes requests again after: forebay undrain {}", args.target.name());
+        }
+    }
+    code
 }
 
 /// Runs `forebay undrain`.
@@ -108,8 +116,8 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
     let complain = |words: &str| eprintln!("forebay {command}: {words}");
     let clients = match target.proxies.clients() {
         Ok(clients) => clients,
-        Err(AdminError::Proxy(words) | AdminError::Question(words)) => {
-            complain(&words);
+        Err(error) => {
+            complain(&error.words());
             return ExitCode::from(2);
         }
     };
@@ -121,9 +129,9 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
     let path = format!("/api/backends/{}/{command}", utf8_percent_encode(name, NON_ALPHANUMERIC));
     let (mut unasked, mut unknown) = (false, false);
     for client in &clients {
-        match client.post(&path, body.to_owned()) {
-            Ok(_) => println!("{name} at {}: {done}", client.url()),
-            Err(AdminError::Proxy(words)) => {
+        match ask(client, &path, body) {
+            Ok(_) => println!("{name} is {done} ({})", client.url()),
+            Err(AdminError::Proxy(words) | AdminError::HandsOver(words)) => {
                 complain(&words);
                 unasked = true;
             }
@@ -138,6 +146,19 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
         (false, true) => ExitCode::FAILURE,
         (false, false) => ExitCode::SUCCESS,
     }
+}
+
+/// Asks one proxy. During an upgrade the old process may take the connection, which refuses: the new one takes the next.
+fn ask(client: &AdminClient<'_>, path: &str, body: &str) -> Result<Vec<u8>, AdminError> {
+    let mut answer = client.post(path, body.to_owned());
+    for _ in 0..AGAIN {
+        if !matches!(answer, Err(AdminError::HandsOver(_))) {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        answer = client.post(path, body.to_owned());
+    }
+    answer
 }
 
 /// The names that the proxy knows, for whoever wrote another.

@@ -71,7 +71,7 @@ pub fn run(args: Args) -> ExitCode {
             print!("{text}");
             if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(AdminError::Proxy(message)) => {
+        Err(AdminError::Proxy(message) | AdminError::HandsOver(message)) => {
             eprintln!("forebay explain: {message}");
             ExitCode::FAILURE
         }

@@ -16,11 +16,11 @@ const RANDOM: usize = 24;
 #[command(about = "Make keys for clients", arg_required_else_help = true)]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: KeysCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+enum KeysCommand {
     /// Print a new random key, and the line for the file of keys
     #[command(
         long_about = "Print a new random key, and the line for the file of keys. The key is shown once and stored nowhere. The \
@@ -46,7 +46,7 @@ fn name(text: &str) -> Result<String, String> {
 /// Runs the command.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
-    let Command::New { name } = &args.command;
+    let KeysCommand::New { name } = &args.command;
     match random() {
         Ok(bytes) => {
             print!("{}", text(name, &key(&bytes)));
@@ -85,7 +85,7 @@ fn text(name: &str, key: &str) -> String {
          {key}\n\n\
          The line for the file of keys, which clients.keys_file names:\n\n\
          {name} = {}\n\n\
-         A running proxy reads the file again within two seconds. Limits of the key are optional:\n\n\
+         A running proxy reads the file again within two seconds. Limits are optional:\n\n\
          [[clients.keys]]\n\
          name = \"{name}\"\n\
          requests_per_minute = 600\n",

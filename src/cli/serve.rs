@@ -154,7 +154,9 @@ fn settle(config: &mut Config, args: &Args) {
     log.access_log = args.access_log.unwrap_or(log.access_log);
     let folder = folder(args);
     for (file, arg) in [(&mut log.file, &args.log_file), (&mut log.access_log_file, &args.access_log_file)] {
-        *file = arg.clone().or(file.take().map(|path| folder.join(path)));
+        // Whole paths, each from where it was written: what is printed holds in any folder.
+        let from_here = arg.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        *file = from_here.or(file.take().map(|path| folder.join(path)));
     }
 }
 
@@ -175,9 +177,12 @@ A configuration file may be as short as this:
 
   [[pools]]
   model = \"Qwen/Qwen2.5-7B-Instruct\"
-  backends = [{ url = \"http://127.0.0.1:8001\" }, { url = \"http://127.0.0.1:8002\" }]
+  backends = [
+    { url = \"http://127.0.0.1:8001\" },
+    { url = \"http://127.0.0.1:8002\" },
+  ]
 
-`forebay sim --port 8001` stands in for a server. `forebay serve --help` lists the options.";
+`forebay sim --port 8001` stands in for a server. All options: forebay serve --help";
 
 /// The configuration and its source, as the command line names them. What is wrong is told here.
 fn read(args: &Args) -> Result<(Config, Source), ExitCode> {
@@ -211,13 +216,13 @@ fn print_config(mut config: Config, source: &Source, args: &Args) -> ExitCode {
             let example = || vec![BackendConfig::of("http://127.0.0.1:8001".parse().expect("this is a URL"))];
             let backends = if backends.is_empty() { example() } else { backends.clone() };
             config.pools = vec![PoolConfig::of("MODEL", backends)];
-            "# The model is asked of the backends. Write its name in place of MODEL, and key_env where a server wants a key.".to_owned()
+            "# The backends are asked for their models. Write the name in place of MODEL, and\n# key_env where a server wants a key.".to_owned()
         }
         (_, Some(path)) => format!("# Made of {} and the command line.", path.display()),
         (_, None) => String::new(),
     };
     let printed = printed(&config, Written { text: &text, folder: &folder });
-    let head = "# Every key with its value in force. Above each: what it takes, its default, and whether a change needs a restart.";
+    let head = "# Every key with its value in force. Above each: what it takes, its default, and\n# whether a change needs a restart.";
     // A reader that has left needs no answer.
     _ = std::io::stdout().write_all(format!("{head}\n{from}\n{printed}").as_bytes());
     ExitCode::SUCCESS
@@ -251,6 +256,9 @@ pub fn run(args: Args) -> ExitCode {
     if let Err(error) = trace::init(log.format, log.level.as_deref(), log.file.as_deref()) {
         eprintln!("forebay serve: {error}");
         return ExitCode::from(2);
+    }
+    if config.log.access_log_file.is_some() && config.log.access_log == AccessLogFormat::Off {
+        tracing::warn!("log.access_log_file names a file, but log.access_log is \"off\": no access log is written");
     }
     if let Some(url) = leads_back(&config, &source) {
         eprintln!("forebay serve: backend {url} is where Forebay itself listens ({})", config.listen.address);

@@ -33,25 +33,25 @@ pub struct Args {
 
 /// The state of all proxies that were asked.
 #[derive(Debug, Serialize)]
-struct Report {
+struct StatusReport {
     /// True if nothing is out.
     ok: bool,
-    proxies: Vec<Proxy>,
+    proxies: Vec<AskedProxy>,
 }
 
 /// One proxy: what it says, or why it says nothing.
 #[derive(Debug, Serialize)]
-struct Proxy {
+struct AskedProxy {
     admin: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(flatten)]
-    live: Option<Live>,
+    live: Option<ProxyStatus>,
 }
 
 /// The part of `/api/live` that is shown.
 #[derive(Debug, Deserialize, Serialize)]
-struct Live {
+struct ProxyStatus {
     version: String,
     uptime_seconds: f64,
     listen: String,
@@ -85,7 +85,6 @@ struct Arm {
 
 #[derive(Debug, Deserialize, Serialize)]
 struct Backend {
-    id: String,
     url: String,
     state: String,
     reason: Option<String>,
@@ -123,25 +122,23 @@ struct Spread {
     p95_seconds: Option<f64>,
 }
 
-impl Proxy {
-    fn ask(client: &AdminClient<'_>) -> Proxy {
+impl AskedProxy {
+    fn ask(client: &AdminClient<'_>) -> AskedProxy {
         let admin = client.url().to_owned();
         let unlike = |error| AdminError::Proxy(format!("{admin} answers unlike this version: {error}"));
         match client.get("/api/live").and_then(|text| serde_json::from_slice(&text).map_err(unlike)) {
-            Ok(live) => Proxy { admin, error: None, live: Some(live) },
-            Err(AdminError::Proxy(words) | AdminError::Question(words)) => {
-                Proxy { admin, error: Some(words), live: None }
-            }
+            Ok(live) => AskedProxy { admin, error: None, live: Some(live) },
+            Err(error) => AskedProxy { admin, error: Some(error.words()), live: None },
         }
     }
 
     fn is_well(&self) -> bool {
-        let well = |live: &Live| live.not_ready.is_none() && !live.backends().any(Backend::is_out);
+        let well = |live: &ProxyStatus| live.not_ready.is_none() && !live.backends().any(Backend::is_out);
         self.live.as_ref().is_some_and(well)
     }
 }
 
-impl Live {
+impl ProxyStatus {
     fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.pools.iter().flat_map(|pool| &pool.arms).flat_map(|arm| &arm.backends)
     }
@@ -152,13 +149,13 @@ impl Live {
 pub fn run(args: &Args) -> ExitCode {
     let clients = match args.proxies.clients() {
         Ok(clients) => clients,
-        Err(AdminError::Proxy(words) | AdminError::Question(words)) => {
-            eprintln!("forebay status: {words}");
+        Err(error) => {
+            eprintln!("forebay status: {}", error.words());
             return ExitCode::from(2);
         }
     };
-    let proxies: Vec<Proxy> = clients.iter().map(Proxy::ask).collect();
-    let report = Report { ok: proxies.iter().all(Proxy::is_well), proxies };
+    let proxies: Vec<AskedProxy> = clients.iter().map(AskedProxy::ask).collect();
+    let report = StatusReport { ok: proxies.iter().all(AskedProxy::is_well), proxies };
     if args.json {
         println!("{:#}", serde_json::to_value(&report).expect("plain structs with string keys are JSON"));
     } else {

@@ -21,7 +21,7 @@ fn drains(forebay: &Forebay) -> Vec<Value> {
 
 /// Writes the config anew and waits until it holds.
 fn reload(forebay: &Forebay, pools: &str) {
-    let before = forebay.metric("forebay_config_reloads_total", &["result=\"ok\""]);
+    let before = forebay.metric("forebay_config_reloads_total", &[]);
     std::fs::write(&forebay.config, pools).unwrap();
     forebay.signal("HUP");
     eventually("the reload", || {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Arm, Backend, Live, Pool, Proxy, Report, Spread};
+use super::{Arm, AskedProxy, Backend, Pool, ProxyStatus, Spread, StatusReport};
 use forebay_core::units::brief_seconds;
 
 /// The width of a line.
@@ -11,7 +11,7 @@ const WIDTH: usize = 80;
 const NAME: usize = 22;
 
 /// Everything, with what is out first.
-pub(super) fn text(report: &Report, colour: bool) -> String {
+pub(super) fn text(report: &StatusReport, colour: bool) -> String {
     let mut text = String::new();
     for (at, proxy) in report.proxies.iter().enumerate() {
         if at > 0 {
@@ -23,7 +23,7 @@ pub(super) fn text(report: &Report, colour: bool) -> String {
 }
 
 // Writing into a String does not fail, here and below.
-fn one_proxy(text: &mut String, proxy: &Proxy, colour: bool) {
+fn one_proxy(text: &mut String, proxy: &AskedProxy, colour: bool) {
     let Some(live) = &proxy.live else {
         let words = proxy.error.as_deref().unwrap_or("no answer");
         wrapped(text, 0, words, Paint::of(colour, "31"));
@@ -45,7 +45,7 @@ fn one_proxy(text: &mut String, proxy: &Proxy, colour: bool) {
 }
 
 /// One line that says what is out.
-fn summary(text: &mut String, live: &Live, colour: bool) {
+fn summary(text: &mut String, live: &ProxyStatus, colour: bool) {
     let count = |is: &dyn Fn(&&Backend) -> bool| live.backends().filter(is).count();
     let (all, out) = (live.backends().count(), count(&|backend| backend.is_out()));
     let drained = count(&|backend| backend.state == "drained");
@@ -165,7 +165,7 @@ fn short(text: &str, most: usize) -> String {
     chars[..head].iter().chain(&['…']).chain(&chars[chars.len() - tail..]).collect()
 }
 
-/// What a backend's answer or a person wrote must not drive the terminal.
+/// A character that drives no terminal, whatever a backend's answer or a person wrote.
 fn plain(c: char) -> char {
     if c.is_control() { ' ' } else { c }
 }
@@ -225,20 +225,20 @@ mod tests {
     }
 
     fn backend(url: &str, state: &str, reason: Option<&str>) -> serde_json::Value {
-        json!({"id": "b0", "url": url, "state": state, "reason": reason, "state_for_seconds": 4000.0, "prefilling": 1,
+        json!({"id": 0, "url": url, "state": state, "reason": reason, "state_for_seconds": 4000.0, "prefilling": 1,
             "decoding": 112, "queue_depth": null, "figures": figures(Some(123.4))})
     }
 
-    fn report(backends: &[serde_json::Value], not_ready: Option<&str>) -> Report {
-        let live: Live = serde_json::from_value(json!({
+    fn report(backends: &[serde_json::Value], not_ready: Option<&str>) -> StatusReport {
+        let live: ProxyStatus = serde_json::from_value(json!({
             "version": "0.1.0", "uptime_seconds": 7300.0, "listen": "127.0.0.1:8080", "not_ready": not_ready,
             "pools": [{"model": "org/a-model-with-a-name-that-is-longer-than-a-line-of-a-terminal-may-be-for-a-reader",
                 "policy": "predicted_ttft", "wait_room": {"waiting": 7, "size": 512},
                 "arms": [{"name": "tp2", "share": 0.5, "gpus": 2, "waiting": 7, "figures": figures(None), "backends": backends}]}],
         }))
         .unwrap();
-        let proxy = Proxy { admin: "http://127.0.0.1:8081".to_owned(), error: None, live: Some(live) };
-        Report { ok: proxy.is_well(), proxies: vec![proxy] }
+        let proxy = AskedProxy { admin: "http://127.0.0.1:8081".to_owned(), error: None, live: Some(live) };
+        StatusReport { ok: proxy.is_well(), proxies: vec![proxy] }
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         }
         let at = |part: &str| shown.find(part).unwrap_or_else(|| panic!("{part} is not in\n{shown}"));
         assert!(at("gpu-17") < at("unix:") && at("unix:") < at("127.0.0.1:8001"), "{shown}");
-        assert!(at("1 of 3 backends take requests, 1 OUT, 1 drained") < at("pool org/"));
+        assert!(at("1 of 3 backends take requests, 1 OUT, 1 drained") < at("org/a-model"));
         assert!(shown.contains("NOT READY") && shown.contains("3 of 40 failed") && shown.contains("2h"));
         assert!(text(&report, true).contains("\u{1b}[31m"));
     }

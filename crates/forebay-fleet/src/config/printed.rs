@@ -11,6 +11,9 @@ use super::model::{Config, PoolConfig};
 use super::schema::SCHEMA;
 use forebay_core::toml_reader::{DefaultText, Key, Keys, Reload, Section};
 
+/// The width of a comment.
+const WIDTH: usize = 80;
+
 /// The file as it was written, for what the configuration does not keep: the names of files and variables with secrets.
 #[derive(Clone, Copy, Debug)]
 pub struct Written<'a> {
@@ -35,6 +38,7 @@ pub fn printed(config: &Config, written: Written<'_>) -> String {
         printer.section(section, &shown[section.name], raw);
         if section.name == "clients" {
             let keys = tables(raw, "keys");
+            // Without a table there is nothing to be in force, and its keys are still to be found here.
             if keys.is_empty() {
                 named("clients.keys").into_iter().for_each(|section| printer.not_set(section));
             }
@@ -86,11 +90,12 @@ impl Printer<'_> {
     fn backends(&mut self, arm: &Json, raw_pool: Option<&DeTable<'_>>) {
         let Some(section) = named("backends") else { return };
         for key in section.keys {
-            _ = writeln!(self.text, "# {}: {}", key.name, told(key));
+            self.comment("# ", &format!("{}: {}", key.name, told(key)));
         }
         self.text.push_str("backends = [\n");
         for backend in arm["backends"].as_array().into_iter().flatten() {
             let raw = raw_backend(raw_pool, backend["url"].as_str().unwrap_or_default());
+            // A key without a value is left out: its comment above says what it would be.
             let values = section.keys.iter().filter_map(|key| {
                 Some(format!("{} = {}", key.name, self.value(key, &backend[key.name], get(raw, key.name))?))
             });
@@ -102,7 +107,7 @@ impl Printer<'_> {
 
     fn keys(&mut self, section: &Section, shown: &Json, raw: Option<&DeTable<'_>>) {
         for key in section.keys.iter().filter(|key| !is_apart(section, key)) {
-            _ = writeln!(self.text, "# {}", told(key));
+            self.comment("# ", &told(key));
             _ = match self.value(key, &shown[key.name], get(raw, key.name)) {
                 Some(value) => writeln!(self.text, "{} = {value}", key.name),
                 None => writeln!(self.text, "# {} is not set", key.name),
@@ -112,6 +117,7 @@ impl Printer<'_> {
 
     /// The sections within `section` that are in force.
     fn within(&mut self, section: &Section, shown: &Json, raw: Option<&DeTable<'_>>) {
+        // After the keys of the section itself: in TOML what follows a head belongs to it.
         for key in section.keys {
             let name = format!("{}.{}", section.name, key.name);
             match (named(&name), &shown[key.name]) {
@@ -122,16 +128,33 @@ impl Printer<'_> {
         }
     }
 
-    /// What could be written into a section that is not in force.
+    /// The keys of a section that is not in force, as comments.
     fn not_set(&mut self, section: &Section) {
         _ = writeln!(self.text, "\n# {} is not set. Its keys:", section.name);
         for key in section.keys {
-            _ = writeln!(self.text, "#   {}: {}", key.name, told(key));
+            self.comment("#   ", &format!("{}: {}", key.name, told(key)));
         }
+    }
+
+    /// Words as comments, on lines that a terminal holds.
+    fn comment(&mut self, mark: &str, words: &str) {
+        let mut line = mark.to_owned();
+        for word in words.split_whitespace() {
+            let begun = line.len() > mark.len();
+            if begun && line.chars().count() + 1 + word.chars().count() > WIDTH {
+                _ = writeln!(self.text, "{line}");
+                line = format!("{mark}  {word}");
+            } else {
+                line.push_str(if begun { " " } else { "" });
+                line.push_str(word);
+            }
+        }
+        _ = writeln!(self.text, "{line}");
     }
 
     /// The value in force: as the configuration has it, or, where that shows none, as it is written.
     fn value(&self, key: &Key, shown: &Json, raw: Option<&DeValue<'_>>) -> Option<String> {
+        // Paths are relative to the file that names them, and the printed one may be put anywhere.
         let is_path = key.name.ends_with("_file") || key.name == "file";
         match (shown, raw) {
             (Json::String(text), _) if text != "[redacted]" && is_path => Some(self.path(text)),
@@ -151,7 +174,7 @@ impl Printer<'_> {
     }
 }
 
-/// `duration, 1ms to 30days; default "10s"; a change needs a restart`.
+/// `duration, 1ms to 30days; default "10s"; needs a restart`.
 fn told(key: &Key) -> String {
     let default = match (key.default)() {
         DefaultText::Written(value) => format!("default {value}"),
@@ -160,7 +183,7 @@ fn told(key: &Key) -> String {
     };
     let reload = match key.reload {
         Reload::AtOnce => "",
-        Reload::Restart => "; a change needs a restart",
+        Reload::Restart => "; needs a restart",
     };
     format!("{}; {default}{reload}", (key.takes)()).replace('`', "").replace('\n', " ")
 }

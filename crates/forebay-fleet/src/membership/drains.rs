@@ -16,7 +16,7 @@ const LONGEST: usize = 200;
 
 /// A drain by hand, as an operator asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drain {
+pub struct DrainRequest {
     /// The person who drains, and the reason.
     pub words: String,
     /// The time after which it ends by itself.
@@ -48,7 +48,7 @@ impl Controller {
     /// Lets the backends that go by this name (an id such as `b3`, or host and port) finish what they have and take no more.
     /// A machine is drained: one address that several pools have is drained in all of them. Returns those backends; none if the
     /// name is nobody's.
-    pub fn drain(&self, name: &str, drain: &Drain, now: Time) -> Option<Vec<BackendId>> {
+    pub fn drain(&self, name: &str, drain: &DrainRequest, now: Time) -> Option<Vec<BackendId>> {
         let words = drain.words.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
         let until = drain.lasts.map(|lasts| now + lasts);
         self.set_drained(name, Some(&AddressDrain { words, since: now, until }), now)
@@ -127,12 +127,14 @@ impl Controller {
         let here = inner.entries.values().filter(|entry| entry.backend.url.authority() == address);
         let mut found: Vec<BackendId> = here.map(|entry| entry.backend.id).collect();
         match drain {
-            // An address that the file has left out meanwhile can be let go of, but nobody drains what is not there.
+            // An address that the file has left out meanwhile can be let go of, but nobody drains what is not there: a slip
+            // in a name would wait for ever for a backend of that name.
             None if inner.drains.remove(&address).is_some() => {}
             _ if found.is_empty() => return None,
             None => {}
             Some(drain) => drop(inner.drains.insert(address, drain.clone())),
         }
+        // Published also where no state changed: a second drain has other words, which are shown.
         inner.settle_drains(now);
         core.publish(&mut inner, now);
         found.sort_unstable();

@@ -63,7 +63,7 @@ pub fn init(format: Format, filter: Option<&str>, file: Option<&Path>) -> Result
         FILE.set(file()).map_err(|_| TraceError::Twice)?;
     }
     let colour = file.is_none() && std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Log).with_ansi(colour);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Destination).with_ansi(colour);
     let done = match format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
@@ -134,7 +134,7 @@ impl Line for TraceLine {
 }
 
 /// The choice of where lines go at present.
-struct Log;
+struct Destination;
 
 enum Out {
     Direct(io::Stderr),
@@ -142,7 +142,7 @@ enum Out {
     Queue(&'static LineWriter<TraceLine>),
 }
 
-impl<'a> MakeWriter<'a> for Log {
+impl<'a> MakeWriter<'a> for Destination {
     type Writer = Out;
 
     fn make_writer(&'a self) -> Out {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::membership::drains::{Drain, DrainByHand};
+use crate::membership::drains::{DrainByHand, DrainRequest};
 use crate::telemetry::labels::BackendState;
 
 fn state(controller: &Controller, port: u16) -> BackendState {
@@ -155,8 +155,8 @@ fn a_reload_that_keeps_a_backend_keeps_its_ejection_and_one_that_returns_starts_
     assert_eq!(state(&controller, 1), BackendState::Healthy, "re-added under its old name it is another backend");
 }
 
-fn by_hand(words: &str, lasts: Option<Duration>) -> Drain {
-    Drain { words: words.to_owned(), lasts }
+fn by_hand(words: &str, lasts: Option<Duration>) -> DrainRequest {
+    DrainRequest { words: words.to_owned(), lasts }
 }
 
 #[test]

@@ -31,7 +31,7 @@ section! {
     }
 }
 
-/// Notes two logs that would mix their lines, and a file for a log that is off.
+/// Notes two logs that would mix their lines in one file.
 fn one_file_each(log: &Log, table: &Table<'_>) {
     let (events, access) =
         (table.got("file", log.file.clone()), table.got("access_log_file", log.access_log_file.clone()));
