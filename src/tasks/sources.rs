@@ -123,7 +123,7 @@ impl ArmSource {
     async fn follow(self) {
         match &self.source.discover.source {
             DiscoverySource::Dns { name, interval } => dns::follow(&self, name, *interval).await,
-            DiscoverySource::Kubernetes(asked) => kubernetes::follow(&self, asked, &kubernetes::PACE).await,
+            DiscoverySource::Kubernetes(asked) => kubernetes::follow(&self, asked, &kubernetes::WATCH_TIMES).await,
         }
     }
 

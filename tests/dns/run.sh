@@ -22,8 +22,8 @@ fetch() {
     for package in "${packages[@]}"; do
         (cd "$1" && apt-get -qq download "$package") >>"$1/apt.log" 2>&1 || true # another Debian names some otherwise
     done
-    for package in "$1"/*.deb; do [[ ! -e $package ]] || dpkg -x "$package" "$1/root"; done
-    [[ -x $1/root/usr/sbin/dnsmasq ]] || skip "dnsmasq is not installed and cannot be downloaded: $(tail -n 1 "$1/apt.log")"
+    for package in "$1"/*.deb; do [[ ! -e $package ]] || dpkg -x "$package" "$1/unpacked"; done
+    [[ -x $1/unpacked/usr/sbin/dnsmasq ]] || skip "dnsmasq is not installed and cannot be downloaded: $(tail -n 1 "$1/apt.log")"
 }
 
 if [[ -z ${INSIDE:-} ]]; then
@@ -36,8 +36,8 @@ if [[ -z ${INSIDE:-} ]]; then
     libraries=
     if [[ -z ${DNSMASQ:-} ]] && ! DNSMASQ=$(PATH=$PATH:/usr/sbin command -v dnsmasq); then
         fetch "$folder"
-        DNSMASQ=$folder/root/usr/sbin/dnsmasq
-        libraries=$(find "$folder/root" -name '*.so*' -printf '%h\n' | sort -u | tr '\n' ':')
+        DNSMASQ=$folder/unpacked/usr/sbin/dnsmasq
+        libraries=$(find "$folder/unpacked" -name '*.so*' -printf '%h\n' | sort -u | tr '\n' ':')
     fi
     INSIDE=$(readlink /proc/self/ns/net) DNSMASQ=$DNSMASQ LIBRARIES=$libraries \
         unshare --net --mount "${own[@]}" "$here/run.sh" "$forebay" "$folder"

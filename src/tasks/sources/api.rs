@@ -18,7 +18,7 @@ use forebay_fleet::reach::Endpoint;
 use forebay_fleet::telemetry::labels::{DiscoveryFailure, ProbeFailure};
 use forebay_fleet::tls::ClientTls;
 
-/// What a pod finds of its own account.
+/// The folder in which a pod finds its account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const HOST: &str = "KUBERNETES_SERVICE_HOST";
 const PORT: &str = "KUBERNETES_SERVICE_PORT";
@@ -187,7 +187,7 @@ pub(super) fn fault(error: ProbeError) -> Fault {
     Fault::new(failure, format!("the API server: {}", error.detail))
 }
 
-/// What a status other than 200 means.
+/// The meaning of a status other than 200.
 fn refusal(status: StatusCode, body: &[u8]) -> Fault {
     let (_, message) = status_of(body);
     let hint = match status.as_u16() {

@@ -14,7 +14,7 @@ use forebay_fleet::config::model::{BackendUrl, DnsName};
 use forebay_fleet::membership::roster::Found;
 use forebay_fleet::telemetry::labels::DiscoveryFailure;
 
-/// Until the first answer a name is asked for this often: nothing can be served before it.
+/// The longest time between two questions until the first answer: nothing can be served before it.
 const FIRST: Duration = Duration::from_secs(1);
 
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;

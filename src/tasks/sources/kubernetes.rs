@@ -8,7 +8,7 @@ use tracing::debug;
 
 use super::api::{Api, fault, of_code};
 use super::{ArmSource, Fault};
-use forebay_core::kubernetes::{Event, Lines, Members, Objects, Readiness, TooLong, Unusable};
+use forebay_core::kubernetes::{EventMeaning, Lines, Members, Objects, Readiness, TooLong, Unusable};
 use forebay_fleet::config::model::{BackendUrl, Kubernetes, Whom};
 use forebay_fleet::membership::roster::Found;
 use forebay_fleet::telemetry::labels::DiscoveryFailure;
@@ -23,7 +23,7 @@ const NOT_READY: &str = "it is not Ready, as Kubernetes says";
 const TERMINATING: &str = "it is terminating, as Kubernetes says";
 
 /// The times of a watch.
-pub(super) struct Pace {
+pub(super) struct WatchTimes {
     /// Seconds after which the server ends a watch; drawn anew for each, so that several proxies do not list at once.
     pub(super) watch: Range<u64>,
     /// A watch that is silent for so much longer is dead.
@@ -36,7 +36,7 @@ pub(super) struct Pace {
 }
 
 /// The times of a process.
-pub(super) const PACE: Pace = Pace {
+pub(super) const WATCH_TIMES: WatchTimes = WatchTimes {
     watch: 240..300,
     grace: Duration::from_secs(30),
     pause: Duration::from_millis(200),
@@ -45,15 +45,15 @@ pub(super) const PACE: Pace = Pace {
 };
 
 /// Lists and watches until it is dropped.
-pub(super) async fn follow(arm: &ArmSource, asked: &Kubernetes, pace: &Pace) {
+pub(super) async fn follow(arm: &ArmSource, asked: &Kubernetes, times: &WatchTimes) {
     let (mut api, mut members) = (Api::new(asked), members(asked));
-    let mut pause = pace.pause;
+    let mut pause = times.pause;
     loop {
         let started = arm.all.clock.now();
         let ended = match list(&mut api, &mut members).await {
             Ok(()) => {
                 arm.take(Ok(backends(&members, arm.source.discover.https)));
-                watch(&api, &mut members, arm, pace).await
+                watch(&api, &mut members, arm, times).await
             }
             Err(fault) => Err(fault),
         };
@@ -63,9 +63,9 @@ pub(super) async fn follow(arm: &ArmSource, asked: &Kubernetes, pace: &Pace) {
             Err(fault) => arm.note(fault),
         }
         // A server that ends each watch at once must not be asked for a list each time.
-        pause = if lasted >= pace.steady { pace.pause } else { pause };
+        pause = if lasted >= times.steady { times.pause } else { pause };
         tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
-        pause = if lasted >= pace.steady { pace.pause } else { (pause * 2).min(pace.longest_pause) };
+        pause = if lasted >= times.steady { times.pause } else { (pause * 2).min(times.longest_pause) };
     }
 }
 
@@ -98,10 +98,10 @@ async fn list(api: &mut Api<'_>, members: &mut Members) -> Result<(), Fault> {
 }
 
 /// Follows the list until the watch ends. `Ok`: the server ended it in its time.
-async fn watch(api: &Api<'_>, members: &mut Members, arm: &ArmSource, pace: &Pace) -> Result<(), Fault> {
-    let seconds = fastrand::u64(pace.watch.clone());
+async fn watch(api: &Api<'_>, members: &mut Members, arm: &ArmSource, times: &WatchTimes) -> Result<(), Fault> {
+    let seconds = fastrand::u64(times.watch.clone());
     // Not only silence is an end: a server that never ends a watch would put off the next list for ever.
-    let (started, limit) = (arm.all.clock.now(), Duration::from_secs(seconds) + pace.grace);
+    let (started, limit) = (arm.all.clock.now(), Duration::from_secs(seconds) + times.grace);
     let mut stream = api.watch(members.version(), seconds).await?;
     let mut lines = Lines::of_at_most(LARGEST_EVENT);
     loop {
@@ -112,9 +112,9 @@ async fn watch(api: &Api<'_>, members: &mut Members, arm: &ArmSource, pace: &Pac
         while let Some(line) = lines.next_line().map_err(|error: TooLong| too_long(&error))? {
             alive = true;
             match members.event(&line).map_err(|error| unusable(&error))? {
-                Event::Changed => changed = true,
-                Event::Same => {}
-                Event::Ended(code, message) => {
+                EventMeaning::Changed => changed = true,
+                EventMeaning::Same => {}
+                EventMeaning::Ended(code, message) => {
                     return Err(Fault::new(of_code(code), format!("the API server ended the watch: {code} {message}")));
                 }
             }

@@ -181,7 +181,7 @@ async fn serve(mut stream: TcpStream, lists: Arc<Mutex<Vec<String>>>, says: &'st
     }
 }
 
-const SHORT: kubernetes::Pace = kubernetes::Pace {
+const SHORT: kubernetes::WatchTimes = kubernetes::WatchTimes {
     watch: 0..1,
     grace: Duration::from_millis(60),
     pause: Duration::from_millis(5),

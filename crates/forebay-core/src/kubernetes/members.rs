@@ -40,7 +40,7 @@ pub enum Readiness {
 /// An address at which a server listens, or shall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Where.
+    /// The address and port.
     pub address: SocketAddr,
     /// The fitness for requests.
     pub readiness: Readiness,
@@ -48,7 +48,7 @@ pub struct Endpoint {
 
 /// The meaning of one event of a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum EventMeaning {
     /// The endpoints may be others now.
     Changed,
     /// The endpoints are the same, and the watch is alive.
@@ -111,18 +111,19 @@ impl Members {
     ///
     /// # Errors
     /// It cannot be read: what it said is lost, so that only a new list tells the truth.
-    pub fn event(&mut self, line: &[u8]) -> Result<Event, Unusable> {
+    pub fn event(&mut self, line: &[u8]) -> Result<EventMeaning, Unusable> {
         let event: WatchEvent<'_> = read(line)?;
         if event.kind == "ERROR" {
             let Status { code, message } = read(event.object.get().as_bytes())?;
-            return Ok(Event::Ended(code, message));
+            return Ok(EventMeaning::Ended(code, message));
         }
         let Named { metadata } = read(event.object.get().as_bytes())?;
         let before = match event.kind {
             "BOOKMARK" => {
                 self.follow(metadata.resource_version);
-                return Ok(Event::Same);
+                return Ok(EventMeaning::Same);
             }
+            // By a selector this is also a pod that lost its label.
             "DELETED" => self.found.remove(&metadata.name),
             "ADDED" | "MODIFIED" => {
                 let endpoints = endpoints_of(self.objects, &self.port, event.object.get())?;
@@ -132,12 +133,16 @@ impl Members {
                 let before = self.found.insert(metadata.name.clone(), endpoints.clone());
                 let same = before.as_ref() == Some(&endpoints) || (before.is_none() && endpoints.is_empty());
                 self.follow(metadata.resource_version);
-                return Ok(if same { Event::Same } else { Event::Changed });
+                return Ok(if same { EventMeaning::Same } else { EventMeaning::Changed });
             }
             other => return Err(Unusable::Malformed(format!("an event of the unknown type {other:?}"))),
         };
         self.follow(metadata.resource_version);
-        Ok(if before.is_some_and(|endpoints| !endpoints.is_empty()) { Event::Changed } else { Event::Same })
+        Ok(if before.is_some_and(|endpoints| !endpoints.is_empty()) {
+            EventMeaning::Changed
+        } else {
+            EventMeaning::Same
+        })
     }
 
     fn follow(&mut self, version: String) {
@@ -175,6 +180,7 @@ impl Listing {
             let Named { metadata } = read(item.get().as_bytes())?;
             self.found.insert(metadata.name, endpoints_of(self.objects, &self.port, item.get())?);
         }
+        // All pages are of one version, as long as their token holds.
         self.version = list.metadata.resource_version;
         Ok(Some(list.metadata.next).filter(|next| !next.is_empty()))
     }
@@ -196,6 +202,7 @@ fn of_pod(pod: &Pod, port: &Port) -> Option<Endpoint> {
     if matches!(pod.status.phase.as_str(), "Succeeded" | "Failed") {
         return None;
     }
+    // A pod that waits for a node, or for its network, has none.
     let address: IpAddr = pod.status.address.parse().ok()?;
     let port = match port {
         Port::Number(number) => *number,
@@ -205,6 +212,7 @@ fn of_pod(pod: &Pod, port: &Port) -> Option<Endpoint> {
         }
     };
     let is_ready = |kind: &str, status: &str| kind == "Ready" && status == "True";
+    // A pod that ends may call itself Ready until its last second.
     let readiness = if pod.metadata.deletion_timestamp.is_some() {
         Readiness::Terminating
     } else if pod.status.conditions.iter().any(|condition| is_ready(&condition.kind, &condition.status)) {

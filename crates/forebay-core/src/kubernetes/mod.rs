@@ -7,7 +7,7 @@ mod members;
 mod objects;
 
 pub use lines::{Lines, TooLong};
-pub use members::{Endpoint, Event, Listing, Members, Readiness, Unusable};
+pub use members::{Endpoint, EventMeaning, Listing, Members, Readiness, Unusable};
 
 /// The objects that are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

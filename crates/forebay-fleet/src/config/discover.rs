@@ -99,7 +99,7 @@ pub(super) const DISCOVER: &Section = &Section {
 /// The source of an arm's backends, and how they are met.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Discover {
-    /// Whom to ask.
+    /// The one to ask.
     pub source: DiscoverySource,
     /// True if the backends speak TLS.
     pub https: bool,
@@ -111,7 +111,7 @@ pub struct Discover {
     pub gpus_each: bool,
 }
 
-/// Whom to ask for backends.
+/// The one to ask for backends.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DiscoverySource {
     /// The resolver of this host.
@@ -170,6 +170,7 @@ pub(super) fn discover(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<D
     }
     let max_backends = table.or("max_backends", MAX_BACKENDS, values::whole(1..=4096_u32));
     let https = table.or("scheme", false, |value| choice(SCHEMES).read(value));
+    // All keys are read before any rule between them, so that every mistake is told at once.
     let key = key_of(&table, outside);
     let interval_got = table.get("interval", INTERVAL, |value| interval().read(value));
     let dns = table.get("dns", None, |value| name::read(value).map(Some));

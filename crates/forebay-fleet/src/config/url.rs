@@ -92,6 +92,7 @@ impl BackendUrl {
     #[must_use]
     pub fn found(https: bool, address: SocketAddr, name: Option<&BackendUrl>) -> BackendUrl {
         let scheme = if https { "https" } else { "http" };
+        // An address of IPv4 in the form of IPv6 would be another backend.
         let ip = address.ip().to_canonical();
         let at = SocketAddr::new(ip, address.port());
         let mut url: BackendUrl = format!("{scheme}://{at}").parse().expect("a scheme and an address are a URL");

@@ -53,7 +53,7 @@ pub(crate) struct Core {
 pub(crate) struct Inner {
     pub(super) settings: Settings,
     telemetry: Arc<Telemetry>,
-    /// As they hold: the configured ones with what was found.
+    /// The pools that hold: the configured ones with what was found.
     pools: Vec<model::PoolConfig>,
     pub(super) discovered: Discovered,
     pub(crate) entries: HashMap<MemberKey, MemberRecord>,

@@ -36,6 +36,7 @@ impl Discovered {
                 let had = had.and_then(|old| old.arms.iter().find(|old| old.name == arm.name));
                 let roster = self.rosters.remove(&key);
                 let roster = roster.unwrap_or_else(|| Roster::of(had.map_or(&[], |arm| arm.backends.as_slice())));
+                // The same source goes on, with its age and its task. A reload of something else must not ask anew.
                 let same = self.sources.remove(&key).filter(|source| source.discover == *discover);
                 sources.insert(key.clone(), same.unwrap_or_else(|| Arc::new(Source::new(discover.clone()))));
                 rosters.insert(key, roster);
@@ -47,6 +48,7 @@ impl Discovered {
     /// Returns the pools that hold now.
     pub(super) fn effective(&mut self) -> Vec<PoolConfig> {
         let all = roster::effective(&self.configured, &self.rosters);
+        // At each answer the same two would be named.
         let news: Vec<&String> = all.doubled.iter().filter(|url| !self.told.contains(url)).collect();
         if !news.is_empty() {
             tracing::warn!(urls = ?news, "two arms of a pool find the same backend: it counts for the first of them");
@@ -100,6 +102,7 @@ impl Controller {
             let (ready, unready, joined, gone) = (taken.ready, taken.unready, &taken.joined, &taken.gone);
             tracing::info!(pool, arm, target, ready, unready, ?joined, ?gone, "backends are found");
         }
+        // A snapshot for each answer would make every pool anew, many times a minute.
         if taken.changed {
             self.settle(&mut inner, now);
         }
@@ -109,6 +112,7 @@ impl Controller {
     /// Lets go of backends that no source names any more and that have nothing left to do. Returns whether any went.
     pub fn retire(&self, now: Time) -> bool {
         let mut inner = locked(&self.core().inner);
+        // Called five times a second, and mostly for nothing.
         if !inner.discovered.rosters.values().any(Roster::is_waited_for) {
             return false;
         }
@@ -117,6 +121,7 @@ impl Controller {
         for ((pool, arm), roster) in &mut discovered.rosters {
             any |= roster.retire(|url| {
                 let key = MemberKey { pool: pool.clone(), arm: arm.clone(), url: url.to_owned() };
+                // One that another arm has, too, has no entry here.
                 entries.get(&key).is_none_or(|entry| entry.backend.load.is_idle())
             });
         }

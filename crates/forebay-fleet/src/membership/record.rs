@@ -58,6 +58,7 @@ impl MemberRecord {
 
     /// Takes over what its source says of it: why it gets no requests, if it does not.
     pub(crate) fn named(&mut self, leaves: Option<&'static str>, now: Time) {
+        // While it was not Ready its port may have refused connections, which put it out for ever longer.
         if leaves.is_none() && self.leaves.is_some() {
             self.health.may_be_back(now);
         }

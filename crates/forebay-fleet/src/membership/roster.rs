@@ -30,7 +30,7 @@ impl Found {
     }
 }
 
-/// What one answer of a source changed.
+/// The changes that one answer of a source made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Backends that take requests.
@@ -57,7 +57,7 @@ pub(crate) struct Roster {
 #[derive(Clone, Debug, PartialEq)]
 struct RosterMember {
     config: BackendConfig,
-    /// Why it finishes what it has and takes no more.
+    /// The reason why it finishes what it has and takes no more.
     leaves: Option<&'static str>,
     /// The source does not name it.
     gone: bool,
@@ -86,6 +86,7 @@ impl Roster {
             }
         }
         let config = |url: BackendUrl| BackendConfig { key: discover.key.clone(), ..BackendConfig::of(url) };
+        // Those that are in come first, so that an address with a lower number does not push one out that has streams.
         let mut places = discover.max_backends;
         for (url, member) in &mut self.members {
             let one = named.remove(url).map(|one| (one, places.checked_sub(1)));
@@ -95,11 +96,13 @@ impl Roster {
                     *member = RosterMember { config: config(one.url), leaves: one.drained, gone: false };
                     if one.drained.is_none() { taken.ready += 1 } else { taken.unready += 1 }
                 }
+                // The cap was lowered by a reload.
                 Some((_, None)) => {
                     taken.left_out += 1;
                     (member.leaves, member.gone) = (Some(TOO_MANY), true);
                 }
                 None => {
+                    // It may have left answers ago and still be busy. That is said once.
                     if !member.gone {
                         taken.gone.push(url.clone());
                     }
@@ -145,7 +148,7 @@ impl Roster {
 pub(crate) struct Effective {
     /// The configured ones, with what was found in place of what names it.
     pub(crate) pools: Vec<PoolConfig>,
-    /// Why a backend finishes what it has and takes no more, by pool, arm and URL.
+    /// The reason why a backend finishes what it has and takes no more, by pool, arm and URL.
     pub(crate) leaving: HashMap<(String, String, String), &'static str>,
     /// URLs that two arms of one pool have found: the first has them.
     pub(crate) doubled: Vec<String>,
@@ -155,6 +158,7 @@ pub(crate) struct Effective {
 pub(crate) fn effective(configured: &[PoolConfig], rosters: &HashMap<ArmKey, Roster>) -> Effective {
     let mut all = Effective::default();
     for pool in configured {
+        // What a file lists is meant. What a source finds may be in two by mistake.
         let listed = pool.arms.iter().filter(|arm| arm.discover.is_none());
         let mut taken: HashSet<String> =
             listed.flat_map(|arm| &arm.backends).map(|backend| backend.url.to_string()).collect();
@@ -174,6 +178,7 @@ fn fill(arm: &mut ArmConfig, (model, roster): (&str, &Roster), taken: &mut HashS
     if discover.gpus_each {
         arm.gpus = u32::try_from(roster.stays()).unwrap_or(u32::MAX).max(1);
     }
+    // They were those of a list, until a reload brought the source.
     arm.backends.clear();
     for (url, member) in &roster.members {
         // Two leases on one server would each see half of its load.

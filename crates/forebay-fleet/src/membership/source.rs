@@ -17,7 +17,7 @@ const LONGEST: usize = 300;
 /// The source of one arm's backends.
 #[derive(Debug)]
 pub struct Source {
-    /// Whom to ask, and how the backends are met.
+    /// The one to ask, and the way in which the backends are met.
     pub discover: Discover,
     state: Mutex<State>,
 }
@@ -26,7 +26,7 @@ pub struct Source {
 struct State {
     answered: Option<Time>,
     taken: Taken,
-    /// What went wrong since the last good answer.
+    /// The last error since the last good answer.
     fault: Option<String>,
     errors: [u64; DiscoveryFailure::ALL.len()],
 }
@@ -36,7 +36,7 @@ struct State {
 pub struct SourceView {
     /// `dns` or `kubernetes`.
     pub kind: &'static str,
-    /// What it is asked for.
+    /// The thing that it is asked for, in words.
     pub target: String,
     /// Seconds since the last good answer; none: there was none yet.
     pub age_seconds: Option<f64>,
@@ -46,7 +46,7 @@ pub struct SourceView {
     pub unready: usize,
     /// Backends that it named then and that are beyond `max_backends`.
     pub left_out: usize,
-    /// What went wrong since then.
+    /// The last error since then.
     pub error: Option<String>,
     /// Questions that went wrong since the source was configured, by reason.
     #[serde(skip)]
@@ -70,6 +70,7 @@ impl Source {
     pub fn failed(&self, failure: DiscoveryFailure, reason: &str) -> bool {
         let mut state = locked(&self.state);
         state.errors[failure as usize] += 1;
+        // Another server wrote parts of it: it goes to a log and to a page.
         let reason: String = reason.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
         let news = state.fault.as_ref() != Some(&reason);
         state.fault = Some(reason);

@@ -101,7 +101,7 @@ label_enum! {
         Timeout = "timeout",
         /// The API server refused (401, 403).
         Refused = "refused",
-        /// What the API server was asked for is too old (410).
+        /// The API server no longer has the version that it was asked for (410).
         Expired = "expired",
         /// Another status.
         Status = "status",

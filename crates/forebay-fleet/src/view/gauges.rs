@@ -67,6 +67,7 @@ impl FleetView {
 
 /// The readings of a source of backends. Before it has answered, it has found nothing and has no age.
 fn of_source(source: &SourceView) -> Vec<Reading> {
+    // Not known is not zero: an alert on no backends must not fire at each start.
     let kind = Some(("source", source.kind));
     let answered = source.age_seconds.into_iter().flat_map(|age| {
         let found = Reading { label: kind, ..Reading::of(&DISCOVERED, source.found as f64) };

@@ -37,7 +37,7 @@ fn pods(items: &Value) -> Members {
     listed(Objects::Pods, Port::Number(8000), items)
 }
 
-fn event(members: &mut Members, kind: &str, object: &Value) -> Result<Event, Unusable> {
+fn event(members: &mut Members, kind: &str, object: &Value) -> Result<EventMeaning, Unusable> {
     members.event(json!({"type": kind, "object": object}).to_string().as_bytes())
 }
 
@@ -58,18 +58,18 @@ fn a_pod_is_an_endpoint_from_its_address_to_its_end() {
     let without_address = json!({"metadata": {"name": "a"}, "spec": null, "status": {"phase": "Pending"}});
     let mut members = pods(&json!([without_address]));
     assert_eq!((shown(&members).as_str(), members.version()), ("", "41"));
-    assert_eq!(event(&mut members, "MODIFIED", &pod("a", 1, "False")), Ok(Event::Changed));
+    assert_eq!(event(&mut members, "MODIFIED", &pod("a", 1, "False")), Ok(EventMeaning::Changed));
     assert_eq!(shown(&members), "10.0.0.1:8000?");
-    assert_eq!(event(&mut members, "MODIFIED", &ready("a", 1)), Ok(Event::Changed));
-    assert_eq!(event(&mut members, "MODIFIED", &ready("a", 1)), Ok(Event::Same));
+    assert_eq!(event(&mut members, "MODIFIED", &ready("a", 1)), Ok(EventMeaning::Changed));
+    assert_eq!(event(&mut members, "MODIFIED", &ready("a", 1)), Ok(EventMeaning::Same));
     assert_eq!((shown(&members).as_str(), members.version()), ("10.0.0.1:8000", "7"));
     let mut ends = ready("a", 1);
     ends["metadata"]["deletionTimestamp"] = "2026-11-30T12:00:00Z".into();
-    assert_eq!(event(&mut members, "MODIFIED", &ends), Ok(Event::Changed));
+    assert_eq!(event(&mut members, "MODIFIED", &ends), Ok(EventMeaning::Changed));
     assert_eq!(shown(&members), "10.0.0.1:8000-");
-    assert_eq!(event(&mut members, "DELETED", &ends), Ok(Event::Changed));
+    assert_eq!(event(&mut members, "DELETED", &ends), Ok(EventMeaning::Changed));
     assert_eq!(shown(&members), "");
-    assert_eq!(event(&mut members, "DELETED", &ends), Ok(Event::Same));
+    assert_eq!(event(&mut members, "DELETED", &ends), Ok(EventMeaning::Same));
 }
 
 #[test]
@@ -144,9 +144,9 @@ fn a_list_comes_in_pages_and_holds_once_it_is_whole() {
 fn bookmarks_move_the_version_and_errors_end_the_watch() {
     let mut members = pods(&json!([ready("a", 1)]));
     let bookmark = json!({"kind": "Pod", "metadata": {"resourceVersion": "99", "creationTimestamp": null}});
-    assert_eq!((event(&mut members, "BOOKMARK", &bookmark), members.version()), (Ok(Event::Same), "99"));
+    assert_eq!((event(&mut members, "BOOKMARK", &bookmark), members.version()), (Ok(EventMeaning::Same), "99"));
     let gone = json!({"kind": "Status", "code": 410, "message": "too old resource version: 1 (2)"});
-    let ended = Event::Ended(410, "too old resource version: 1 (2)".to_owned());
+    let ended = EventMeaning::Ended(410, "too old resource version: 1 (2)".to_owned());
     assert_eq!(event(&mut members, "ERROR", &gone), Ok(ended));
     assert_eq!(shown(&members), "10.0.0.1:8000", "an error takes nothing away");
 }
@@ -211,7 +211,7 @@ proptest! {
             };
             let list = pods(&Value::Array(there.values().cloned().collect()));
             prop_assert_eq!(members.endpoints(), list.endpoints());
-            prop_assert!(told == Ok(Event::Changed) || members.endpoints() == before);
+            prop_assert!(told == Ok(EventMeaning::Changed) || members.endpoints() == before);
         }
     }
 

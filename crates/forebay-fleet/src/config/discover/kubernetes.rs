@@ -73,7 +73,7 @@ pub(in crate::config) const KUBERNETES: &Section = &Section {
     later: &[],
 };
 
-/// Whom to list, and where.
+/// The pods to list, and the server that lists them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kubernetes {
     /// The pods.
@@ -142,6 +142,7 @@ pub(super) fn read(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<Kuber
     let selector = table.get("selector", None, |value| label_selector(value).map(Some));
     let service = table.get("service", None, |value| dns_label(value).map(Some));
     let namespace = table.get("namespace", None, |value| dns_label(value).map(Some));
+    // Never guessed: a pod may have several, and a request to a wrong one is a failure like any other.
     let port = table.get("port", None, |value| read_port(value).map(Some));
     if port.span.is_none() {
         table.note("pools.discover.kubernetes.port: the port is not named", "add port = 8000, the port of the pods");

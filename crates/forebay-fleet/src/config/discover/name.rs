@@ -38,6 +38,7 @@ pub(super) fn read(value: &Value<'_>) -> Result<DnsName, Wrong> {
         return Err(Wrong::because(format!("{} is a URL", quoted(&text)))
             .hint("write the host name and the port alone; scheme = \"https\" speaks TLS"));
     }
+    // Read as a URL first: its mistakes have words already.
     let url: BackendUrl = match format!("http://{text}").parse() {
         Ok(url) => url,
         Err(error @ (UrlError::Port | UrlError::UserInfo | UrlError::NoHost)) => return wrong(&error.to_string()),
