@@ -1,5 +1,5 @@
 //! An API server of Kubernetes, as far as discovery talks to one: lists in pages, watches with bookmarks, and what goes wrong with
-//! both. `.ci/full` has a real one (`tests/kube/run.sh`); the bytes of that are a fixture of `forebay-core`.
+//! both. It is a mock: its answers follow the API's documentation.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
