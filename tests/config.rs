@@ -56,6 +56,7 @@ fn every_example_is_right_and_has_its_counts() {
         .collect();
     let expected = [
         ("config/ab.toml", [1, 2, 3]),
+        ("config/discovery.toml", [2, 3, 0]),
         ("config/forebay.toml", [1, 1, 2]),
         ("config/keys.toml", [1, 1, 2]),
         ("config/many-pools.toml", [3, 3, 6]),
@@ -77,6 +78,22 @@ fn an_example_of_two_arms_says_what_is_compared() {
     assert_eq!(arms, [("tp2", 50.0, 2), ("tp1x2", 50.0, 2)]);
     assert_eq!(pool.arms[0].backends[0].url.to_string(), "http://127.0.0.1:8001");
     assert_eq!((pool.arms[0].backends[0].speed, pool.arms[1].backends[0].speed), (1.4, 1.0));
+}
+
+#[test]
+fn an_example_of_discovery_says_whom_to_ask() {
+    let pools = load("config/discovery.toml").unwrap().config.pools;
+    let arms = pools.iter().flat_map(|pool| &pool.arms);
+    let found = arms.map(|arm| (arm.discover.clone().unwrap(), arm.gpus));
+    let said: Vec<_> = found.map(|(one, gpus)| (one.source.target(), one.max_backends, one.gpus_each, gpus)).collect();
+    assert_eq!(
+        said,
+        [
+            ("pods of app=vllm,layout=tp2".to_owned(), 256, false, 8),
+            ("endpoints of vllm-tp1 in inference".to_owned(), 64, true, 1),
+            ("embeddings.internal:8000".to_owned(), 256, true, 1),
+        ]
+    );
 }
 
 #[test]

@@ -20,7 +20,7 @@ const TREES: &[Tree] = &[
         src: "crates/forebay-core/src/",
         layers: &[
             &["vllm_metrics"],
-            &["rate_limit", "routing", "stream", "sample", "so_far", "toml_reader", "chunked"],
+            &["rate_limit", "routing", "stream", "sample", "so_far", "toml_reader", "chunked", "kubernetes"],
             &["units", "clock", "error"],
         ],
         open: false,

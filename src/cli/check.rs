@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, PoolConfig, SessionKey, WaitRoom};
+use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, Discover, PoolConfig, SessionKey, WaitRoom};
 use forebay_fleet::config::{self, Report};
 
 /// The arguments of `forebay check`.
@@ -86,12 +86,16 @@ fn out_of_date(config: &Config) -> Vec<String> {
     faults.collect()
 }
 
-/// `2 pools, 3 arms, 5 backends`.
+/// `2 pools, 3 arms, 5 backends`, and sources of backends, where there are some.
 fn summary(config: &Config) -> String {
     let arms = config.pools.iter().flat_map(|pool| &pool.arms);
     let backends = arms.clone().flat_map(|arm| &arm.backends);
+    let sources = match arms.clone().filter(|arm| arm.discover.is_some()).count() {
+        0 => String::new(),
+        count => format!(", {} of backends", counted(count, "source")),
+    };
     format!(
-        "{}, {}, {}",
+        "{}, {}, {}{sources}",
         counted(config.pools.len(), "pool"),
         counted(arms.count(), "arm"),
         counted(backends.count(), "backend")
@@ -133,10 +137,15 @@ fn pool_details(text: &mut String, pool: &PoolConfig) {
 
 fn arm_details(text: &mut String, arm: &ArmConfig, total: f64) {
     let percent = 100.0 * arm.share / total;
-    append(
-        text,
-        format_args!("  arm {}: {percent:.0}% of the sessions, {}\n", arm.name, counted(arm.gpus as usize, "GPU")),
-    );
+    let gpus = match &arm.discover {
+        Some(discover) if discover.gpus_each => "a GPU for each backend".to_owned(),
+        _ => counted(arm.gpus as usize, "GPU"),
+    };
+    append(text, format_args!("  arm {}: {percent:.0}% of the sessions, {gpus}\n", arm.name));
+    if let Some(Discover { source, max_backends, .. }) = &arm.discover {
+        let (target, kind) = (source.target(), source.label());
+        append(text, format_args!("    at most {max_backends} backends, found by {kind}: {target}\n"));
+    }
     for BackendConfig { url, speed, key, drain, .. } in &arm.backends {
         let key = if key.is_some() { ", own key" } else { "" };
         let drain = if *drain { ", draining" } else { "" };
@@ -164,6 +173,17 @@ mod tests {
     #[test]
     fn the_summary_counts_what_there_is() {
         assert_eq!(summary(&config()), "1 pool, 2 arms, 3 backends");
+    }
+
+    #[test]
+    fn a_source_is_counted_and_shown() {
+        let text = "[[pools]]\nmodel = \"m\"\ndiscover = { dns = \"vllm.example:8000\" }\n";
+        let config = config::load_text(std::path::Path::new("f.toml"), text, &|_| None).unwrap().config;
+        assert_eq!(summary(&config), "1 pool, 1 arm, 0 backends, 1 source of backends");
+        let details = details(&config);
+        for part in ["a GPU for each backend\n", "    at most 256 backends, found by dns: vllm.example:8000\n"] {
+            assert!(details.contains(part), "{part} is not in:\n{details}");
+        }
     }
 
     #[test]

@@ -251,6 +251,7 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
     }
     let (data, admin) = (config.listen.address, config.admin.address);
     let common = Arc::new(Common::new(&config, descriptors)?);
+    common.find_backends();
     let listening = Arc::clone(&common.listening);
     let (taken_over, handed_over) = mpsc::channel();
     let way = Way { signals, meeting, inherits, taken_over };

@@ -1,5 +1,5 @@
-//! The background tasks of the process on pingora's runtime for them: scrapes, probes, the watch over the configuration,
-//! SIGHUP. They go on while the process drains: a request under way may yet meet an engine that hangs.
+//! The background tasks of the process on pingora's runtime for them: scrapes, probes, the watch over the configuration, the
+//! sources of backends, SIGHUP. They go on while the process drains: a request under way may yet meet an engine that hangs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,16 @@ use crate::tasks::discover::discover;
 use crate::tasks::drains::end_drains;
 use crate::tasks::prober::{Patience, Prober};
 use crate::tasks::scraper::Scraper;
+use crate::tasks::sources::{Resolve, Sources};
 use crate::tasks::watchdog::{Limit, Watch};
 use crate::tasks::{Rhythm, kept};
 use forebay_fleet::config::diff::in_force;
 use forebay_fleet::config::model::{Config, HealthConfig, PoolConfig};
 use forebay_fleet::membership::controller::Settings;
 use forebay_fleet::telemetry::trace;
+
+/// The time that the start waits for sources of backends.
+const FIRST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// The tasks, as one service of pingora's.
 pub(super) struct Tasks {
@@ -85,6 +89,40 @@ impl Tasks {
 }
 
 impl Common {
+    /// The task that asks the sources of backends.
+    pub(super) fn sources(self: Arc<Common>) -> Sources {
+        let settings = Arc::clone(&self.settings);
+        Sources {
+            controller: Arc::clone(&self.controller),
+            clock: self.clock.clone(),
+            telemetry: Arc::clone(&self.telemetry),
+            resolve: Resolve::system(),
+            listener: Arc::new(move || settings.load().listen.address),
+            changed: Arc::new(move || self.keep_upstream()),
+        }
+    }
+
+    /// Asks the sources of backends once, before the first request: a process that takes over the traffic of another one has its
+    /// backends then.
+    pub(super) fn find_backends(self: &Arc<Common>) {
+        let snapshot = self.controller.fleet().snapshot();
+        if !snapshot.pools.iter().flat_map(|pool| pool.arms()).any(|arm| arm.source.is_some()) {
+            return;
+        }
+        let sources = Arc::clone(self).sources();
+        // On a thread of its own, since whoever starts a server may be within a runtime.
+        let asked = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let all = runtime.block_on(sources.ask_once(FIRST_ANSWERS));
+            // A resolver that hangs would hold up the start.
+            runtime.shutdown_background();
+            std::io::Result::Ok(all)
+        });
+        if !matches!(asked.join(), Ok(Ok(true))) {
+            tracing::warn!("not every source of backends has answered yet: its requests get a 503 until it does");
+        }
+    }
+
     /// Puts a changed configuration into force; what is bound at the start stays as it was.
     fn take_config(&self, config: &Config) {
         let config = in_force(&self.settings.load(), config);
@@ -161,6 +199,8 @@ impl BackgroundService for Tasks {
             let spans = spans.clone();
             tasks.spawn(kept(Arc::clone(telemetry), move || spans.clone().run()));
         }
+        let sources = Arc::clone(&self.common).sources();
+        tasks.spawn(kept(Arc::clone(telemetry), move || sources.clone().run()));
         self.spawn_source(&mut tasks, hup);
         // A drain ends with the process's own exit, and a fast end with the runtime's.
         let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && self.signals;

@@ -1,5 +1,5 @@
-//! What runs beside the requests: scrapes, probes, the watchdog, the watch over the configuration, and the question to a
-//! `--backend` what it serves. Each is a future that runs until it is dropped, and with it everything that it started. It must
+//! What runs beside the requests: scrapes, probes, the watchdog, the watch over the configuration, the sources of backends, and
+//! the question to a `--backend` what it serves. Each is a future that runs until it is dropped, and with it everything that it started. It must
 //! never touch a request.
 
 pub mod config_watcher;
@@ -10,6 +10,7 @@ pub mod prober;
 mod rest;
 pub mod scraper;
 mod served;
+pub mod sources;
 mod trial;
 pub mod watchdog;
 

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use crate::client::{Answer, Conn, post};
 use crate::mock::Mock;
+use crate::names::Names;
 
 /// Whatever should happen happens well before this.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(15);
@@ -82,8 +83,11 @@ pub(crate) fn binary() -> OsString {
     std::env::var_os("FOREBAY_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_forebay").into())
 }
 
-/// The command that runs it, under a limit if there is one.
-fn command(ulimit: Option<&str>) -> Command {
+/// The command that runs it, under a limit or with names of its own if there are such.
+fn command(ulimit: Option<&str>, names: Option<&Names>) -> Command {
+    if let Some(names) = names {
+        return names.command();
+    }
     let Some(limit) = ulimit else { return Command::new(binary()) };
     let mut command = Command::new("sh");
     command.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]).arg(binary());
@@ -99,6 +103,7 @@ pub(crate) struct Harness {
     env: Vec<(String, String)>,
     /// What its shell's `ulimit` is told.
     ulimit: Option<&'static str>,
+    names: Option<Names>,
     dir: TempDir,
 }
 
@@ -111,6 +116,7 @@ impl Harness {
             args: Vec::new(),
             env: Vec::new(),
             ulimit: None,
+            names: None,
             dir: TempDir::new().unwrap(),
         }
     }
@@ -166,6 +172,12 @@ impl Harness {
         self
     }
 
+    /// Starts it where host names are those of a test.
+    pub(crate) fn names(mut self, names: &Names) -> Harness {
+        self.names = Some(names.clone());
+        self
+    }
+
     /// Starts it and waits until it listens.
     pub(crate) fn start(self) -> Forebay {
         let config = self.dir.path().join("forebay.toml");
@@ -181,8 +193,14 @@ impl Harness {
         let dir = Arc::new(self.dir);
         for _ in 0..3 {
             let ports = [free_port(), free_port()];
-            let mut forebay =
-                Forebay::spawn(command(self.ulimit), args.clone(), &self.env, ports, Arc::clone(&dir), config.clone());
+            let mut forebay = Forebay::spawn(
+                command(self.ulimit, self.names.as_ref()),
+                args.clone(),
+                &self.env,
+                ports,
+                Arc::clone(&dir),
+                config.clone(),
+            );
             if forebay.listens() {
                 return forebay;
             }
@@ -260,7 +278,7 @@ impl Forebay {
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
         let ports = [self.address.port(), self.admin.port()];
         let mut another =
-            Forebay::spawn(command(None), args, &self.env, ports, Arc::clone(&self.dir), self.config.clone());
+            Forebay::spawn(command(None, None), args, &self.env, ports, Arc::clone(&self.dir), self.config.clone());
         another.args.clone_from(&self.args);
         another
     }

@@ -4,12 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![expect(clippy::disallowed_methods, reason = "the deadlines of a real process are real time")]
 
+mod apiserver;
 mod certificates;
 mod client;
 mod frames;
 mod fronts;
 mod harness;
 mod mock;
+mod names;
 mod tls_client;
 
 mod aborts;
@@ -26,6 +28,7 @@ mod claims;
 mod commands_admin;
 mod cors;
 mod dashboard;
+mod dns;
 mod drains;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
@@ -38,6 +41,7 @@ mod h2;
 mod health;
 mod hints;
 mod keys;
+mod kubernetes;
 mod lifecycle;
 mod log_files;
 mod logs;

@@ -203,7 +203,12 @@ pub(crate) struct Mock {
 impl Mock {
     /// One that serves `tiny` as [`like_vllm`].
     pub(crate) fn start() -> Mock {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Mock::at("127.0.0.1:0".parse().unwrap())
+    }
+
+    /// The same at an address of loopback.
+    pub(crate) fn at(address: SocketAddr) -> Mock {
+        let listener = TcpListener::bind(address).unwrap();
         let shared = Arc::new(Shared {
             address: listener.local_addr().unwrap(),
             stopped: AtomicBool::new(false),

@@ -192,10 +192,32 @@ impl ProbeClient {
         Ok((head.status, body))
     }
 
-    async fn answer(&self, mut request: Request<Full<Bytes>>, max: usize) -> Result<Response<Bytes>, ProbeError> {
+    async fn answer(&self, request: Request<Full<Bytes>>, max: usize) -> Result<Response<Bytes>, ProbeError> {
+        let (head, incoming) = self.begin(request).await?.into_parts();
+        Ok(Response::from_parts(head, body(incoming, max).await?))
+    }
+
+    /// The status of an answer whose body is read as it comes. Dropping that closes the connection.
+    ///
+    /// # Errors
+    /// No head of an answer before `deadline`, or a broken connection.
+    pub async fn open(
+        &self,
+        uri: Uri,
+        key: Option<&str>,
+        deadline: Duration,
+    ) -> Result<(StatusCode, ProbeStream), ProbeError> {
+        let what = uri.path().to_owned();
+        let answer = async { self.begin(request(uri, key)?).await };
+        let response = within(deadline, &what, answer).await?;
+        Ok((response.status(), ProbeStream(response.into_body())))
+    }
+
+    /// The head of an answer, whose body is still to be read.
+    async fn begin(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ProbeError> {
         let plain = request.uri().scheme() == Some(&http::uri::Scheme::HTTP);
         request.headers_mut().extend(self.headers.clone());
-        let response = self.http.request(request).await.map_err(|error| {
+        self.http.request(request).await.map_err(|error| {
             if let Some(why) = mistrust(&error) {
                 return ProbeError::new(ProbeFailure::Tls, why);
             }
@@ -211,9 +233,31 @@ impl ProbeClient {
                 detail.push_str("; if the server speaks TLS, its URL begins with https://");
             }
             ProbeError { failure, detail, refused: error.is_connect() && is_refusal(&error) }
-        })?;
-        let (head, incoming) = response.into_parts();
-        Ok(Response::from_parts(head, body(incoming, max).await?))
+        })
+    }
+}
+
+/// A body that is read as it comes.
+#[derive(Debug)]
+pub struct ProbeStream(Incoming);
+
+impl ProbeStream {
+    /// The next bytes; `None` at the end of the body.
+    ///
+    /// # Errors
+    /// Nothing came within `limit`, or the connection broke.
+    pub async fn next(&mut self, limit: Duration) -> Result<Option<Bytes>, ProbeError> {
+        let frame = async {
+            loop {
+                let Some(frame) = self.0.frame().await else { return Ok(None) };
+                let frame = frame.map_err(|error| ProbeError::new(ProbeFailure::Broken, with_causes(&error)))?;
+                // What is no data are trailers, before the end.
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        };
+        within(limit, "a body that is read as it comes", frame).await
     }
 }
 

@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 mod affinity;
+mod discovery;
 mod ejection;
 mod explain;
 mod leases;

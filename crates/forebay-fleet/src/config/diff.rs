@@ -82,7 +82,9 @@ fn arm_changes(old: &ArmConfig, new: &ArmConfig, said: &mut Vec<String>) {
     let arm = &new.name;
     // the backends' changes are told one by one below
     for Change { key, old, new } in old.changes(new).into_iter().filter(|change| change.key.name != "backends") {
-        said.push(format!("arm {arm} {} {old} → {new}", key.name));
+        // What is read by hand is shown by nobody.
+        let values = if old == new { " changed".to_owned() } else { format!(" {old} → {new}") };
+        said.push(format!("arm {arm} {}{values}", key.name));
     }
     for backend in &new.backends {
         match old.backends.iter().find(|other| other.url == backend.url) {

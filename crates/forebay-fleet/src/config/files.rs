@@ -87,6 +87,20 @@ impl<'a> Outside<'a> {
         self.named(key, name, span, notes).map(|(_, text)| text)
     }
 
+    /// The path of the file called `name`, unless there is none, which is noted under `key`. Its content is no part of the hash: who
+    /// reads it later sees what it then holds.
+    pub(super) fn present(&self, key: &str, name: &str, span: Range<usize>, notes: &Notes) -> Option<PathBuf> {
+        let path = self.dir.join(name);
+        let reason = match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => return Some(path),
+            Ok(_) => "it is not a regular file".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let message = format!("{key}: cannot read {}: {reason}", quoted(&path.display().to_string()));
+        notes.add(Diagnostic::at(span, message).hint("the path is relative to the folder of this file"));
+        None
+    }
+
     /// The admin token in the file called `name`.
     pub(super) fn token(&mut self, name: &str, span: Range<usize>, notes: &Notes) -> Option<Secret> {
         self.word("admin.token_file", "token", name, span, notes)

@@ -5,6 +5,7 @@ mod affinity;
 mod between;
 mod client_keys;
 pub mod diff;
+mod discover;
 #[cfg(test)]
 mod document;
 mod files;

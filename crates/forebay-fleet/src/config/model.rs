@@ -7,6 +7,7 @@ use serde::Serialize;
 use forebay_core::toml_reader::{Change, Key, Keys, Section, Table};
 
 pub use super::affinity::Affinity;
+pub use super::discover::{Discover, DiscoverySource, DnsName, Kubernetes, Whom};
 pub use super::keys::{
     AccessLogFormat, Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain,
     Forwarding, HealthConfig, KeyConfig, Limits, Listen, Log, LogFormat, Paths, PoolConfig, Retry, ScrapeConfig,

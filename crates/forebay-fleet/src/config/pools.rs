@@ -8,6 +8,7 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::between::both;
+use super::discover;
 use super::files::Outside;
 use super::keys::SESSION;
 use super::kinds::HeaderName;
@@ -79,7 +80,12 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, around: &mut Around<'_, '
     let tls = table.table("tls", POOL_TLS);
     pool.tls = pool_tls::pool(&tls, around.outside);
     pool.arms = arms(table, around);
-    if tls.is_written() && !pool.arms.iter().flat_map(|arm| &arm.backends).any(|backend| backend.url.is_https()) {
+    // An arm without backends was noted already.
+    let uses_tls = |arm: &ArmConfig| match &arm.discover {
+        Some(discover) => discover.https,
+        None => arm.backends.is_empty() || arm.backends.iter().any(|backend| backend.url.is_https()),
+    };
+    if tls.is_written() && !pool.arms.iter().any(uses_tls) {
         let hint = "write https:// in the URLs of backends that speak TLS, or leave tls out";
         tls.note("pools.tls: no backend of the pool has an https URL, so nothing would use it", hint);
     }
@@ -126,12 +132,16 @@ fn session(table: &Table<'_>) -> Option<SessionKey> {
 fn arms(table: &Table<'_>, around: &mut Around<'_, '_>) -> Vec<ArmConfig> {
     let mut urls = Places::new();
     // Read on with the arms, so that mistakes in them are told in the same run.
-    if let (Some(_), Some(span)) = (table.value("arms"), table.key_span("backends")) {
-        let message = "pools.backends: the pool has arms, so its backends belong to them";
-        let hint = "move the backends into an arm, or leave the arms out";
-        table.notes().add(Diagnostic::at(span, message).hint(hint));
-    } else if table.value("backends").is_some() {
-        return vec![ArmConfig::of("default", backends(table, "pool", &mut urls, around))];
+    let written = ["backends", "discover"].map(|key| (key, table.key_span(key)));
+    if table.value("arms").is_some() {
+        for (key, span) in written {
+            let Some(span) = span else { continue };
+            let message = format!("pools.{key}: the pool has arms, so its backends belong to them");
+            let hint = "move the backends into an arm, or leave the arms out";
+            table.notes().add(Diagnostic::at(span, message).hint(hint));
+        }
+    } else if written.iter().any(|(_, span)| span.is_some()) {
+        return vec![members("default", table, "pool", &mut urls, around)];
     }
     let tables = table.tables("arms", ArmConfig::SECTION);
     if tables.is_empty() && table.value("arms").is_none_or(|value| value.kind() == "a list") {
@@ -153,8 +163,11 @@ fn arm(
     if table.value("name").is_none() {
         table.note("pools.arms.name: the arm has no name", "add name = \"…\", such as \"tp2\"");
     }
-    let mut arm = ArmConfig::of("", backends(table, "arm", urls, around));
+    let mut arm = members("", table, "arm", urls, around);
     arm.read(table);
+    if let (Some(found), true) = (&mut arm.discover, table.value("gpus").is_some()) {
+        found.gpus_each = false;
+    }
     let name = table.got("name", &arm.name);
     if let (Some(span), false) = (name.span, name.wrong) {
         match names.get(name.value) {
@@ -185,6 +198,26 @@ fn check_shares(pool: &Table<'_>, arms: &[Table<'_>], shares: &[Got<f64>]) {
     } else if !shares.is_empty() && shares.iter().all(|share| share.value <= 0.0) {
         pool.note("pools.arms.share: no arm has a share above 0", "give some arm a share, such as share = 1");
     }
+}
+
+/// An arm called `name` with the backends of a pool or an arm, which is `what`, or with the source that names them.
+fn members(
+    name: &str,
+    table: &Table<'_>,
+    what: &str,
+    urls: &mut Places<BackendUrl>,
+    around: &mut Around<'_, '_>,
+) -> ArmConfig {
+    let Some(span) = table.key_span("discover") else {
+        return ArmConfig::of(name, backends(table, what, urls, around));
+    };
+    if let Some(first) = table.key_span("backends") {
+        // Which of the two would win is no guess to make: a backend that is listed and not found would be gone or not.
+        let message = format!("{}: the {what} lists backends, too", table.full("discover"));
+        let hint = "leave one of the two out, or give each an arm of its own";
+        table.notes().add(Diagnostic::at(span, message).hint(hint).also(Some(first), "listed here"));
+    }
+    ArmConfig { discover: discover::discover(table, around.outside), ..ArmConfig::of(name, Vec::new()) }
 }
 
 /// The backends of a pool or an arm, which is `what`.
@@ -233,17 +266,17 @@ fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &mut Around
     backend
 }
 
-/// The key that the backend is sent: from the environment or from a file.
-fn key(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<Secret> {
+/// The key that backends are sent: from the environment or from a file.
+pub(super) fn key(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<Secret> {
     let from_env = table.or("key_env", None, |value| outside.variable(values::text(value)?).map(Some));
     let file = table.get("key_file", None, |value| values::line(4096)(value).map(Some));
     let (Some(name), Some(span)) = (file.value, file.span) else { return from_env };
     if table.value("key_env").is_some() {
-        let message = "backends.key_file: the backend has a key_env, too";
+        let message = format!("{}: there is a key_env, too", table.full("key_file"));
         table.notes().add(Diagnostic::at(span, message).hint("leave one of the two out"));
         return None;
     }
-    outside.word("backends.key_file", "key", &name, span, table.notes())
+    outside.word(&table.full("key_file"), "key", &name, span, table.notes())
 }
 
 /// Notes a backend that is this proxy itself, to which each request would come back.

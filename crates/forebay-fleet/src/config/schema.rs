@@ -1,6 +1,7 @@
 //! The sections of the file, and hints for names that are none of its keys. Says nothing of values: the entry of each key is
 //! in `keys/`.
 
+use super::discover::{DISCOVER, KUBERNETES};
 use super::keys::{
     Admin, ArmConfig, BackendConfig, Budget, Clients, Cors, Drain, Ejection, Forwarding, HealthConfig, KeyConfig,
     Limits, Listen, Log, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, Trace, WaitRoom,
@@ -39,6 +40,8 @@ pub(super) static SCHEMA: Schema = Schema {
         SESSION,
         POOL_TLS,
         WaitRoom::SECTION,
+        DISCOVER,
+        KUBERNETES,
         ArmConfig::SECTION,
         BackendConfig::SECTION,
     ],

@@ -26,6 +26,8 @@ pub struct BackendUrl {
     /// The path that comes before every other; empty where there is none.
     prefix: String,
     socket: Option<PathBuf>,
+    /// The address that a name was found to have: connections go there, and the name is what the server is called by.
+    found_at: Option<IpAddr>,
     host_header: HeaderValue,
     name_header: HeaderValue,
 }
@@ -84,6 +86,30 @@ impl UrlError {
 }
 
 impl BackendUrl {
+    /// The URL of a server that was found at `address`, and that is called by the host and port of `name` where it has one. It is
+    /// told from others by its address. Requests, TLS and connections: the name is its Host and the name of its certificate, and the
+    /// address is where they go.
+    #[must_use]
+    pub fn found(https: bool, address: SocketAddr, name: Option<&BackendUrl>) -> BackendUrl {
+        let scheme = if https { "https" } else { "http" };
+        // An address of IPv4 in the form of IPv6 would be another backend.
+        let ip = address.ip().to_canonical();
+        let at = SocketAddr::new(ip, address.port());
+        let mut url: BackendUrl = format!("{scheme}://{at}").parse().expect("a scheme and an address are a URL");
+        url.found_at = Some(ip);
+        if let Some(name) = name {
+            url.uri = name.uri.clone();
+            url.host_header = name.host_header.clone();
+        }
+        url
+    }
+
+    /// The address that connections go to, if the URL is one of a server that was found.
+    #[must_use]
+    pub fn found_at(&self) -> Option<IpAddr> {
+        self.found_at
+    }
+
     /// The URL with a path, `/` at least, to build request URIs from. A Unix socket has `localhost` for its host.
     #[must_use]
     pub fn uri(&self) -> &Uri {
@@ -135,6 +161,7 @@ impl BackendUrl {
         }
         let host = self.host().trim_matches(['[', ']']);
         let address = if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse::<IpAddr>().ok() };
+        let address = self.found_at.or(address);
         let listens = listener.ip().to_canonical();
         let is_here = |address: IpAddr| {
             let address = address.to_canonical();
@@ -219,6 +246,7 @@ impl FromStr for BackendUrl {
             name_at: scheme.len(),
             prefix,
             socket: None,
+            found_at: None,
         })
     }
 }
@@ -236,6 +264,7 @@ fn unix(path: &str) -> Result<BackendUrl, UrlError> {
         host_header: HeaderValue::from_static("localhost"),
         name_header: HeaderValue::from_str(&text).map_err(|_| UrlError::Socket)?,
         socket: Some(PathBuf::from(path)),
+        found_at: None,
         text,
         name_at: 0,
         prefix: String::new(),
@@ -292,7 +321,8 @@ impl fmt::Debug for BackendUrl {
 
 impl PartialEq for BackendUrl {
     fn eq(&self, other: &BackendUrl) -> bool {
-        self.text == other.text
+        // Two servers of one address that are called by other names are met in another way.
+        self.text == other.text && self.host_header == other.host_header
     }
 }
 
@@ -347,6 +377,23 @@ mod tests {
             let parsed: BackendUrl = url.parse().unwrap();
             assert_eq!(parsed.leads_to(listener.parse().unwrap()), leads, "{url} {listener}");
         }
+    }
+
+    #[test]
+    fn a_server_that_was_found_is_told_by_its_address_and_called_by_its_name() {
+        let name: BackendUrl = "https://vllm.svc:8000".parse().unwrap();
+        let url = BackendUrl::found(true, "10.0.0.1:8000".parse().unwrap(), Some(&name));
+        assert_eq!((url.to_string().as_str(), url.authority()), ("https://10.0.0.1:8000", "10.0.0.1:8000"));
+        assert_eq!((url.host(), url.host_header()), ("vllm.svc", &HeaderValue::from_static("vllm.svc:8000")));
+        assert_eq!((url.found_at(), url.port()), (Some([10, 0, 0, 1].into()), 8000));
+        assert_eq!(url.at(&PathAndQuery::from_static("/health")).to_string(), "https://vllm.svc:8000/health");
+        assert!(url.leads_to("10.0.0.1:8000".parse().unwrap()) && url.is_https());
+        let plain = BackendUrl::found(true, "10.0.0.1:8000".parse().unwrap(), None);
+        assert!(plain != url && plain.host() == "10.0.0.1");
+        let mapped = BackendUrl::found(false, "[::ffff:10.0.0.1]:80".parse().unwrap(), None);
+        assert_eq!(mapped.to_string(), "http://10.0.0.1");
+        let v6 = BackendUrl::found(false, "[fd00::1]:8000".parse().unwrap(), Some(&name));
+        assert_eq!(v6.to_string(), "http://[fd00::1]:8000");
     }
 
     #[test]

@@ -228,6 +228,13 @@ impl Health {
         Effect::Ejected(why)
     }
 
+    /// Somebody else has found that it serves again: the time of an ejection is over. It comes back by a request, as ever.
+    pub(crate) fn may_be_back(&mut self, now: Time) {
+        if let HealthPhase::Out { until } = &mut self.phase {
+            *until = now;
+        }
+    }
+
     /// Returns whether a probe shall go out now: its time out is over, and somebody is there.
     pub(crate) fn probe(&mut self, now: Time) -> bool {
         match self.phase {

@@ -127,6 +127,12 @@ impl Load {
         self.change(|state, _| state.end(lease));
     }
 
+    /// Returns whether nothing of ours is under way there.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.with(|state| state.in_flight() == 0)
+    }
+
     /// Every number that the router sees, and the scrape behind them.
     #[must_use]
     pub fn view(&self, now: Time) -> LoadView {

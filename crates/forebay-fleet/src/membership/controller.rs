@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 
+use super::discovery::Discovered;
 use super::drains::AddressDrain;
 use super::record::{Change, MemberRecord};
 pub use super::settings::Settings;
@@ -51,13 +52,15 @@ pub(crate) struct Core {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    settings: Settings,
+    pub(super) settings: Settings,
     telemetry: Arc<Telemetry>,
+    /// The pools that hold: the configured ones with what was found.
     pools: Vec<model::PoolConfig>,
+    pub(super) discovered: Discovered,
     pub(crate) entries: HashMap<MemberKey, MemberRecord>,
     /// The drains by hand, by the address of the backends: an address may move to another arm, or be left out for a while.
     pub(crate) drains: BTreeMap<String, AddressDrain>,
-    gates: HashMap<String, Arc<Mutex<Gate<Pool>>>>,
+    pub(super) gates: HashMap<String, Arc<Mutex<Gate<Pool>>>>,
     crossed: HashMap<(String, String), Arc<AtomicU64>>,
     figures: HashMap<(String, String), Arc<Figures>>,
     next_id: u32,
@@ -70,9 +73,9 @@ pub(crate) struct Inner {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MemberKey {
-    pool: String,
-    arm: String,
-    url: String,
+    pub(super) pool: String,
+    pub(super) arm: String,
+    pub(super) url: String,
 }
 
 impl Controller {
@@ -83,6 +86,7 @@ impl Controller {
             settings,
             telemetry,
             pools: Vec::new(),
+            discovered: Discovered::default(),
             entries: HashMap::new(),
             drains: BTreeMap::new(),
             gates: HashMap::new(),
@@ -113,35 +117,25 @@ impl Controller {
         &self.0.fleet
     }
 
-    /// Takes over changed settings. A changed retry budget starts full.
-    pub fn configure(&self, settings: Settings, now: Time) {
-        let mut inner = locked(&self.0.inner);
-        let budget_changed = inner.settings.budget != settings.budget;
-        inner.settings = settings;
-        // A reload of an unchanged budget must not fill it again: retries in a storm are what it is for.
-        if budget_changed {
-            for gate in inner.gates.values() {
-                locked(gate).budget = bucket(settings.budget, now);
-            }
-        }
-        for entry in inner.entries.values() {
-            // In place: requests under way hold this load, and what was learned stays.
-            entry.backend.load.retune(entry.config.speed, settings.stale_after);
-        }
-    }
-
     /// Takes over these pools, which were made of what backends list, in place of all there were.
     pub fn apply_listed(&self, pools: &[model::PoolConfig], lists: Lists, now: Time) {
         locked(&self.0.inner).lists = Some(lists);
         self.apply(pools, now);
     }
 
-    /// Takes over these pools in place of all there were.
+    /// Takes over these pools in place of all there were. What the sources of their arms have found stays.
     pub fn apply(&self, pools: &[model::PoolConfig], now: Time) {
         let mut inner = locked(&self.0.inner);
-        inner.pools = pools.to_vec();
+        let Inner { discovered, pools: before, .. } = &mut *inner;
+        discovered.configure(pools, before);
+        self.settle(&mut inner, now);
+    }
+
+    /// Makes the snapshot of the configured pools and of what was found.
+    pub(super) fn settle(&self, inner: &mut Inner, now: Time) {
+        let pools = inner.discovered.effective();
         let mut kept = HashMap::new();
-        for pool in pools {
+        for pool in &pools {
             for arm in &pool.arms {
                 for config in &arm.backends {
                     let key = MemberKey::of(pool, arm, config);
@@ -149,7 +143,8 @@ impl Controller {
                     let keeper: Weak<Core> = Arc::downgrade(&self.0);
                     let reports = Reports::to(keeper);
                     let tls = pool.tls.as_ref().map(|tls| &tls.client);
-                    let entry = inner.entry(&key, (config, tls), reports, now);
+                    let mut entry = inner.entry(&key, (config, tls), reports, now);
+                    entry.named(inner.discovered.leaves(&key), now);
                     kept.insert(key, entry);
                 }
             }
@@ -163,7 +158,8 @@ impl Controller {
         let is_kept = |model: &String| pools.iter().any(|pool| pool.model == *model);
         // Readers must not find a pool whose waiters were sent away, so the snapshot is replaced before they are told.
         let gone: Vec<_> = inner.gates.extract_if(|model, _| !is_kept(model)).collect();
-        self.0.publish(&mut inner, now);
+        inner.pools = pools;
+        self.0.publish(inner, now);
         for (model, gate) in gone {
             wait::close(&gate, &model);
         }
@@ -261,7 +257,7 @@ impl Inner {
         now: Time,
     ) -> MemberRecord {
         if let Some(mut entry) = self.entries.remove(key) {
-            let old_way = entry.backend.endpoint.is_met_by(tls);
+            let old_way = entry.backend.endpoint.is_met_by(&config.url, tls);
             // A new backend over the same load, alarm and figures: readers hold the old one, which nobody may change.
             if entry.config != *config || !old_way {
                 let endpoint = if old_way {
@@ -328,6 +324,7 @@ impl Inner {
                 name: arm.name.as_str().into(),
                 share: arm.share,
                 gpus: arm.gpus,
+                source: self.discovered.source(&config.model, &arm.name),
                 crossed: Arc::clone(self.crossed.entry((config.model.clone(), arm.name.clone())).or_default()),
                 figures: Arc::clone(
                     self.figures
@@ -398,6 +395,6 @@ impl Inner {
     }
 }
 
-fn bucket(budget: Budget, now: Time) -> TokenBucket {
+pub(super) fn bucket(budget: Budget, now: Time) -> TokenBucket {
     TokenBucket::new(budget.burst, budget.ratio, budget.per_second, now)
 }

@@ -28,6 +28,8 @@ pub(crate) struct MemberRecord {
     pub(crate) drained: Option<String>,
     /// Its engine sleeps or is paused: why.
     pub(crate) rests: Option<&'static str>,
+    /// Its source says that it gets no requests: why.
+    pub(crate) leaves: Option<&'static str>,
     pub(crate) state: HealthState,
     pub(crate) since: Time,
     /// The place where a change of state is told.
@@ -48,6 +50,7 @@ impl MemberRecord {
             health,
             drained,
             rests: None,
+            leaves: None,
             state: HealthState::Healthy,
             since: now,
             events,
@@ -59,7 +62,17 @@ impl MemberRecord {
     /// Returns who lets it finish what it has and take no more, if anybody does.
     pub(crate) fn drain(&self) -> Option<String> {
         let by_config = self.config.drain.then(|| "drain = true in the configuration".to_owned());
-        self.drained.clone().or(by_config).or_else(|| self.rests.map(str::to_owned))
+        self.drained.clone().or(by_config).or_else(|| self.leaves.or(self.rests).map(str::to_owned))
+    }
+
+    /// Takes over what its source says of it: why it gets no requests, if it does not.
+    pub(crate) fn named(&mut self, leaves: Option<&'static str>, now: Time) {
+        // While it was not Ready its port may have refused connections, which put it out for ever longer.
+        if leaves.is_none() && self.leaves.is_some() {
+            self.health.may_be_back(now);
+        }
+        self.leaves = leaves;
+        self.settle(now);
     }
 
     /// Changes its health, with all that follows for its load and its metrics; whether the fleet looks different now.

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use super::controller::{Controller, bucket};
 use crate::config::model::{Budget, Config};
 use crate::health::Rules;
+use crate::locked;
+use forebay_core::clock::Time;
 
 /// The settings that the fleet takes from the configuration beside its pools.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +29,25 @@ impl From<&Config> for Settings {
                 max: config.health.ejection.max,
             },
             budget: config.retry.budget,
+        }
+    }
+}
+
+impl Controller {
+    /// Takes over changed settings. A changed retry budget starts full.
+    pub fn configure(&self, settings: Settings, now: Time) {
+        let mut inner = locked(&self.core().inner);
+        let budget_changed = inner.settings.budget != settings.budget;
+        inner.settings = settings;
+        // A reload of an unchanged budget must not fill it again: retries in a storm are what it is for.
+        if budget_changed {
+            for gate in inner.gates.values() {
+                locked(gate).budget = bucket(settings.budget, now);
+            }
+        }
+        for entry in inner.entries.values() {
+            // In place: requests under way hold this load, and what was learned stays.
+            entry.backend.load.retune(entry.config.speed, settings.stale_after);
         }
     }
 }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use crate::config::model::{Affinity, SessionKey, WaitRoom};
 use crate::health::HealthState;
 use crate::locked;
+use crate::membership::source::Source;
 use crate::telemetry::Telemetry;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;
@@ -38,6 +39,8 @@ pub struct Arm {
     pub share: f64,
     /// GPUs that it occupies.
     pub gpus: u32,
+    /// The source that names its backends; none: the configuration lists them.
+    pub source: Option<Arc<Source>>,
     pub(crate) crossed: Arc<AtomicU64>,
     /// The live figures of the requests that are assigned to it, whoever serves them.
     pub figures: Arc<Figures>,

@@ -30,6 +30,8 @@ const HANDSHAKE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Endpoint {
     place: Place,
+    /// The name that the server's certificate has, unless `tls` names another.
+    name: String,
     tls: Option<ClientTls>,
     /// The settings of `tls`, before it got sessions of its own.
     met_by: Option<ClientTls>,
@@ -49,23 +51,28 @@ impl Endpoint {
     pub fn new(url: &BackendUrl, tls: Option<&ClientTls>) -> Endpoint {
         let place = match url.socket() {
             Some(path) => Place::Socket(path.to_owned()),
-            None => Place::Host { host: bare(url.host()), port: url.port() },
+            None => {
+                let host = url.found_at().map_or_else(|| bare(url.host()), |address| address.to_string());
+                Place::Host { host, port: url.port() }
+            }
         };
         let met_by = url.is_https().then(|| tls.cloned()).flatten();
         let shown = url.is_https().then(|| met_by.clone().unwrap_or_else(ClientTls::system));
-        Endpoint { place, tls: shown.map(|tls| tls.of_its_own()), met_by, told: AtomicBool::new(false) }
+        let tls = shown.map(|tls| tls.of_its_own());
+        Endpoint { place, name: bare(url.host()), tls, met_by, told: AtomicBool::new(false) }
     }
 
     /// The way to a host of which no more is known.
     pub(crate) fn of_host(host: &str, port: u16, https: bool) -> Endpoint {
         let tls = https.then(ClientTls::system);
-        Endpoint { place: Place::Host { host: bare(host), port }, tls, met_by: None, told: AtomicBool::new(true) }
+        let (host, name) = (bare(host), bare(host));
+        Endpoint { place: Place::Host { host, port }, name, tls, met_by: None, told: AtomicBool::new(true) }
     }
 
-    /// Returns whether [`Endpoint::new`] would make the same of this URL's `tls`.
+    /// Returns whether [`Endpoint::new`] would make the same of this URL, which leads to the same place, and of this `tls`.
     #[must_use]
-    pub fn is_met_by(&self, tls: Option<&ClientTls>) -> bool {
-        self.tls.is_none() || self.met_by.as_ref() == tls
+    pub fn is_met_by(&self, url: &BackendUrl, tls: Option<&ClientTls>) -> bool {
+        self.tls.is_none() || (self.met_by.as_ref() == tls && self.name == bare(url.host()))
     }
 
     /// Connects, and speaks TLS where the URL says so. `wrap` gets the socket beneath it.
@@ -77,9 +84,9 @@ impl Endpoint {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let io = wrap(self.dial(limit).await?);
-        let (Some(tls), Place::Host { host, .. }) = (&self.tls, &self.place) else { return Ok(Wire::Plain(io)) };
+        let Some(tls) = &self.tls else { return Ok(Wire::Plain(io)) };
         // On the heap: the state of a handshake is large, and most connections have none.
-        match tokio::time::timeout(HANDSHAKE, Box::pin(tls.connect(host, io))).await {
+        match tokio::time::timeout(HANDSHAKE, Box::pin(tls.connect(&self.name, io))).await {
             Ok(shaken) => Ok(Wire::Tls(Box::new(shaken?), Some(Arc::clone(tls.meeting())))),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time")),
         }
@@ -100,7 +107,7 @@ impl Endpoint {
             let addresses = tokio::net::lookup_host((host.as_str(), port)).await;
             let addresses: Vec<SocketAddr> = addresses.map_err(|error| Unresolved::new(Some(error)))?.collect();
             resolved = true;
-            self.tell_several(host, &addresses);
+            self.tell_several(host, port, &addresses);
             dial::dial(addresses.into_iter()).await
         };
         let stream = match tokio::time::timeout(limit, connecting).await {
@@ -114,15 +121,15 @@ impl Endpoint {
     }
 
     /// Says once that a name stands for several servers: they are one backend here, and their load cannot be told apart.
-    fn tell_several(&self, host: &str, addresses: &[SocketAddr]) {
+    fn tell_several(&self, host: &str, port: u16, addresses: &[SocketAddr]) {
         // The first of many connections says it. Others would repeat it for as long as the process runs.
         let count = several(addresses);
         if count > 1 && !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 host,
                 addresses = count,
-                "a backend's host name has several addresses, which count as one backend: to balance between them, list each \
-                 address as a backend of its own"
+                "a backend's host name has several addresses, which count as one backend: to balance between them, write \
+                 discover = {{ dns = \"{host}:{port}\" }} in place of this backend"
             );
         }
     }
@@ -163,8 +170,11 @@ mod tests {
     fn a_way_changes_with_its_tls_alone() {
         let (https, http) = ("https://a".parse().unwrap(), "http://a".parse().unwrap());
         let tls = ClientTls::new(None, Some(&"b".try_into().unwrap()), None).unwrap();
-        assert!(Endpoint::new(&https, None).is_met_by(None) && !Endpoint::new(&https, None).is_met_by(Some(&tls)));
-        assert!(Endpoint::new(&https, Some(&tls)).is_met_by(Some(&tls.clone())));
-        assert!(Endpoint::new(&http, None).is_met_by(Some(&tls)), "it speaks none");
+        assert!(Endpoint::new(&https, None).is_met_by(&https, None));
+        assert!(!Endpoint::new(&https, None).is_met_by(&https, Some(&tls)));
+        assert!(Endpoint::new(&https, Some(&tls)).is_met_by(&https, Some(&tls.clone())));
+        assert!(Endpoint::new(&http, None).is_met_by(&http, Some(&tls)), "it speaks none");
+        let at = |name: &BackendUrl| BackendUrl::found(true, "10.0.0.1:443".parse().unwrap(), Some(name));
+        assert!(!Endpoint::new(&at(&https), None).is_met_by(&at(&"https://b".parse().unwrap()), None));
     }
 }

@@ -85,6 +85,36 @@ label_enum! {
 }
 
 label_enum! {
+    /// Reason why a source of backends gave no answer that could be used.
+    DiscoveryFailure {
+        /// The name did not resolve.
+        Unresolved = "unresolved",
+        /// The name has no address.
+        Empty = "empty",
+        /// This process does not know whom to ask, or has no token.
+        Setup = "setup",
+        /// No connection to the API server.
+        Connect = "connect",
+        /// The two do not agree on TLS.
+        Tls = "tls",
+        /// Nothing came in time.
+        Timeout = "timeout",
+        /// The API server refused (401, 403).
+        Refused = "refused",
+        /// The API server no longer has the version that it was asked for (410).
+        Expired = "expired",
+        /// Another status.
+        Status = "status",
+        /// An answer over its size limit.
+        TooLarge = "too_large",
+        /// The connection broke.
+        Broken = "broken",
+        /// An answer that is not what was asked for.
+        Unreadable = "unreadable",
+    }
+}
+
+label_enum! {
     /// Reason why a backend was put out of routing.
     Ejection {
         /// Blamed failures in a row.

@@ -87,6 +87,9 @@ defs! {
     WAITING = "forebay_waiting", Kind::Gauge, "Requests in the wait room, by the arm that they are assigned to.";
     WAIT_ROOM_SIZE = "forebay_wait_room_size", Kind::Gauge, "Requests that the wait room of the pool holds, as configured.";
     ARM_CROSSED = "forebay_arm_crossed_total", Kind::Counter, "Requests assigned to the arm and served by another.";
+    DISCOVERED = "forebay_discovered_backends", Kind::Gauge, "Backends that the arm's source named last and that take requests, by source.";
+    DISCOVERY_AGE = "forebay_discovery_age_seconds", Kind::Gauge, "Age of the last good answer of the arm's source of backends.";
+    DISCOVERY_ERRORS = "forebay_discovery_errors_total", Kind::Counter, "Questions to the arm's source of backends that went wrong, by reason.";
     OVERHEAD = "forebay_overhead_seconds", Kind::Histogram(OVERHEAD_EDGES), "Time of a request spent in the proxy itself, before the attempt that answered was sent.";
     BODY_READ = "forebay_body_read_seconds", Kind::Histogram(BODY_EDGES), "Request head parsed to request body read; a part of TTFT.";
     CLIENT_REQUESTS = "forebay_client_requests_total", Kind::Counter, "Requests of a client key that passed its limits.";

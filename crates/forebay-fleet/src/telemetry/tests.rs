@@ -8,7 +8,7 @@ use super::live::{ArmRow, BackendRow, CertificateRow, Reading};
 use super::metrics::{AbortPhase, Ejection, Outcome, ProbeFailure, Reload, TokenSource};
 use super::*;
 use crate::config::Config;
-use crate::config::model::{ArmConfig, BackendConfig, PoolConfig};
+use crate::config::model::{ArmConfig, BackendConfig, Discover, DiscoverySource, DnsName, PoolConfig};
 use crate::membership::controller::{Controller, Settings};
 use crate::view::FleetView;
 use forebay_core::clock::Time;
@@ -29,9 +29,15 @@ fn arm_row() -> ArmRow {
 fn gauges(sample: Sample) -> (Vec<BackendRow>, Vec<ArmRow>) {
     let controller = Controller::new(Settings::from(&Config::default()), Arc::new(Telemetry::new()));
     let backend = BackendConfig::of("http://10.0.0.1:8000".parse().unwrap());
-    let arms = vec![ArmConfig::of("tp2", vec![backend])];
+    let name = DnsName { host: "vllm".to_owned(), port: 8000 };
+    let source = DiscoverySource::Dns { name, interval: Duration::from_secs(5) };
+    let discover = Discover { source, https: false, max_backends: 8, key: None, gpus_each: true };
+    let by_name = ArmConfig { discover: Some(discover), ..ArmConfig::of("found", Vec::new()) };
+    let arms = vec![ArmConfig::of("tp2", vec![backend]), by_name];
     controller.apply(&[PoolConfig { model: "m".into(), arms, ..PoolConfig::default() }], Time::ZERO);
     let snapshot = controller.fleet().snapshot();
+    let source = snapshot.pools[0].arms()[1].source.clone().unwrap();
+    controller.found("m", "found", &source, Vec::new(), Time::ZERO);
     snapshot.backends().next().unwrap().load.set_sample(sample, Time::ZERO);
     FleetView::new(&snapshot, Time::ZERO).gauges()
 }

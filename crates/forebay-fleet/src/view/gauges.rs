@@ -3,10 +3,11 @@
 //! become a zero.
 
 use super::{ArmView, BackendView, FleetView, PoolView};
+use crate::membership::source::SourceView;
 use crate::telemetry::live::{ArmRow, BackendRow, Reading};
 use crate::telemetry::metrics::{
-    ARM_CROSSED, ARM_GPUS, ARM_SHARE, BackendState, IN_FLIGHT, KV_USAGE, PREDICTED_TTFT, QUEUE_DEPTH, RUNNING,
-    SCRAPE_AGE, STALLED, STATE, WAIT_ROOM_SIZE, WAITING,
+    ARM_CROSSED, ARM_GPUS, ARM_SHARE, BackendState, DISCOVERED, DISCOVERY_AGE, DISCOVERY_ERRORS, IN_FLIGHT, KV_USAGE,
+    PREDICTED_TTFT, QUEUE_DEPTH, RUNNING, SCRAPE_AGE, STALLED, STATE, WAIT_ROOM_SIZE, WAITING,
 };
 use crate::telemetry::recorder::Def;
 use forebay_core::sample::Sample;
@@ -57,7 +58,8 @@ impl FleetView {
             let readings = OF_POOL.iter().map(|(def, value)| Reading::of(def, value(pool))).collect();
             arms.push(ArmRow { pool: pool.model.clone(), arm: None, readings });
             for arm in &pool.arms {
-                let readings = OF_ARM.iter().map(|(def, value)| Reading::of(def, value(pool, arm))).collect();
+                let readings = OF_ARM.iter().map(|(def, value)| Reading::of(def, value(pool, arm)));
+                let readings = readings.chain(arm.source.iter().flat_map(of_source)).collect();
                 arms.push(ArmRow { pool: pool.model.clone(), arm: Some(arm.name.clone()), readings });
                 backends.extend(arm.backends.iter().map(|backend| BackendRow {
                     pool: pool.model.clone(),
@@ -69,6 +71,21 @@ impl FleetView {
         }
         (backends, arms)
     }
+}
+
+/// The readings of a source of backends. Before it has answered, it has found nothing and has no age.
+fn of_source(source: &SourceView) -> Vec<Reading> {
+    // Not known is not zero: an alert on no backends must not fire at each start.
+    let kind = Some(("source", source.kind));
+    let answered = source.age_seconds.into_iter().flat_map(|age| {
+        let found = Reading { label: kind, ..Reading::of(&DISCOVERED, source.found as f64) };
+        [found, Reading { label: kind, ..Reading::of(&DISCOVERY_AGE, age) }]
+    });
+    let errors = source.errors.iter().map(|(reason, count)| Reading {
+        label: Some(("reason", reason)),
+        ..Reading::of(&DISCOVERY_ERRORS, *count as f64)
+    });
+    answered.chain(errors).collect()
 }
 
 fn readings_of(backend: &BackendView) -> Vec<Reading> {

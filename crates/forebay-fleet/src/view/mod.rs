@@ -13,6 +13,7 @@ use crate::health::HealthState;
 use crate::load::view::LoadView;
 use crate::locked;
 use crate::membership::snapshot::Snapshot;
+use crate::membership::source::SourceView;
 use crate::pool::{Member, Pool};
 use forebay_core::clock::Time;
 use forebay_core::routing::affinity::Marks;
@@ -100,6 +101,8 @@ pub struct ArmView {
     pub crossed: u64,
     /// Requests assigned to it that wait for a backend with room.
     pub waiting: u32,
+    /// The source that names its backends, and how it does; none: the configuration lists them.
+    pub source: Option<SourceView>,
     /// Its backends.
     pub backends: Vec<BackendView>,
 }
@@ -186,6 +189,7 @@ impl PoolView {
             gpus: arm.gpus,
             crossed: arm.crossed.load(Ordering::Relaxed),
             waiting: room.waiting_for(ArmIndex(index)),
+            source: arm.source.as_ref().map(|source| source.view(now)),
             backends: pool
                 .members
                 .iter()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::super::affinity::Affinity;
+use super::super::discover::{Discover, OF_POOL};
 use super::super::kinds::{HeaderName, LineOrEmpty, Url};
 use super::super::pool_tls::PoolTls;
 use super::super::secret::Secret;
@@ -16,7 +17,7 @@ use forebay_core::toml_reader::kinds::{boolean, choice, hinted, limit, line, nam
 use forebay_core::toml_reader::{ByHand, DefaultText, Key, Nested, Reload, Section, ValueKind};
 
 section! {
-    name: "pools", head: "[[pools]]", form: "[[pools]], once for each model", also: [BACKENDS];
+    name: "pools", head: "[[pools]]", form: "[[pools]], once for each model", also: [BACKENDS, OF_POOL];
     /// A pool: the backends that serve one model. A file has at least one.
     #[derive(Clone, Debug, PartialEq)]
     pub struct PoolConfig {
@@ -82,7 +83,7 @@ const BACKENDS: Key = Key {
     name: "backends",
     full: "pools.backends",
     takes: || "list of `{ url = \"http://host:port\" }`".to_owned(),
-    default: || DefaultText::Words("required, unless the pool has arms"),
+    default: || DefaultText::Words("required, unless the pool has arms or `discover`"),
     reload: Reload::AtOnce,
     about: "The pool's backends. A pool with arms lists them in its arms.",
 };
@@ -162,7 +163,17 @@ section! {
         gpus: u32 { takes: whole(1..=65_536), default: one_each(&backends), said: "one for each backend", reload: AtOnce },
         /// The arm's backends. A URL may appear once in a pool.
         backends: Vec<BackendConfig> {
-            takes: ByHand("list of `{ url = \"http://host:port\" }`"), default: backends, said: "required", reload: AtOnce
+            takes: ByHand("list of `{ url = \"http://host:port\" }`"),
+            default: backends,
+            said: "required, unless there is `discover`",
+            reload: AtOnce,
+        },
+        /// A source that names the arm's backends, in place of `backends`.
+        discover: Option<Discover> {
+            takes: ByHand("the keys of `pools.discover`"),
+            default: None,
+            said: "the arm lists its `backends`",
+            reload: AtOnce,
         },
     }
 

@@ -1,0 +1,153 @@
+//! Backends by Kubernetes: a list, which is the truth, and a watch that keeps it up to date. Whatever ends the watch, the list is made
+//! anew, so that nothing that was missed outlives the next one. An error changes nothing.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::api::{Api, fault, of_code};
+use super::{ArmSource, Fault};
+use forebay_core::kubernetes::{EventMeaning, Lines, Members, Objects, Readiness, TooLong, Unusable};
+use forebay_fleet::config::model::{BackendUrl, Kubernetes, Whom};
+use forebay_fleet::membership::roster::Found;
+use forebay_fleet::telemetry::labels::DiscoveryFailure;
+
+/// Objects of one page of a list.
+const PAGE: u32 = 250;
+/// Bytes of one page: a pod has 5 to 20 KB.
+const LARGEST_PAGE: usize = 32 << 20;
+/// Bytes of one event: etcd takes objects of at most 1.5 MB.
+const LARGEST_EVENT: usize = 4 << 20;
+const NOT_READY: &str = "it is not Ready, as Kubernetes says";
+const TERMINATING: &str = "it is terminating, as Kubernetes says";
+
+/// The times of a watch.
+pub(super) struct WatchTimes {
+    /// Seconds after which the server ends a watch; drawn anew for each, so that several proxies do not list at once.
+    pub(super) watch: Range<u64>,
+    /// A watch that is silent for so much longer is dead.
+    pub(super) grace: Duration,
+    /// The pause before the next list after the first trouble. It doubles with each further one.
+    pub(super) pause: Duration,
+    pub(super) longest_pause: Duration,
+    /// A watch that lasted as long was no trouble.
+    pub(super) steady: Duration,
+}
+
+/// The times of a process.
+pub(super) const WATCH_TIMES: WatchTimes = WatchTimes {
+    watch: 240..300,
+    grace: Duration::from_secs(30),
+    pause: Duration::from_millis(200),
+    longest_pause: Duration::from_secs(10),
+    steady: Duration::from_secs(30),
+};
+
+/// Lists and watches until it is dropped.
+pub(super) async fn follow(arm: &ArmSource, asked: &Kubernetes, times: &WatchTimes) {
+    let (mut api, mut members) = (Api::new(asked), members(asked));
+    let mut pause = times.pause;
+    loop {
+        let started = arm.all.clock.now();
+        let ended = match list(&mut api, &mut members).await {
+            Ok(()) => {
+                arm.take(Ok(backends(&members, arm.source.discover.https)));
+                watch(&api, &mut members, arm, times).await
+            }
+            Err(fault) => Err(fault),
+        };
+        let lasted = arm.all.clock.now().since(started);
+        match &ended {
+            Ok(()) => debug!(pool = arm.pool, arm = arm.arm, "the watch is over; listing anew"),
+            Err(fault) => arm.note(fault),
+        }
+        // A server that ends each watch at once must not be asked for a list each time.
+        pause = if lasted >= times.steady { times.pause } else { pause };
+        tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        pause = if lasted >= times.steady { times.pause } else { (pause * 2).min(times.longest_pause) };
+    }
+}
+
+/// Lists once.
+pub(super) async fn ask(asked: &Kubernetes) -> Result<Members, Fault> {
+    let (mut api, mut members) = (Api::new(asked), members(asked));
+    list(&mut api, &mut members).await?;
+    Ok(members)
+}
+
+fn members(asked: &Kubernetes) -> Members {
+    let objects = match asked.whom {
+        Whom::Selector(_) => Objects::Pods,
+        Whom::Service(_) => Objects::EndpointSlices,
+    };
+    Members::new(objects, asked.port.clone())
+}
+
+/// Makes the list anew, page by page. What is known stays until it is whole.
+async fn list(api: &mut Api<'_>, members: &mut Members) -> Result<(), Fault> {
+    api.find().await?;
+    let (mut listing, mut next) = (members.begin(), None);
+    loop {
+        let body = api.list(PAGE, next.as_deref(), LARGEST_PAGE).await?;
+        next = listing.page(&body).map_err(|error| unusable(&error))?;
+        if next.is_none() {
+            return members.replace(listing).map_err(|error| unusable(&error));
+        }
+    }
+}
+
+/// Follows the list until the watch ends. `Ok`: the server ended it in its time.
+async fn watch(api: &Api<'_>, members: &mut Members, arm: &ArmSource, times: &WatchTimes) -> Result<(), Fault> {
+    let seconds = fastrand::u64(times.watch.clone());
+    // Not only silence is an end: a server that never ends a watch would put off the next list for ever.
+    let (started, limit) = (arm.all.clock.now(), Duration::from_secs(seconds) + times.grace);
+    let mut stream = api.watch(members.version(), seconds).await?;
+    let mut lines = Lines::of_at_most(LARGEST_EVENT);
+    loop {
+        let left = limit.saturating_sub(arm.all.clock.now().since(started));
+        let Some(data) = stream.next(left).await.map_err(fault)? else { return Ok(()) };
+        lines.push(&data);
+        let (mut alive, mut changed) = (false, false);
+        while let Some(line) = lines.next_line().map_err(|error: TooLong| too_long(&error))? {
+            alive = true;
+            match members.event(&line).map_err(|error| unusable(&error))? {
+                EventMeaning::Changed => changed = true,
+                EventMeaning::Same => {}
+                EventMeaning::Ended(code, message) => {
+                    return Err(Fault::new(of_code(code), format!("the API server ended the watch: {code} {message}")));
+                }
+            }
+        }
+        if changed {
+            arm.take(Ok(backends(members, arm.source.discover.https)));
+        } else if alive {
+            arm.source.confirmed(arm.all.clock.now());
+        }
+    }
+}
+
+/// The backends that Kubernetes names.
+pub(super) fn backends(members: &Members, https: bool) -> Vec<Found> {
+    let found = members.endpoints().into_iter().map(|endpoint| Found {
+        url: BackendUrl::found(https, endpoint.address, None),
+        drained: match endpoint.readiness {
+            Readiness::Ready => None,
+            Readiness::NotReady => Some(NOT_READY),
+            Readiness::Terminating => Some(TERMINATING),
+        },
+    });
+    found.collect()
+}
+
+fn unusable(error: &Unusable) -> Fault {
+    let failure = match error {
+        Unusable::TooMany => DiscoveryFailure::TooLarge,
+        Unusable::Malformed(_) | Unusable::NoVersion => DiscoveryFailure::Unreadable,
+    };
+    Fault::new(failure, format!("the API server: {error}"))
+}
+
+fn too_long(error: &TooLong) -> Fault {
+    Fault::new(DiscoveryFailure::TooLarge, format!("the API server: {error}"))
+}
