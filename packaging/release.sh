@@ -54,7 +54,7 @@ for shell in bash zsh fish; do
     "$binary" completions "$shell" >"$tree/completions/forebay.$shell"
 done
 install -D -m 644 config/forebay.toml "$tree/config/forebay.toml"
-install -m 644 config/systemd/forebay@.service "$tree/config"
+install -m 644 config/systemd/forebay@.service config/systemd/forebay.conf "$tree/config"
 tar -C "$stage" --sort=name --owner=0 --group=0 --numeric-owner -czf "$out/$name.tar.gz" "$name"
 
 deb=$stage/deb

@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use forebay_fleet::config::model::Drain;
+
 use crate::client::{Conn, End, post};
 use crate::harness::{Forebay, Harness, eventually, eventually_within, ms};
 use crate::mock::{DONE, Gate, Mock, Step, chunk, last_chunk, like_vllm, stream_head, token};
@@ -220,6 +222,8 @@ fn the_command_of_the_systemd_unit_starts_and_meets_where_the_unit_says() {
     assert_eq!(command, ["/usr/local/bin/forebay", "serve", "--upgrade", "--config", "/etc/forebay/forebay.toml"]);
     assert_eq!(of("Environment="), format!("XDG_RUNTIME_DIR=/run/{}", of("RuntimeDirectory=")));
     assert_eq!(of("RuntimeDirectoryPreserve="), "yes", "or the end of one instance takes the place from the other");
+    // The drain limit and 30 s, as for the pods of the chart.
+    assert_eq!((of("TimeoutStopSec="), Drain::default().limit.as_secs()), ("10min 30s", 600));
     let (mock, runtime) = (Mock::start(), tempfile::tempdir().unwrap());
     let place = runtime.path().to_str().unwrap();
     let old = Harness::new().env("XDG_RUNTIME_DIR", place).arg("--upgrade").pool("tiny", &[&mock]).start();
