@@ -51,6 +51,7 @@ mod prometheus;
 mod realtime;
 mod refusals;
 mod reload;
+mod replicas;
 mod requests;
 mod shortage;
 mod silent;
