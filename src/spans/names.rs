@@ -40,7 +40,19 @@ pub(super) const BACKEND: &str = "forebay.backend";
 /// The event of the first token.
 pub(super) const FIRST_TOKEN: &str = "first_token";
 
+use http::Method;
+
 use forebay_core::stream::Api;
+
+/// The value of [`METHOD`] for what the conventions do not know.
+pub(super) const OTHER_METHOD: &str = "_OTHER";
+/// The methods that the conventions know.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+
+/// Returns the method, if the conventions know it. Any other is a client's word, which no span repeats.
+pub(super) fn method(method: &Method) -> Option<&'static str> {
+    METHODS.into_iter().find(|known| *known == method.as_str())
+}
 
 /// Returns the conventions' name of what a request asks a model for. Where they have none, it is the last fixed part of the route.
 pub(super) fn operation(api: Api, route: &str) -> &str {

@@ -48,7 +48,7 @@ impl Trace {
     #[must_use]
     pub fn begin(head: &HeaderMap, settings: &Settings) -> Trace {
         let caller = Caller::of(head);
-        let state = caller.and_then(|_| head.get(TRACESTATE).cloned());
+        let state = caller.and_then(|_| state_of(head));
         let context = Context::new(caller, settings.sample);
         Trace { context, state, server: new_span(), client: new_span(), attempts: Vec::new() }
     }
@@ -100,6 +100,17 @@ impl Trace {
     }
 }
 
+/// The state that other systems keep. It may come in several headers, which are one list (RFC 9110 section 5.3).
+fn state_of(head: &HeaderMap) -> Option<HeaderValue> {
+    let mut values = head.get_all(TRACESTATE).iter();
+    let first = values.next()?;
+    if values.next().is_none() {
+        return Some(first.clone());
+    }
+    let all: Vec<&[u8]> = head.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&all.join(&b","[..])).ok()
+}
+
 /// Returns whether a request failed, as its server sees it: not by its client's doing.
 pub(super) fn is_error(outcome: Outcome, status: u16) -> bool {
     match outcome {
@@ -128,8 +139,6 @@ pub struct Told {
     pub method: Method,
     /// Its route, with names in place of what a client fills in. None where the path is not served.
     pub route: Option<String>,
-    /// Its path, where that is served.
-    pub path: Option<String>,
     /// True if it came over TLS.
     pub secure: bool,
     /// The status of its answer.

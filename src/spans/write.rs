@@ -122,15 +122,17 @@ impl Attributes {
 /// The request, from its head to the end of its answer.
 fn server(told: &Told) -> Span {
     let mut attributes = Attributes::default();
-    attributes.add(names::METHOD, told.method.as_str().to_owned());
+    let method = names::method(&told.method);
+    attributes.add(names::METHOD, method.unwrap_or(names::OTHER_METHOD));
     attributes.add_some(names::ROUTE, told.route.clone());
-    attributes.add_some(names::PATH, told.path.clone());
+    // A path with a part that a client filled in is told by its route alone.
+    attributes.add_some(names::PATH, told.route.clone().filter(|route| !route.contains('{')));
     attributes.add(names::SCHEME, if told.secure { "https" } else { "http" });
     attributes.add(names::STATUS, i64::from(told.status));
     attributes.add_some(names::REQUEST_ID, told.request_id.to_str().ok().map(str::to_owned));
     attributes.add(names::OUTCOME, told.outcome.label());
     attributes.add_some(names::TTFT, told.first_token.map(|first| seconds(first.since(told.arrival))));
-    let method = told.method.as_str();
+    let method = method.unwrap_or("HTTP");
     Span {
         id: told.trace.server,
         parent: told.trace.context.parent,
@@ -193,10 +195,10 @@ fn client(told: &Told) -> Span {
 /// One request to one backend.
 fn attempt_of(told: &Told, attempt: &Attempt, at: usize) -> Span {
     let backend = &attempt.backend;
-    let method = told.method.as_str();
+    let method = names::method(&told.method);
     let mut attributes = Attributes::default();
-    attributes.add(names::METHOD, method.to_owned());
-    attributes.add_some(names::URL, told.path.as_ref().map(|path| format!("{}{path}", backend.url)));
+    attributes.add(names::METHOD, method.unwrap_or(names::OTHER_METHOD));
+    attributes.add_some(names::URL, told.route.as_ref().map(|route| format!("{}{route}", backend.url)));
     match backend.url.socket() {
         Some(path) => attributes.add(names::ADDRESS, path.display().to_string()),
         None => {
@@ -223,7 +225,7 @@ fn attempt_of(told: &Told, attempt: &Attempt, at: usize) -> Span {
         id: attempt.span,
         parent: Some(told.trace.client),
         kind: SpanKind::Client,
-        name: method.to_owned().into(),
+        name: method.unwrap_or("HTTP").into(),
         from: attempt.sent,
         to,
         attributes: attributes.0,

@@ -99,6 +99,7 @@ refuses "an address of one's own" "config.listen.address: leave it out" --set co
 refuses "a token file of one's own" "admin.existingSecret" --set config.admin.token_file=x
 refuses "a drain limit that is no duration" "is no duration" --set config.listen.drain.limit=ten
 refuses "a ready_delay that the grace period has no room for" "at most 20s" --set config.listen.drain.ready_delay=30s
+refuses "a key without a value" "has no value" --set-json 'config.stream={"idle_timeout":null}'
 refuses "an HTTPRoute without a Gateway" "httpRoute.parentRefs: name the Gateway" --set httpRoute.enabled=true
 
 # What is not Kubernetes' own has no schema there.

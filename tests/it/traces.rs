@@ -12,7 +12,7 @@ use prost::Message;
 
 use crate::client::{Answer, post};
 use crate::harness::{Forebay, Harness, eventually, eventually_within, ms};
-use crate::mock::{CHAT, Mock, Seen, Step, answer};
+use crate::mock::{CHAT, Mock, Seen, Step, answer, chunk, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
 const STREAM: &str = r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"a-prompt"}]}"#;
@@ -178,6 +178,37 @@ fn a_callers_decision_holds_and_failures_are_kept_all_the_same() {
 }
 
 #[test]
+fn a_client_that_leaves_is_no_error_and_states_in_several_headers_are_one() {
+    let collector = collector();
+    let backend = Mock::playing(vec![stream_head(), chunk(token("Hi")), Step::AwaitClose]);
+    let forebay = traced(&collector, "").pool("tiny", &[&backend]).start();
+    let mut client = forebay.open();
+    let headers = [("traceparent", &*parent("01")), ("tracestate", "a=1"), ("tracestate", "b=2")];
+    client.send(&post(PATH, &headers, STREAM.as_bytes()));
+    client.until("Hi");
+    drop(client);
+    backend.await_closes(1);
+    let spans = of_requests(&collector, 1);
+    let (server, call, attempts) = family(&spans);
+    assert_eq!(attributes(server)["forebay.outcome"], "client_left");
+    assert!(![server, call, attempts[0]].into_iter().any(failed));
+    assert_eq!((server.trace_state.as_str(), attempts[0].events.len()), ("a=1,b=2", 1));
+    // One that its caller does not sample is not kept either.
+    let mut client = forebay.open();
+    client.send(&post(PATH, &[("traceparent", &parent("00"))], STREAM.as_bytes()));
+    client.until("Hi");
+    drop(client);
+    backend.await_closes(2);
+    backend.reply(|_| answer(200, &[], CHAT));
+    assert_eq!(ask(&forebay, &[], UNARY).status, 200);
+    let servers = of_requests(&collector, 2).into_iter().filter(|span| span.kind == SERVER);
+    assert_eq!(
+        servers.map(|span| attributes(&span)["http.response.status_code"].clone()).collect::<Vec<_>>(),
+        ["499", "200"]
+    );
+}
+
+#[test]
 fn errors_can_be_traced_as_all_else_is() {
     let (collector, backend) = (collector(), Mock::start());
     let forebay = traced(&collector, "sample = 0\nerrors = \"sampled\"").pool("tiny", &[&backend]).start();
@@ -214,12 +245,14 @@ fn what_came_to_no_backend_has_a_span_and_no_words_of_the_client() {
     let forebay = traced(&collector, "").pool_with("tiny", "unknown_models = \"refuse\"", &[&backend]).start();
     assert_eq!(forebay.get("/v1/secret-path?q=secret").status, 404);
     assert_eq!(ask(&forebay, &[], r#"{"model":"secret-model","messages":[]}"#).status, 404);
-    assert_eq!(forebay.get("/v1/models").status, 200);
-    let spans = of_requests(&collector, 3);
+    assert_eq!(forebay.get("/v1/models/secret").status, 404);
+    assert_eq!(forebay.open().ask(b"SECRET /v1/models HTTP/1.1\r\nhost: forebay\r\n\r\n").status, 405);
+    let spans = of_requests(&collector, 4);
     let names: Vec<&str> = spans.iter().map(|span| span.name.as_str()).collect();
-    assert_eq!(names, ["GET", &format!("POST {PATH}"), "GET /v1/models"]);
+    assert_eq!(names, ["GET", &format!("POST {PATH}"), "GET /v1/models/{model}", "HTTP /v1/models"]);
+    assert_eq!(attributes(&spans[3])["http.request.method"], "_OTHER");
     assert!(spans.iter().all(|span| !failed(span)));
-    assert!(!collector.seen().iter().any(|seen| seen.text().contains("secret")));
+    assert!(!collector.seen().iter().any(|seen| seen.text().to_lowercase().contains("secret")));
 }
 
 #[test]

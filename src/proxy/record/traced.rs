@@ -48,8 +48,8 @@ impl Record {
             return;
         }
         spans.tell(trace.count(self.assigned.is_some()), || {
-            let path = route::plain(&self.path);
-            let route = route::template(&self.settings.paths, &path);
+            // What is not served may be anything, also what should be in no trace.
+            let route = route::template(&self.settings.paths, &route::plain(&self.path));
             Box::new(Told {
                 trace,
                 arrival: self.arrival,
@@ -58,8 +58,6 @@ impl Record {
                 end,
                 request_id: self.request_id.clone(),
                 method: self.method.clone(),
-                // What is not served may be anything, also what should be in no trace.
-                path: route.is_some().then(|| path.into_owned()),
                 route,
                 secure: self.peer.is_secure(),
                 status: self.status,

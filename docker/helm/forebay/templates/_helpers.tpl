@@ -48,7 +48,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* A value of the configuration, as TOML writes it on one line. */}}
 {{- define "forebay.tomlValue" -}}
-{{- if kindIs "string" . -}}{{- toJson . -}}
+{{- if kindIs "invalid" . -}}{{- fail "config: a key has no value; leave it out, or write \"off\" where it can be off" -}}
+{{- else if kindIs "string" . -}}{{- toJson . -}}
 {{- else if kindIs "bool" . -}}{{- . -}}
 {{- else if kindIs "slice" . -}}
 [{{- range $at, $item := . -}}{{- if $at }}, {{ end -}}{{- include "forebay.tomlValue" $item -}}{{- end -}}]
