@@ -44,8 +44,9 @@ impl Tasks {
     fn pace(&self, of: fn(&Config) -> (Duration, Duration)) -> Arc<dyn Fn() -> Rhythm + Send + Sync> {
         let settings = Arc::clone(&self.common.settings);
         Arc::new(move || {
-            let (interval, timeout) = of(&settings.load());
-            Rhythm { interval, timeout }
+            let config = settings.load();
+            let (interval, timeout) = of(&config);
+            Rhythm { interval: config.replicas.stretch(interval), timeout }
         })
     }
 

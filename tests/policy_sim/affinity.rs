@@ -46,7 +46,7 @@ fn full() -> bool {
     std::env::var("FOREBAY_SIZE").is_ok_and(|size| size == "full")
 }
 
-fn row(workload: &Prefixes, (name, chooser): (&'static str, Chooser<'_>)) -> Row {
+pub(crate) fn row(workload: &Prefixes, (name, chooser): (&'static str, Chooser<'_>)) -> Row {
     let seeds = if cfg!(debug_assertions) { 1 } else { workload.seeds };
     let figures = |seed| {
         let run = world::run(&workload.fleet, &workload.requests(seed), chooser, seed);
@@ -56,7 +56,7 @@ fn row(workload: &Prefixes, (name, chooser): (&'static str, Chooser<'_>)) -> Row
     Row { name, seeds: (301..301 + seeds).map(figures).collect() }
 }
 
-fn mean(row: &Row, figure: impl Fn(&Figures) -> f64) -> f64 {
+pub(crate) fn mean(row: &Row, figure: impl Fn(&Figures) -> f64) -> f64 {
     row.seeds.iter().map(figure).sum::<f64>() / row.seeds.len() as f64
 }
 
@@ -66,7 +66,7 @@ fn throughput(figures: &Figures) -> f64 {
     tokens / figures.served.iter().map(|served| served.ended.secs_since(Time::ZERO)).fold(0.0, f64::max)
 }
 
-fn print(workload: &Prefixes, rows: &[&Row]) {
+pub(crate) fn print(workload: &Prefixes, rows: &[&Row]) {
     let mut text = format!("{}: TTFT in ms, means over {} seeds\n", workload.name, rows[0].seeds.len());
     for row in rows {
         let _ = writeln!(

@@ -19,4 +19,5 @@ mod ablations;
 mod affinity;
 mod bounds;
 mod properties;
+mod replicas;
 mod unseen;

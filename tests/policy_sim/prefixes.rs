@@ -52,6 +52,12 @@ impl Prefixes {
         self
     }
 
+    /// The same through so many proxies that share nothing, `told` of which each knows of.
+    pub(crate) fn through(mut self, proxies: usize, told: u32) -> Prefixes {
+        (self.fleet.proxies, self.fleet.told) = (proxies, told);
+        self
+    }
+
     fn one_seed(self) -> Prefixes {
         Prefixes { seeds: 1, ..self }
     }
@@ -60,6 +66,9 @@ impl Prefixes {
     pub(crate) fn requests(&self, seed: u64) -> Vec<Request> {
         let mut draw = Draw { rng: fastrand::Rng::with_seed(seed), requests: Vec::new(), next_id: 1 << 40 };
         (self.requests)(&mut draw);
+        if self.fleet.proxies > 1 {
+            draw.requests.iter_mut().for_each(|request| request.to = To::Proxy(draw.rng.usize(..self.fleet.proxies)));
+        }
         draw.requests
     }
 }

@@ -62,6 +62,12 @@ impl Workload {
         self
     }
 
+    /// The same, and each proxy knows how many there are.
+    pub(crate) fn as_replicas(mut self) -> Workload {
+        self.fleet.told = self.fleet.proxies as u32;
+        self
+    }
+
     /// Every request, in the order of their numbers.
     pub(crate) fn requests(&self, seed: u64) -> Vec<Request> {
         let mut rng = fastrand::Rng::with_seed(seed);

@@ -16,7 +16,7 @@ use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::policy::{Policy, PredictedTtft};
 use forebay_core::sample::Sample;
 use forebay_core::units::BackendId;
-use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, PoolConfig};
+use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, PoolConfig, Replicas};
 use forebay_fleet::membership::controller::{Controller, Settings};
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::{AttemptOutcome, Probed, Ticket};
@@ -82,6 +82,8 @@ pub(crate) struct Fleet {
     pub(crate) incidents: Vec<(Time, usize, Incident)>,
     /// Proxies that share nothing but the backends.
     pub(crate) proxies: usize,
+    /// Replicas that each proxy is told of; 1: it does as if it were alone. Scrapes are so many times as rare.
+    pub(crate) told: u32,
     /// All engines share one GPU: a step takes as many times as long as engines have work.
     pub(crate) one_gpu: bool,
     /// The proxies scrape the backends' metrics.
@@ -98,6 +100,7 @@ impl Fleet {
             speeds: Vec::new(),
             incidents: Vec::new(),
             proxies: 1,
+            told: 1,
             one_gpu: false,
             metrics: true,
             usage: false,
@@ -183,7 +186,8 @@ impl<'a> World<'a> {
         let proxies = (0..fleet.proxies)
             .map(|number| {
                 let rng = fastrand::Rng::with_seed(seed.wrapping_mul(1000).wrapping_add(number as u64));
-                let settings = Settings::from(&Config::default());
+                let config = Config { replicas: Replicas { count: fleet.told }, ..Config::default() };
+                let settings = Settings::from(&config);
                 let controller = Controller::new(settings, Arc::new(Telemetry::new())).seeded(rng.clone().u64(..));
                 let mut proxy = Proxy { controller, places: Vec::new(), rng };
                 proxy.apply(fleet, &up, policy, Time::ZERO);
@@ -415,7 +419,7 @@ impl<'a> World<'a> {
 
     fn scrape(&mut self, now: Time) {
         for (place, due) in self.scrapes.iter_mut().enumerate().filter(|(_, due)| **due <= now) {
-            *due = *due + SCRAPE;
+            *due = *due + SCRAPE * self.fleet.told;
             if !self.up[place] || !self.fleet.metrics {
                 continue;
             }

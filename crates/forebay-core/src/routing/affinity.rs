@@ -8,6 +8,7 @@
 mod cache;
 mod index;
 mod marks;
+mod prior;
 mod set;
 mod worth;
 

@@ -10,8 +10,8 @@ pub use super::affinity::Affinity;
 pub use super::discover::{Discover, DiscoverySource, DnsName, Kubernetes, Whom};
 pub use super::keys::{
     AccessLogFormat, Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain,
-    Forwarding, HealthConfig, KeyConfig, Limits, Listen, Log, LogFormat, Paths, PoolConfig, Retry, ScrapeConfig,
-    SessionKey, Slo, Stream, Trace, TracedErrors, UsageMode, WaitRoom, log_filter,
+    Forwarding, HealthConfig, KeyConfig, Limits, Listen, Log, LogFormat, Paths, PoolConfig, Replicas, Retry,
+    ScrapeConfig, SessionKey, Slo, Stream, Trace, TracedErrors, UsageMode, WaitRoom, log_filter,
 };
 pub use super::origins::Origins;
 pub use super::pool_tls::PoolTls;
@@ -104,6 +104,8 @@ sections! {
     health: HealthConfig,
     /// Rules for reading the backends' own `/metrics`.
     scrape: ScrapeConfig,
+    /// Replicas of Forebay before the same backends. They share nothing at run time.
+    replicas: Replicas,
     /// Limits that count as good service.
     slo: Slo,
     /// Traces of requests, in the form of OpenTelemetry.

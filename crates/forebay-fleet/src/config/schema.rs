@@ -4,7 +4,7 @@
 use super::discover::{DISCOVER, KUBERNETES};
 use super::keys::{
     Admin, ArmConfig, BackendConfig, Budget, Clients, Cors, Drain, Ejection, Forwarding, HealthConfig, KeyConfig,
-    Limits, Listen, Log, Paths, PoolConfig, Retry, SESSION, ScrapeConfig, Slo, Stream, Trace, WaitRoom,
+    Limits, Listen, Log, Paths, PoolConfig, Replicas, Retry, SESSION, ScrapeConfig, Slo, Stream, Trace, WaitRoom,
 };
 use super::model::ROOT;
 use super::pool_tls::POOL_TLS;
@@ -34,6 +34,7 @@ pub(super) static SCHEMA: Schema = Schema {
         HealthConfig::SECTION,
         Ejection::SECTION,
         ScrapeConfig::SECTION,
+        Replicas::SECTION,
         Slo::SECTION,
         Trace::SECTION,
         PoolConfig::SECTION,

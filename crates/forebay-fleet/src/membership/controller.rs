@@ -9,13 +9,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
+use sha2::{Digest, Sha256};
 
 use super::discovery::Discovered;
 use super::drains::AddressDrain;
 use super::record::{Change, MemberRecord};
 pub use super::settings::Settings;
 use super::snapshot::{Fleet, Snapshot};
-use crate::config::model::{self, Budget, UnknownModels};
+use crate::config::model::{self, Budget, UnknownModels, WaitRoom};
 use crate::health::reports::{HealthKeeper, Reports};
 use crate::health::{Effect, Probed};
 use crate::load::{Load, LoadState};
@@ -341,7 +342,15 @@ impl Inner {
         // By model: waiters and loads outlive the pool that a reload replaces.
         let gate = self.gate(&config.model, now);
         // Now, so that no dispatch allocates under the lock.
-        locked(&gate).reserve(members.len(), arms.len(), config.affinity);
+        let mut held = locked(&gate);
+        held.reserve(members.len(), arms.len(), config.affinity);
+        held.affinity.set_replicas(self.settings.replicas.count);
+        if self.settings.replicas.are_several() {
+            for backend in members.iter().map(|member| &member.backend) {
+                held.affinity.identify(backend.load.slot(), backend.id, identity(&backend.url));
+            }
+        }
+        drop(held);
         Pool {
             model: config.model.clone(),
             aliases: config.aliases.clone(),
@@ -352,8 +361,11 @@ impl Inner {
             affinity: config.affinity,
             split_salt: config.split_salt.clone(),
             cross_arm: config.cross_arm,
-            max_in_flight: config.backend_max_in_flight,
-            wait_room: config.wait_room,
+            max_in_flight: config.backend_max_in_flight.map(|limit| self.settings.replicas.part(limit)),
+            wait_room: WaitRoom {
+                size: config.wait_room.size.div_ceil(self.settings.replicas.count.max(1) as usize),
+                ..config.wait_room
+            },
             telemetry: Arc::clone(&self.telemetry),
             unrouted: self.telemetry.backend(&config.model, NONE, NONE),
             split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),
@@ -393,6 +405,12 @@ impl Inner {
         }
         members
     }
+}
+
+/// Returns what every replica calls this backend, and every version: a hash of its URL, which may never change.
+fn identity(url: &model::BackendUrl) -> u64 {
+    let digest = Sha256::digest(url.to_string().as_bytes());
+    u64::from_be_bytes(*digest.first_chunk().expect("SHA-256 has 32 bytes"))
 }
 
 pub(super) fn bucket(budget: Budget, now: Time) -> TokenBucket {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::controller::{Controller, bucket};
-use crate::config::model::{Budget, Config};
+use crate::config::model::{Budget, Config, Replicas};
 use crate::health::Rules;
 use crate::locked;
 use forebay_core::clock::Time;
@@ -17,18 +17,27 @@ pub struct Settings {
     pub rules: Rules,
     /// The retry budget of each pool.
     pub budget: Budget,
+    /// Replicas of this proxy before the same backends.
+    pub replicas: Replicas,
 }
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Settings {
         Settings {
-            stale_after: config.scrape.stale_after,
+            // A figure is as old again for each replica that scrapes in turn.
+            stale_after: config.replicas.stretch(config.scrape.stale_after),
             rules: Rules {
                 failures: config.health.failures,
                 base: config.health.ejection.base,
                 max: config.health.ejection.max,
             },
-            budget: config.retry.budget,
+            // What each request pays in needs no division: each replica has its part of the requests.
+            budget: Budget {
+                burst: config.retry.budget.burst / f64::from(config.replicas.count),
+                per_second: config.retry.budget.per_second / f64::from(config.replicas.count),
+                ..config.retry.budget
+            },
+            replicas: config.replicas,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! bounded: a key has four places it can be in (`set.rs`), and takes that of the one longest unused.
 
 use super::cache::{Cache, Touch, Touched, UNKNOWN_CAPACITY};
+use super::prior::Prior;
 use super::set::{EMPTY, HOLDERS, Holders, Set, WAYS};
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
@@ -45,6 +46,8 @@ pub struct Index {
     /// Prompt tokens sent of late, and those of them that were expected to be found.
     sent: f64,
     found: f64,
+    /// Where other replicas would send what this one has not seen.
+    prior: Prior,
 }
 
 impl Index {
@@ -54,6 +57,16 @@ impl Index {
         if let Some(cache) = self.caches.get_mut(slot).filter(|_| claimed > 0.0) {
             cache.learn(depth, found >= 0.5 * claimed);
         }
+    }
+
+    /// The replicas of this proxy, which share nothing but what they agree on without talking (see [`Prior`]). 1: it is alone.
+    pub fn set_replicas(&mut self, replicas: u32) {
+        self.prior.set_replicas(replicas);
+    }
+
+    /// The identity of the backend in this slot, as every replica knows it.
+    pub fn identify(&mut self, slot: usize, backend: BackendId, identity: u64) {
+        self.prior.identify(slot, backend, identity);
     }
 
     /// Makes room for so many slots of backends, so that no dispatch has to. Keeps what it knows and never shrinks.
@@ -141,6 +154,8 @@ impl Index {
         }
         let mut found = false;
         let (mut everywhere, mut gaps) = (0, 0);
+        // The first part of the prompt that nobody is known to hold: what replicas agree on a home by.
+        let mut unseen = None;
         // Blocks in a row mostly have the same holders: only the last of such a run says how far these have come.
         let mut run: Option<(Holders, u32, usize)> = None;
         for mark in facts.marks.prefix() {
@@ -164,6 +179,9 @@ impl Index {
                     valid
                 }
             };
+            if valid == 0 {
+                unseen = unseen.or(Some(mark.key));
+            }
             match valid {
                 0 if gaps + 1 == GAPS => break,
                 0 => gaps += 1,
@@ -180,8 +198,11 @@ impl Index {
         }
         if let Some(key) = facts.marks.session {
             let known = self.holders(in_arm(key, facts.arm));
-            found |= known
+            let holds = known
                 .is_some_and(|(holders, tokens)| self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0);
+            found |= holds;
+            // A session is more than the text at its beginning, which others may share.
+            unseen = if holds { None } else { Some(key) };
         }
         if found {
             // The blocks noted in `reached` how far each backend has come: a row is written once, not once for each
@@ -195,6 +216,10 @@ impl Index {
                 row.matched = row.priced(row.claimed.max(row.whole_blocks(everywhere)));
             }
             compare(rows);
+        }
+        if let Some(key) = unseen {
+            let reuse = self.found / self.sent.max(1.0);
+            found |= self.prior.expect(in_arm(key, facts.arm), facts.est_tokens, reuse, rows, row_of);
         }
         found
     }
@@ -272,6 +297,7 @@ impl Index {
     pub fn note(&mut self, facts: &RequestFacts, sent: Sent) {
         let Some(cache) = self.caches.get_mut(usize::from(sent.slot)).filter(|_| !self.sets.is_empty()) else { return };
         self.dispatches = self.dispatches.wrapping_add(1).max(1);
+        self.prior.count();
         cache.serve(sent.backend);
         cache.begin(sent.generated, sent.now);
         self.sent = self.sent * KEPT + f64::from(facts.est_tokens);

@@ -18,4 +18,4 @@ pub(super) use pool::SESSION;
 pub use pool::{ArmConfig, BackendConfig, PoolConfig, SessionKey, WaitRoom};
 pub use serving::{Admin, Clients, Drain, Explain, Limits, Listen};
 pub use traces::{Trace, TracedErrors};
-pub use watched::{Ejection, HealthConfig, ScrapeConfig};
+pub use watched::{Ejection, HealthConfig, Replicas, ScrapeConfig};

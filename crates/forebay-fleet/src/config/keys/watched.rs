@@ -55,6 +55,38 @@ section! {
     }
 }
 
+section! {
+    name: "replicas", head: "[replicas]", form: "[replicas] and its keys below";
+    /// Replicas of Forebay before the same backends. They share nothing at run time.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct Replicas {
+        /// Replicas, with this one. The intervals of scrapes and probes and `scrape.stale_after` become so many times as long. Each
+        /// replica takes its part of `backend_max_in_flight`, the wait room and the retry budget. A prompt that it has not seen goes
+        /// where the others would send it, if all have the same `split_salt`. Limits of client keys are not divided.
+        count: u32 { takes: whole(1..=1_000), default: 1, reload: AtOnce },
+    }
+}
+
+impl Replicas {
+    /// Returns whether there are others beside this one.
+    #[must_use]
+    pub fn are_several(self) -> bool {
+        self.count > 1
+    }
+
+    /// The part of a limit that is this replica's: rounded up, so that a limit of 1 is still one for each.
+    #[must_use]
+    pub fn part(self, limit: u32) -> u32 {
+        limit.div_ceil(self.count.max(1))
+    }
+
+    /// The interval at which one replica does what all together do at this one.
+    #[must_use]
+    pub fn stretch(self, interval: Duration) -> Duration {
+        interval.saturating_mul(self.count.max(1))
+    }
+}
+
 fn probes_are_in_time(health: &HealthConfig, table: &Table<'_>) {
     in_time(table, health.timeout, health.interval);
 }
