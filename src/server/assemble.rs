@@ -19,11 +19,10 @@ use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
 use super::descriptors;
-use super::handover::Awaited;
 use super::lifecycle::{DrainEnd, Look, Signals, UnderWay};
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
 use super::tls::Listeners;
-use super::upgrade::{GIVES_UP, Meeting, PatienceEnds, reserve};
+use super::upgrade::{Meeting, reserve, take_over};
 use super::watch::Tasks;
 use super::{Handle, Options, Source, StartError};
 use crate::admin::{self, Admin, NotChanged};
@@ -288,14 +287,9 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         };
         let mut server = Server::new_with_opt_and_conf(Opt { upgrade: inherits, ..Opt::default() }, conf);
         if inherits {
-            let socket = meeting.socket().display();
-            tracing::info!(%socket, "waiting for the listening sockets: send SIGQUIT to the process that has them");
-            let drains = Awaited::listen(meeting.socket());
-            let waiting = PatienceEnds::after(GIVES_UP);
             // Ends the process if nobody comes.
-            server.bootstrap();
-            drop(waiting);
-            common.controller.take_drains(drains.drains(), common.clock.now());
+            let drains = take_over(&mut server, &meeting);
+            common.controller.take_drains(drains, common.clock.now());
         }
         if signals {
             // From here on the process does not end by itself, and requests may come.

@@ -22,6 +22,9 @@ use forebay_fleet::membership::drains::DrainByHand;
 
 /// The time after which a drain looks again whether it is done.
 const LOOK: Duration = Duration::from_millis(10);
+/// Looks in a row without a connection after which all have ended. A listener that closes at this moment may just have accepted one
+/// that is not counted yet, and a scrape of the admin address is never counted.
+const QUIET: u32 = 10;
 /// The longest time that a new process may take until it waits for the listening sockets.
 const SUCCESSOR: Duration = Duration::from_secs(3);
 /// The time that those past the limit have to read that they are cut.
@@ -164,8 +167,10 @@ impl DrainEnd {
     }
 
     async fn all_ended(&self) {
-        while self.connections.load(Ordering::Acquire) > 0 {
+        let mut quiet = 0;
+        while quiet < QUIET {
             tokio::time::sleep(LOOK).await;
+            quiet = if self.connections.load(Ordering::Acquire) > 0 { 0 } else { quiet + 1 };
         }
     }
 }

@@ -9,7 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use pingora::server::Server;
+
 use super::StartError;
+use super::handover::Awaited;
+use forebay_fleet::membership::drains::DrainByHand;
 
 /// The place where old and new meet. By default a socket for each listen address in a folder that only this user can enter:
 /// whoever listens there is given the ports.
@@ -62,17 +66,30 @@ impl Meeting {
     }
 }
 
+/// Waits for the listening sockets of the process that has them, and returns what is drained by hand there. Ends the process if
+/// nobody comes.
+pub(super) fn take_over(server: &mut Server, meeting: &Meeting) -> Vec<DrainByHand> {
+    let socket = meeting.socket().display();
+    tracing::info!(%socket, "waiting for the listening sockets: send SIGQUIT to the process that has them");
+    // First, since the old process tells them before it hands over.
+    let drains = Awaited::listen(meeting.socket());
+    let waiting = PatienceEnds::after(GIVES_UP);
+    server.bootstrap();
+    drop(waiting);
+    drains.drains()
+}
+
 /// The time after which it is said that nobody hands over. pingora looks six times more, a second apart, and then ends the process
 /// without a word that an operator could use.
-pub(super) const GIVES_UP: Duration = Duration::from_millis(5500);
+const GIVES_UP: Duration = Duration::from_millis(5500);
 
 /// Says that nobody hands over, unless it is dropped before.
-pub(super) struct PatienceEnds {
+struct PatienceEnds {
     _kept: mpsc::Sender<()>,
 }
 
 impl PatienceEnds {
-    pub(super) fn after(limit: Duration) -> PatienceEnds {
+    fn after(limit: Duration) -> PatienceEnds {
         let (kept, over) = mpsc::channel();
         let told = move || {
             if over.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {

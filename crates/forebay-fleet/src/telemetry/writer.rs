@@ -172,6 +172,10 @@ fn write_all<L: Line>(shared: &Shared<L>, mut sink: Box<dyn Write + Send>, manne
         let lines = std::mem::take(&mut queue.lines);
         let (closed, poked) = (queue.closed, std::mem::take(&mut queue.poked));
         drop(queue);
+        if poked {
+            // Before the lines: those that follow a rotation belong into the new file. What it does is its own to tell of.
+            _ = sink.flush();
+        }
         let mut lines = lines.into_iter().peekable();
         while lines.peek().is_some() {
             text.clear();
@@ -190,10 +194,6 @@ fn write_all<L: Line>(shared: &Shared<L>, mut sink: Box<dyn Write + Send>, manne
             }
             // Given back once it is written: until then it takes memory, and `flush` waits for it.
             locked(&shared.queue).bytes -= bytes;
-        }
-        if poked {
-            // What it does then is its own to tell of.
-            _ = sink.flush();
         }
         let mut queue = locked(&shared.queue);
         untold += std::mem::take(&mut queue.dropped);

@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_slip_in_a_level_is_no_module() {
-        for fine in ["info", "WARN", "info,forebay::proxy=debug", "forebay::proxy", "warn, forebay=trace", "off"] {
+        for fine in ["info", "WARN", "info,forebay::proxy=debug", "forebay::proxy", "warn,forebay=trace", "off"] {
             assert!(log_filter(fine).is_ok(), "{fine}");
         }
         for slip in ["wran", "info,debg", "loud", "forebay=loud"] {
