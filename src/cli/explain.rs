@@ -174,7 +174,11 @@ fn ask(args: &Args, question: String) -> Result<Vec<u8>, ExplainError> {
     }
 }
 
-fn token(file: Option<&Path>) -> Result<Option<String>, String> {
+/// Returns the admin API's token: the content of this file, else that of the environment.
+///
+/// # Errors
+/// The file cannot be read, or the token is empty.
+pub(super) fn token(file: Option<&Path>) -> Result<Option<String>, String> {
     let text = match file {
         Some(file) => std::fs::read_to_string(file)
             .map_err(|error| format!("cannot read the token file {}: {error}", file.display()))?,

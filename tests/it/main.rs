@@ -58,6 +58,8 @@ mod sim_faults;
 mod streams;
 mod stuck;
 mod tls;
+#[cfg(feature = "top")]
+mod top;
 mod upgrade;
 mod wait_room;
 mod watchdog;
