@@ -202,19 +202,20 @@ fn names(why: &str, pools: &[Pool]) -> String {
         let id: u32 = word.strip_prefix('b')?.parse().ok()?;
         backends().find(|backend| backend.id == id).map(|backend| backend.name.clone())
     };
-    let words = why.split(' ').filter_map(|word| {
+    let mut words: Vec<String> = Vec::new();
+    for word in why.split(' ') {
         let bare = word.trim_end_matches([':', ',', ';']);
-        match known(bare) {
-            Some(name) => Some(format!("{name}{}", &word[bare.len()..])),
-            // `b0 (host:port): …` names it twice; its end is kept.
-            None => {
-                let inner = bare.strip_prefix('(').and_then(|rest| rest.strip_suffix(')'));
-                let twice = inner.is_some_and(|inner| backends().any(|backend| backend.name == inner));
-                (!twice).then(|| word.to_owned())
-            }
+        let end = &word[bare.len()..];
+        let inner = bare.strip_prefix('(').and_then(|rest| rest.strip_suffix(')'));
+        // `b0 (host:port): …` names it twice: the address is left out the second time, and what follows it is kept.
+        let twice = inner.is_some_and(|inner| backends().any(|backend| backend.name == inner));
+        match (known(bare), words.last_mut()) {
+            (Some(name), _) => words.push(format!("{name}{end}")),
+            (None, Some(last)) if twice => last.push_str(end),
+            (None, _) => words.push(word.to_owned()),
         }
-    });
-    words.collect::<Vec<_>>().join(" ")
+    }
+    words.join(" ")
 }
 
 fn rate(of: &Figures) -> String {
