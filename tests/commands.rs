@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 /// Beginnings of commands that are not run, and why.
 const NOT_RUN: &[(&str, &str)] = &[
+    ("forebay top", "it needs a terminal: tests/it/top.rs runs it in one"),
     ("cargo ", "it builds, and may run this very test; .ci/run does what it says"),
     ("docker ", "it needs a Docker daemon and a registry of images"),
     ("install ", "it changes the machine"),

@@ -154,7 +154,8 @@ impl<'a> AdminClient<'a> {
     }
 }
 
-fn token(file: Option<&Path>) -> Result<Option<String>, String> {
+/// Returns the admin API's token: the content of this file, else that of the environment.
+pub(super) fn token(file: Option<&Path>) -> Result<Option<String>, String> {
     let text = match file {
         Some(file) => std::fs::read_to_string(file)
             .map_err(|error| format!("cannot read the token file {}: {error}", file.display()))?,

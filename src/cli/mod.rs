@@ -22,6 +22,8 @@ pub mod serve;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod status;
+#[cfg(feature = "top")]
+pub mod top;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,9 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Say where a request would go, and why.
     Explain(explain::Args),
+    /// Watch arms, backends and decisions of running proxies in the terminal.
+    #[cfg(feature = "top")]
+    Top(top::Args),
     /// Say how a host's GPUs can serve a model, and how to start each way.
     #[cfg(feature = "plan")]
     Plan(Box<plan::Args>),
@@ -86,6 +91,8 @@ pub fn run() -> ExitCode {
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(*args),
         Command::Explain(args) => explain::run(args),
+        #[cfg(feature = "top")]
+        Command::Top(args) => top::run(args),
         #[cfg(feature = "plan")]
         Command::Plan(args) => plan::run(*args),
         #[cfg(feature = "bench")]

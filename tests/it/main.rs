@@ -68,6 +68,8 @@ mod streams;
 mod stuck;
 mod tls;
 mod traces;
+#[cfg(feature = "top")]
+mod top;
 mod upgrade;
 mod wait_room;
 mod watchdog;

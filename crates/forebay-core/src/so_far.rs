@@ -28,7 +28,7 @@ struct Group {
     sum: f64,
 }
 
-/// What an arm's sessions have shown so far.
+/// The times of one arm, summed by groups of sessions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sessions([Group; GROUPS]);
 
@@ -40,7 +40,7 @@ impl Default for Sessions {
 
 /// The ratio of two arms, with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ratio {
+pub struct Contrast {
     /// The estimate: geometric mean of the first over that of the second.
     pub value: f64,
     /// The lower end of the interval.
@@ -70,7 +70,7 @@ impl Sessions {
     /// Returns the ratio of these times to those of the other arm, among `arms` that are all compared with one; none while too few
     /// sessions have been seen to tell.
     #[must_use]
-    pub fn over(&self, other: &Sessions, arms: usize) -> Option<Ratio> {
+    pub fn over(&self, other: &Sessions, arms: usize) -> Option<Contrast> {
         let (a, b) = (self.mean()?, other.mean()?);
         let variance = a.variance + b.variance;
         // Times that are all the same leave no variance, and no interval either.
@@ -84,7 +84,7 @@ impl Sessions {
         let alpha = ALPHA / (arms.max(2) - 1) as f64;
         let half = variance.sqrt() * student(boundary(1.0 / variance, alpha), freedom);
         let difference = a.value - b.value;
-        Some(Ratio { value: difference.exp(), low: (difference - half).exp(), high: (difference + half).exp() })
+        Some(Contrast { value: difference.exp(), low: (difference - half).exp(), high: (difference + half).exp() })
     }
 
     fn mean(&self) -> Option<Mean> {
@@ -103,7 +103,7 @@ impl Sessions {
     }
 }
 
-impl Ratio {
+impl Contrast {
     /// Returns whether the interval leaves out that both are alike.
     #[must_use]
     pub fn shows_a_difference(&self) -> bool {

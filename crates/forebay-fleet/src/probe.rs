@@ -183,6 +183,49 @@ impl ProbeClient {
         within(deadline, &what, self.answer(request.map(Full::new), max_bytes)).await
     }
 
+    /// Reads a stream of server-sent events, each of one line of data, and hands on the data of each, until the stream ends (`None`) or
+    /// `each` returns false. An answer other than 200 is given back whole.
+    ///
+    /// # Errors
+    /// No answer, or no event, within `silence`; an event larger than `max_bytes`; a broken connection.
+    pub async fn events(
+        &self,
+        uri: Uri,
+        key: Option<&str>,
+        silence: Duration,
+        max_bytes: usize,
+        mut each: impl FnMut(&str) -> bool,
+    ) -> Result<Option<(StatusCode, Bytes)>, ProbeError> {
+        let what = uri.path().to_owned();
+        let answer = async { self.begin(request(uri, key)?).await };
+        let response = within(silence, &what, answer).await?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let body = within(silence, &what, body(response.into_body(), max_bytes)).await?;
+            return Ok(Some((status, body)));
+        }
+        // From here on there is no end to wait for: each piece has the time that the first one had.
+        let (mut stream, mut kept) = (ProbeStream(response.into_body()), BytesMut::new());
+        while let Some(data) = stream.next(silence).await? {
+            kept.extend_from_slice(&data);
+            // An event ends with an empty line, wherever the bytes were cut.
+            while let Some(end) = kept.windows(2).position(|pair| pair == b"\n\n") {
+                let event = kept.split_to(end + 2);
+                let text = String::from_utf8_lossy(&event);
+                let Some(data) = text.lines().find_map(|line| line.strip_prefix("data: ")) else { continue };
+                if !each(data) {
+                    return Ok(None);
+                }
+            }
+            // What is left is the begin of an event. A server that never ends one must not fill the memory.
+            if kept.len() > max_bytes {
+                let words = format!("an event is larger than {max_bytes} bytes");
+                return Err(ProbeError::new(ProbeFailure::TooLarge, words));
+            }
+        }
+        Ok(None)
+    }
+
     async fn exchange(
         &self,
         request: Result<Request<Full<Bytes>>, ProbeError>,
@@ -442,6 +485,32 @@ mod tests {
         let head = task.await.unwrap();
         assert!(head.starts_with("POST ") && head.contains("content-type: application/json\r\n"), "{head}");
         assert!(head.contains("content-length: 2\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn events_come_whole_wherever_the_bytes_are_cut_until_nobody_wants_more() {
+        const HEAD: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        const CUT: &str =
+            "a\r\ndata: one\n\r\n15\r\n\nevent: x\ndata: two\n\n\r\n11\r\n: note\n\ndata: 3\n\n\r\n0\r\n\r\n";
+        let answer: &'static [u8] = [HEAD, CUT].concat().leak().as_bytes();
+        for (wanted, expected) in [(usize::MAX, vec!["one", "two", "3"]), (2, vec!["one", "two"])] {
+            let (uri, _task) = server(answer, true).await;
+            let mut seen = Vec::new();
+            let each = |data: &str| {
+                seen.push(data.to_owned());
+                seen.len() < wanted
+            };
+            assert_eq!(client().events(uri, None, LONG, 100, each).await, Ok(None));
+            assert_eq!(seen, expected);
+        }
+        let (uri, _task) = server(answer, true).await;
+        assert_eq!(client().events(uri, None, LONG, 5, |_| true).await.unwrap_err().failure, ProbeFailure::TooLarge);
+        let (uri, _task) = server(b"HTTP/1.1 401 No\r\ncontent-length: 2\r\n\r\nno", false).await;
+        let refused = client().events(uri, None, LONG, 100, |_| true).await;
+        assert_eq!(refused, Ok(Some((StatusCode::UNAUTHORIZED, Bytes::from_static(b"no")))));
+        let (uri, _task) = server(HEAD.as_bytes(), true).await;
+        let silent = client().events(uri, None, Duration::from_millis(50), 100, |_| true).await;
+        assert_eq!(silent.unwrap_err().failure, ProbeFailure::Timeout);
     }
 
     #[tokio::test]

@@ -66,7 +66,7 @@ pub(super) struct LivePool {
     pub(super) model: String,
     /// Its policy.
     pub(super) policy: &'static str,
-    /// What its arms have shown so far, in words that describe and do not judge.
+    /// A sentence on its arms so far, which describes and does not judge.
     pub(super) sentence: String,
     /// The requests that wait for room.
     pub(super) wait_room: WaitRoomView,

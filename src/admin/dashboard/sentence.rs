@@ -1,7 +1,7 @@
 //! The sentence that a pool on the live page leads with. It describes what was seen so far and gives no verdict: a page that somebody
 //! watches sees chance at work, and says nothing of the hours that it did not see. Pure.
 
-use forebay_core::so_far::{Ratio, Sessions};
+use forebay_core::so_far::{Contrast, Sessions};
 
 /// An arm as it is compared: its name, its times by session, and the requests that were assigned to it.
 pub(super) struct Compared<'a> {
@@ -34,7 +34,7 @@ fn of_pair(first: &Compared<'_>, other: &Compared<'_>, arms: usize) -> String {
         return nothing("too few sessions yet");
     };
     if !ratio.shows_a_difference() {
-        let Ratio { low, high, .. } = ratio;
+        let Contrast { low, high, .. } = ratio;
         let (low, high) = (percent(low - 1.0), percent(high - 1.0));
         return nothing(&format!("time per token of {} is {low} to {high} % from that of {}", other.name, first.name));
     }
@@ -50,8 +50,8 @@ fn of_pair(first: &Compared<'_>, other: &Compared<'_>, arms: usize) -> String {
     )
 }
 
-fn inverse(ratio: Ratio) -> Ratio {
-    Ratio { value: ratio.value.recip(), low: ratio.high.recip(), high: ratio.low.recip() }
+fn inverse(ratio: Contrast) -> Contrast {
+    Contrast { value: ratio.value.recip(), low: ratio.high.recip(), high: ratio.low.recip() }
 }
 
 /// Returns a share in percent with its sign; whole, and with one digit where it is small.

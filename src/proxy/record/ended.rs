@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use twox_hash::XxHash3_64;
+
 use super::Record;
 use forebay_core::clock::Time;
 use forebay_core::stream::timings::{Timings, tpot_of_sequences};
@@ -12,9 +14,11 @@ use forebay_fleet::telemetry::figures::Ended;
 use forebay_fleet::telemetry::metrics::Outcome;
 
 impl Record {
-    /// The request belongs to this session, by its hash.
-    pub(crate) fn belongs_to(&mut self, session: u64) {
-        self.session_hash = session;
+    /// The request belongs to this session; without one it is a session of its own.
+    pub(crate) fn belongs_to(&mut self, session: Option<&str>) {
+        if let Some(session) = session {
+            self.session_hash = XxHash3_64::oneshot(session.as_bytes());
+        }
     }
 
     /// The time of a token after the first.

@@ -175,6 +175,7 @@ impl Health {
         if self.bad < rules.failures.max(1) {
             return Effect::None;
         }
+        // Noted before it is put out, since that does nothing to a backend that is out already: its failures may have been first.
         self.stall.is_silent(now);
         self.dead = Some(reason.clone());
         self.eject(Ejection::Health, reason, rules, now, rng)

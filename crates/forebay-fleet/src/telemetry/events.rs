@@ -41,6 +41,7 @@ impl Events {
             at: now,
             what,
             backend: backend.map(str::to_owned),
+            // A reason may repeat what a server said: its length is the server's to choose.
             why: why.map(|why| why.chars().take(LONGEST).collect()),
         };
         if kept.1.len() == KEPT {

@@ -9,8 +9,9 @@
 //! the first request ends and never more. A window is its slots merged, so it is as long as its name and up to one slot
 //! longer; [`Summary::covers_seconds`] says how long.
 //!
-//! Hot path: four short mutexes at a request's end, 0.1 µs, no allocation after the first; once in 10 s and once a minute a
-//! slot is begun anew. A reader holds one slot at a time, for 1.6 µs; the four windows and the timeline cost it 55 µs.
+//! Hot path: three short mutexes at a request's end, 0.08 µs, and a fourth with a logarithm where it streamed; no allocation after
+//! the first; once in 10 s and once a minute a slot is begun anew. A reader holds one slot at a time, for 1.6 µs; the four windows
+//! and the timeline cost it 55 µs.
 
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;

@@ -55,6 +55,7 @@ impl FleetView {
     pub fn gauges(&self) -> (Vec<BackendRow>, Vec<ArmRow>) {
         let (mut backends, mut arms) = (Vec::new(), Vec::new());
         for pool in &self.pools {
+            // Once for each pool: by arm the sum over a pool would count its places again and again.
             let readings = OF_POOL.iter().map(|(def, value)| Reading::of(def, value(pool))).collect();
             arms.push(ArmRow { pool: pool.model.clone(), arm: None, readings });
             for arm in &pool.arms {
