@@ -16,7 +16,7 @@ const TREES: &[Tree] = &[
         src: "crates/forebay-core/src/",
         layers: &[
             &["vllm_metrics"],
-            &["rate_limit", "routing", "stream", "sample", "toml_reader", "chunked"],
+            &["rate_limit", "routing", "stream", "sample", "toml_reader", "chunked", "terminal"],
             &["units", "clock", "error"],
         ],
         open: false,

@@ -12,6 +12,7 @@ pub mod rate_limit;
 pub mod routing;
 pub mod sample;
 pub mod stream;
+pub mod terminal;
 pub mod toml_reader;
 pub mod units;
 pub mod vllm_metrics;

@@ -44,6 +44,17 @@ fn counts_and_means_are_exact_and_quantiles_within_a_percent() {
 }
 
 #[test]
+fn quantiles_of_few_requests_are_those_of_the_reports() {
+    let figures = Figures::new(Time::ZERO);
+    (1..=11).for_each(|n| figures.record(&stream(n * 100 * MS), at(30.0)));
+    let ttft = of(&figures, Window::Minute, 31.0).ttft;
+    // numpy.percentile([100, 200, …, 1100], [50, 95, 99]), as `forebay bench` prints them.
+    for (found, ms) in [(ttft.p50_seconds, 600.0), (ttft.p95_seconds, 1050.0), (ttft.p99_seconds, 1090.0)] {
+        assert!((found.unwrap() * 1e3 / ms - 1.0).abs() < 0.01, "{found:?} beside {ms} ms");
+    }
+}
+
+#[test]
 fn a_window_forgets_what_is_older_and_the_start_does_not() {
     let figures = Figures::new(Time::ZERO);
     for (time, count) in [(5.0, 1), (700.0, 2), (1300.0, 4), (1595.0, 8)] {
