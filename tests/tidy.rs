@@ -112,6 +112,7 @@ const HOMES: &[Home] = &[
             "crates/forebay-fleet/src/telemetry/log.rs",
             "crates/forebay-fleet/src/tls/validity.rs",
             "crates/forebay-lab/src/load/run.rs",
+            "crates/forebay-lab/src/rows/wall_clock.rs",
             "crates/forebay-sim/src/server/http.rs",
         ],
         advice: "the wall clock jumps: logs, rows and simulated answers show it, and no request waits for it",

@@ -106,8 +106,7 @@ fn an_interrupt_prints_what_was_measured_so_far_and_keeps_its_rows() {
     let sim = Sim::start(&[]);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows.jsonl");
-    let load =
-        ["--num-prompts", "5000", "--input-len", "20", "--output-len", "4", "--request-rate", "20", "--arm", "a"];
+    let load = ["--num-prompts", "400", "--input-len", "20", "--output-len", "4", "--request-rate", "10", "--arm", "a"];
     let running = start(&sim.url(), &[&load[..], &["--output", file.to_str().unwrap()]].concat());
     eventually("some answers are there", || {
         let text = sim.get("/metrics").text();

@@ -27,7 +27,7 @@ pub enum Step {
 }
 
 /// An arm with the turns that it has had, and those that it is to have.
-struct Line<'a> {
+struct ArmTurns<'a> {
     arm: &'a str,
     turns: Vec<Turn>,
     /// The command of its last run.
@@ -36,7 +36,7 @@ struct Line<'a> {
     start: Option<u32>,
 }
 
-impl Line<'_> {
+impl ArmTurns<'_> {
     fn starts(&self) -> usize {
         self.turns.iter().filter_map(|turn| turn.start).collect::<std::collections::BTreeSet<_>>().len()
     }
@@ -140,6 +140,8 @@ fn in_turn(group: &Group, options: &Options) -> Vec<Step> {
     let planned = heads(group).filter_map(|(_, head)| head.planned_starts).min().or(options.planned_starts);
     let mut wanted = planned.map_or(ENOUGH, |planned| (planned as usize).max(ENOUGH));
     let mut epoch = group.trials.iter().map(|trial| trial.epoch).max().unwrap_or(0);
+    // The numbers that the commands will have: equal numbers of two arms link their starts.
+    let mut numbers: Vec<Option<u32>> = lines.iter().map(|line| line.start.or(unknown.then_some(0))).collect();
     let mut turns: Vec<(usize, u32)> = Vec::new();
     while turns.len() < MOST && !judged(&lines, wanted, clock) {
         let Some(next) = whose_turn(&lines, wanted) else {
@@ -150,10 +152,11 @@ fn in_turn(group: &Group, options: &Options) -> Vec<Step> {
             wanted += 1;
             continue;
         };
-        let at = lines.iter().map(Line::last).fold(f64::NEG_INFINITY, f64::max);
+        let at = lines.iter().map(ArmTurns::last).fold(f64::NEG_INFINITY, f64::max);
         let at = if at.is_finite() { at + if clock { APART_MS } else { 1.0 } } else { 0.0 };
-        // A number that no start of the rows has: only that it is another one counts.
-        let start = u32::MAX - turns.len() as u32;
+        // Where servers say their start, only that it is another one is known.
+        numbers[next] = numbers[next].map(|number| number + 1);
+        let start = numbers[next].unwrap_or(u32::MAX - turns.len() as u32);
         lines[next].turns.push(Turn { block: None, start: Some(start), at });
         epoch += 1;
         turns.push((next, epoch));
@@ -164,11 +167,11 @@ fn in_turn(group: &Group, options: &Options) -> Vec<Step> {
     commands(&mut lines, &turns, unknown, options, wanted as u32)
 }
 
-fn lines<'a>(group: &'a Group, clock: bool) -> Vec<Line<'a>> {
-    let mut lines: Vec<Line> = Vec::new();
+fn lines<'a>(group: &'a Group, clock: bool) -> Vec<ArmTurns<'a>> {
+    let mut lines: Vec<ArmTurns> = Vec::new();
     for trial in &group.trials {
         let place = lines.iter().position(|line| line.arm == trial.arm).unwrap_or_else(|| {
-            lines.push(Line { arm: &trial.arm, turns: Vec::new(), command: None, seed: 0, start: None });
+            lines.push(ArmTurns { arm: &trial.arm, turns: Vec::new(), command: None, seed: 0, start: None });
             lines.len() - 1
         });
         let line = &mut lines[place];
@@ -185,20 +188,20 @@ fn lines<'a>(group: &'a Group, clock: bool) -> Vec<Line<'a>> {
 }
 
 /// Returns whether each arm has the starts that are wanted, and no pair of arms a bar.
-fn judged(lines: &[Line], wanted: usize, clock: bool) -> bool {
+fn judged(lines: &[ArmTurns], wanted: usize, clock: bool) -> bool {
     let pairs = || lines.iter().enumerate().flat_map(|(place, a)| lines[place + 1..].iter().map(move |b| (a, b)));
     lines.iter().all(|line| line.starts() >= wanted)
         && pairs().all(|(a, b)| Design::of(&a.turns, &b.turns, clock).bar.is_none())
 }
 
 /// Returns the arm whose turn is next: of those with the fewest starts the one that ran last, so that orders alternate (A, B, B, A).
-fn whose_turn(lines: &[Line], wanted: usize) -> Option<usize> {
+fn whose_turn(lines: &[ArmTurns], wanted: usize) -> Option<usize> {
     let open = lines.iter().enumerate().filter(|(_, line)| line.starts() < wanted);
-    let later = |a: &Line, b: &Line| b.last().total_cmp(&a.last());
+    let later = |a: &ArmTurns, b: &ArmTurns| b.last().total_cmp(&a.last());
     open.min_by(|(_, a), (_, b)| a.starts().cmp(&b.starts()).then(later(a, b))).map(|(place, _)| place)
 }
 
-fn commands(lines: &mut [Line], turns: &[(usize, u32)], fresh: bool, options: &Options, wanted: u32) -> Vec<Step> {
+fn commands(lines: &mut [ArmTurns], turns: &[(usize, u32)], fresh: bool, options: &Options, wanted: u32) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut files = Vec::new();
     for (place, epoch) in turns {

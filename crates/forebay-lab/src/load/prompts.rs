@@ -129,7 +129,7 @@ impl Beginnings {
     }
 }
 
-/// What is known of a load's prompts before they are counted.
+/// A guess at the lengths of a load's prompts, before they are counted.
 #[derive(Debug)]
 struct Guess {
     /// Words of the first prompt.

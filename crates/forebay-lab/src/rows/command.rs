@@ -87,7 +87,7 @@ mod tests {
         assert_eq!((option_of(&found, "--seed"), option_of(&found, "--slo")), (Some("4"), Some("ttft=1s")));
         assert_eq!((option_of(&found, "--arm"), option_of(&found, "--start")), (Some("a b"), None));
         let next = shell_line(with_option(with_option(found, "--seed", "5"), "--slo", "ttft=2s"));
-        assert_eq!(next, "forebay bench http://h:1 --arm 'a b' --seed 5 --slo ttft=2s");
+        assert_eq!(next, "forebay bench http://h:1 --arm 'a b' --seed 5 --slo 'ttft=2s'");
     }
 
     #[test]

@@ -12,3 +12,4 @@ pub mod row_file;
 pub mod slo;
 pub mod summary;
 pub mod table;
+pub mod wall_clock;

@@ -15,6 +15,7 @@ use crate::compare::figure::Figure;
 use crate::compare::format;
 use crate::compare::model::{Arm, Cell, Comparison, Epoch, Measured, Point};
 use crate::compare::verdict::{Pair, Verdict};
+use crate::rows::wall_clock::day;
 use plots::{Plot, Plots, Sweep};
 
 const STYLE: &str = include_str!("style.css");
@@ -82,10 +83,7 @@ pub fn html(comparison: &Comparison, made: &Made) -> Result<String, DrawError> {
 fn title(comparison: &Comparison, made: &Made) -> String {
     let arms: Vec<&str> = comparison.arms.iter().map(|arm| arm.name.as_str()).collect();
     let name = made.name.clone().unwrap_or_else(|| arms.join(" / "));
-    let day = comparison.began_ms.map(|ms| {
-        let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(ms);
-        humantime::format_rfc3339_seconds(time).to_string().chars().take(10).collect::<String>()
-    });
+    let day = comparison.began_ms.map(day);
     [Some(name), day, comparison.host.clone()].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
