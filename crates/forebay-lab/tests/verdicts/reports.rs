@@ -100,7 +100,7 @@ pub(crate) fn check_crossovers(comparison: &Comparison) -> usize {
                 _ => None,
             })
             .flat_map(|(load, point)| point.pairs.iter().map(move |pair| (load, pair)))
-            .filter(|(_, pair)| pair.arm == crossover.arm)
+            .filter(|(_, pair)| pair.arm == crossover.arm && pair.baseline == crossover.baseline)
             .flat_map(|(load, pair)| pair.ratios.iter().map(move |ratio| (load, ratio)))
             .filter(|(_, ratio)| ratio.figure == crossover.figure)
             .filter_map(|(load, ratio)| Some((load, better(ratio, names)?)))
