@@ -186,6 +186,7 @@ fn reports_are_as_recorded() {
     let (code, text, _) = command(dir.path(), &[&files[..], &["--markdown", "out.md"]].concat());
     assert_eq!(code, 0);
     golden("compare.txt", &text);
+    golden("compare-full.txt", &command(dir.path(), &[&files[..], &["--full"]].concat()).1);
     golden("compare.md", &std::fs::read_to_string(dir.path().join("out.md")).unwrap());
     let (code, json, _) = command(dir.path(), &[&files[..], &["--json"]].concat());
     let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -241,7 +242,7 @@ fn a_file_without_an_arm_is_an_arm_of_its_name() {
         written(std::slice::from_ref(&run), &dir.path().join(format!("{name}.jsonl")));
     }
     let (code, text, _) = command(dir.path(), &["fast.jsonl", "slow.jsonl"]);
-    assert!(code == 0 && text.starts_with("fast and slow with all requests at once are not judged"), "{text}");
+    assert!(code == 0 && text.contains("NO VERDICT: fast and slow with all requests at once are not judged"), "{text}");
 }
 
 #[test]
@@ -267,6 +268,101 @@ fn an_arm_that_never_meets_the_slo_loses_to_one_that_does() {
     let share = cell.figures.iter().find(|one| one.figure == Figure::SloAttainment).unwrap();
     assert!(share.value < 0.1, "{share:?}");
     assert!(matches!(verdict(&comparison), Verdict::Winner { arm, ratio, .. } if arm == "tp1x2" && *ratio < 0.2));
+}
+
+/// Runs of three arms in turn; `tpot` gives the milliseconds of each arm at each start.
+fn three(tpot: fn(&str, u32) -> f64) -> Vec<RunRows> {
+    let mut runs = Vec::new();
+    for start in 0..4 {
+        let mut arms = ["tp4", "tp2x2", "tp1x4"];
+        if start % 2 == 1 {
+            arms.reverse();
+        }
+        for arm in arms {
+            let epoch = runs.len() as u32;
+            let at =
+                Made { arm: Some(arm), epoch, block: Some(start), start: Some(start), tpot: tpot(arm, start), ..TP2 };
+            runs.push(made(&at, u64::from(epoch)));
+        }
+    }
+    runs
+}
+
+#[test]
+fn three_arms_are_compared_in_all_pairs_and_one_that_wins_each_is_the_best() {
+    let runs = three(|arm, _| if arm == "tp1x4" { 15.0 } else { 25.0 });
+    let comparison = compare(&runs, &Options::default()).unwrap();
+    let pairs: Vec<_> =
+        comparison.points[0].pairs.iter().map(|pair| (pair.baseline.as_str(), pair.arm.as_str())).collect();
+    assert_eq!(pairs, [("tp4", "tp2x2"), ("tp4", "tp1x4"), ("tp2x2", "tp1x4")]);
+    // Holm: the smallest p of three verdicts counts three times, the largest once.
+    let firsts: Vec<_> = comparison.points[0].pairs.iter().map(|pair| pair.ratios[0]).collect();
+    let of = |ratio: &forebay_lab::compare::verdict::Ratio| ratio.p_adjusted.unwrap() / ratio.p.unwrap();
+    assert!(firsts.iter().any(|ratio| of(ratio) > 2.9) && firsts.iter().any(|ratio| of(ratio) < 1.1), "{firsts:?}");
+    let said = forebay_lab::compare::report::text::text(&comparison);
+    assert!(said.contains("The best arm with all requests at once is tp1x4: it wins each of its pairs."), "{said}");
+    let baseline = Options { baseline: Some("tp2x2".to_owned()), ..Options::default() };
+    let comparison = compare(&runs, &baseline).unwrap();
+    assert_eq!(comparison.points[0].pairs.len(), 2, "a baseline that was named is what the others are compared with");
+    let said = forebay_lab::compare::report::text::text(&comparison);
+    assert!(!said.contains("best"), "nobody compared tp4 with tp1x4: {said}");
+}
+
+#[test]
+fn no_sentence_names_a_best_arm_where_one_pair_differs() {
+    // The middle arm's starts differ so much that neither of its pairs can show anything.
+    let runs = three(|arm, start| match arm {
+        "tp4" => 25.0,
+        "tp1x4" => 15.0,
+        _ => [10.0, 32.0, 14.0, 26.0][start as usize],
+    });
+    let comparison = compare(&runs, &Options::default()).unwrap();
+    let winners = comparison.points[0].pairs.iter().filter(|pair| matches!(pair.verdict, Verdict::Winner { .. }));
+    assert_eq!(winners.count(), 1, "{:?}", comparison.points[0].pairs);
+    let said = forebay_lab::compare::report::text::text(&comparison);
+    assert!(said.contains("tp1x4 is better than tp4") && said.contains("No arm is shown to be the best"), "{said}");
+    assert!(!said.contains("The best arm") && said.matches(" is better ").count() == 1, "{said}");
+    let page = html::page(&runs, &[]);
+    assert!(page.contains("No arm is shown to be the best") && page.matches(" is better than ").count() == 1);
+}
+
+#[test]
+fn the_first_arm_of_the_files_is_the_baseline() {
+    let dir = tempfile::tempdir().unwrap();
+    for arm in ["z", "a"] {
+        written(&[made(&Made { arm: Some(arm), ..TP2 }, 1)], &dir.path().join(format!("{arm}.jsonl")));
+    }
+    let baseline = |args: &[&str]| {
+        let json: serde_json::Value = serde_json::from_str(&command(dir.path(), args).1).unwrap();
+        json["baseline"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(baseline(&["z.jsonl", "a.jsonl", "--json"]), "z");
+    assert_eq!(baseline(&["a.jsonl", "z.jsonl", "--json"]), "a");
+    // Also of a live split, whose first request here went to the arm that is later by name.
+    let mut split = live(0.5);
+    split.records.sort_by_key(|record| record.assigned.is_some() || record.arm.as_deref() != Some("tp2"));
+    written(&[split], &dir.path().join("live.jsonl"));
+    assert_eq!(baseline(&["live.jsonl", "--json"]), "tp2");
+}
+
+#[test]
+fn a_terminal_s_lines_fit_and_only_a_terminal_has_colours() {
+    let comparison = compare(&in_turn(4, Offered::Unlimited, faster), &Options::default()).unwrap();
+    let print = |full, colours| {
+        let shown = forebay_lab::compare::report::text::Shown { full, colours, wrap: true };
+        forebay_lab::compare::report::text::shown(&comparison, shown)
+    };
+    for said in [print(false, false), print(true, false)] {
+        assert!(said.lines().all(|line| line.chars().count() <= 80), "{said}");
+        assert!(!said.contains('\u{1b}'), "{said}");
+    }
+    // The plan is missing, which is a note: the verdict is amber, in a word and in a colour.
+    let said = print(false, true);
+    assert!(said.contains("\u{1b}[1m\u{1b}[33mVERDICT, amber: "), "{said:?}");
+    assert!(said.lines().last().unwrap().contains("note: ") || said.contains("\n  note: "), "{said}");
+    let rows =
+        said.lines().skip_while(|line| !line.starts_with("---")).skip(1).take_while(|line| !line.starts_with("The"));
+    assert_eq!(rows.count(), 5, "{said}");
 }
 
 #[test]

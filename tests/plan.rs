@@ -61,6 +61,7 @@ fn every_recorded_host_gives_its_plan() {
         ("seed-2x4090-sys", 0, &[][..]),
         ("pix-2xa6000", 1, &[]),
         ("nvlink-2xh200", 0, &[]),
+        ("nvlink-4xh200", 0, &[]),
         ("nvswitch-8xh100", 0, &[]),
         ("mixed-3", 0, &[]),
         ("mig-2xa100", 0, &[]),
@@ -137,8 +138,11 @@ fn the_configuration_of_every_layout_is_right() {
 #[cfg(feature = "bench")]
 #[test]
 fn the_experiment_is_right_and_has_an_arm_for_each_layout_that_uses_every_gpu() {
-    for (host, arms) in [("seed-2x4090-sys", &["tp1x2", "tp2"][..]), ("nvswitch-8xh100", &["tp1x8", "tp2x4", "tp4x2"])]
-    {
+    for (host, arms) in [
+        ("seed-2x4090-sys", &["tp1x2", "tp2"][..]),
+        ("nvlink-4xh200", &["tp1x4", "tp2x2", "tp4"]),
+        ("nvswitch-8xh100", &["tp1x8", "tp2x4", "tp4x2"]),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         assert!(plan_of(host, &["--out", folder.path().to_str().unwrap()]).status.success());
         let path = folder.path().join("experiment.toml");

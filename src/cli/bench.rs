@@ -1,12 +1,11 @@
 //! `forebay bench`: sends a load to a server, times it, and says what came of it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tokio::signal::unix::{SignalKind, signal};
 
 use forebay_fleet::probe::bearer;
 use forebay_lab::load::client::{Client, Progress, Sending, Target};
@@ -15,16 +14,21 @@ use forebay_lab::load::run::{self, RunSpec, WarmUp};
 use forebay_lab::load::sampler::Scraped;
 use forebay_lab::load::workload::{Endpoint, Length, Rate, Workload};
 use forebay_lab::rows::results;
-use forebay_lab::rows::row_file::{self, Load, Offered, RunHead, RunRows};
+use forebay_lab::rows::row_file::{Load, Offered, RunHead, RunRows};
 use forebay_lab::rows::slo::Slo;
 
+mod interrupt;
 mod load;
+mod next;
+mod output;
 mod progress;
 mod servers;
 
+use interrupt::{INTERRUPTED, interrupted, until_interrupt};
 use load::{Chosen, DatasetArgs};
+use output::{opened, written};
 use progress::Shown;
-use servers::{scraped, told_start};
+use servers::{listed, scraped, told_start};
 
 /// The environment variable with the API key, which `vllm bench serve` reads as well.
 const KEY_VARIABLE: &str = "OPENAI_API_KEY";
@@ -41,7 +45,8 @@ const KEY_VARIABLE: &str = "OPENAI_API_KEY";
         To measure prefix caching, choose prompts that begin alike: --random-prefix-len, or --dataset-name prefix_repetition, \
         trace or conversations. The table then shows how many prompt tokens were cached, if the server says it (vLLM and \
         `forebay sim`: --enable-prompt-tokens-details).",
-    after_help = "Exit codes: 0 every request was served, 1 some were not or the server does not answer, 2 wrong usage.\n\n\
+    after_help = "Exit codes: 0 every request was served, 1 some were not or the server does not answer, 2 wrong usage, 130 \
+        interrupted: Ctrl-C prints what was measured so far, a second one ends at once.\n\n\
         Examples:\n  \
         forebay bench http://127.0.0.1:8000 --sweep rate=1,2,4,8 --slo ttft=500ms,tpot=50ms --output run.jsonl\n  \
         forebay bench http://127.0.0.1:8000 --dataset-name trace --dataset-path conversation_trace.jsonl --trace-speedup 2\n  \
@@ -130,6 +135,9 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print every figure; else the five that matter most
+    #[arg(long, conflicts_with = "json")]
+    full: bool,
     // Last: its heading would stand above whatever follows.
     #[command(flatten)]
     dataset: DatasetArgs,
@@ -146,6 +154,7 @@ enum Sweep {
 enum BenchError {
     Usage(String),
     Run(String),
+    Interrupted,
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {
@@ -199,13 +208,19 @@ pub fn run(args: Args) -> ExitCode {
             let slo = args.slo.as_ref();
             match args.json {
                 true => println!("{}", results::json(&runs, slo)),
-                false => print!("{}", results::text(&runs, slo)),
+                false => print!("{}{}", results::text(&runs, slo, args.full), next::text(&args, &runs)),
+            }
+            if runs.iter().any(|run| run.head.is_some() && run.end.is_none()) {
+                return ExitCode::from(INTERRUPTED);
             }
             let whole = runs.iter().flat_map(|run| &run.records).all(forebay_lab::rows::record::Record::succeeded);
             return if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Err(BenchError::Usage(message)) => (message, ExitCode::from(2)),
         Err(BenchError::Run(message)) => (message, ExitCode::FAILURE),
+        Err(BenchError::Interrupted) => {
+            ("interrupted before any request had ended".to_owned(), ExitCode::from(INTERRUPTED))
+        }
     };
     eprintln!("forebay bench: {message}");
     code
@@ -226,15 +241,23 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
         .json(&format!("{}/version", args.url.base), None)
         .await
         .is_ok_and(|told| told["version"].as_str().is_some_and(|version| version.contains("forebay-sim")));
+    if !args.json {
+        eprintln!("counting the tokens of {} prompts by {}/tokenize, if it has that", args.num_prompts, args.url.base);
+    }
     chosen.count(&client, &args.url.base, &model).await.map_err(BenchError::Run)?;
     if !args.json {
         chosen.notes.iter().for_each(|note| eprintln!("{note}"));
     }
+    let caught = |error| BenchError::Run(format!("cannot catch signals: {error}"));
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(caught)?;
     let scrape = scraped(args).await;
     let mut runs = Vec::new();
     for (point, offered) in points(args, &chosen).into_iter().enumerate() {
         let spec = spec(args, &model, simulated, (point as u64, offered), &chosen, &scrape);
-        let prompts = run::prepare(&client, &spec).await.map_err(|error| BenchError::Run(error.to_string()))?;
+        let prompts = tokio::select! {
+            prompts = run::prepare(&client, &spec) => prompts.map_err(|error| BenchError::Run(error.to_string()))?,
+            _ = interrupts.recv() => return interrupted(runs),
+        };
         if !args.json && prompts.load.counted == Counted::Words {
             eprintln!(
                 "the server has no /tokenize, or too few short words are a token: prompts are words, and their tokens only near the wanted"
@@ -242,7 +265,7 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
         }
         let progress = Arc::new(Progress::default());
         let bar = (!args.json).then(|| Shown::start(chosen.num_prompts, Arc::clone(&progress)));
-        let rows = run::run(&client, &spec, &prompts, &progress).await;
+        let rows = until_interrupt(run::run(&client, &spec, &prompts, &progress), &progress, &mut interrupts).await;
         drop(bar);
         let mut rows = rows.map_err(|error| BenchError::Run(error.to_string()))?;
         told_start(args, &mut rows, &scrape).await;
@@ -250,6 +273,9 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
             written(file, &rows).map_err(|error| BenchError::Run(format!("cannot write --output: {error}")))?;
         }
         runs.push(rows);
+        if progress.is_stopped() {
+            return interrupted(runs);
+        }
     }
     Ok(runs)
 }
@@ -346,6 +372,7 @@ fn spec(
             replicas: None,
             max_num_seqs: args.max_num_seqs,
             simulated,
+            command: next::command(args),
             ..RunHead::default()
         },
         time_scale: 1.0,
@@ -368,35 +395,6 @@ fn headers(args: &Args) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-async fn listed(client: &Client, target: &Target) -> Result<String, String> {
-    let list = client.json(&format!("{}/v1/models", target.base), None).await.map_err(|error| error.to_string())?;
-    let first = list["data"][0]["id"].as_str();
-    first.map(str::to_owned).ok_or_else(|| format!("{} lists no model: name one with --model", target.base))
-}
-
-/// Opens a row file to append to. Half a line at its end is the trace of a crash, and cut off.
-fn opened(path: &Path) -> Result<File, String> {
-    let wrong = |error: &dyn std::fmt::Display| format!("--output {}: {error}", path.display());
-    let file = OpenOptions::new().create(true).read(true).append(true).open(path).map_err(|error| wrong(&error))?;
-    row_file::read(BufReader::new(&file)).map_err(|error| wrong(&error))?;
-    let text = std::fs::read(path).map_err(|error| wrong(&error))?;
-    let whole = memchr::memrchr(b'\n', &text).map_or(0, |end| end + 1);
-    if whole < text.len() && text.starts_with(b"{") {
-        file.set_len(whole as u64).map_err(|error| wrong(&error))?;
-    } else if whole < text.len() {
-        return Err(wrong(&"it is no file of rows"));
-    }
-    Ok(file)
-}
-
-/// Appends a run in one write, its end last, and waits until the disk has it.
-fn written(file: &mut File, rows: &RunRows) -> std::io::Result<()> {
-    let mut text = Vec::new();
-    run::write(&mut text, rows)?;
-    file.write_all(&text)?;
-    file.sync_data()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -407,23 +405,6 @@ mod tests {
         assert_eq!(sweep("concurrency=1,8"), Ok(Sweep::Concurrency(vec![1, 8])));
         for wrong in ["rate", "rate=", "rate=0", "concurrency=0", "concurrency=a", "speed=1"] {
             assert!(sweep(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_row_file_is_appended_to_after_a_crash_and_another_file_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("rows.jsonl");
-        let end = row_file::RunEnd { lag_p99_us: 1 };
-        let one = RunRows { end: Some(end), ..RunRows::default() };
-        written(&mut opened(&path).unwrap(), &one).unwrap();
-        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\":0,").unwrap();
-        written(&mut opened(&path).unwrap(), &one).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"end\":{\"lag_p99_us\":1}}\n".repeat(2));
-        for other in ["not rows\n", "not rows"] {
-            std::fs::write(&path, other).unwrap();
-            assert!(opened(&path).is_err());
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), other);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `forebay compare`: which arm is better, from the rows of their runs; an experiment is run first.
 
 use std::fs::File;
-use std::io::{BufReader, Write as _};
+use std::io::{BufReader, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use super::experiment;
 use forebay_lab::compare::model::Comparison;
 use forebay_lab::compare::report::html::{Made, html};
 use forebay_lab::compare::report::markdown::markdown;
-use forebay_lab::compare::report::text::text;
+use forebay_lab::compare::report::text::{Shown, shown};
 use forebay_lab::compare::{Options, compare};
 use forebay_lab::rows::access_log::LogError;
 use forebay_lab::rows::either::{self, Content, ContentError};
@@ -44,7 +44,7 @@ pub struct Args {
     /// Row files of `forebay bench`, access logs of `forebay serve --access-log json`, or one experiment (TOML)
     #[arg(required = true, value_name = "ROWS.jsonl|ACCESS.log|EXPERIMENT.toml")]
     files: Vec<PathBuf>,
-    /// The arm that the others are compared with [default: the first in the files]
+    /// The arm that the others are compared with; without it each arm is compared with each other one [default: the first in the files]
     #[arg(long, value_name = "ARM")]
     baseline: Option<String>,
     /// Limits that a request must all meet to count as served well; of ttft, tpot and e2e
@@ -75,6 +75,9 @@ pub struct Args {
     /// For the bootstrap
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Print every figure; else five of each pair
+    #[arg(long, conflicts_with = "json")]
+    full: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -143,6 +146,7 @@ fn measure_first(args: &mut Args) -> Result<(), ExitCode> {
         [file] if is_experiment(file) => {
             let measured = experiment::measure(file, &args.experiment)?;
             args.files = vec![measured.rows];
+            args.made.name = Some(measured.experiment.name);
             args.made.experiment = Some(measured.text);
             args.made.machine = measured.machine;
             args.slo = args.slo.or(measured.experiment.slo);
@@ -168,6 +172,8 @@ fn perform(args: &Args) -> Result<String, CompareError> {
         let start = args.start_per_file.then_some(number);
         runs.extend(read(file, args.pool.as_deref(), start, &mut notes)?);
     }
+    // Of an experiment, which goes on by itself, there is nothing to be run by hand.
+    let is_rows = args.made.experiment.is_none();
     let options = Options {
         baseline: args.baseline.clone(),
         slo: args.slo,
@@ -177,6 +183,7 @@ fn perform(args: &Args) -> Result<String, CompareError> {
         block: args.block,
         planned_starts: args.planned_starts,
         seed: args.seed,
+        command: is_rows.then_some(args.made.command.clone()),
         notes,
     };
     let comparison = compare(&runs, &options).map_err(|error| CompareError::Question(error.to_string()))?;
@@ -198,7 +205,14 @@ fn report(comparison: &Comparison, args: &Args) -> Result<String, CompareError> 
         write(file, text)?;
     }
     if !args.json {
-        return Ok(text(comparison));
+        let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|off| off.is_empty());
+        let files: Vec<String> =
+            [&args.html, &args.markdown].into_iter().flatten().map(|file| file.display().to_string()).collect();
+        let last = match files[..] {
+            [] => "Report: --html FILE writes it with plots.".to_owned(),
+            _ => format!("Report: {}", files.join(", ")),
+        };
+        return Ok(format!("{}{last}\n", shown(comparison, Shown { full: args.full, colours, wrap: true })));
     }
     let json = serde_json::to_string_pretty(comparison)
         .map_err(|error| CompareError::System(format!("cannot write the report as JSON: {error}")))?;
@@ -208,7 +222,7 @@ fn report(comparison: &Comparison, args: &Args) -> Result<String, CompareError> 
 /// The command as it may be given again.
 fn command_line() -> String {
     let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    forebay_lab::experiment::shell_line(["forebay".to_owned()].into_iter().chain(args))
+    forebay_lab::rows::command::shell_line(["forebay".to_owned()].into_iter().chain(args))
 }
 
 /// The runs of a file, each with its arm; `start`: the start of the servers that all of them had. What was left out of a log is added

@@ -27,7 +27,7 @@ fn named<'a, 'b>(page: &'a Document<'b>, tag: &'static str) -> impl Iterator<Ite
 }
 
 /// The page of these runs, by the command.
-fn page(runs: &[RunRows], args: &[&str]) -> String {
+pub(super) fn page(runs: &[RunRows], args: &[&str]) -> String {
     let dir = tempfile::tempdir().unwrap();
     written(runs, &dir.path().join("rows.jsonl"));
     let (code, _, error) = command(dir.path(), &[&["rows.jsonl", "--html", "out.html"], args].concat());
@@ -219,4 +219,33 @@ fn odd_figures_are_drawn_or_left_out() {
             assert!(!source.contains("NaN"), "{offered:?} {requests} {ttft} {tpot}");
         }
     }
+}
+
+#[test]
+fn the_title_says_what_was_measured_when_and_where_and_an_arm_keeps_its_colour() {
+    let mut runs = in_turn(3, Offered::Unlimited, faster);
+    for run in &mut runs {
+        let head = run.head.as_mut().unwrap();
+        (head.began_ms, head.host) =
+            (Some(1_790_000_000_000 + u64::from(head.epoch) * 60_000), Some("gpu7".to_owned()));
+    }
+    let pages = [page(&runs, &[]), page(&runs, &["--baseline", "tp1x2"])];
+    let colours = pages.each_ref().map(|source| {
+        let xml = parsed(source);
+        let page = Document::parse(&xml).unwrap();
+        let title = named(&page, "title").find(|node| node.parent().is_some_and(|parent| parent.has_tag_name("head")));
+        assert!(text_of(title.unwrap()).ends_with(", 2026-09-21, gpu7"), "{}", text_of(title.unwrap()));
+        // In the key of every plot the arm's own colour stands beside its name.
+        let keys = named(&page, "li").filter(|item| item.children().any(|child| child.has_tag_name("svg")));
+        let mut of: std::collections::BTreeMap<String, std::collections::BTreeSet<String>> = Default::default();
+        for key in keys {
+            let colour = key.descendants().find_map(|node| node.attribute("stroke")).unwrap();
+            of.entry(text_of(key).trim().to_owned()).or_default().insert(colour.to_owned());
+        }
+        assert!(of.len() == 2 && of.values().all(|colours| colours.len() == 1), "{of:?}");
+        assert_eq!(named(&page, "p").filter(|node| node.attribute("class") == Some("contrast")).count(), 1);
+        of
+    });
+    assert_eq!(colours[0], colours[1], "whoever is the baseline");
+    assert_ne!(colours[0]["tp2"], colours[0]["tp1x2"]);
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use forebay_lab::rows::record::Outcome;
 use forebay_lab::rows::row_file::{self, RunRows};
 use serde_json::Value;
 
@@ -98,6 +99,31 @@ fn a_server_that_dies_is_a_failure_that_is_told_with_its_count() {
     let told = String::from_utf8_lossy(&done.stdout).into_owned();
     assert_eq!(done.status.code(), Some(1), "{told}");
     assert!(told.contains(" failed: the answer was cut") || told.contains(" failed: no connection"), "{told}");
+}
+
+#[test]
+fn an_interrupt_prints_what_was_measured_so_far_and_keeps_its_rows() {
+    let sim = Sim::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.jsonl");
+    let load = ["--num-prompts", "400", "--input-len", "20", "--output-len", "4", "--request-rate", "10", "--arm", "a"];
+    let running = start(&sim.url(), &[&load[..], &["--output", file.to_str().unwrap()]].concat());
+    eventually("some answers are there", || {
+        let text = sim.get("/metrics").text();
+        // By reason of the end, a line each.
+        let lines = text.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
+        let answers: f64 = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+        (answers >= 6.0).then_some(())
+    });
+    let interrupted = Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let done = running.wait_with_output().unwrap();
+    let (told, why) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert_eq!(done.status.code(), Some(130), "{why}");
+    assert!(told.contains("median TTFT ms") && why.contains("requests that had ended"), "{told}{why}");
+    let run = &read(&file)[0];
+    assert!(!run.records.is_empty() && run.records.iter().all(|one| one.outcome == Outcome::Success), "{told}");
+    assert_eq!(run.end, None, "it is not whole, and compare leaves it out");
 }
 
 #[test]

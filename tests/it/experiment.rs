@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use forebay_lab::rows::row_file::{self, RunRows};
 use tempfile::TempDir;
@@ -234,6 +235,12 @@ fn the_experiments_that_are_shipped_are_right() {
         words(&output)
     };
     assert!(dry("sim-two-gpus.toml").contains("3 starts of servers, 6 turns (3 of tp2, 3 of tp1x2)"));
+    assert!(dry("sim-four-gpus.toml").contains("3 starts of servers, 9 turns (3 of tp4, 3 of tp2x2, 3 of tp1x4)"));
+    let four = dry("four-gpus.toml");
+    assert!(
+        four.contains("6 of tp4, 6 of tp2x2, 6 of tp1x4") && four.contains("CUDA_VISIBLE_DEVICES=0,1,2,3"),
+        "{four}"
+    );
     let two = dry("two-gpus.toml");
     assert!(two.contains("15 of s2, 15 of s4"), "{two}");
     assert!(two.contains("NCCL_NVLS_ENABLE=0") && two.contains("TORCH_SYMM_MEM_DISABLE_MULTICAST=1"), "{two}");
@@ -242,4 +249,41 @@ fn the_experiments_that_are_shipped_are_right() {
     assert!(dry("h200-overhead.toml").contains("12 of direct, 12 of forebay"));
     assert!(dry("h200-routing.toml").contains("6 of predicted-ttft, 6 of least-inflight, 6 of round-robin"));
     assert!(dry("h200-diagnosis.toml").contains("3 of kv-room, 3 of max-num-seqs"));
+}
+
+#[test]
+fn four_simulated_gpus_are_compared_in_three_layouts_within_two_minutes() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["TP4", "TP2_A", "TP2_B", "TP1_A", "TP1_B", "TP1_C", "TP1_D"];
+    // All at once, or one port would be given twice.
+    let ports: Vec<std::net::TcpListener> =
+        names.iter().map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let port = |place: usize| ports[place].local_addr().unwrap().port().to_string();
+    let env: Vec<(String, String)> =
+        names.iter().enumerate().map(|(place, name)| (format!("PORT_{name}"), port(place))).collect();
+    drop(ports);
+    let begun = std::time::Instant::now();
+    let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .args(["compare", "config/experiments/sim-four-gpus.toml", "--json", "--out"])
+        .arg(dir.path())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .envs(env)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", words(&output));
+    println!("sim-four-gpus.toml took {:.0} s", begun.elapsed().as_secs_f64());
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let point = &report["points"][0];
+    let pairs: Vec<_> =
+        point["pairs"].as_array().unwrap().iter().map(|pair| (&pair["baseline"], &pair["arm"])).collect();
+    assert_eq!(pairs.len(), 3, "all pairs: {pairs:?}");
+    for cell in point["cells"].as_array().unwrap() {
+        assert_eq!(
+            (&cell["pooled"]["requests"], &cell["pooled"]["failed"]),
+            (&600.into(), &0.into()),
+            "{}",
+            cell["arm"]
+        );
+    }
 }

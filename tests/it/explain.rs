@@ -141,7 +141,9 @@ fn the_command_says_what_a_running_proxy_would_do() {
     for part in ["pool tiny, predicted_ttft: 1 prompt tokens (estimated), streamed, arm default", "drained", "* "] {
         assert!(live.contains(part), "{part:?} is not in:\n{live}");
     }
-    assert!(live.contains(&format!("b0 ({}): the only eligible backend", a.authority())), "{live}");
+    let words = live.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains(&format!("b0 ({}): the only eligible backend", a.authority())), "{live}");
+    assert!(live.lines().all(|line| line.chars().count() <= 80), "as wide as a terminal:\n{live}");
 
     let (code, recorded) = command(&forebay, &["--url", &admin, "--json", "request.json"], &[]);
     let recorded: serde_json::Value = serde_json::from_str(&recorded).unwrap_or_else(|_| panic!("{recorded}"));

@@ -16,6 +16,7 @@ mod tls_client;
 
 mod aborts;
 mod accepted;
+#[cfg(all(feature = "sim", feature = "bench"))]
 mod access_log;
 mod affinity;
 #[cfg(all(feature = "sim", feature = "bench"))]
@@ -48,6 +49,8 @@ mod logs;
 mod lying;
 mod manners;
 mod neighbours;
+#[cfg(all(feature = "sim", feature = "bench"))]
+mod next;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod observability;
 mod past_hyper;

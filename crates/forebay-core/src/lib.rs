@@ -14,6 +14,7 @@ pub mod routing;
 pub mod sample;
 pub mod so_far;
 pub mod stream;
+pub mod terminal;
 pub mod toml_reader;
 pub mod units;
 pub mod vllm_metrics;

@@ -8,10 +8,11 @@ use serde::Deserialize;
 use super::engine::{EngineConfig, StepCost};
 
 /// The profiles in the binary: name and text.
-pub const BUILT_IN: [(&str, &str); 8] = [
+pub const BUILT_IN: [(&str, &str); 9] = [
     ("fast", include_str!("../../../config/sim/fast.toml")),
     ("rtx4090-tp1-qwen7b", include_str!("../../../config/sim/rtx4090-tp1-qwen7b.toml")),
     ("rtx4090-tp2-qwen7b", include_str!("../../../config/sim/rtx4090-tp2-qwen7b.toml")),
+    ("rtx4090-tp4-qwen7b", include_str!("../../../config/sim/rtx4090-tp4-qwen7b.toml")),
     ("rtx4090x2-tp1-qwen7b", include_str!("../../../config/sim/rtx4090x2-tp1-qwen7b.toml")),
     ("rtx4090-tp1-llama8b", include_str!("../../../config/sim/rtx4090-tp1-llama8b.toml")),
     ("rtx4090-tp2-llama8b", include_str!("../../../config/sim/rtx4090-tp2-llama8b.toml")),

@@ -26,7 +26,9 @@ impl Shown {
         let show = move || {
             let terminal = std::io::stderr().is_terminal();
             let bar = if terminal { ProgressBar::new(u64::from(total)) } else { ProgressBar::hidden() };
-            if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} answers, {msg} events, {elapsed}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{bar:20} {pos}/{len} answers, {msg} events, {elapsed}, {eta} left")
+            {
                 bar.set_style(style);
             }
             for look in 1_u32.. {
@@ -38,13 +40,23 @@ impl Shown {
                 bar.set_position(done);
                 bar.set_message(tokens.to_string());
                 if !terminal && look % LINE_EVERY == 0 {
-                    eprintln!("{done} of {total} answers, {tokens} events");
+                    let left = left(LOOK * look, done, u64::from(total));
+                    eprintln!("{done} of {total} answers, {tokens} events{left}");
                 }
             }
             bar.finish_and_clear();
         };
         Shown { end, thread: Some(std::thread::spawn(show)) }
     }
+}
+
+/// The time that the rest takes if it goes on like this; nothing before the first answer.
+fn left(passed: Duration, done: u64, total: u64) -> String {
+    if done == 0 || done >= total {
+        return String::new();
+    }
+    let left = passed.as_secs_f64() * (total - done) as f64 / done as f64;
+    format!(", about {:.0} s left", left.ceil())
 }
 
 impl Drop for Shown {
@@ -55,5 +67,19 @@ impl Drop for Shown {
             // It has nothing to give; a panic in it has been told.
             drop(thread.join());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_takes_as_long_for_each_answer_as_what_is_done() {
+        assert_eq!(left(Duration::from_secs(10), 25, 100), ", about 30 s left");
+        assert_eq!(
+            (left(Duration::from_secs(10), 0, 100), left(Duration::from_secs(10), 100, 100)),
+            Default::default()
+        );
     }
 }

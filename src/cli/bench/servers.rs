@@ -1,7 +1,8 @@
-//! Which servers answer a load: those whose `/metrics` are looked at, and which start of them a run had.
+//! Which servers answer a load: the model that they list, those whose `/metrics` are looked at, and which start of them a run had.
 
 use std::collections::BTreeSet;
 
+use forebay_lab::load::client::{Client, Target};
 use forebay_lab::load::sampler::{self, Scraped};
 use forebay_lab::rows::row_file::RunRows;
 
@@ -34,4 +35,11 @@ pub(super) async fn scraped(args: &Args) -> Vec<Scraped> {
     }
     let itself = Scraped::of(&args.url.base);
     if itself.answers().await { vec![itself] } else { Vec::new() }
+}
+
+/// The first model that a server lists.
+pub(super) async fn listed(client: &Client, target: &Target) -> Result<String, String> {
+    let list = client.json(&format!("{}/v1/models", target.base), None).await.map_err(|error| error.to_string())?;
+    let first = list["data"][0]["id"].as_str();
+    first.map(str::to_owned).ok_or_else(|| format!("{} lists no model: name one with --model", target.base))
 }

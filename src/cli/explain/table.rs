@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use forebay_core::routing::explain::Fate;
 use forebay_core::routing::facts::Kind;
+use forebay_core::terminal::{WIDTH, cut, wrapped};
 use forebay_core::units::{brief_seconds, grouped};
 use forebay_fleet::view::explain::{ExplainedBackend, Explanation, WeighedRequest};
 
@@ -29,25 +30,51 @@ const HEAD: [&str; 18] = [
 ];
 /// Columns of words, which begin at the left; numbers end at the right.
 const WORDS: [usize; 5] = [0, 1, 2, 3, 17];
+/// The columns of each part: what becomes of the request, what each backend has to do, and what its TTFT is made of. All of them in
+/// one table would be twice as wide as a terminal.
+const PARTS: [&[usize]; 3] = [&[0, 1, 2, 11, 17], &[0, 1, 3, 4, 5, 6, 7, 10], &[0, 1, 11, 12, 13, 14, 15, 16]];
+/// The columns that are cut where the line is too wide, widest first: names that a user chose, and reasons.
+const CUT: [usize; 3] = [17, 1, 2];
 
 /// The table, the choice and the reason.
 pub(super) fn text(explanation: &Explanation) -> String {
-    let mut text = format!("pool {}, {}: {}\n\n", explanation.pool, explanation.policy, request(&explanation.request));
+    let asked = format!("pool {}, {}: {}", explanation.pool, explanation.policy, request(&explanation.request));
+    let mut text = format!("{}\n\n", wrapped(&asked));
     let mut lines = vec![HEAD.map(str::to_owned)];
     lines.extend(explanation.backends.iter().map(cells));
-    let widths: Vec<usize> =
-        (0..HEAD.len()).map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0)).collect();
-    for line in &lines {
-        let cells = line.iter().zip(&widths).enumerate().map(|(at, (cell, &width))| {
-            if WORDS.contains(&at) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    for columns in PARTS {
+        let widths = widths(&lines, columns);
+        for line in &lines {
+            let cells = columns.iter().zip(&widths).map(|(&at, &width)| {
+                let cell = cut(&line[at], width);
+                if WORDS.contains(&at) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
+            _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        }
+        text.push('\n');
     }
-    _ = writeln!(text, "\n{}", explanation.why);
+    let rates = explanation.backends.iter().map(|one| (&one.id, one.row.terms.k, one.row.terms.v));
+    let rates: Vec<String> = rates.map(|(id, k, v)| format!("{id} k {k:.2} v {v:.2}")).collect();
+    _ = writeln!(text, "{}", wrapped(&format!("learned: {}", rates.join(", "))));
+    _ = writeln!(text, "\n{}", wrapped(&explanation.why));
     for note in &explanation.notes {
-        _ = writeln!(text, "note: {note}");
+        _ = writeln!(text, "{}", wrapped(&format!("note: {note}")));
     }
     text
+}
+
+/// The width of each of these columns, so that a line fits a terminal.
+fn widths(lines: &[[String; 18]], columns: &[usize]) -> Vec<usize> {
+    let longest = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0);
+    let mut widths: Vec<usize> = columns.iter().map(|&at| longest(at)).collect();
+    for wide in CUT {
+        let over = (widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)).saturating_sub(WIDTH);
+        if let Some(place) = columns.iter().position(|&at| at == wide) {
+            // Twelve characters tell which backend or arm it is.
+            widths[place] = widths[place].saturating_sub(over).max(widths[place].min(12));
+        }
+    }
+    widths
 }
 
 fn request(request: &WeighedRequest) -> String {

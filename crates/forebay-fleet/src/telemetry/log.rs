@@ -282,7 +282,7 @@ mod tests {
             arm: Some("tp2".into()),
             assigned_arm: Some("tp1x2".into()),
             backend: Some("127.0.0.1:8001".into()),
-            session: Some(forebay_core::routing::split::Split::new("salt", [("tp2".to_owned(), 1.0)]).session("alice")),
+            session: None,
             status: 200,
             outcome: Outcome::Success,
             attempts: 1,
@@ -318,6 +318,20 @@ mod tests {
         assert_eq!(json["assigned_arm"], "tp1x2");
         assert_eq!(json["time"], "1970-01-01T00:00:01.500Z");
         assert!(json.get("tpot_ms").is_none());
+    }
+
+    #[test]
+    fn a_session_is_a_hash_that_is_the_same_for_its_requests_and_another_with_another_salt() {
+        let line = |salt: &str, session: &str| {
+            let split = forebay_core::routing::split::Split::new(salt, [("tp2".to_owned(), 1.0)]);
+            let record = AccessRecord { session: Some(split.session(session)), ..record("m") };
+            let json: serde_json::Value = serde_json::from_str(&record.to_json_line(SystemTime::UNIX_EPOCH)).unwrap();
+            json["session"].as_str().unwrap().to_owned()
+        };
+        let alice = line("salt", "alice");
+        assert!(alice.len() == 16 && alice.bytes().all(|byte| byte.is_ascii_hexdigit()), "{alice}");
+        assert_eq!(line("salt", "alice"), alice);
+        assert!(line("salt", "bob") != alice && line("pepper", "alice") != alice);
     }
 
     #[test]

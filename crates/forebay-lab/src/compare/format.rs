@@ -7,6 +7,7 @@ use super::model::{Cell, Comparison, Gravity, Point, Throughput, Warning};
 use super::verdict::{
     Bounds, Crossing, Crossover, LoadAxis, Method, Pair, PlannedUnit, Ratio, Scope, Unjudged, Unshown, Verdict,
 };
+use crate::diagnosis::Cause;
 use crate::rows::row_file::Offered;
 
 /// A load, after what happened at it: "at 4 requests/s".
@@ -266,6 +267,8 @@ pub fn crossover(crossover: &Crossover) -> String {
         LoadAxis::Concurrency => "requests under way",
     };
     let noun = crossover.figure.noun();
+    // With three arms a line is of one of three pairs.
+    let beside = format!(" ({} beside {})", crossover.baseline, crossover.arm);
     match &crossover.found {
         Crossing::At { below, above, load, low, high } => {
             let end = |end: Option<f64>, beyond: &str| end.map_or_else(|| beyond.to_owned(), |end| format!("{end:.2}"));
@@ -276,20 +279,68 @@ pub fn crossover(crossover: &Crossover) -> String {
             )
         }
         Crossing::Never { better, from, to } if from == to => {
-            format!("{noun}: {better} is better at {from} {unit}; no other load shows a difference.")
+            format!("{noun}: {better} is better at {from} {unit}{beside}; no other load shows a difference.")
         }
         Crossing::Never { better, from, to } => {
-            format!("{noun}: {better} is better wherever a difference shows, from {from} to {to} {unit}.")
+            format!("{noun}: {better} is better wherever a difference shows, from {from} to {to} {unit}{beside}.")
         }
-        Crossing::Unshown => format!("{noun}: no load shows a difference."),
+        Crossing::Unshown => format!("{noun}: no load shows a difference{beside}."),
     }
 }
 
-/// The verdicts of all pairs at all loads, in order.
+/// The verdicts of all pairs at all loads, in order, and where there are three arms or more which of them is best, if one is.
 #[must_use]
 pub fn verdicts(comparison: &Comparison) -> Vec<String> {
-    let of_point = |point: &Point| point.pairs.iter().map(|pair| verdict(pair, point)).collect::<Vec<_>>();
+    let of_point = |point: &Point| {
+        let pairs = point.pairs.iter().map(|pair| verdict(pair, point));
+        pairs.chain(best(point)).collect::<Vec<_>>()
+    };
     comparison.points.iter().flat_map(of_point).collect()
+}
+
+/// Says which of three arms or more is best: one that is better than each other one. One pair that differs makes no best arm.
+#[must_use]
+pub fn best(point: &Point) -> Option<String> {
+    let arms: Vec<&str> = point.cells.iter().map(|cell| cell.arm.as_str()).collect();
+    // With a baseline not all pairs are compared, and of arms that were not compared nothing is known.
+    if arms.len() < 3 || point.pairs.len() < arms.len() * (arms.len() - 1) / 2 {
+        return None;
+    }
+    let wins = |arm: &str| {
+        let won = |pair: &&Pair| matches!(&pair.verdict, Verdict::Winner { arm: winner, .. } if winner == arm);
+        point.pairs.iter().filter(won).count()
+    };
+    let at = load(point.offered);
+    Some(match arms.iter().find(|arm| wins(arm) == arms.len() - 1) {
+        Some(best) => format!("The best arm {at} is {best}: it wins each of its pairs."),
+        None => format!("No arm is shown to be the best {at}: an arm is the best only if it wins each of its pairs."),
+    })
+}
+
+/// Says in one sentence what limited the arms, and how long their tokens took; none where fewer than two arms are diagnosed.
+#[must_use]
+pub fn contrast(point: &Point) -> Option<String> {
+    let known: Vec<(&Cell, Cause)> =
+        point.cells.iter().filter_map(|cell| Some((cell, cell.diagnosis.as_ref()?.cause))).collect();
+    let (first, rest) = known.split_first().filter(|(_, rest)| !rest.is_empty())?;
+    let token = |cell: &Cell| cell.pooled.tpot_ms.p50.map(|ms| format!("{ms:.1} ms"));
+    let part = |(cell, cause): &(&Cell, Cause)| {
+        let why = match cause {
+            Cause::Undecided => "by what the rows do not tell".to_owned(),
+            cause => format!("by {}", cause.name()),
+        };
+        let token = token(cell).map_or_else(String::new, |ms| format!(" ({ms} a token)"));
+        format!("{} {why}{token}", cell.arm)
+    };
+    if first.1 != Cause::Undecided && rest.iter().all(|(_, cause)| *cause == first.1) {
+        let tokens: Vec<String> =
+            known.iter().filter_map(|(cell, _)| Some(format!("{} in {}", token(cell)?, cell.arm))).collect();
+        let tokens =
+            if tokens.len() == known.len() { format!(": a token takes {}", tokens.join(", ")) } else { String::new() };
+        return Some(format!("{} limits each arm{tokens}.", sentence_case(first.1.name())));
+    }
+    let parts: Vec<String> = known.iter().map(part).collect();
+    Some(format!("Different things limit the arms: {}.", parts.join(", ")))
 }
 
 /// A warning after its gravity.

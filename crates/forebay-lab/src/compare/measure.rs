@@ -70,18 +70,10 @@ pub(super) fn measures(summary: Summary, records: &[&Record], slo: Option<&Slo>,
 /// A quantile of TTFT in milliseconds over all requests, where one that failed never had its first token; none where the quantile
 /// lies among those.
 fn ttft(records: &[&Record], share: f64) -> Option<f64> {
-    let mut values: Vec<f64> = records
-        .iter()
-        .map(|record| {
-            record.ttft().filter(|_| record.succeeded()).map_or(f64::INFINITY, |ttft| ttft.as_secs_f64() * 1e3)
-        })
-        .collect();
-    values.sort_by(f64::total_cmp);
-    let place = share * values.len().checked_sub(1)? as f64;
-    let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
-    // Infinity times nothing would be no number.
-    let value = if place.fract() > 0.0 { below + (above - below) * place.fract() } else { below };
-    value.is_finite().then_some(value)
+    let of = |record: &&Record| {
+        record.ttft().filter(|_| record.succeeded()).map_or(f64::INFINITY, |ttft| ttft.as_secs_f64() * 1e3)
+    };
+    Distribution::with_infinite(records.iter().map(of)).quantile(share).filter(|value| value.is_finite())
 }
 
 pub(super) fn throughput(tokens: f64, by: Divisors, put: &mut impl FnMut(Figure, Option<f64>)) {

@@ -9,6 +9,7 @@ pub mod format;
 pub mod judge;
 mod measure;
 pub mod model;
+pub mod next;
 mod options;
 mod pair;
 pub mod report;
@@ -65,6 +66,7 @@ pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, Compar
         checks::no_plan(&mut warnings);
     }
     let crossovers = crossovers(&points, &places, &raws, &mut rng);
+    let next = next::steps(&groups, &places, &raws, options);
     for (place, raw) in places.into_iter().zip(raws) {
         points[place].pairs.push(raw.pair);
     }
@@ -74,7 +76,24 @@ pub fn compare(runs: &[RunRows], options: &Options) -> Result<Comparison, Compar
     // A stable sort: within a gravity they stay in the order of the loads.
     warnings.sort_by_key(|warning| warning.gravity);
     let (baseline, lag_p99_ms) = (arms[0].name.clone(), checks::lag_p99_ms(runs.iter()));
-    Ok(Comparison { warnings, scope, baseline, arms, slo: options.slo, lag_p99_ms, points, crossovers })
+    let heads = || runs.iter().filter_map(|run| run.head.as_ref());
+    let hosts: std::collections::BTreeSet<&str> = heads().filter_map(|head| head.host.as_deref()).collect();
+    // Of rows from two hosts neither is the host of the report.
+    let host = if hosts.len() == 1 { hosts.first().map(|host| (*host).to_owned()) } else { None };
+    let began_ms = heads().filter_map(|head| head.began_ms).min();
+    Ok(Comparison {
+        warnings,
+        scope,
+        baseline,
+        arms,
+        began_ms,
+        host,
+        slo: options.slo,
+        lag_p99_ms,
+        points,
+        next,
+        crossovers,
+    })
 }
 
 fn arm(name: &str, groups: &[Group], options: &Options) -> Arm {
@@ -111,8 +130,13 @@ fn point(
     let sides: Vec<Side> = arms.iter().filter_map(side).collect();
     let mut checked = checks::Checked::of(group, &sides, options);
     let mut raws = Vec::new();
-    if let Some((baseline, others)) = sides.split_first().filter(|(first, _)| first.arm == arms[0].name) {
-        for other in others {
+    // Where a baseline was named, it is what the others are compared with. Else every arm is compared with every other one: with
+    // three arms, which is best takes all three pairs.
+    for (place, baseline) in sides.iter().enumerate() {
+        if options.baseline.is_some() && baseline.arm != arms[0].name {
+            continue;
+        }
+        for other in &sides[place + 1..] {
             let gpus = baseline.by.gpus.is_some() && other.by.gpus.is_some();
             let primary = pair::primary(group.load.offered, slo.is_some(), gpus);
             checked.lag([baseline, other], primary, slo);
@@ -228,8 +252,8 @@ fn measured(figure: Figure, epochs: &[Epoch]) -> Option<Measured> {
 /// The crossovers of each sweep: loads that differ in their rate, or their concurrency, alone. A load where no winner may be named
 /// is no part of it.
 fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastrand::Rng) -> Vec<Crossover> {
-    type Key<'a> = (LoadAxis, &'a str, Option<&'a str>, [Option<u32>; 3], u64, Figure);
-    let mut sweeps: BTreeMap<Key, (&str, Vec<crossover::SweepPoint>)> = BTreeMap::new();
+    type Key<'a> = (LoadAxis, [&'a str; 2], Option<&'a str>, [Option<u32>; 3], u64, Figure);
+    let mut sweeps: BTreeMap<Key, Vec<crossover::SweepPoint>> = BTreeMap::new();
     for (place, raw) in places.iter().zip(raws) {
         let point = &points[*place];
         let (axis, load) = match point.offered {
@@ -241,13 +265,13 @@ fn crossovers(points: &[Point], places: &[usize], raws: &[Raw], rng: &mut fastra
             let Some(log) = raw.log(ratio.figure) else { continue };
             let lengths = [point.input_len, point.output_len, point.max_concurrency];
             let burst = point.burstiness.unwrap_or(1.0).to_bits();
-            let key = (axis, raw.pair.arm.as_str(), point.dataset.as_deref(), lengths, burst, ratio.figure);
-            let sweep = sweeps.entry(key).or_insert_with(|| (raw.pair.baseline.as_str(), Vec::new()));
-            sweep.1.push(crossover::SweepPoint { load, log, shown: ratio.shown });
+            let pair = [raw.pair.baseline.as_str(), raw.pair.arm.as_str()];
+            let key = (axis, pair, point.dataset.as_deref(), lengths, burst, ratio.figure);
+            sweeps.entry(key).or_default().push(crossover::SweepPoint { load, log, shown: ratio.shown });
         }
     }
     let mut found = Vec::new();
-    for ((axis, arm, .., figure), (baseline, sweep)) in sweeps {
+    for ((axis, [baseline, arm], .., figure), sweep) in sweeps {
         // One load has no curve.
         if sweep.len() < 2 {
             continue;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::figure::Figure;
+use super::next::Step;
 use super::verdict::{Balance, Bounds, Crossover, Pair, SampleRatio, Scope};
 use crate::diagnosis::Diagnosis;
 use crate::rows::row_file::Offered;
@@ -23,12 +24,21 @@ pub struct Comparison {
     pub baseline: String,
     /// The arms, the baseline first.
     pub arms: Vec<Arm>,
+    /// The time at which the first run began, in milliseconds of Unix time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub began_ms: Option<u64>,
+    /// The host that measured, where all rows tell the same one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// The limits of goodput, if any were given.
     pub slo: Option<Slo>,
     /// The lateness of the load generator's own timers at the 99th percentile, in the worst run; none if no run tells.
     pub lag_p99_ms: Option<f64>,
     /// One for each load, lightest first; unlimited is the heaviest.
     pub points: Vec<Point>,
+    /// The steps towards a verdict, where one is missing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub next: Vec<Step>,
     /// The loads at which the better arm changes: a line for each figure and arm with points on both sides.
     pub crossovers: Vec<Crossover>,
 }

@@ -24,6 +24,8 @@ pub struct Options {
     pub planned_starts: Option<u32>,
     /// For the bootstrap.
     pub seed: u64,
+    /// The command of the comparison, as a shell takes it, for the advice on what to do next.
+    pub command: Option<String>,
     /// Sentences about what was left out of the rows before they came here.
     pub notes: Vec<String>,
 }
@@ -39,6 +41,7 @@ impl Default for Options {
             block: Duration::from_secs(300),
             planned_starts: None,
             seed: 0,
+            command: None,
             notes: Vec::new(),
         }
     }

@@ -11,7 +11,6 @@ mod runner;
 pub mod spec;
 mod turn;
 
-pub use file::command_line::shell_line;
 pub use file::read;
 pub use journal::rows_in;
 pub use outline::outline;

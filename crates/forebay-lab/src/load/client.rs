@@ -1,6 +1,8 @@
 //! The HTTP client of the load generator, and what a load is sent with and to.
 
-use std::sync::atomic::AtomicU64;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,10 +12,12 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
+use tokio::sync::{Mutex, Notify};
 
 use forebay_core::clock::Clock;
 use forebay_fleet::probe::{POOL_IDLE, ProbeClient, ProbeError};
 
+use super::counting::WordLengths;
 use crate::rows::record::Record;
 
 /// The time within which what is asked beside the load must be answered. A server that loads a model answers late.
@@ -83,6 +87,31 @@ pub struct Progress {
     pub done: AtomicU64,
     /// Token events so far.
     pub tokens: AtomicU64,
+    stop: AtomicBool,
+    stopping: Notify,
+}
+
+impl Progress {
+    /// Ends the run: nothing more is sent, and requests without a whole answer are dropped.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.stopping.notify_waiters();
+    }
+
+    /// Returns whether the run was told to end.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Waits until the run is told to end.
+    pub(super) async fn stopped(&self) {
+        // Registered before the look, or a stop between the two would be missed.
+        let stopping = self.stopping.notified();
+        if !self.is_stopped() {
+            stopping.await;
+        }
+    }
 }
 
 /// The records of a run, and its load generator's lag.
@@ -131,6 +160,8 @@ pub struct Client {
     pub(super) headers: HeaderMap,
     /// For what is asked beside the load.
     asking: ProbeClient,
+    /// Tokens of each word, by server and model: warm-ups and each load of a sweep ask for the same words.
+    pub(super) word_lengths: Arc<Mutex<BTreeMap<(String, String), WordLengths>>>,
 }
 
 impl Default for Client {
@@ -147,6 +178,7 @@ impl Default for Client {
             clock: Clock::system(),
             headers: HeaderMap::from_iter([(header::CONTENT_TYPE, json)]),
             asking: ProbeClient::keeping(DEADLINE, COUNTING as usize),
+            word_lengths: Arc::default(),
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::load::dataset::vocabulary::{ENOUGH, Vocabulary};
 const MARKS: i64 = 2;
 /// The number of times that a word stands in the counted text, so that marks around the text do not hide what a word is.
 const TIMES: i64 = 8;
+/// The tokens of each word; none where a server does not tell them at once.
+pub(super) type WordLengths = Option<Vec<(&'static str, usize)>>;
+
 /// Bytes of a token on average, where no server counts: English text in today's vocabularies.
 const BYTES: usize = 4;
 
@@ -76,7 +79,32 @@ impl Client {
         }
     }
 
+    /// The words of one token, by one call for all of them where the server lists the ids of tokens, else by one call a word.
     async fn one_token_words(&self, base: &str, model: &str) -> Result<Vec<&'static str>, ClientError> {
+        match self.word_lengths(base, model).await? {
+            Some(lengths) => Ok(lengths.into_iter().filter(|(_, tokens)| *tokens == 1).map(|(word, _)| word).collect()),
+            None => self.one_by_one(base, model).await,
+        }
+    }
+
+    /// The tokens of each word, by one call that is kept; none where the server does not list the ids, or they do not tell it.
+    pub(super) async fn word_lengths(&self, base: &str, model: &str) -> Result<WordLengths, ClientError> {
+        let key = (base.to_owned(), model.to_owned());
+        let mut known = self.word_lengths.lock().await;
+        if let Some(lengths) = known.get(&key) {
+            return Ok(lengths.clone());
+        }
+        let text: String = WORDS.iter().map(|word| format!(" {word}").repeat(2)).collect();
+        let counted = self.json(&format!("{base}/tokenize"), Some(&json!({"model": model, "prompt": text}))).await?;
+        let ids: Option<Vec<i64>> =
+            counted["tokens"].as_array().and_then(|ids| ids.iter().map(serde_json::Value::as_i64).collect());
+        let lengths =
+            ids.and_then(|ids| lengths_of(&ids, &WORDS)).map(|lengths| WORDS.into_iter().zip(lengths).collect());
+        known.insert(key, lengths.clone());
+        Ok(lengths)
+    }
+
+    async fn one_by_one(&self, base: &str, model: &str) -> Result<Vec<&'static str>, ClientError> {
         let mut found = Vec::new();
         for word in WORDS {
             let text = format!(" {word}").repeat(TIMES as usize);
@@ -163,6 +191,36 @@ impl Client {
     }
 }
 
+/// Reads how many tokens each word has from the ids of a text in which each word stands twice; none where they cannot be read so.
+fn lengths_of(ids: &[i64], words: &[&str]) -> Option<Vec<usize>> {
+    // Marks stand before the text, behind it, or both.
+    (0..=MARKS as usize).find_map(|before| {
+        let mut rest = ids.get(before..)?;
+        let mut found = Vec::new();
+        for _ in words {
+            // The shortest sequence that comes twice is the word's.
+            let length = (1..=rest.len() / 2).find(|length| rest[..*length] == rest[*length..2 * length])?;
+            found.push(length);
+            rest = &rest[2 * length..];
+        }
+        (rest.len() + before <= MARKS as usize).then_some(found)
+    })
+}
+
+/// The number of a prompt's words, 1 or more, that have at most this many tokens together.
+pub(super) fn words_within(prompt: &str, lengths: &[(&'static str, usize)], tokens: i64) -> i64 {
+    let (mut left, mut words) = (tokens, 0);
+    for word in prompt.split(' ') {
+        let length = lengths.iter().find(|(known, _)| *known == word).map_or(1, |(_, length)| *length as i64);
+        left -= length;
+        if left < 0 {
+            break;
+        }
+        words += 1;
+    }
+    words.max(1)
+}
+
 fn estimates(some: &[PromptAndAnswer], output_len: Option<u32>) -> Vec<(u32, u32)> {
     let estimate = |text: &str| u32::try_from(text.len().div_ceil(BYTES)).unwrap_or(u32::MAX);
     some.iter().map(|turns| (estimate(&turns.prompt), output_len.unwrap_or(estimate(&turns.answer)))).collect()
@@ -171,6 +229,18 @@ fn estimates(some: &[PromptAndAnswer], output_len: Option<u32>) -> Vec<(u32, u32
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_of_words_are_read_from_the_ids_of_all() {
+        let words = ["a", "bb", "c"];
+        assert_eq!(lengths_of(&[5, 5, 7, 8, 7, 8, 9, 9], &words), Some(vec![1, 2, 1]));
+        assert_eq!(lengths_of(&[1, 5, 5, 7, 8, 7, 8, 9, 9, 2], &words), Some(vec![1, 2, 1]), "marks around the text");
+        assert_eq!(lengths_of(&[5, 5, 7, 8, 7, 9, 9], &words), None, "ids that are no words twice");
+        assert_eq!(lengths_of(&[5, 5, 6, 6, 9, 9, 9, 9, 9], &words), None, "more than the marks is left");
+        let lengths = [("a", 1), ("bb", 2)];
+        let within = |tokens| words_within("a bb a bb", &lengths, tokens);
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 9].map(within), [1, 1, 1, 2, 3, 3, 4, 4]);
+    }
 
     #[test]
     fn a_model_that_is_not_there_is_not_taken_for_a_route_that_is_not_there() {

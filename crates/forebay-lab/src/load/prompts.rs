@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::client::{COUNTING, Client, ClientError};
-use super::counting::{Counted, absent};
+use super::counting::{Counted, WordLengths, absent, words_within};
 use super::dataset::{Dataset, Prefixes, lines};
 use super::workload::{Endpoint, Length, Workload};
 use crate::load::dataset::conversations::Script;
@@ -129,6 +129,24 @@ impl Beginnings {
     }
 }
 
+/// A guess at the lengths of a load's prompts, before they are counted.
+#[derive(Debug)]
+struct Guess {
+    /// Words of the first prompt.
+    words: i64,
+    /// Tokens of these words, without what a template adds.
+    tokens: i64,
+    lengths: WordLengths,
+}
+
+impl Guess {
+    fn words(&self, workload: &Workload, id: u32) -> i64 {
+        let Some(lengths) = &self.lengths else { return self.words };
+        // A word has one token at least, so that there are no more words than tokens.
+        words_within(&workload.words(id, self.tokens as u32), lengths, self.tokens)
+    }
+}
+
 /// The number of a beginning among those that words and token ids are drawn by: prompts have the low numbers.
 fn number(place: u32) -> u32 {
     u32::MAX - place
@@ -180,14 +198,16 @@ impl Client {
         let beginnings = Arc::new(self.beginnings(base, workload, prefixes).await?);
         // The first finds what a template or a mark of the begin adds.
         let (first, words) = self.counted(base, workload, &beginnings, 0, i64::from(workload.input_len)).await?;
+        let guess = Arc::new(self.guess(base, workload, words).await?);
         let mut counting = tokio::task::JoinSet::new();
         let shared = Arc::new(workload.clone());
         for begin in 1..=COUNTING.min(last) {
             let (client, base, workload) = (self.clone(), base.to_owned(), Arc::clone(&shared));
-            let beginnings = Arc::clone(&beginnings);
+            let (beginnings, guess) = (Arc::clone(&beginnings), Arc::clone(&guess));
             counting.spawn(async move {
                 let mut found = Vec::new();
                 for id in (begin..workload.num_prompts).step_by(COUNTING as usize) {
+                    let words = guess.words(&workload, id);
                     found.push((id, client.counted(&base, &workload, &beginnings, id, words).await?.0));
                 }
                 Ok::<_, ClientError>(found)
@@ -201,6 +221,21 @@ impl Client {
             }
         }
         Ok(bodies)
+    }
+
+    /// The guess at how many words a prompt takes: by the tokens of each word where the server tells them, else as many as the first.
+    /// The server counts each prompt once in any case, and more often where the guess was wrong.
+    async fn guess(&self, base: &str, workload: &Workload, words: i64) -> Result<Guess, ClientError> {
+        let lengths = match self.word_lengths(base, &workload.model).await {
+            // A route that counts chats and no texts is possible; then nothing is known of words.
+            Err(ClientError::Status { .. } | ClientError::NotJson(_)) => None,
+            other => other?,
+        };
+        let first = workload.words(0, words as u32);
+        let tokens = lengths.iter().flatten();
+        let of = |word: &str| tokens.clone().find(|(known, _)| *known == word).map_or(1, |(_, tokens)| *tokens as i64);
+        let tokens = first.split(' ').map(of).sum();
+        Ok(Guess { words, tokens, lengths })
     }
 
     /// Makes the common beginnings, each of the wanted length by itself.

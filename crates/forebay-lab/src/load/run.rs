@@ -153,11 +153,19 @@ pub async fn run(
     let scale = spec.time_scale;
     let scaled = |micros: u64| (micros as f64 * scale).round() as u64;
     Ok(RunRows {
-        head: Some(RunHead { began_ms, ..spec.head.clone() }),
+        head: Some(RunHead { began_ms, host: spec.head.host.clone().or_else(host), ..spec.head.clone() }),
         records: run.records.iter().map(|record| record.scaled(scale)).collect(),
         samples: samples.into_iter().map(|one| Sample { at_us: scaled(one.at_us), ..one }).collect(),
-        end: Some(RunEnd { lag_p99_us: scaled(u64::try_from(run.lag_p99.as_micros()).unwrap_or(u64::MAX)) }),
+        // A run that was told to end has no end in its file: it may lack its slowest requests, and is not compared.
+        end: (!progress.is_stopped())
+            .then(|| RunEnd { lag_p99_us: scaled(u64::try_from(run.lag_p99.as_micros()).unwrap_or(u64::MAX)) }),
     })
+}
+
+/// The name of this host, which a report has in its title.
+fn host() -> Option<String> {
+    let name = nix::unistd::gethostname().ok()?.into_string().ok()?;
+    (!name.is_empty()).then_some(name)
 }
 
 fn all_served(records: &[Record]) -> Result<(), RunError> {

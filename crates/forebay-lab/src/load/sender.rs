@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use forebay_core::clock::Time;
@@ -112,16 +112,18 @@ impl Sender<'_> {
         for (index, at) in arrivals.iter().enumerate() {
             // The body first: making it must not take from the time at which it is due.
             let Some(body) = bodies.next().await else { break };
-            self.wait_until(*at).await;
             // Waiting here delays all later requests, as with `vllm bench serve`: a limit makes a closed loop of the rest.
-            let permit = enter(room.as_ref()).await;
+            let Some(permit) = self.turn(*at, room.as_ref()).await else { break };
             let exchange = Exchange { body, ..self.exchange(index, false) };
             let blank = Record::unsent(index as u32, self.sending.epoch);
+            let progress = Arc::clone(self.progress);
             tasks.push(tokio::spawn(async move {
-                // The place is given back with the last byte, not with the task's end.
-                let (record, _) = exchange.run(blank).await;
-                drop(permit);
-                vec![record]
+                // A request that was cut off by the one who measures has neither failed nor been served.
+                tokio::select! {
+                    // The place is given back with the last byte, not with the task's end.
+                    (record, _) = exchange.run(blank) => { drop(permit); vec![record] }
+                    () = progress.stopped() => Vec::new(),
+                }
             }));
         }
         all(tasks).await
@@ -133,8 +135,7 @@ impl Sender<'_> {
         let script = Arc::new(script.clone());
         let mut tasks = Vec::with_capacity(arrivals.len());
         for (index, at) in arrivals.iter().enumerate() {
-            self.wait_until(*at).await;
-            let permit = enter(room.as_ref()).await;
+            let Some(permit) = self.turn(*at, room.as_ref()).await else { break };
             let (script, pattern, epoch) = (Arc::clone(&script), self.exchange(index, true), self.sending.epoch);
             tasks.push(tokio::spawn(async move {
                 let records = conversation(&script, index as u32, &pattern, epoch).await;
@@ -143,6 +144,15 @@ impl Sender<'_> {
             }));
         }
         all(tasks).await
+    }
+
+    /// Waits until a request is due and has a place; none where the run was told to end first.
+    async fn turn(&self, at: Duration, room: Option<&Arc<Semaphore>>) -> Option<Option<OwnedSemaphorePermit>> {
+        tokio::select! {
+            biased;
+            () = self.progress.stopped() => None,
+            permit = async { self.wait_until(at).await; enter(room).await } => Some(permit),
+        }
     }
 
     fn room(&self) -> Option<Arc<Semaphore>> {
@@ -174,7 +184,7 @@ impl Sender<'_> {
     }
 }
 
-async fn enter(room: Option<&Arc<Semaphore>>) -> Option<tokio::sync::OwnedSemaphorePermit> {
+async fn enter(room: Option<&Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
     match room {
         Some(room) => Arc::clone(room).acquire_owned().await.ok(),
         None => None,
@@ -197,13 +207,19 @@ async fn conversation(script: &Script, number: u32, pattern: &Exchange, epoch: u
     for turn in 0..turns {
         // Nobody thinks before the first prompt: its time is the conversation's own.
         if turn > 0 {
-            tokio::time::sleep(script.think(number, turn)).await;
+            tokio::select! {
+                () = tokio::time::sleep(script.think(number, turn)) => {}
+                () = pattern.progress.stopped() => break,
+            }
         }
         history.ask(&script.prompt(number, turn));
         let id = number * turns + turn;
         let blank = Record { conversation: Some(number), turn: Some(turn), ..Record::unsent(id, epoch) };
         let exchange = Exchange { body: history.body(&script.workload), ..pattern.clone() };
-        let (record, answer) = exchange.run(blank).await;
+        let (record, answer) = tokio::select! {
+            ended = exchange.run(blank) => ended,
+            () = pattern.progress.stopped() => break,
+        };
         let over = !record.succeeded();
         records.push(record);
         if over {

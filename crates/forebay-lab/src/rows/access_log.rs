@@ -4,19 +4,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::record::{Outcome, Record};
 use super::row_file::{Load, Offered, RunEnd, RunHead, RunRows, Source};
+use super::wall_clock::since_epoch;
 
 /// The beginning of a line of the log, which Forebay writes in this order of its fields.
 const BEGIN: &str = "{\"time\":\"";
 
 /// A line of the log, as far as rows need it.
 #[derive(Debug, Deserialize)]
-struct Line {
+struct LogLine {
     time: String,
     status: u16,
     outcome: String,
@@ -107,8 +108,8 @@ pub fn read(from: impl BufRead, pool: Option<&str>) -> Result<ReadLog, LogError>
         let text = text?;
         // A client's words are escaped in the log, so bytes that are no text are another program's.
         let text = String::from_utf8_lossy(&text);
-        let parsed = within(&text).and_then(|line| serde_json::from_str::<Line>(line).ok());
-        match parsed.and_then(|line| Some((ended(&line.time)?, line))) {
+        let parsed = within(&text).and_then(|line| serde_json::from_str::<LogLine>(line).ok());
+        match parsed.and_then(|line| Some((since_epoch(&line.time)?, line))) {
             Some(line) => lines.push(line),
             None if text.trim().is_empty() => {}
             None => left_out.other_lines += 1,
@@ -148,13 +149,8 @@ pub fn read(from: impl BufRead, pool: Option<&str>) -> Result<ReadLog, LogError>
     Ok(ReadLog { run, notes: left_out.notes(&pool) })
 }
 
-/// The time at which a request ended, since the Unix epoch.
-fn ended(time: &str) -> Option<Duration> {
-    humantime::parse_rfc3339(time).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()
-}
-
 /// The pool to compare: the one that was named, or the only one with several arms.
-fn chosen(lines: &[(Duration, Line)], named: Option<&str>) -> Result<String, LogError> {
+fn chosen(lines: &[(Duration, LogLine)], named: Option<&str>) -> Result<String, LogError> {
     let mut pools: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (_, line) in lines {
         if let (Some(pool), Some(arm)) = (&line.pool, &line.assigned_arm) {
@@ -193,7 +189,7 @@ fn from_ms(ms: f64) -> u64 {
 
 impl LeftOut {
     /// The row of a request and when it was sent; none, and counted, for one that says nothing of the servers.
-    fn row(&mut self, end: Duration, line: Line) -> Option<(Duration, Record)> {
+    fn row(&mut self, end: Duration, line: LogLine) -> Option<(Duration, Record)> {
         let arm = line.assigned_arm.unwrap_or_default();
         // Neither is the doing of the servers: a client that leaves early leaves any arm, and a bad request fails on any.
         match line.outcome.as_str() {

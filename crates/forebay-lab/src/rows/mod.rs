@@ -2,6 +2,7 @@
 //! `vllm bench serve` defines them.
 
 pub mod access_log;
+pub mod command;
 pub mod either;
 pub mod kept_up;
 pub mod published_benchmark;
@@ -11,3 +12,4 @@ pub mod row_file;
 pub mod slo;
 pub mod summary;
 pub mod table;
+pub mod wall_clock;

@@ -11,7 +11,7 @@ use super::record::{Outcome, Record};
 use super::row_file::{Offered, RunRows};
 use super::slo::Slo;
 use super::summary::{Latency, Summary};
-use super::table::{aligned, benchmark_rows, number};
+use super::table::{benchmark_rows, fitting, number, wrapped};
 
 /// Above this lateness of the generator's own, figures are said to be too long by it.
 pub const LAG_US: u64 = 1000;
@@ -110,34 +110,56 @@ pub fn offered(run: &RunRows) -> String {
     }
 }
 
-/// Tables of some runs: for each its parts side by side, and for several all of them.
+/// Tables of some runs: for each its parts side by side, and for several all of them. `full`: every figure, else the five that matter
+/// most and those that were asked for.
 #[must_use]
-pub fn text(runs: &[RunRows], slo: Option<&Slo>) -> String {
+pub fn text(runs: &[RunRows], slo: Option<&Slo>, full: bool) -> String {
     let mut out = String::new();
     for run in runs {
         let simulated = if run.head.as_ref().is_some_and(|head| head.simulated) { "SIMULATED. " } else { "" };
         let _ = writeln!(out, "\n{simulated}{}:\n", offered(run));
         let parts = parts(run, slo);
-        out.push_str(&table(&parts, run.head.as_ref().and_then(|head| head.gpus)));
-        out.push_str(&notes(run));
+        out.push_str(&table(&parts, run.head.as_ref().and_then(|head| head.gpus), full));
+        out.push_str(&wrapped(&notes(run)));
     }
     if runs.len() > 1 {
         let points: Vec<Part> =
             runs.iter().map(|run| Part { name: offered(run), ..part("", run.records.iter().collect(), slo) }).collect();
-        let _ = writeln!(out, "\nThe sweep:\n\n{}", table(&points, runs[0].head.as_ref().and_then(|head| head.gpus)));
+        let _ =
+            writeln!(out, "\nThe sweep:\n\n{}", table(&points, runs[0].head.as_ref().and_then(|head| head.gpus), full));
+    }
+    if !full {
+        out.push_str("--full prints every figure.\n");
     }
     out
 }
 
-fn table(parts: &[Part], gpus: Option<u32>) -> String {
+/// The rows of a short table: what failed, how much, how soon, how fast; and those that an option or the server has asked for.
+const SHORT: [&str; 8] = [
+    "requests",
+    "failed",
+    "output tokens/s",
+    "median TTFT ms",
+    "P99 TTFT ms",
+    "median TPOT ms",
+    "goodput requests/s",
+    "cached prompt tokens %",
+];
+
+fn table(parts: &[Part], gpus: Option<u32>, full: bool) -> String {
     let told = parts.iter().any(|part| part.summary.cached_share.is_some());
     let columns: Vec<Vec<(String, String)>> = parts.iter().map(|part| column(part, gpus, told)).collect();
     let mut rows = vec![["figure".to_owned()].into_iter().chain(parts.iter().map(|part| part.name.clone())).collect()];
     for (index, (name, _)) in columns[0].iter().enumerate() {
+        // Nothing that failed is worth no line.
+        let none_failed = name == "failed" && columns.iter().all(|column| column[index].1 == "0");
+        if !full && (none_failed || !SHORT.contains(&name.as_str())) {
+            continue;
+        }
         let cells = columns.iter().map(|column| column[index].1.clone());
         rows.push([name.clone()].into_iter().chain(cells).collect::<Vec<_>>());
     }
-    aligned(&rows)
+    fitting(&rows)
 }
 
 /// The rows of a part; `cached`: some part of the table knows how many prompt tokens were cached.
@@ -244,7 +266,7 @@ mod tests {
     #[test]
     fn the_table_is_as_it_was() {
         let slo = "ttft=500ms".parse().unwrap();
-        let text = text(&[run()], Some(&slo));
+        let text = text(&[run()], Some(&slo), true);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/bench.txt");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(path, &text).unwrap();
@@ -253,9 +275,22 @@ mod tests {
     }
 
     #[test]
+    fn five_rows_and_what_failed_are_the_short_table() {
+        let text = text(&[run()], None, false);
+        let names: Vec<&str> =
+            text.lines().skip(5).take(6).map(|line| line.split("  ").next().unwrap().trim()).collect();
+        let five = ["requests", "output tokens/s", "median TTFT ms", "P99 TTFT ms", "median TPOT ms", "failed"];
+        assert_eq!(names, five, "{text}");
+        assert!(
+            text.contains("--full prints every figure") && text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn the_share_of_cached_prompt_tokens_is_told_where_it_is_known() {
         let cached = RunRows { records: vec![Record { cached_tokens: Some(25), ..record(0) }], ..RunRows::default() };
-        let row = |run| text(&[run], None).lines().find(|line| line.starts_with("cached")).map(str::to_owned);
+        let row = |run| text(&[run], None, false).lines().find(|line| line.starts_with("cached")).map(str::to_owned);
         assert!(row(cached).unwrap().ends_with(" 25.0"));
         assert_eq!(row(run()), None);
     }
@@ -275,7 +310,7 @@ mod tests {
         };
         let head = RunHead { load, ..crate::rows::row_file::tests::head("a", 0) };
         let run = RunRows { head: Some(head), records: vec![turn(0), cut], ..RunRows::default() };
-        let text = text(&[run], None);
+        let text = text(&[run], None, true);
         assert!(text.contains("2 conversations/s:") && text.contains("3 of 5 prompts were not sent"), "{text}");
     }
 

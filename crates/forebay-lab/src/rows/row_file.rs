@@ -110,6 +110,12 @@ pub struct RunHead {
     /// True if the servers were simulated: said wherever a figure is shown.
     #[serde(default)]
     pub simulated: bool,
+    /// The name of the host that measured; none: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The command that made it, as a shell takes it: what a report tells to run again. None where it may hold a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
     /// The place where its times were taken.
     #[serde(default, skip_serializing_if = "Source::is_generator")]
     pub source: Source,

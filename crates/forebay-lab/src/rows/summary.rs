@@ -17,18 +17,28 @@ impl FromIterator<f64> for Distribution {
 }
 
 impl Distribution {
+    /// The distribution of values of which some are infinite, such as times to a token that never came.
+    #[must_use]
+    pub fn with_infinite(values: impl IntoIterator<Item = f64>) -> Distribution {
+        let mut values: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
+        values.sort_by(f64::total_cmp);
+        Distribution(values)
+    }
+
     /// Returns the number of values.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The value below which this share lies; none of no values.
+    /// The value below which this share lies; none of no values. Every percentile of the reports is made here, or by this rule:
+    /// between the two neighbours of the place `share` × (n − 1), in proportion.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let place = share.clamp(0.0, 1.0) * self.0.len().checked_sub(1)? as f64;
         let (below, above) = (self.0[place.floor() as usize], self.0[place.ceil() as usize]);
-        Some(below + (above - below) * place.fract())
+        // Infinity times nothing would be no number.
+        Some(if place.fract() > 0.0 { below + (above - below) * place.fract() } else { below })
     }
 
     /// The mean; none of no values.

@@ -2,6 +2,7 @@
 //! aligned columns. Pure.
 
 use super::summary::Summary;
+pub use forebay_core::terminal::{WIDTH, cut, wrapped};
 
 /// The rows, in order: names and figures. A figure that there is no request for is a dash.
 #[must_use]
@@ -64,6 +65,36 @@ pub fn aligned(rows: &[Vec<String>]) -> String {
     out
 }
 
+/// Rows as text, as wide as a terminal: what does not fit beside the first column follows in tables of their own. Cells of the head
+/// are cut where one of them alone would be too wide.
+#[must_use]
+pub fn fitting(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut out = String::new();
+    let mut from = 1;
+    while from < columns {
+        let (mut to, mut used) = (from, width(0));
+        while to < columns && (to == from || used + 2 + width(to) <= WIDTH) {
+            used += 2 + width(to);
+            to += 1;
+        }
+        let part: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| {
+                let cells = row.get(from..to.min(row.len())).unwrap_or_default();
+                row.first().cloned().into_iter().chain(cells.iter().map(|cell| cut(cell, WIDTH / 2))).collect()
+            })
+            .collect();
+        out.push_str(if from == 1 { "" } else { "\n" });
+        out.push_str(&aligned(&part));
+        from = to;
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +109,24 @@ mod tests {
         assert_eq!(text[8], "median TTFT ms: 200.00");
         assert_eq!(text[13], "P99 eval rate tokens/s: 50.00");
         assert_eq!(benchmark_rows(&Summary::default())[8].1, "-");
+    }
+
+    #[test]
+    fn tables_fit_a_terminal() {
+        let long = "  word".to_owned() + &" word".repeat(40);
+        let text = wrapped(&long);
+        assert!(
+            text.lines().count() == 3
+                && text.lines().all(|line| line.chars().count() <= WIDTH && line.starts_with("  w"))
+        );
+        assert_eq!(text.split_whitespace().count(), 41);
+        assert_eq!(wrapped("\na  b\n"), "\na b\n");
+        let head: Vec<String> = (0..9).map(|column| format!("127.0.0.1:800{column}")).collect();
+        let rows = [head.clone(), head];
+        let table = fitting(&rows);
+        assert!(table.lines().all(|line| line.chars().count() <= WIDTH), "{table}");
+        assert_eq!(table.matches("127.0.0.1:8008").count(), 2, "every column is there once");
+        assert_eq!(table.matches("127.0.0.1:8000").count(), 4, "the first one in each part");
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub(crate) fn check_crossovers(comparison: &Comparison) -> usize {
                 _ => None,
             })
             .flat_map(|(load, point)| point.pairs.iter().map(move |pair| (load, pair)))
-            .filter(|(_, pair)| pair.arm == crossover.arm)
+            .filter(|(_, pair)| pair.arm == crossover.arm && pair.baseline == crossover.baseline)
             .flat_map(|(load, pair)| pair.ratios.iter().map(move |ratio| (load, ratio)))
             .filter(|(_, ratio)| ratio.figure == crossover.figure)
             .filter_map(|(load, ratio)| Some((load, better(ratio, names)?)))
@@ -140,7 +140,7 @@ fn no_sentence_contradicts_its_table() {
         );
         let failed = comparison.warnings.iter().filter(|warning| warning.gravity == Gravity::FailedCheck).count();
         assert_eq!(said.matches("FAILED CHECK").count(), failed);
-        assert!(failed == 0 || said.starts_with("FAILED CHECK"), "{said}");
+        assert!(failed == 0 || said.contains("FAILED CHECK"), "{said}");
         if round % 25 == 0 {
             let page = html(&comparison, &Made::default()).unwrap();
             assert_eq!(page.matches(" is better than ").count(), winners);

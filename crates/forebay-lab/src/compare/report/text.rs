@@ -1,46 +1,197 @@
-//! A comparison on a terminal: failed checks first, then verdicts, then what bounds them, then tables. Pure.
+//! A comparison on a terminal: tables, then what bounds the arms, then failed checks, verdicts and what to do next. Pure.
 
 use crate::compare::figure::Figure;
 use crate::compare::format;
 use crate::compare::model::{Cell, Comparison, Gravity, Point, Throughput};
-use crate::rows::table::{aligned, benchmark_rows};
+use crate::compare::next::Step;
+use crate::compare::verdict::{Ratio, Verdict};
+use crate::rows::command::broken;
+use crate::rows::table::{WIDTH, aligned, benchmark_rows, cut, fitting, wrapped};
+use anstyle::{AnsiColor, Style};
 
-/// The report.
+/// The note on the asterisk.
+const FEW: &str = "* a P99 of fewer than 500 requests in an epoch or in all: the few slowest decide it.";
+
+/// The way in which a report is shown on a terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// True if every figure is printed, else five of each pair.
+    pub full: bool,
+    /// True if verdicts have colours and a bold face.
+    pub colours: bool,
+    /// True if sentences are broken to fit a terminal.
+    pub wrap: bool,
+}
+
+impl Shown {
+    fn fit(self, text: &str) -> String {
+        if self.wrap { wrapped(text) } else { text.to_owned() }
+    }
+}
+
+/// The whole report without colours, each sentence on one line.
 #[must_use]
 pub fn text(comparison: &Comparison) -> String {
+    shown(comparison, Shown { full: true, ..Shown::default() })
+}
+
+/// The report: tables first, since the last lines are what a terminal shows. They have the verdicts, or which check failed, and what to
+/// do next.
+#[must_use]
+pub fn shown(comparison: &Comparison, shown: Shown) -> String {
     let mut out = String::new();
-    let (failed, other): (Vec<_>, Vec<_>) =
-        comparison.warnings.iter().partition(|warning| warning.gravity == Gravity::FailedCheck);
-    for lines in [
-        failed.into_iter().map(format::warning).collect(),
-        format::verdicts(comparison),
-        other.into_iter().map(format::warning).collect(),
-    ] {
-        let lines: Vec<String> = lines;
-        if !lines.is_empty() {
-            out.push_str(&format!("{}{}\n", if out.is_empty() { "" } else { "\n" }, lines.join("\n")));
-        }
-    }
     for point in &comparison.points {
-        out.push_str(&format!("\n{}\n\n", format::sentence_case(&format::heading(point))));
-        out.push_str(&aligned(&figures(point)));
+        out.push_str(&format!("\n{}\n\n", shown.fit(&format::sentence_case(&format::heading(point)))));
+        if shown.full {
+            out.push_str(&fitting(&figures(point)));
+        }
+        pairs(point, shown, &mut out);
         for line in diagnoses(point) {
-            out.push_str(&format!("\n{line}\n"));
+            out.push_str(&format!("\n{}\n", shown.fit(&line)));
         }
-        let compared = ratios(point);
-        if compared.len() > 1 {
-            out.push('\n');
-            out.push_str(&aligned(&compared));
+        if shown.full {
+            notes(point, shown, &mut out);
         }
-        notes(point, &mut out);
     }
-    if !comparison.crossovers.is_empty() {
+    if !comparison.crossovers.is_empty() && shown.full {
         out.push_str("\nCrossover\n\n");
         for crossover in &comparison.crossovers {
-            out.push_str(&format!("  {}\n", format::crossover(crossover)));
+            out.push_str(&format!("{}\n", shown.fit(&format!("  {}", format::crossover(crossover)))));
         }
     }
-    out
+    if !shown.full {
+        out.push_str("\n--full prints every figure, and how intervals were made.\n");
+    }
+    conclusion(comparison, shown, &mut out);
+    // The empty line between the parts is not for the first one.
+    out.trim_start_matches('\n').to_owned()
+}
+
+/// The colour of a conclusion: what may be done with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Light {
+    /// It may be relied on.
+    Green,
+    /// It may be relied on as far as the notes go.
+    Amber,
+    /// There is none.
+    Red,
+}
+
+impl Light {
+    /// The words before a sentence. Colours only repeat what they say.
+    fn words(self) -> &'static str {
+        match self {
+            Light::Green => "VERDICT",
+            Light::Amber => "VERDICT, amber",
+            Light::Red => "NO VERDICT",
+        }
+    }
+
+    fn paint(self, text: &str, shown: Shown) -> String {
+        let colour = match self {
+            Light::Green => AnsiColor::Green,
+            Light::Amber => AnsiColor::Yellow,
+            Light::Red => AnsiColor::Red,
+        };
+        let style = if shown.colours { Style::new().bold().fg_color(Some(colour.into())) } else { Style::new() };
+        // Line by line, so that a terminal that reads one line has whole colours.
+        let lines: Vec<String> = text.lines().map(|line| format!("{style}{line}{style:#}")).collect();
+        lines.join("\n")
+    }
+}
+
+/// The last lines: failed checks, verdicts, notes below them, and what to do next.
+fn conclusion(comparison: &Comparison, shown: Shown, out: &mut String) {
+    let of = |gravity: Gravity| comparison.warnings.iter().filter(move |warning| warning.gravity == gravity);
+    let mut line = |text: String| out.push_str(&format!("{text}\n"));
+    line(String::new());
+    for warning in of(Gravity::FailedCheck) {
+        line(Light::Red.paint(&shown.fit(&format::warning(warning)), shown));
+    }
+    for warning in of(Gravity::Scope) {
+        line(shown.fit(&format::warning(warning)));
+    }
+    let noted = of(Gravity::Note).next().is_some();
+    for point in &comparison.points {
+        for pair in &point.pairs {
+            let light = match &pair.verdict {
+                Verdict::NotJudged { .. } => Light::Red,
+                _ if noted => Light::Amber,
+                _ => Light::Green,
+            };
+            line(light.paint(&shown.fit(&format!("{}: {}", light.words(), format::verdict(pair, point))), shown));
+        }
+        if let Some(best) = format::best(point) {
+            line(shown.fit(&best));
+        }
+    }
+    for warning in of(Gravity::Note) {
+        line(shown.fit(&format!("  {}", format::warning(warning))));
+    }
+    if !comparison.next.is_empty() {
+        line("NEXT".to_owned());
+    }
+    for step in &comparison.next {
+        line(match step {
+            Step::Say(text) => shown.fit(text),
+            // Two spaces before a command are none of it.
+            Step::Run(command) => format!("  {}", broken(command, WIDTH - 2)),
+        });
+    }
+}
+
+/// The figures of a short table beside the one that decides.
+const SHORT: [Figure; 5] =
+    [Figure::OutputTokensPerSecond, Figure::TtftMedian, Figure::TtftP99, Figure::TpotMedian, Figure::E2eMedian];
+/// The rows of a short table.
+const ROWS: usize = 5;
+/// Characters of an arm's name in the head of a table.
+const NAME: usize = 14;
+
+/// A table for each pair of arms: the figure that decides, and others beside it.
+fn pairs(point: &Point, shown: Shown, out: &mut String) {
+    for pair in &point.pairs {
+        let mut rows = vec![vec![
+            "over epochs".to_owned(),
+            cut(&pair.baseline, NAME),
+            cut(&pair.arm, NAME),
+            "ratio (95 % interval)".to_owned(),
+        ]];
+        let mut surely = vec![["", "p, adjusted", "shown from"].map(str::to_owned).to_vec()];
+        // The figure that decides comes first in each pair.
+        let wanted = pair.ratios.iter().filter(|one| shown.full || one.primary || SHORT.contains(&one.figure));
+        for ratio in wanted.take(if shown.full { usize::MAX } else { ROWS }) {
+            let few = if ratio.few_requests { "*" } else { "" };
+            rows.push(vec![
+                ratio.figure.name().to_owned(),
+                format!("{}{few}", format::value(ratio.figure, ratio.baseline)),
+                format!("{}{few}", format::value(ratio.figure, ratio.arm)),
+                format::ratio(ratio.ratio, ratio.interval),
+            ]);
+            surely.push(vec![ratio.figure.name().to_owned(), chance(ratio), least(ratio)]);
+        }
+        if rows.len() < 2 {
+            continue;
+        }
+        out.push_str(&format!("{}{}", if out.ends_with("\n\n") { "" } else { "\n" }, aligned(&rows)));
+        if pair.ratios.first().is_some_and(|first| first.primary) {
+            out.push_str("The first line decides.\n");
+        }
+        if shown.full {
+            out.push_str(&format!("\n{}", aligned(&surely)));
+        } else if rows.iter().flatten().any(|cell| cell.ends_with('*')) {
+            out.push_str(&format!("{}\n", shown.fit(FEW)));
+        }
+    }
+}
+
+fn chance(ratio: &Ratio) -> String {
+    ratio.p_adjusted.map_or_else(|| "-".to_owned(), format::p)
+}
+
+fn least(ratio: &Ratio) -> String {
+    ratio.detectable.map_or_else(|| "-".to_owned(), |least| format!("{:.1} %", (least - 1.0) * 100.0))
 }
 
 /// The benchmark's fourteen rows of all requests of each arm, and then what it lacks, over epochs.
@@ -127,8 +278,8 @@ pub(super) fn ratios(point: &Point) -> Vec<Vec<String>> {
                 format!("{}{few}", format::value(ratio.figure, ratio.baseline)),
                 format!("{}{few}", format::value(ratio.figure, ratio.arm)),
                 format::ratio(ratio.ratio, ratio.interval),
-                ratio.p_adjusted.map_or_else(|| "-".to_owned(), format::p),
-                ratio.detectable.map_or_else(|| "-".to_owned(), |least| format!("{:.1} %", (least - 1.0) * 100.0)),
+                chance(ratio),
+                least(ratio),
             ]);
         }
     }
@@ -148,10 +299,10 @@ pub(super) fn diagnoses(point: &Point) -> Vec<String> {
 }
 
 /// Explains a table's marks.
-fn notes(point: &Point, out: &mut String) {
+fn notes(point: &Point, shown: Shown, out: &mut String) {
     out.push('\n');
     for note in footnotes(point) {
-        out.push_str(&format!("{note}\n"));
+        out.push_str(&format!("{}\n", shown.fit(&note)));
     }
 }
 
@@ -174,7 +325,7 @@ pub(super) fn footnotes(point: &Point) -> Vec<String> {
     }
     let few = |cell: &Cell| cell.pooled.requests < 500 || cell.figures.iter().any(|one| one.few_requests);
     if point.cells.iter().any(few) {
-        notes.push("* a P99 of fewer than 500 requests in an epoch or in all: the few slowest decide it.".to_owned());
+        notes.push(FEW.to_owned());
     }
     notes
 }

@@ -30,14 +30,6 @@ pub(super) fn command(text: &str, env: Env<'_>) -> Result<Vec<String>, WordError
     words.iter().map(|word| fill(word, env)).collect()
 }
 
-/// The words as one line that a shell splits into the same words.
-#[must_use]
-pub fn shell_line(words: impl IntoIterator<Item = String>) -> String {
-    let words: Vec<String> = words.into_iter().collect();
-    // only a word with a nul byte cannot be quoted, and no argument of a process has one
-    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default()
-}
-
 /// The text with each `${NAME}` and `${NAME:-default}` filled in.
 pub(super) fn fill(text: &str, env: Env<'_>) -> Result<String, WordError> {
     let mut out = String::with_capacity(text.len());

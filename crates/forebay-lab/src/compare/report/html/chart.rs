@@ -52,7 +52,7 @@ const MARKS: [&[(i32, i32)]; 5] = [
 pub(super) struct Look(usize);
 
 impl Look {
-    /// Of the arm at this place in [`Comparison::arms`](crate::compare::model::Comparison::arms).
+    /// Of the arm at this place among the names of all arms in their order.
     pub(super) fn of(place: usize) -> Look {
         Look(place)
     }

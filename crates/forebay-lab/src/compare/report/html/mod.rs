@@ -15,6 +15,7 @@ use crate::compare::figure::Figure;
 use crate::compare::format;
 use crate::compare::model::{Arm, Cell, Comparison, Epoch, Measured, Point};
 use crate::compare::verdict::{Pair, Verdict};
+use crate::rows::wall_clock::day;
 use plots::{Plot, Plots, Sweep};
 
 const STYLE: &str = include_str!("style.css");
@@ -22,6 +23,8 @@ const STYLE: &str = include_str!("style.css");
 /// The origin of a report, as far as its rows do not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Made {
+    /// The experiment's name, if there was one.
+    pub name: Option<String>,
     /// The command line.
     pub command: String,
     /// The text of the experiment's file, as it was written: variables stand in it by name.
@@ -35,8 +38,7 @@ pub struct Made {
 /// # Errors
 /// plotters refused to draw, which it does for no comparison that we know of.
 pub fn html(comparison: &Comparison, made: &Made) -> Result<String, DrawError> {
-    let names: Vec<&str> = comparison.arms.iter().map(|arm| arm.name.as_str()).collect();
-    let title = names.join(" / ");
+    let title = title(comparison, made);
     let plots = Plots::of(comparison);
     let page = html! {
         (DOCTYPE)
@@ -77,6 +79,14 @@ pub fn html(comparison: &Comparison, made: &Made) -> Result<String, DrawError> {
     Ok(page.into_string())
 }
 
+/// The experiment or else the arms, the day on which it was measured and the host, as far as they are known.
+fn title(comparison: &Comparison, made: &Made) -> String {
+    let arms: Vec<&str> = comparison.arms.iter().map(|arm| arm.name.as_str()).collect();
+    let name = made.name.clone().unwrap_or_else(|| arms.join(" / "));
+    let day = comparison.began_ms.map(day);
+    [Some(name), day, comparison.host.clone()].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 /// The verdicts, each with what bound the arms.
 fn verdicts(comparison: &Comparison) -> Markup {
     let class = |pair: &Pair| match pair.verdict {
@@ -86,6 +96,7 @@ fn verdicts(comparison: &Comparison) -> Markup {
     html! {
         @for (number, point) in comparison.points.iter().enumerate() {
             @for pair in &point.pairs { p class={ "verdict " (class(pair)) } { (format::verdict(pair, point)) } }
+            @if let Some(best) = format::best(point) { p.verdict.open { (best) } }
             @if comparison.points.len() == 1 { (why(point)) }
             @else if !point.pairs.is_empty() { p.more { a href=(format!("#load-{number}")) { "Figures and reasons " (format::load(point.offered)) } } }
         }
@@ -96,7 +107,11 @@ fn why(point: &Point) -> Markup {
     let lines = text::diagnoses(point);
     html! {
         @if !lines.is_empty() {
-            div.why { h3 { "Why" } @for line in lines { p { (line) } } }
+            div.why {
+                h3 { "Why" }
+                @if let Some(sentence) = format::contrast(point) { p.contrast { (sentence) } }
+                @for line in lines { p { (line) } }
+            }
         }
     }
 }
@@ -118,17 +133,21 @@ fn sweeps(comparison: &Comparison, plots: &Plots) -> Result<Markup, DrawError> {
 
 /// Renders where the better arm changes, arm by arm.
 fn crossovers(comparison: &Comparison) -> Markup {
-    let of_arm = |name: &str| -> Vec<String> {
-        let own = comparison.crossovers.iter().filter(|crossover| crossover.arm == name);
+    let mut pairs: Vec<(&str, &str)> = Vec::new();
+    for crossover in &comparison.crossovers {
+        let pair = (crossover.arm.as_str(), crossover.baseline.as_str());
+        if !pairs.contains(&pair) {
+            pairs.push(pair);
+        }
+    }
+    let of_pair = |(arm, baseline): (&str, &str)| -> Vec<String> {
+        let own = comparison.crossovers.iter().filter(|one| one.arm == arm && one.baseline == baseline);
         own.map(|crossover| format::sentence_case(&format::crossover(crossover))).collect()
     };
     html! {
-        @for arm in &comparison.arms {
-            @let lines = of_arm(&arm.name);
-            @if !lines.is_empty() {
-                h3 { "Where the better of " (arm.name) " and " (comparison.baseline) " changes" }
-                ul.crossovers { @for line in lines { li { (line) } } }
-            }
+        @for pair in pairs {
+            h3 { "Where the better of " (pair.0) " and " (pair.1) " changes" }
+            ul.crossovers { @for line in of_pair(pair) { li { (line) } } }
         }
     }
 }

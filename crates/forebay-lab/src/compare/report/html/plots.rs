@@ -31,7 +31,10 @@ impl<'a> Plots<'a> {
     }
 
     fn look(&self, arm: &str) -> Look {
-        Look::of(self.arms.iter().position(|other| other.name == arm).unwrap_or(0))
+        // By name: another baseline, or another order of the files, must not change whose colour is whose.
+        let mut names: Vec<&str> = self.arms.iter().map(|arm| arm.name.as_str()).collect();
+        names.sort_unstable();
+        Look::of(names.iter().position(|name| *name == arm).unwrap_or(0))
     }
 
     fn plot<'b>(
