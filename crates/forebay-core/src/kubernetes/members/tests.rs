@@ -170,7 +170,7 @@ fn what_is_no_answer_of_kubernetes_is_refused() {
     assert_eq!(members.begin().page(body.as_bytes()), Err(Unusable::TooMany));
 }
 
-/// What a real API server (1.20.2) said; `tests/kube/run.sh` records it.
+/// Returns the bytes that a real API server (1.20.2) sent; `tests/kube/run.sh` records it.
 macro_rules! recorded {
     ($name:literal) => {
         include_bytes!(concat!("../../../../../tests/fixtures/kubernetes-1.20.2/", $name))
