@@ -1,5 +1,5 @@
 //! Backends by Kubernetes, through whatever an API server may do: under load no request fails, and no error empties a pool. The
-//! server is the mock of `apiserver`.
+//! server is the mock of `apiserver`; `tests/kube/run.sh` does the same with a real one.
 
 use std::sync::atomic::AtomicUsize;
 

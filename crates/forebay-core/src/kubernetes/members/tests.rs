@@ -170,6 +170,46 @@ fn what_is_no_answer_of_kubernetes_is_refused() {
     assert_eq!(members.begin().page(body.as_bytes()), Err(Unusable::TooMany));
 }
 
+/// Returns the bytes that a real API server (1.20.2) sent; `tests/kube/run.sh` records it.
+macro_rules! recorded {
+    ($name:literal) => {
+        include_bytes!(concat!("../../../../../tests/fixtures/kubernetes-1.20.2/", $name))
+    };
+}
+
+#[test]
+fn the_bytes_of_a_real_server_are_read() {
+    let mut members = Members::new(Objects::Pods, Port::Name("http".to_owned()));
+    let mut listing = members.begin();
+    assert!(listing.page(recorded!("page.json")).unwrap().is_some(), "a page of two of three pods");
+    let mut listing = members.begin();
+    assert_eq!(listing.page(recorded!("list.json")), Ok(None));
+    members.replace(listing).unwrap();
+    let all = "10.244.0.1:8000 10.244.0.2:8000 10.244.0.3:8000";
+    assert_eq!(shown(&members), all);
+    let mut told = Vec::new();
+    let mut lines = super::super::Lines::of_at_most(1 << 20);
+    for piece in recorded!("watch.jsonl").chunks(1000) {
+        lines.push(piece);
+        while let Some(line) = lines.next_line().unwrap() {
+            let before = shown(&members);
+            members.event(&line).unwrap();
+            if shown(&members) != before {
+                told.push(shown(&members));
+            }
+        }
+    }
+    let wanted = [
+        "10.244.0.1:8000? 10.244.0.2:8000 10.244.0.3:8000",
+        all,
+        "10.244.0.1:8000 10.244.0.3:8000",
+        all,
+        "10.244.0.1:8000 10.244.0.2:8000 10.244.0.3:8000-",
+        "10.244.0.1:8000 10.244.0.2:8000",
+    ];
+    assert_eq!(told, wanted);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Put(u8, u8, bool, bool),
