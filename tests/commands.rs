@@ -34,6 +34,10 @@ const NOT_RUN: &[(&str, &str)] = &[
         "two minutes; tests/it/experiment.rs runs a short one",
     ),
     ("forebay plan --model-config /models", "it looks at the GPUs of this machine"),
+    (
+        "forebay compare plan/experiment.toml",
+        "it needs the GPUs of that plan; tests/it/experiment.rs runs simulated ones",
+    ),
     ("forebay bench http://127.0.0.1:8080 --num-prompts 300", "minutes of load; tests/it/bench.rs has a short sweep"),
     ("benches/gpu/peers.sh", "it needs a GPU"),
     ("SIM=1 benches/gpu/peers.sh", "four minutes; tests/it/peers.rs runs a short one"),

@@ -19,7 +19,8 @@ use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
 use super::descriptors;
-use super::lifecycle::{DrainEnd, Look, Signals, UnderWay};
+use super::flush::{drain_end, flush};
+use super::lifecycle::{Look, Signals, UnderWay};
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
 use super::tls::Listeners;
 use super::upgrade::{Meeting, reserve, take_over};
@@ -44,8 +45,6 @@ use forebay_fleet::view::FleetView;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time within which the listeners must come up.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// The time within which what is buffered of a log must be written at the end.
-const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 /// pingora sleeps its grace period out; the drain ends the process before.
 const GRACE_BEYOND_DRAIN: u64 = 60;
 
@@ -75,7 +74,7 @@ pub(super) struct Common {
     pub(super) tls: Listeners,
     /// The room for connections of clients and to backends.
     descriptors: Arc<Descriptors>,
-    shutdown: Shutdown,
+    pub(super) shutdown: Shutdown,
     listening: Arc<AtomicBool>,
 }
 
@@ -184,7 +183,7 @@ impl Common {
     }
 
     /// Counts what an end of the process would cut.
-    fn look(&self) -> Look {
+    pub(super) fn look(&self) -> Look {
         let (fleet, clock) = (self.controller.fleet().clone(), self.clock.clone());
         Arc::new(move || {
             let view = FleetView::new(&fleet.snapshot(), clock.now());
@@ -313,19 +312,7 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         server.add_service(listening("admin", app, config.admin.address, 1));
         server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));
         if signals {
-            let flushed = Arc::clone(&common);
-            let before_exit = Box::new(move || {
-                flush_spans(&flushed);
-                flush(&flushed.access_log);
-            });
-            let end = DrainEnd {
-                connections,
-                limit: config.listen.drain.limit,
-                look: common.look(),
-                shutdown: common.shutdown.clone(),
-                before_exit,
-            };
-            server.add_service(background_service("drain", end));
+            server.add_service(background_service("drain", drain_end(&common, connections, config.listen.drain.limit)));
         }
         let log = common.access_log.clone();
         let shutdown_signal = Box::new(Signals {
@@ -342,20 +329,6 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         // Nobody sends spans any more: this is the end of a process that is told to end at once.
         flush(&log);
     }
-}
-
-fn flush_spans(common: &Common) {
-    if common.spans.as_ref().is_some_and(|spans| !spans.flush(FLUSH_LIMIT)) {
-        tracing::warn!("the collector does not take spans in time: the last ones are lost");
-    }
-}
-
-fn flush(log: &AccessLog) {
-    if !log.flush(FLUSH_LIMIT) {
-        tracing::warn!("the access log's reader does not keep up: the last lines are lost");
-    }
-    // Nobody is left to be told of lines that are lost now.
-    _ = trace::flush(FLUSH_LIMIT);
 }
 
 fn listening<F: ServiceFor>(name: &str, app: HyperApp<F>, address: SocketAddr, threads: usize) -> Service<HyperApp<F>> {

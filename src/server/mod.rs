@@ -5,6 +5,7 @@ mod assemble;
 mod conn;
 mod descriptors;
 mod ear;
+mod flush;
 mod handover;
 mod lifecycle;
 mod listener;

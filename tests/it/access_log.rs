@@ -93,17 +93,21 @@ fn a_log_of_real_traffic_is_compared_like_the_rows_of_the_same_run() {
         );
         assert!(figure(logged, "slo_attainment").is_some());
     }
-    let sessions = |report: &Value| report["points"][0]["sample_ratio"]["arms"][0][1].as_u64().unwrap();
-    assert!(sessions(&by_log).abs_diff(sessions(&by_rows)) <= 1, "sessions, by their hashes");
+    the_reports_go_by_session(&by_log, &by_rows);
     let counts = std::fs::read_to_string(&log).unwrap().matches("\"path\":\"/tokenize\"").count();
     assert!(counts <= 2 * 121 + 10, "{counts} calls of /tokenize for 121 prompts");
-    let interval = |report: &Value| {
-        let ratios = report["points"][0]["pairs"][0]["ratios"].as_array().unwrap();
-        ratios.iter().find(|ratio| ratio["figure"] == "ttft_median")?["interval"]["low"].as_f64()
-    };
-    assert!(interval(&by_log).is_some() && interval(&by_rows).is_some(), "both have intervals by session");
     let warnings = by_log["warnings"].to_string();
     assert!(warnings.contains("from an access log") && warnings.contains("none of the access log"), "{warnings}");
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(!text.contains("0-119"), "a session is hashed, and its own value is not in the log");
+}
+
+fn the_reports_go_by_session(by_log: &Value, by_rows: &Value) {
+    let sessions = |report: &Value| report["points"][0]["sample_ratio"]["arms"][0][1].as_u64().unwrap();
+    assert!(sessions(by_log).abs_diff(sessions(by_rows)) <= 1, "sessions, by their hashes");
+    let interval = |report: &Value| {
+        let ratios = report["points"][0]["pairs"][0]["ratios"].as_array().unwrap();
+        ratios.iter().find(|ratio| ratio["figure"] == "ttft_median")?["interval"]["low"].as_f64()
+    };
+    assert!(interval(by_log).is_some() && interval(by_rows).is_some(), "both have intervals by session");
 }

@@ -70,9 +70,9 @@ mod sim_faults;
 mod streams;
 mod stuck;
 mod tls;
-mod traces;
 #[cfg(feature = "top")]
 mod top;
+mod traces;
 mod upgrade;
 mod wait_room;
 mod watchdog;

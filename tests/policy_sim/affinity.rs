@@ -24,7 +24,7 @@ use crate::world::{self, Chooser};
 
 type Contender = (&'static str, Chooser<'static>);
 
-const OURS: Contender = ("predicted_ttft", Chooser::Named(PolicyName::PredictedTtft));
+pub(crate) const OURS: Contender = ("predicted_ttft", Chooser::Named(PolicyName::PredictedTtft));
 /// The same policy with the caches as they are: what knowledge is worth. Sets no bound.
 const EXACT: Contender = ("exact caches", Chooser::Exact);
 const PEERS: [Contender; 4] = [

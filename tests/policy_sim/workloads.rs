@@ -17,6 +17,8 @@ pub(crate) struct Workload {
     /// Seconds of arrivals, and of these how many are not counted.
     pub(crate) seconds: f64,
     pub(crate) warm_up: f64,
+    /// A hash of the session in front of the proxies sends whole sessions to one of them.
+    pub(crate) pinned: bool,
 }
 
 /// How requests come.
@@ -43,7 +45,7 @@ pub(crate) enum Traffic {
 impl Workload {
     fn new(name: &'static str, engines: &[EngineConfig], traffic: Traffic) -> Workload {
         let fleet = Fleet::of(engines);
-        Workload { name, fleet, traffic, load: 0.75, seconds: 140.0, warm_up: 20.0 }
+        Workload { name, fleet, traffic, load: 0.75, seconds: 140.0, warm_up: 20.0, pinned: false }
     }
 
     fn incidents(mut self, incidents: &[(f64, usize, Incident)]) -> Workload {
@@ -62,8 +64,13 @@ impl Workload {
         self
     }
 
+    /// The same behind a hash of the session.
+    pub(crate) fn behind_a_session_hash(self) -> Workload {
+        Workload { pinned: true, ..self }
+    }
+
     /// The same, and each proxy knows how many there are.
-    pub(crate) fn as_replicas(mut self) -> Workload {
+    pub(crate) fn told_of_each_other(mut self) -> Workload {
         self.fleet.told = self.fleet.proxies as u32;
         self
     }
@@ -113,7 +120,10 @@ impl Workload {
                 }
             }
         }
-        if self.fleet.proxies > 1 {
+        if self.pinned {
+            let one = |request: &Request| request.marks.session.unwrap_or_default() as usize % self.fleet.proxies;
+            requests.iter_mut().for_each(|request| request.to = To::Proxy(one(request)));
+        } else if self.fleet.proxies > 1 {
             for request in requests.iter_mut().filter(|request| matches!(request.to, To::Proxy(_))) {
                 request.to = To::Proxy(rng.usize(..self.fleet.proxies));
             }

@@ -2,6 +2,10 @@
 //! a POST of a document that a server counts or answers. It never waits past a deadline nor holds more than a limit, whatever
 //! the server does. Probes have a client apart from the data plane's, since a connection lives on the runtime that opened it.
 
+mod stream;
+
+pub use stream::ProbeStream;
+
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -183,49 +187,6 @@ impl ProbeClient {
         within(deadline, &what, self.answer(request.map(Full::new), max_bytes)).await
     }
 
-    /// Reads a stream of server-sent events, each of one line of data, and hands on the data of each, until the stream ends (`None`) or
-    /// `each` returns false. An answer other than 200 is given back whole.
-    ///
-    /// # Errors
-    /// No answer, or no event, within `silence`; an event larger than `max_bytes`; a broken connection.
-    pub async fn events(
-        &self,
-        uri: Uri,
-        key: Option<&str>,
-        silence: Duration,
-        max_bytes: usize,
-        mut each: impl FnMut(&str) -> bool,
-    ) -> Result<Option<(StatusCode, Bytes)>, ProbeError> {
-        let what = uri.path().to_owned();
-        let answer = async { self.begin(request(uri, key)?).await };
-        let response = within(silence, &what, answer).await?;
-        let status = response.status();
-        if status != StatusCode::OK {
-            let body = within(silence, &what, body(response.into_body(), max_bytes)).await?;
-            return Ok(Some((status, body)));
-        }
-        // From here on there is no end to wait for: each piece has the time that the first one had.
-        let (mut stream, mut kept) = (ProbeStream(response.into_body()), BytesMut::new());
-        while let Some(data) = stream.next(silence).await? {
-            kept.extend_from_slice(&data);
-            // An event ends with an empty line, wherever the bytes were cut.
-            while let Some(end) = kept.windows(2).position(|pair| pair == b"\n\n") {
-                let event = kept.split_to(end + 2);
-                let text = String::from_utf8_lossy(&event);
-                let Some(data) = text.lines().find_map(|line| line.strip_prefix("data: ")) else { continue };
-                if !each(data) {
-                    return Ok(None);
-                }
-            }
-            // What is left is the begin of an event. A server that never ends one must not fill the memory.
-            if kept.len() > max_bytes {
-                let words = format!("an event is larger than {max_bytes} bytes");
-                return Err(ProbeError::new(ProbeFailure::TooLarge, words));
-            }
-        }
-        Ok(None)
-    }
-
     async fn exchange(
         &self,
         request: Result<Request<Full<Bytes>>, ProbeError>,
@@ -238,22 +199,6 @@ impl ProbeClient {
     async fn answer(&self, request: Request<Full<Bytes>>, max: usize) -> Result<Response<Bytes>, ProbeError> {
         let (head, incoming) = self.begin(request).await?.into_parts();
         Ok(Response::from_parts(head, body(incoming, max).await?))
-    }
-
-    /// The status of an answer whose body is read as it comes. Dropping that closes the connection.
-    ///
-    /// # Errors
-    /// No head of an answer before `deadline`, or a broken connection.
-    pub async fn open(
-        &self,
-        uri: Uri,
-        key: Option<&str>,
-        deadline: Duration,
-    ) -> Result<(StatusCode, ProbeStream), ProbeError> {
-        let what = uri.path().to_owned();
-        let answer = async { self.begin(request(uri, key)?).await };
-        let response = within(deadline, &what, answer).await?;
-        Ok((response.status(), ProbeStream(response.into_body())))
     }
 
     /// The head of an answer, whose body is still to be read.
@@ -277,30 +222,6 @@ impl ProbeClient {
             }
             ProbeError { failure, detail, refused: error.is_connect() && is_refusal(&error) }
         })
-    }
-}
-
-/// A body that is read as it comes.
-#[derive(Debug)]
-pub struct ProbeStream(Incoming);
-
-impl ProbeStream {
-    /// The next bytes; `None` at the end of the body.
-    ///
-    /// # Errors
-    /// Nothing came within `limit`, or the connection broke.
-    pub async fn next(&mut self, limit: Duration) -> Result<Option<Bytes>, ProbeError> {
-        let frame = async {
-            loop {
-                let Some(frame) = self.0.frame().await else { return Ok(None) };
-                let frame = frame.map_err(|error| ProbeError::new(ProbeFailure::Broken, with_causes(&error)))?;
-                // What is no data are trailers, before the end.
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
-            }
-        };
-        within(limit, "a body that is read as it comes", frame).await
     }
 }
 

@@ -7,7 +7,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
-use super::tick::{Arm, Backend, Decision, Figures, Pool, Tick};
+use super::tick::{ArmTick, BackendTick, Decision, FiguresTick, PoolTick, Tick};
 
 /// Decisions that are shown of a proxy.
 const DECISIONS: usize = 6;
@@ -118,16 +118,16 @@ fn of_proxy(proxy: &ProxySeen, window: &str, sort: Sort) -> Vec<Line<'static>> {
     lines
 }
 
-fn of_pool(pool: &Pool, window: &str, sort: Sort) -> Vec<Line<'static>> {
+fn of_pool(pool: &PoolTick, window: &str, sort: Sort) -> Vec<Line<'static>> {
     let waiting =
         if pool.wait_room.waiting > 0 { format!(" · {} wait", pool.wait_room.waiting) } else { String::new() };
     let mut lines = vec![Line::from(vec![bold(&pool.model), quiet(&waiting)]), Line::from(pool.sentence.clone())];
     lines.push(Line::from(quiet("ARM          GPUS SHARE   REQ/S  TTFT p50     p95  TPOT p50     p95   SLO  FAIL")));
     lines.extend(pool.arms.iter().map(|arm| of_arm(arm, window)));
     lines.push(Line::from(quiet("BACKEND               ARM         STATE         PRE  DEC  QUEUE   KV  TTFT p95")));
-    let mut backends: Vec<(&str, &Backend)> =
+    let mut backends: Vec<(&str, &BackendTick)> =
         pool.arms.iter().flat_map(|arm| arm.backends.iter().map(|backend| (arm.name.as_str(), backend))).collect();
-    let ttft = |backend: &Backend| backend.figures.get(window).and_then(|of| of.ttft.p95_seconds).unwrap_or(0.0);
+    let ttft = |backend: &BackendTick| backend.figures.get(window).and_then(|of| of.ttft.p95_seconds).unwrap_or(0.0);
     // Stable, so that equals keep the order of the configuration and nothing jumps.
     match sort {
         Sort::State => backends.sort_by_key(|(_, backend)| backend.is_healthy()),
@@ -139,7 +139,7 @@ fn of_pool(pool: &Pool, window: &str, sort: Sort) -> Vec<Line<'static>> {
     lines
 }
 
-fn of_arm(arm: &Arm, window: &str) -> Line<'static> {
+fn of_arm(arm: &ArmTick, window: &str) -> Line<'static> {
     let Some(of) = arm.figures.get(window) else { return Line::from(arm.name.clone()) };
     let text = format!(
         "{:<12} {:>4} {:>5} {:>7} {:>9} {:>7} {:>9} {:>7} {:>5} {:>5}",
@@ -157,7 +157,7 @@ fn of_arm(arm: &Arm, window: &str) -> Line<'static> {
     Line::from(text)
 }
 
-fn of_backend(arm: &str, backend: &Backend, window: &str) -> Vec<Line<'static>> {
+fn of_backend(arm: &str, backend: &BackendTick, window: &str) -> Vec<Line<'static>> {
     let mark = if backend.is_healthy() { "●" } else { "✕" };
     let state = format!("{mark} {:<11}", cut(&backend.state, 11));
     let style = match backend.state.as_str() {
@@ -196,7 +196,7 @@ fn of_decision(decision: &Decision, why: &str) -> Line<'static> {
 }
 
 /// Puts the addresses of backends where a decision has their ids.
-fn names(why: &str, pools: &[Pool]) -> String {
+fn names(why: &str, pools: &[PoolTick]) -> String {
     let backends = || pools.iter().flat_map(|pool| &pool.arms).flat_map(|arm| &arm.backends);
     let known = |word: &str| {
         let id: u32 = word.strip_prefix('b')?.parse().ok()?;
@@ -218,11 +218,11 @@ fn names(why: &str, pools: &[Pool]) -> String {
     words.join(" ")
 }
 
-fn rate(of: &Figures) -> String {
+fn rate(of: &FiguresTick) -> String {
     if of.covers_seconds > 0.0 { format!("{:.2}", of.requests as f64 / of.covers_seconds) } else { "–".to_owned() }
 }
 
-fn met(of: &Figures) -> Option<f64> {
+fn met(of: &FiguresTick) -> Option<f64> {
     let all = of.slo_met + of.slo_missed;
     (all > 0).then(|| of.slo_met as f64 / all as f64)
 }

@@ -12,58 +12,58 @@ pub(super) struct Tick {
     pub(super) uptime_seconds: f64,
     pub(super) not_ready: Option<String>,
     pub(super) windows: Vec<String>,
-    pub(super) pools: Vec<Pool>,
+    pub(super) pools: Vec<PoolTick>,
     pub(super) decisions: Vec<Decision>,
 }
 
 /// One pool.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Pool {
+pub(super) struct PoolTick {
     pub(super) model: String,
     pub(super) sentence: String,
-    pub(super) wait_room: WaitRoom,
-    pub(super) arms: Vec<Arm>,
+    pub(super) wait_room: WaitRoomTick,
+    pub(super) arms: Vec<ArmTick>,
 }
 
 /// The requests that wait.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct WaitRoom {
+pub(super) struct WaitRoomTick {
     pub(super) waiting: u32,
 }
 
 /// One arm.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Arm {
+pub(super) struct ArmTick {
     pub(super) name: String,
     pub(super) share: f64,
     pub(super) gpus: u32,
-    pub(super) figures: BTreeMap<String, Figures>,
-    pub(super) backends: Vec<Backend>,
+    pub(super) figures: BTreeMap<String, FiguresTick>,
+    pub(super) backends: Vec<BackendTick>,
 }
 
 /// The figures of an arm or of a backend in one window.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Figures {
+pub(super) struct FiguresTick {
     pub(super) covers_seconds: f64,
     pub(super) requests: u64,
     pub(super) failed: u64,
     pub(super) refused: u64,
     pub(super) slo_met: u64,
     pub(super) slo_missed: u64,
-    pub(super) ttft: Spread,
-    pub(super) tpot: Spread,
+    pub(super) ttft: SpreadTick,
+    pub(super) tpot: SpreadTick,
 }
 
 /// The distribution of a time.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Spread {
+pub(super) struct SpreadTick {
     pub(super) p50_seconds: Option<f64>,
     pub(super) p95_seconds: Option<f64>,
 }
 
 /// One backend.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Backend {
+pub(super) struct BackendTick {
     pub(super) id: u32,
     pub(super) name: String,
     pub(super) state: String,
@@ -74,7 +74,7 @@ pub(super) struct Backend {
     pub(super) decoding: u32,
     pub(super) queue_depth: Option<f64>,
     pub(super) kv_usage: Option<f64>,
-    pub(super) figures: BTreeMap<String, Figures>,
+    pub(super) figures: BTreeMap<String, FiguresTick>,
 }
 
 /// One decision in words.
@@ -86,7 +86,7 @@ pub(super) struct Decision {
     pub(super) measured_seconds: Option<f64>,
 }
 
-impl Backend {
+impl BackendTick {
     /// Returns whether it takes requests.
     pub(super) fn is_healthy(&self) -> bool {
         self.state == "healthy"

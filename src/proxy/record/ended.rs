@@ -9,15 +9,33 @@ use twox_hash::XxHash3_64;
 
 use super::Record;
 use forebay_core::clock::Time;
+use forebay_core::routing::split::Session;
 use forebay_core::stream::timings::{Timings, tpot_of_sequences};
 use forebay_fleet::telemetry::figures::Ended;
-use forebay_fleet::telemetry::metrics::Outcome;
+use forebay_fleet::telemetry::metrics::{Outcome, TokenSource};
 
 impl Record {
-    /// The request belongs to this session; without one it is a session of its own.
-    pub(crate) fn belongs_to(&mut self, session: Option<&str>) {
+    /// The request belongs to this session; without one it is a session of its own. `kept` is what the log says of it.
+    pub(crate) fn belongs_to(&mut self, session: Option<&str>, kept: Option<&Session>) {
         if let Some(session) = session {
             self.session_hash = XxHash3_64::oneshot(session.as_bytes());
+        }
+        self.session = kept.cloned();
+    }
+
+    pub(super) fn timings(&self, end: Time) -> Timings {
+        let mut timings = Timings::new(self.arrival);
+        timings.body_read = self.body_read;
+        timings.first_token = self.first_token;
+        timings.end = Some(end);
+        timings
+    }
+
+    pub(super) fn tokens(&self) -> Option<(TokenSource, u64)> {
+        match self.usage {
+            Some(usage) => Some((TokenSource::Usage, usage.completion_tokens)),
+            None if self.first_token.is_some() => Some((TokenSource::Events, self.token_events)),
+            None => None,
         }
     }
 

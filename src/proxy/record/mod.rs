@@ -26,7 +26,7 @@ use forebay_core::units::BackendId;
 use forebay_fleet::clients::{Allowance, Client};
 use forebay_fleet::config::model::Config;
 use forebay_fleet::telemetry::log::AccessRecord;
-use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome, TokenSource};
+use forebay_fleet::telemetry::metrics::{AbortPhase, BackendMetrics, Outcome};
 use forebay_fleet::{Backend, Dispatched, Pool};
 
 mod answers;
@@ -295,22 +295,6 @@ impl Record {
             () if self.first_token.is_some() => AbortPhase::MidStream,
             () if self.streamed => AbortPhase::BeforeFirstToken,
             () => AbortPhase::Unary,
-        }
-    }
-
-    fn timings(&self, end: Time) -> Timings {
-        let mut timings = Timings::new(self.arrival);
-        timings.body_read = self.body_read;
-        timings.first_token = self.first_token;
-        timings.end = Some(end);
-        timings
-    }
-
-    fn tokens(&self) -> Option<(TokenSource, u64)> {
-        match self.usage {
-            Some(usage) => Some((TokenSource::Usage, usage.completion_tokens)),
-            None if self.first_token.is_some() => Some((TokenSource::Events, self.token_events)),
-            None => None,
         }
     }
 

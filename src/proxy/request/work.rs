@@ -209,8 +209,7 @@ pub(crate) async fn prepare(
     let kept = session.as_deref().map(|session| pool.session_of(session));
     let arm = pool.assign_kept(kept.as_ref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
-    record.belongs_to(session.as_deref());
-    record.session.clone_from(&kept);
+    record.belongs_to(session.as_deref(), kept.as_ref());
     let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
     let (body, usage_injected) = outgoing(&pool, (settings, head), endpoint, &parsed, &bytes);
     let mut headers = head.headers.clone();

@@ -6,6 +6,7 @@
 //! Hot path: one probe for each block that is known and one for the first that is not; no allocation.
 
 mod cache;
+mod claims;
 mod index;
 mod marks;
 mod prior;
@@ -13,7 +14,8 @@ mod set;
 mod worth;
 
 pub use cache::UNKNOWN_CAPACITY;
-pub use index::{Index, Sent, compare};
+pub use claims::compare;
+pub use index::{Index, Sent};
 pub use marks::{BLOCK_ENDS, Mark, Marks};
 pub use set::HOLDERS;
 pub use worth::{WORTH_PRIOR, WORTH_TAU, Worth};

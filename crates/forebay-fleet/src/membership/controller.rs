@@ -9,14 +9,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
-use sha2::{Digest, Sha256};
 
 use super::discovery::Discovered;
 use super::drains::AddressDrain;
 use super::record::{Change, MemberRecord};
+use super::replicas::agree;
 pub use super::settings::Settings;
+use super::settings::bucket;
 use super::snapshot::{Fleet, Snapshot};
-use crate::config::model::{self, Budget, UnknownModels, WaitRoom};
+use crate::config::model::{self, UnknownModels};
 use crate::health::reports::{HealthKeeper, Reports};
 use crate::health::{Effect, Probed};
 use crate::load::{Load, LoadState};
@@ -33,7 +34,6 @@ use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::routing::eligible::Seat;
 use forebay_core::routing::facts::ArmIndex;
-use forebay_core::routing::retry::TokenBucket;
 use forebay_core::routing::split::Split;
 use forebay_core::units::BackendId;
 
@@ -344,12 +344,7 @@ impl Inner {
         // Now, so that no dispatch allocates under the lock.
         let mut held = locked(&gate);
         held.reserve(members.len(), arms.len(), config.affinity);
-        held.affinity.set_replicas(self.settings.replicas.count);
-        if self.settings.replicas.are_several() {
-            for backend in members.iter().map(|member| &member.backend) {
-                held.affinity.identify(backend.load.slot(), backend.id, identity(&backend.url));
-            }
-        }
+        agree(&mut held.affinity, self.settings.replicas, &members);
         drop(held);
         Pool {
             model: config.model.clone(),
@@ -362,10 +357,7 @@ impl Inner {
             split_salt: config.split_salt.clone(),
             cross_arm: config.cross_arm,
             max_in_flight: config.backend_max_in_flight.map(|limit| self.settings.replicas.part(limit)),
-            wait_room: WaitRoom {
-                size: config.wait_room.size.div_ceil(self.settings.replicas.count.max(1) as usize),
-                ..config.wait_room
-            },
+            wait_room: self.settings.replicas.part_of_room(config.wait_room),
             telemetry: Arc::clone(&self.telemetry),
             unrouted: self.telemetry.backend(&config.model, NONE, NONE),
             split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),
@@ -405,14 +397,4 @@ impl Inner {
         }
         members
     }
-}
-
-/// Returns what every replica calls this backend, and every version: a hash of its URL, which may never change.
-fn identity(url: &model::BackendUrl) -> u64 {
-    let digest = Sha256::digest(url.to_string().as_bytes());
-    u64::from_be_bytes(*digest.first_chunk().expect("SHA-256 has 32 bytes"))
-}
-
-pub(super) fn bucket(budget: Budget, now: Time) -> TokenBucket {
-    TokenBucket::new(budget.burst, budget.ratio, budget.per_second, now)
 }

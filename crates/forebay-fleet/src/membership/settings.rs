@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::controller::{Controller, bucket};
+use super::controller::Controller;
 use crate::config::model::{Budget, Config, Replicas};
 use crate::health::Rules;
 use crate::locked;
 use forebay_core::clock::Time;
+use forebay_core::routing::retry::TokenBucket;
 
 /// The settings that the fleet takes from the configuration beside its pools.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,4 +60,9 @@ impl Controller {
             entry.backend.load.retune(entry.config.speed, settings.stale_after);
         }
     }
+}
+
+/// A full retry budget.
+pub(super) fn bucket(budget: Budget, now: Time) -> TokenBucket {
+    TokenBucket::new(budget.burst, budget.ratio, budget.per_second, now)
 }

@@ -2,6 +2,7 @@
 //! bounded: a key has four places it can be in (`set.rs`), and takes that of the one longest unused.
 
 use super::cache::{Cache, Touch, Touched, UNKNOWN_CAPACITY};
+use super::claims::compare;
 use super::prior::Prior;
 use super::set::{EMPTY, HOLDERS, Holders, Set, WAYS};
 use crate::clock::Time;
@@ -46,7 +47,7 @@ pub struct Index {
     /// Prompt tokens sent of late, and those of them that were expected to be found.
     sent: f64,
     found: f64,
-    /// Where other replicas would send what this one has not seen.
+    /// The place where other replicas would send what this one has not seen.
     prior: Prior,
 }
 
@@ -205,23 +206,27 @@ impl Index {
             unseen = if holds { None } else { Some(key) };
         }
         if found {
-            // The blocks noted in `reached` how far each backend has come: a row is written once, not once for each
-            // block.
-            for (slot, cache) in (0..).zip(&mut self.caches) {
-                let (tokens, epoch) = std::mem::take(&mut cache.reached);
-                let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
-                row.claim(tokens, cache.kept(epoch));
-            }
-            for row in rows.iter_mut() {
-                row.matched = row.priced(row.claimed.max(row.whole_blocks(everywhere)));
-            }
-            compare(rows);
+            self.settle(rows, everywhere, &row_of);
         }
         if let Some(key) = unseen {
             let reuse = self.found / self.sent.max(1.0);
             found |= self.prior.expect(in_arm(key, facts.arm), facts.est_tokens, reuse, rows, row_of);
         }
         found
+    }
+
+    /// Writes to each row how far its backend has come, as the blocks noted it in `reached`: once, not once for each block.
+    #[inline]
+    fn settle(&mut self, rows: &mut [Candidate], everywhere: u32, row_of: &impl Fn(u16) -> usize) {
+        for (slot, cache) in (0..).zip(&mut self.caches) {
+            let (tokens, epoch) = std::mem::take(&mut cache.reached);
+            let Some(row) = rows.get_mut(row_of(slot)).filter(|row| row.id == cache.backend) else { continue };
+            row.claim(tokens, cache.kept(epoch));
+        }
+        for row in rows.iter_mut() {
+            row.matched = row.priced(row.claimed.max(row.whole_blocks(everywhere)));
+        }
+        compare(rows);
     }
 
     /// Returns who was sent this block, and the tokens that it had.
@@ -373,38 +378,8 @@ impl Index {
     }
 }
 
-/// Writes to each row what it would compute although another row's backend has it.
-pub fn compare(rows: &mut [Candidate]) {
-    let most = rows.iter().map(|row| row.matched).max().unwrap_or(0);
-    for row in rows {
-        row.redundant = most - row.matched;
-    }
-}
-
 /// Returns a block's key within an arm. What an arm's backends hold is of no use to another's, and must not crowd it out.
 #[inline]
 fn in_arm(key: u64, arm: ArmIndex) -> u64 {
     key ^ u64::from(arm.0).wrapping_mul(0xD6E8_FEB8_6659_FD93)
-}
-
-impl Candidate {
-    /// Raises the claim to this share of so many tokens, after which `depth` others were used.
-    #[inline]
-    fn claim(&mut self, tokens: u32, (kept, depth): (f32, f64)) {
-        let claimed = self.whole_blocks((f64::from(tokens) * f64::from(kept)) as u32);
-        if claimed > self.claimed {
-            (self.claimed, self.depth) = (claimed, depth);
-        }
-    }
-
-    #[inline]
-    fn whole_blocks(&self, tokens: u32) -> u32 {
-        tokens - tokens % self.block_tokens.max(1)
-    }
-
-    /// Tokens that a claim is worth here: 0 to `tokens`.
-    #[inline]
-    pub(super) fn priced(&self, tokens: u32) -> u32 {
-        (f64::from(tokens) * self.worth.clamp(0.0, 1.0)) as u32
-    }
 }

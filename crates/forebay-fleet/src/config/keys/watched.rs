@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::between::{both, in_time, shown};
+use super::pool::WaitRoom;
 use forebay_core::section;
 use forebay_core::toml_reader::kinds::{interval, limit, or_off, whole};
 use forebay_core::toml_reader::notation::duration_text;
@@ -78,6 +79,12 @@ impl Replicas {
     #[must_use]
     pub fn part(self, limit: u32) -> u32 {
         limit.div_ceil(self.count.max(1))
+    }
+
+    /// This replica's part of a wait room.
+    #[must_use]
+    pub fn part_of_room(self, room: WaitRoom) -> WaitRoom {
+        WaitRoom { size: room.size.div_ceil(self.count.max(1) as usize), ..room }
     }
 
     /// The interval at which one replica does what all together do at this one.
