@@ -34,6 +34,7 @@ const NOT_RUN: &[(&str, &str)] = &[
         "two minutes; tests/it/experiment.rs runs a short one",
     ),
     ("forebay plan --model-config /models", "it looks at the GPUs of this machine"),
+    ("forebay compare access.log", "it needs the log of real traffic; tests/it/access_log.rs has some"),
     (
         "forebay compare plan/experiment.toml",
         "it needs the GPUs of that plan; tests/it/experiment.rs runs simulated ones",

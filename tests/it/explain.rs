@@ -165,7 +165,7 @@ fn the_command_s_errors_say_what_would_be_right() {
     let of = |args: &[&str], env: &[(&str, &str)]| command(&forebay, &[&["--url", &admin], args].concat(), env);
     let with = ["--token-file", "admin.token"];
     let wanted = [
-        (vec![], None, 1, "wants its token: --token-file FILE, or FOREBAY_ADMIN_TOKEN"),
+        (vec![], None, 1, "wants its token: --admin-token-file FILE, or FOREBAY_ADMIN_TOKEN"),
         (vec![], Some("wrong"), 1, "wants another token"),
         (vec![], Some("t-1"), 0, "b0"),
         (with.to_vec(), None, 0, "b0"),
@@ -227,7 +227,9 @@ fn a_question_is_guarded_as_a_change_is_and_its_mistakes_are_told() {
     let good = format!(r#"{{"request": {UNARY}}}"#);
     for (headers, body, status, words) in [
         (vec![json], good.as_str(), 200, "\"decision\""),
-        (vec![], good.as_str(), 415, "application/json"),
+        // curl without a body names no content type; a form's is what a page may send unasked.
+        (vec![], good.as_str(), 200, "\"decision\""),
+        (vec![("content-type", "application/x-www-form-urlencoded")], good.as_str(), 415, "form"),
         (vec![json, ("origin", "https://evil.example")], good.as_str(), 403, "another origin"),
         (vec![json], "{}", 400, "request"),
         (vec![json], "not json", 400, "the body is"),

@@ -125,7 +125,7 @@ fn where_nobody_listens_or_the_token_is_wrong_it_says_so_and_takes_no_screen() {
     terminal.types(&["clear", "Enter"]);
     terminal.runs(&format!("--admin http://{}", forebay.admin));
     let said = terminal.until("ended with 1").replace('\n', "");
-    assert!(said.contains("it wants its token: --token-file FILE, or FOREBAY_ADMIN_TOKEN"), "{said}");
+    assert!(said.contains("it wants its token: --admin-token-file FILE, or FOREBAY_ADMIN_TOKEN"), "{said}");
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl AdminStream {
             Ok(None) => "the stream ended".to_owned(),
             Ok(Some((StatusCode::UNAUTHORIZED, _))) => {
                 let sent = if self.token.is_some() { "another token" } else { "its token" };
-                format!("it wants {sent}: --token-file FILE, or FOREBAY_ADMIN_TOKEN in the environment")
+                format!("it wants {sent}: --admin-token-file FILE, or FOREBAY_ADMIN_TOKEN in the environment")
             }
             Ok(Some((status, body))) => {
                 let answer: Option<serde_json::Value> = serde_json::from_slice(&body).ok();

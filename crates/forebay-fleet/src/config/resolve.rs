@@ -23,7 +23,20 @@ pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
     check_admin(&config.admin, (&tables.admin, &admin_tls), &data);
     config.clients.keys = client_keys::client_keys(&tables.clients, outside);
     config.pools = pools::pools(root, &mut pools::Around { outside, listener: &data });
+    check_replicas(&config, &tables.replicas);
     config
+}
+
+/// Notes replicas that would not agree on anything: each pool's salt is what they have in common.
+fn check_replicas(config: &Config, table: &Table<'_>) {
+    let count = table.got("count", config.replicas.count);
+    let alone = config.pools.iter().find(|pool| pool.split_salt.is_empty());
+    if let (true, false, Some(pool)) = (count.value > 1, count.wrong, alone) {
+        let message =
+            format!("replicas.count: {} replicas, but the pool of {} has no split_salt", count.value, pool.model);
+        let hint = "give the pool a split_salt, the same in all replicas: by it they assign sessions and prompts alike";
+        table.notes().add(Diagnostic::at(count.span.clone().unwrap_or_default(), message).hint(hint));
+    }
 }
 
 /// Reads the file that `admin.token_file` names.

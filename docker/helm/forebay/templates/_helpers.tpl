@@ -91,6 +91,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $file := dict "keys_file" "/etc/forebay-secrets/clients/clients.keys" -}}
 {{- $_ := set $config "clients" (merge $file (get $config "clients" | default dict)) -}}
 {{- end -}}
+{{- $_ := set $config "replicas" (merge (get $config "replicas" | default dict) (dict "count" .Values.replicas)) -}}
 # Written by the chart from its value `config`.
 {{ range $name := keys $config | sortAlpha }}
 {{- if ne $name "pools" }}
