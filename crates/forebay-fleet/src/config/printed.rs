@@ -81,8 +81,12 @@ impl Printer<'_> {
     fn pool(&mut self, shown: &Json, raw: Option<&DeTable<'_>>) {
         self.list_item(PoolConfig::SECTION.name, shown, raw);
         for arm in shown["arms"].as_array().into_iter().flatten() {
-            self.list_item("pools.arms", arm, raw_arm(raw, arm));
-            self.backends(arm, raw);
+            // A pool without arms is written as its one arm, with what the pool has.
+            self.list_item("pools.arms", arm, raw_arm(raw, arm).or(raw));
+            // A source stands in place of a list, and is among the arm's keys.
+            if arm["discover"].is_null() {
+                self.backends(arm, raw);
+            }
         }
     }
 
@@ -108,7 +112,10 @@ impl Printer<'_> {
     fn keys(&mut self, section: &Section, shown: &Json, raw: Option<&DeTable<'_>>) {
         for key in section.keys.iter().filter(|key| !is_apart(section, key)) {
             self.comment("# ", &told(key));
-            _ = match self.value(key, &shown[key.name], get(raw, key.name)) {
+            // GPUs that are not written follow what is found, and a number would end that.
+            let follows = key.name == "gpus" && shown["discover"].is_object() && get(raw, "gpus").is_none();
+            let value = if follows { None } else { self.value(key, &shown[key.name], get(raw, key.name)) };
+            _ = match value {
                 Some(value) => writeln!(self.text, "{} = {value}", key.name),
                 None => writeln!(self.text, "# {} is not set", key.name),
             };
@@ -133,6 +140,9 @@ impl Printer<'_> {
         _ = writeln!(self.text, "\n# {} is not set. Its keys:", section.name);
         for key in section.keys {
             self.comment("#   ", &format!("{}: {}", key.name, told(key)));
+        }
+        for inner in section.keys.iter().filter_map(|key| named(&format!("{}.{}", section.name, key.name))) {
+            self.not_set(inner);
         }
     }
 
@@ -160,10 +170,24 @@ impl Printer<'_> {
             (Json::String(text), _) if text != "[redacted]" && is_path => Some(self.path(text)),
             (Json::String(text), _) if text == "[redacted]" => raw.map(|raw| toml_of(raw)),
             (Json::Null | Json::Object(_), Some(DeValue::String(text))) if is_path => Some(self.path(text)),
-            (Json::Null | Json::Object(_), Some(raw)) => Some(toml_of(raw)),
+            (Json::Null | Json::Object(_), Some(raw)) => Some(self.inline(raw)),
             (Json::Null | Json::Object(_), None) => None,
             (shown, _) => Some(toml_of_json(shown)),
         }
+    }
+
+    /// What is written, with the paths in inline tables as they hold everywhere.
+    fn inline(&self, written: &DeValue<'_>) -> String {
+        let Some(table) = written.as_table() else { return toml_of(written) };
+        let pairs = table.iter().map(|(key, value)| {
+            let key: &std::borrow::Cow<'_, str> = key.get_ref();
+            let value = match value.get_ref() {
+                DeValue::String(text) if key.ends_with("_file") => self.path(text),
+                other => self.inline(other),
+            };
+            format!("{} = {value}", quoted(key))
+        });
+        format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", "))
     }
 
     /// A path that holds wherever the printed file is put.
@@ -278,6 +302,10 @@ mod tests {
 
     const POOL: &str = "[[pools]]\nmodel = \"m\"\nbackends = [{ url = \"http://a\" }]\n";
 
+    const SOURCES: &str = "[replicas]\ncount = 2\n[[pools]]\nmodel = \"m\"\nsplit_salt = \"s\"\n[[pools.arms]]\nname = \"x\"\n\
+                           discover = { kubernetes = { selector = \"app=vllm\", port = 8000 } }\n[[pools.arms]]\nname = \"y\"\n\
+                           discover = { dns = \"vllm.example:8000\", interval = \"2s\" }\n";
+
     #[test]
     fn what_is_printed_is_read_back_as_the_same_configuration() {
         let arms = "[[pools]]\nmodel = \"m\"\naliases = [\"a \\\"b\\\"\", \"ü\"]\nsession = { body = \"user\" }\nsplit_salt = \"s\"\n\
@@ -288,7 +316,7 @@ mod tests {
         let keys = "[listen]\naddress = \"0.0.0.0:80\"\ndrain = { limit = \"5m\" }\nkeep_alive = \"off\"\n[limits]\nbody = \"1MiB\"\n\
                     [cors]\norigins = [\"https://a.example\"]\n[forwarding]\ntrusted_proxies = [\"10.0.0.0/8\"]\n\
                     [[clients.keys]]\nname = \"ci\"\nkey_env = \"VLLM_KEY\"\nrequests_per_minute = 60\nmodels = [\"m\"]\n";
-        for text in [POOL.to_owned(), arms.to_owned(), format!("{keys}{arms}")] {
+        for text in [POOL.to_owned(), SOURCES.to_owned(), arms.to_owned(), format!("{keys}{arms}")] {
             let shown = print(&text);
             assert_eq!(read(&shown), read(&text), "{shown}");
             assert!(!shown.contains("sk-secret") && !shown.contains("redacted"), "{shown}");
@@ -297,7 +325,8 @@ mod tests {
 
     #[test]
     fn every_key_is_there_with_what_it_takes_and_its_default() {
-        let shown = print(POOL);
+        // A source of backends stands in place of a list, so it is not in the same file.
+        let shown = print(POOL) + &print(SOURCES);
         for section in SCHEMA.sections.iter().filter(|section| section.name != "clients.keys") {
             for key in section.keys.iter().filter(|key| !key.full.is_empty() && !section.name.is_empty()) {
                 assert!(shown.contains(key.name), "{} is not in\n{shown}", key.full);
