@@ -176,7 +176,7 @@ impl Printer<'_> {
         }
     }
 
-    /// What is written, with the paths in inline tables as they hold everywhere.
+    /// The value as it is written, with the paths in inline tables as they hold everywhere.
     fn inline(&self, written: &DeValue<'_>) -> String {
         let Some(table) = written.as_table() else { return toml_of(written) };
         let pairs = table.iter().map(|(key, value)| {
