@@ -1,7 +1,7 @@
 //! `forebay keys new NAME`: makes a key for a client. Prints it once, with the line that the proxy reads, and keeps nothing.
 
 use std::fmt::Write as _;
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::process::ExitCode;
 
 use sha2::{Digest, Sha256};
@@ -26,7 +26,8 @@ enum KeysCommand {
         long_about = "Print a new random key, and the line for the file of keys. The key is shown once and stored nowhere. The \
             proxy knows its hash alone.",
         after_help = "Exit codes: 0 ok, 1 the system has no random numbers, 2 wrong usage.\n\n\
-            Example: forebay keys new team-search"
+            To a pipe or a file goes the line alone, and the key to standard error.\n\n\
+            Examples:\n  forebay keys new team-search\n  forebay keys new team-search >> clients.keys"
     )]
     New {
         /// The name of the key, in metrics, logs and limits
@@ -49,7 +50,14 @@ pub fn run(args: &Args) -> ExitCode {
     let KeysCommand::New { name } = &args.command;
     match random() {
         Ok(bytes) => {
-            print!("{}", text(name, &key(&bytes)));
+            let key = key(&bytes);
+            if std::io::stdout().is_terminal() {
+                print!("{}", text(name, &key));
+            } else {
+                // For `>> clients.keys`: the file gets the line alone, and the secret stays out of it.
+                eprintln!("The key, which is shown once. Give it to the client (api_key=…):\n\n{key}");
+                println!("{}", line(name, &key));
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -79,17 +87,22 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// The line of the file of keys.
+fn line(name: &str, key: &str) -> String {
+    format!("{name} = {}", hex(&Sha256::digest(key)))
+}
+
 fn text(name: &str, key: &str) -> String {
     format!(
         "The key, which is shown once. Give it to the client (api_key=…):\n\n\
          {key}\n\n\
          The line for the file of keys, which clients.keys_file names:\n\n\
-         {name} = {}\n\n\
+         {}\n\n\
          A running proxy reads the file again within two seconds. Limits are optional:\n\n\
          [[clients.keys]]\n\
          name = \"{name}\"\n\
          requests_per_minute = 600\n",
-        hex(&Sha256::digest(key))
+        line(name, key)
     )
 }
 

@@ -16,7 +16,7 @@ use super::admin::{AdminClient, AdminError, Proxies};
     about = "Show pools, arms and backends of a running proxy on one screen",
     long_about = "Show pools, arms and backends of a running proxy on one screen: each backend with its state and the reason, what \
         is in flight and waits, and its time to first token over the last five minutes.",
-    after_help = "Exit codes: 0 all is well, 1 a backend is ejected, probing or misconfigured, or a proxy is not ready or cannot be \
+    after_help = "Exit codes: 0 all is well, 1 a backend is ejected, probing or misconfigured, an arm has none, or a proxy is not ready or cannot be \
         asked, 2 wrong usage. A drained backend is out because somebody wanted it, which is well.\n\n\
         Examples:\n  \
         forebay status\n  \
@@ -80,7 +80,35 @@ struct Arm {
     gpus: u32,
     waiting: u32,
     figures: Windows,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<BackendSource>,
     backends: Vec<Backend>,
+}
+
+/// The source of an arm's backends.
+#[derive(Debug, Deserialize, Serialize)]
+struct BackendSource {
+    kind: String,
+    target: String,
+    age_seconds: Option<f64>,
+    found: usize,
+    error: Option<String>,
+}
+
+impl Arm {
+    /// Returns why it serves nothing although none of its backends is out: it has none.
+    fn lacks_backends(&self) -> Option<String> {
+        if !self.backends.is_empty() {
+            return None;
+        }
+        let Some(source) = &self.source else { return Some("no backend".to_owned()) };
+        let why = match (&source.error, source.age_seconds) {
+            (Some(error), _) => error.as_str(),
+            (None, Some(_)) => "it names none",
+            (None, None) => "it has not answered yet",
+        };
+        Some(format!("no backend from {} {}: {why}", source.kind, source.target))
+    }
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -133,14 +161,21 @@ impl AskedProxy {
     }
 
     fn is_well(&self) -> bool {
-        let well = |live: &ProxyStatus| live.not_ready.is_none() && !live.backends().any(Backend::is_out);
+        let well = |live: &ProxyStatus| {
+            let empty = live.arms().any(|arm| arm.lacks_backends().is_some());
+            live.not_ready.is_none() && !empty && !live.backends().any(Backend::is_out)
+        };
         self.live.as_ref().is_some_and(well)
     }
 }
 
 impl ProxyStatus {
+    fn arms(&self) -> impl Iterator<Item = &Arm> {
+        self.pools.iter().flat_map(|pool| &pool.arms)
+    }
+
     fn backends(&self) -> impl Iterator<Item = &Backend> {
-        self.pools.iter().flat_map(|pool| &pool.arms).flat_map(|arm| &arm.backends)
+        self.arms().flat_map(|arm| &arm.backends)
     }
 }
 

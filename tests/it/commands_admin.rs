@@ -110,6 +110,23 @@ fn the_token_comes_from_a_file_or_the_environment() {
 }
 
 #[test]
+fn an_arm_whose_source_names_nobody_is_told_and_is_not_well() {
+    let mock = Mock::start();
+    let pools = format!(
+        "[[pools]]\nmodel = \"tiny\"\nbackends = [{{ url = \"{}\" }}]\n\
+         [[pools]]\nmodel = \"lost\"\ndiscover = {{ dns = \"no-such-name.invalid:8000\" }}\n",
+        mock.url()
+    );
+    let proxy = Harness::new().pools(&pools).start();
+    let url = admin(&proxy);
+    let shown = ends(1, &["status", "--admin", &url]);
+    let words = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in ["1 of 1 backends take requests, 1 WITHOUT BACKENDS", "no backend from dns no-such-name.invalid:8000"] {
+        assert!(words.contains(part), "{part:?} is not in:\n{shown}");
+    }
+}
+
+#[test]
 fn a_new_key_opens_the_door_once_its_line_is_in_the_file() {
     let mock = Mock::start();
     let line_of = |shown: &str, name: &str| {

@@ -13,6 +13,7 @@ use forebay_core::units::BackendId;
 use forebay_fleet::clients::KnownClients;
 use forebay_fleet::clients::view::ClientsView;
 use forebay_fleet::config::Config;
+use forebay_fleet::membership::source::SourceView;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::decisions::Told;
 use forebay_fleet::telemetry::events::Event;
@@ -91,6 +92,9 @@ pub(super) struct LiveArm {
     pub(super) timeline: Vec<Point>,
     /// The number of the timeline's point that is under way now.
     pub(super) timeline_now: u64,
+    /// The source of its backends, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<SourceView>,
     /// Its backends.
     pub(super) backends: Vec<LiveBackend>,
 }
@@ -271,6 +275,7 @@ impl LiveArm {
             figures: by_window,
             timeline: figures.timeline(now),
             timeline_now: Figures::point_of(now),
+            source: view.source,
             backends: backends.collect(),
         }
     }

@@ -50,13 +50,17 @@ fn summary(text: &mut String, live: &ProxyStatus, colour: bool) {
     let (all, out) = (live.backends().count(), count(&|backend| backend.is_out()));
     let drained = count(&|backend| backend.state == "drained");
     let mut words = format!("{} of {all} backends take requests", all - out - drained);
+    let empty = live.arms().filter(|arm| arm.lacks_backends().is_some()).count();
     if out > 0 {
         _ = write!(words, ", {out} OUT");
+    }
+    if empty > 0 {
+        _ = write!(words, ", {empty} WITHOUT BACKENDS");
     }
     if drained > 0 {
         _ = write!(words, ", {drained} drained");
     }
-    wrapped(text, 0, &words, Paint::of(colour && out > 0, "31"));
+    wrapped(text, 0, &words, Paint::of(colour && out + empty > 0, "31"));
 }
 
 fn one_pool(text: &mut String, pool: &Pool, colour: bool) {
@@ -87,6 +91,10 @@ fn one_arm(text: &mut String, arm: &Arm, colour: bool) {
         _ = write!(words, ", {} wait", arm.waiting);
     }
     wrapped(text, 2, &words, Paint::NONE);
+    if let Some(why) = arm.lacks_backends() {
+        wrapped(text, 4, &why, Paint::of(colour, "31"));
+        return;
+    }
     let head = ["STATE", "FOR", "PREFILL", "DECODE", "QUEUED", "TTFT", "P95"].map(str::to_owned);
     row(text, "BACKEND", &head, Paint::NONE);
     let mut backends: Vec<&Backend> = arm.backends.iter().collect();
