@@ -92,6 +92,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $config "clients" (merge $file (get $config "clients" | default dict)) -}}
 {{- end -}}
 {{- $_ := set $config "replicas" (merge (get $config "replicas" | default dict) (dict "count" .Values.replicas)) -}}
+{{- if gt (int .Values.replicas) 1 -}}
+{{- range $config.pools -}}
+{{- if not .split_salt -}}{{- $_ := set . "split_salt" "forebay" -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 # Written by the chart from its value `config`.
 {{ range $name := keys $config | sortAlpha }}
 {{- if ne $name "pools" }}
