@@ -1,4 +1,4 @@
-//! The file of a log: appended to, and opened again by its name after [`reopen`], so that a program that rotates logs can move the
+//! The file of a log: appended to, and opened again by its name after `reopen`, so that a program that rotates logs can move the
 //! file away. Written by the log's own thread alone. A file that cannot be opened again stays the old one, and the log says so.
 
 use std::fs::{File, OpenOptions};

@@ -70,7 +70,7 @@ defs! {
     RETRIES = "forebay_retries_total", Kind::Counter, "Attempts that failed on this backend and were followed by another, by reason.";
     ABORTS = "forebay_aborts_total", Kind::Counter, "Requests whose client left, by phase.";
     SLO = "forebay_slo_total", Kind::Counter, "Streams that ended well, by whether they met every latency objective.";
-    SLO_LIMIT = "forebay_slo_limit_seconds", Kind::Gauge, "Limit of an objective, as configured in [slo].";
+    SLO_LIMIT = "forebay_slo_limit_seconds", Kind::Gauge, "Limit of an objective, as the section slo of the configuration has it.";
     STATE = "forebay_backend_state", Kind::Gauge, "1 for the state that the backend is in, 0 for the others.";
     QUEUE_DEPTH = "forebay_backend_queue_depth", Kind::Gauge, "Sequences waiting in the backend, as last scraped; absent where unknown.";
     RUNNING = "forebay_backend_running", Kind::Gauge, "Sequences running in the backend, as last scraped; absent where unknown.";

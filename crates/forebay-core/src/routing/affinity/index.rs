@@ -60,7 +60,7 @@ impl Index {
         }
     }
 
-    /// The replicas of this proxy, which share nothing but what they agree on without talking (see [`Prior`]). 1: it is alone.
+    /// The replicas of this proxy, which share nothing but what they agree on without talking. 1: it is alone.
     pub fn set_replicas(&mut self, replicas: u32) {
         self.prior.set_replicas(replicas);
     }
