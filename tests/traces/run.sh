@@ -5,7 +5,7 @@
 #   tests/traces/run.sh VENV [FOREBAY]      VENV: what tests/real_vllm/setup.sh made; FOREBAY (default: target/release/forebay)
 #
 # FOREBAY_TOOLS   where rotel is or goes (default $HOME/.cache/forebay/tools; 90 MB, from PyPI's package rotel).
-# What cannot be had is named, and the script skips. Everything runs on loopback and ends with it. Takes a minute.
+# What cannot be had is named, and the script ends with code 77. Everything runs on loopback and ends with it. Takes a minute.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 venv=$(cd "${1:?usage: run.sh VENV [FOREBAY]}" && pwd)
@@ -26,7 +26,7 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
-skip() { echo "SKIPPED: $1"; exit 0; }
+skip() { echo "SKIPPED: $1"; exit 77; }
 
 [ -x "$venv/bin/vllm" ] || skip "no vLLM in $venv (tests/real_vllm/setup.sh makes one)"
 command -v python3 >/dev/null || skip "python3 is not installed"
