@@ -4,6 +4,7 @@
 //! Hot path: [`Parser::push`] with one event a chunk, as vLLM sends them: at most 150 ns for 200 bytes, no copy, no
 //! allocation, no JSON parse (`benches/stream.rs`).
 
+mod data;
 mod dialect;
 mod sse;
 pub mod timings;
@@ -16,6 +17,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
+pub use data::{EventData, EventTooLarge};
 pub use dialect::says_engine_dead;
 use dialect::{Class, Dialect};
 use sse::{Frame, Framer};

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::{ProbeClient, ProbeError, body, request, with_causes, within};
 use crate::telemetry::labels::ProbeFailure;
+use forebay_core::stream::EventData;
 
 impl ProbeClient {
     /// The status of an answer whose body is read as it comes. Dropping that closes the connection.
@@ -27,7 +28,7 @@ impl ProbeClient {
         Ok((response.status(), ProbeStream(response.into_body())))
     }
 
-    /// Reads a stream of server-sent events, each of one line of data, and hands on the data of each, until the stream ends (`None`) or
+    /// Reads a stream of server-sent events and hands on the data of each, until the stream ends (`None`) or
     /// `each` returns false. An answer other than 200 is given back whole.
     ///
     /// # Errors
@@ -49,22 +50,17 @@ impl ProbeClient {
             return Ok(Some((status, body)));
         }
         // From here on there is no end to wait for: each piece has the time that the first one had.
-        let (mut stream, mut kept) = (ProbeStream(response.into_body()), BytesMut::new());
-        while let Some(data) = stream.next(silence).await? {
-            kept.extend_from_slice(&data);
-            // An event ends with an empty line, wherever the bytes were cut.
-            while let Some(end) = kept.windows(2).position(|pair| pair == b"\n\n") {
-                let event = kept.split_to(end + 2);
-                let text = String::from_utf8_lossy(&event);
-                let Some(data) = text.lines().find_map(|line| line.strip_prefix("data: ")) else { continue };
-                if !each(data) {
+        let (mut stream, mut events) = (ProbeStream(response.into_body()), EventData::new(max_bytes));
+        while let Some(mut piece) = stream.next(silence).await? {
+            // A server that never ends an event must not fill the memory.
+            let too_large = |_| {
+                let words = format!("an event is larger than {max_bytes} bytes");
+                ProbeError::new(ProbeFailure::TooLarge, words)
+            };
+            while let Some(data) = events.next(&mut piece).map_err(too_large)? {
+                if !each(&String::from_utf8_lossy(&data)) {
                     return Ok(None);
                 }
-            }
-            // What is left is the begin of an event. A server that never ends one must not fill the memory.
-            if kept.len() > max_bytes {
-                let words = format!("an event is larger than {max_bytes} bytes");
-                return Err(ProbeError::new(ProbeFailure::TooLarge, words));
             }
         }
         Ok(None)
