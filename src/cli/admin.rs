@@ -99,12 +99,7 @@ impl<'a> AdminClient<'a> {
 
     fn ask(&self, path: &str, body: Option<String>) -> Result<Vec<u8>, AdminError> {
         let url = self.url;
-        let uri: Uri = format!("{}{path}", url.trim_end_matches('/'))
-            .parse()
-            .map_err(|error| AdminError::Proxy(format!("{url}: {error}; {FORM}")))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(AdminError::Proxy(format!("{url}: {FORM}")));
-        }
+        let uri = uri_of(url, path).map_err(AdminError::Proxy)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -135,12 +130,7 @@ impl<'a> AdminClient<'a> {
         };
         match status {
             StatusCode::OK => Ok(body),
-            StatusCode::UNAUTHORIZED => {
-                let sent = if self.token.is_some() { "another token" } else { "its token" };
-                Err(AdminError::Proxy(format!(
-                    "{url} wants {sent}: --admin-token-file FILE, or {TOKEN_VARIABLE} in the environment"
-                )))
-            }
+            StatusCode::UNAUTHORIZED => Err(AdminError::Proxy(format!("{url} {}", wants_token(self.token.is_some())))),
             status if status.is_client_error() && status != StatusCode::FORBIDDEN => match said() {
                 Some(words) => Err(AdminError::Question(words)),
                 None => Err(AdminError::Proxy(format!("{url}{path} answered {status}; {FORM}"))),
@@ -152,6 +142,22 @@ impl<'a> AdminClient<'a> {
             }
         }
     }
+}
+
+/// Returns the address of a document of the admin API at `url`.
+///
+/// # Errors
+/// That is no URL with `http` or `https`.
+pub(super) fn uri_of(url: &str, path: &str) -> Result<Uri, String> {
+    let whole = format!("{}{path}", url.trim_end_matches('/'));
+    let uri: Uri = whole.parse().map_err(|error| format!("{url}: {error}; {FORM}"))?;
+    if matches!(uri.scheme_str(), Some("http" | "https")) { Ok(uri) } else { Err(format!("{url}: {FORM}")) }
+}
+
+/// Returns what to do where a proxy refuses the token that was sent, or the lack of one.
+pub(super) fn wants_token(sent: bool) -> String {
+    let which = if sent { "another token" } else { "its token" };
+    format!("wants {which}: --admin-token-file FILE, or {TOKEN_VARIABLE} in the environment")
 }
 
 /// Returns the admin API's token: the content of this file, else that of the environment.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{StatusCode, Uri};
 
+use super::super::admin::{uri_of, wants_token};
 use super::tick::Tick;
 use forebay_fleet::probe::ProbeClient;
 
@@ -40,12 +41,7 @@ pub(super) struct AdminStream {
 impl AdminStream {
     /// Reads a URL of the command line.
     pub(super) fn parse(url: &str, token: Option<String>) -> Result<AdminStream, String> {
-        let form = "write it as http://127.0.0.1:8081, the proxy's admin address";
-        let whole = format!("{}/api/live/stream", url.trim_end_matches('/'));
-        let stream: Uri = whole.parse().map_err(|error| format!("--admin {url}: {error}; {form}"))?;
-        if !matches!(stream.scheme_str(), Some("http" | "https")) {
-            return Err(format!("--admin {url}: {form}"));
-        }
+        let stream = uri_of(url, "/api/live/stream").map_err(|why| format!("--admin {why}"))?;
         Ok(AdminStream { url: url.trim_end_matches('/').to_owned(), stream, token })
     }
 
@@ -77,10 +73,7 @@ impl AdminStream {
         }
         match ended {
             Ok(None) => "the stream ended".to_owned(),
-            Ok(Some((StatusCode::UNAUTHORIZED, _))) => {
-                let sent = if self.token.is_some() { "another token" } else { "its token" };
-                format!("it wants {sent}: --admin-token-file FILE, or FOREBAY_ADMIN_TOKEN in the environment")
-            }
+            Ok(Some((StatusCode::UNAUTHORIZED, _))) => format!("it {}", wants_token(self.token.is_some())),
             Ok(Some((status, body))) => {
                 let answer: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
                 let words = answer.and_then(|answer| answer["error"]["message"].as_str().map(str::to_owned));
