@@ -1,6 +1,5 @@
 //! An answer on its way out: where it goes, its bytes, and how an error is told once its status is spent.
 
-mod bell;
 pub(crate) mod body;
 pub(crate) mod error_event;
 pub(crate) mod front;

@@ -10,7 +10,7 @@ use std::task::{Context, Wake, Waker};
 use futures_util::task::AtomicWaker;
 
 /// The waker.
-pub(super) struct Bell {
+pub(crate) struct Bell {
     state: Arc<State>,
     waker: Waker,
 }
@@ -33,14 +33,14 @@ impl Wake for State {
 
 impl Bell {
     /// One that rings once from the beginning, so that what it is for is polled at first.
-    pub(super) fn new() -> Bell {
+    pub(crate) fn new() -> Bell {
         let state = Arc::new(State { rung: AtomicBool::new(true), task: AtomicWaker::new() });
         let waker = Waker::from(Arc::clone(&state));
         Bell { state, waker }
     }
 
     /// Returns the waker to poll with, if it has rung since it was last asked.
-    pub(super) fn rang(&self, cx: &Context<'_>) -> Option<Waker> {
+    pub(crate) fn rang(&self, cx: &Context<'_>) -> Option<Waker> {
         // Before the look: a ring after it wakes this task.
         self.state.task.register(cx.waker());
         let rung = self.state.rung.load(Ordering::Acquire) && self.state.rung.swap(false, Ordering::AcqRel);
