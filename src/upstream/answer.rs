@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -79,7 +79,11 @@ impl Through {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Through { incoming, connection } = self;
         let frame = match connection {
-            Some((driven, _)) => driven.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
+            // A small body was read with its head: then the connection need not be polled again.
+            Some((driven, _)) => match Pin::new(&mut *incoming).poll_frame(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => driven.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
+                ready => ready,
+            },
             None => Pin::new(&mut *incoming).poll_frame(cx),
         };
         if matches!(frame, Poll::Ready(None)) || (frame.is_ready() && self.incoming.is_end_stream()) {

@@ -67,14 +67,13 @@ type Http = Connection<TokioIo<Tap<BackendIo>>, Sent>;
 
 /// A connection to a backend.
 pub(super) struct Driven {
-    connection: Http,
+    /// None once it is over: hyper tells whoever still waits for an answer when it is dropped.
+    connection: Option<Http>,
     requests: SendRequest<Sent>,
     mark: UseMark,
     handover: Handover,
     gate: Arc<Gate>,
     waker: Waker,
-    /// The connection is over.
-    over: bool,
 }
 
 impl Driven {
@@ -84,7 +83,7 @@ impl Driven {
         let (requests, connection) = builder().handshake(TokioIo::new(Tap::new(io, handover.clone()))).await?;
         let gate = Arc::new(Gate { state: AtomicU8::new(IDLE), task: AtomicWaker::new() });
         let waker = Waker::from(Arc::clone(&gate));
-        Ok(Box::new(Driven { connection, requests, mark, handover, gate, waker, over: false }))
+        Ok(Box::new(Driven { connection: Some(connection), requests, mark, handover, gate, waker }))
     }
 
     /// The facts known of it.
@@ -104,9 +103,9 @@ impl Driven {
         self.handover.begin(asked == Asked::Stream);
         let request = request.map(|pieces| Sent::new(pieces, &self.handover));
         let mut answer = pin!(self.requests.try_send_request(request));
-        let Driven { connection, gate, waker, over, handover, .. } = self;
+        let Driven { connection, gate, waker, handover, .. } = self;
         let answered = poll_fn(|cx| {
-            gate.poll(cx, waker, connection, over, |cx| {
+            gate.poll(cx, waker, connection, |cx| {
                 let polled = answer.as_mut().poll(cx);
                 if polled.is_pending() && handover.read_on() {
                     cx.waker().wake_by_ref();
@@ -121,27 +120,40 @@ impl Driven {
     }
 
     /// Takes the body of an answer from under hyper, where that is for us to read; gives the connection back otherwise.
-    pub(super) fn past(self: Box<Self>, answer: &Response<Incoming>) -> Result<Past<BackendIo>, Box<Self>> {
-        if self.over || !self.handover.takes(answer) {
-            return Err(self);
+    pub(super) fn past(mut self: Box<Self>, answer: &Response<Incoming>) -> Result<Past<BackendIo>, Box<Self>> {
+        let Driven { connection, handover, .. } = &mut *self;
+        match connection.take_if(|_| handover.takes(answer)) {
+            Some(connection) => {
+                let Parts { io, read_buf, .. } = connection.into_parts();
+                Ok(Past::new(io.into_inner(), read_buf, MOST_HEADERS))
+            }
+            None => Err(self),
         }
-        let Parts { io, read_buf, .. } = self.connection.into_parts();
-        Ok(Past::new(io.into_inner(), read_buf, MOST_HEADERS))
     }
 
     /// Polls the connection, and then what waits for something of it.
     pub(super) fn poll_with<T>(&mut self, cx: &Context<'_>, waits: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        let Driven { connection, gate, waker, over, .. } = self;
-        gate.poll(cx, waker, connection, over, waits)
+        let Driven { connection, gate, waker, .. } = self;
+        gate.poll(cx, waker, connection, waits)
+    }
+
+    /// Returns whether it could carry another request when it was polled last.
+    pub(super) fn was_idle(&self) -> bool {
+        self.connection.is_some() && self.requests.is_ready()
     }
 
     /// Returns whether it can carry another request now.
     pub(super) fn is_idle(&mut self) -> bool {
         // Nobody waits for it: whoever takes it next asks again.
         let mut nobody = Context::from_waker(Waker::noop());
-        self.over = self.over || Pin::new(&mut self.connection).poll(&mut nobody).is_ready();
-        !self.over && self.requests.is_ready()
+        poll(&mut self.connection, &mut nobody);
+        self.was_idle()
     }
+}
+
+/// Polls a connection, and drops it once it is over. How it ended, whoever waits is told by hyper.
+fn poll(connection: &mut Option<Http>, cx: &mut Context<'_>) {
+    drop(connection.take_if(|connection| Pin::new(connection).poll(cx).is_ready()));
 }
 
 impl Gate {
@@ -149,16 +161,14 @@ impl Gate {
         &self,
         cx: &Context<'_>,
         waker: &Waker,
-        connection: &mut Http,
-        over: &mut bool,
+        connection: &mut Option<Http>,
         mut waits: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         self.task.register(cx.waker());
         let mut gated = Context::from_waker(waker);
         for _ in 0..MOST_ROUNDS {
             self.state.store(POLLED, Ordering::Release);
-            // How it ended, whoever waits is told by hyper.
-            *over = *over || Pin::new(&mut *connection).poll(&mut gated).is_ready();
+            poll(connection, &mut gated);
             if let Poll::Ready(value) = waits(&mut gated) {
                 return Poll::Ready(value);
             }

@@ -1,4 +1,4 @@
-//! The kept-alive connections to one backend that carry no request. They have no task: whoever takes one asks whether it is still
+//! The kept-alive connections to one backend that carry no request. They have no task: whoever takes one finds out whether it is still
 //! open, and a sweep closes those that nobody takes in time.
 //!
 //! Hot path: one short lock to take a connection and one to give it back.
@@ -49,12 +49,12 @@ impl Idle {
         locked(&self.state)
     }
 
-    /// A connection that is still open, where there is one.
+    /// A connection, where there is one. The backend may have closed it since: then it gives the request back unsent.
     pub(super) fn take(&self) -> Option<Box<Driven>> {
+        let now = self.clock.now();
         loop {
-            let now = self.clock.now();
-            let (since, mut driven) = self.state().connections.pop()?;
-            if now.since(since) < MOST_IDLE && driven.is_idle() {
+            let (since, driven) = self.state().connections.pop()?;
+            if now.since(since) < MOST_IDLE {
                 return Some(driven);
             }
         }
@@ -62,7 +62,8 @@ impl Idle {
 
     /// Keeps a connection if it can carry another request. Must be called within tokio's runtime.
     pub(super) fn give(self: &Arc<Self>, mut driven: Box<Driven>) {
-        if !driven.is_idle() {
+        // Nearly always it was idle as soon as its answer was whole.
+        if !driven.was_idle() && !driven.is_idle() {
             return;
         }
         let now = self.clock.now();
