@@ -2,7 +2,7 @@
 //! never trusting a declared length. Memory is taken from the common limit in steps as bytes arrive; when it is full only
 //! the oldest unfinished body may grow and others are refused at once, since waiting while holding would be an easy attack.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -41,13 +41,35 @@ const DRAIN_PIECE: Duration = Duration::from_secs(5);
 /// The memory that all request bodies share.
 pub(crate) struct BodyMemory {
     used: AtomicU64,
-    unfinished: Mutex<BTreeSet<u64>>,
-    next: AtomicU64,
+    unfinished: Mutex<Unfinished>,
+}
+
+/// The bodies that are not whole yet.
+#[derive(Default)]
+struct Unfinished {
+    /// Their turns, the oldest first. Nearly always few: a set would take memory for each body.
+    turns: VecDeque<u64>,
+    next: u64,
+}
+
+impl Unfinished {
+    fn enter(&mut self) -> u64 {
+        let turn = self.next;
+        self.next += 1;
+        self.turns.push_back(turn);
+        turn
+    }
+
+    fn leave(&mut self, turn: u64) {
+        if let Ok(place) = self.turns.binary_search(&turn) {
+            self.turns.remove(place);
+        }
+    }
 }
 
 impl BodyMemory {
     pub(crate) fn new() -> Arc<BodyMemory> {
-        Arc::new(BodyMemory { used: AtomicU64::new(0), unfinished: Mutex::default(), next: AtomicU64::new(0) })
+        Arc::new(BodyMemory { used: AtomicU64::new(0), unfinished: Mutex::default() })
     }
 
     /// Bytes held at present.
@@ -57,8 +79,7 @@ impl BodyMemory {
     }
 
     fn enter(self: &Arc<Self>) -> Held {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        locked(&self.unfinished).insert(turn);
+        let turn = locked(&self.unfinished).enter();
         Held { memory: Arc::clone(self), turn, bytes: 0, finished: false }
     }
 }
@@ -92,14 +113,13 @@ impl Held {
     }
 
     fn is_oldest(&self) -> bool {
-        let unfinished = locked(&self.memory.unfinished);
-        unfinished.first() == Some(&self.turn)
+        locked(&self.memory.unfinished).turns.front() == Some(&self.turn)
     }
 
     fn finish(&mut self) {
         if !self.finished {
             self.finished = true;
-            locked(&self.memory.unfinished).remove(&self.turn);
+            locked(&self.memory.unfinished).leave(self.turn);
         }
     }
 }
@@ -194,7 +214,8 @@ where
             Poll::Ready(next) => next,
             Poll::Pending => {
                 let slow = slow.get_or_insert_with(|| Slow::new(limits.timeout));
-                next_piece(&mut body, slow, so_far).await?
+                // On the heap, so that a body that is there has no room for the wait.
+                Box::pin(next_piece(&mut body, slow, so_far)).await?
             }
         };
         let frame = match next {
