@@ -35,6 +35,7 @@ use http::header::ORIGIN;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use self::answer::body::Ours;
 pub use self::answer::body::{AnswerBody, Cut};
@@ -195,7 +196,12 @@ async fn answered(
         {
             over = Some(relaying);
         }
-        Pin::new(&mut answer).poll(cx)
+        // Only that poll sends it. To wait for it as well would wake this task once more for each request.
+        match answer.try_recv() {
+            Ok(answer) => Poll::Ready(Some(answer)),
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Closed) => Poll::Ready(None),
+        }
     })
     .await;
     // A task is made for what is left: the relay alone where the head has come, which is smaller than all that led to it.
@@ -210,7 +216,7 @@ async fn answered(
             }
         })),
     }
-    answer.ok()
+    answer
 }
 
 /// A request that is let in: work for a backend, or an answer of our own.

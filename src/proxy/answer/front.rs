@@ -31,10 +31,10 @@ pub(crate) enum Front {
 }
 
 impl Front {
-    /// Waits until the client has left.
+    /// Waits until the client has left. Until a head is sent, the request is dropped then.
     pub(crate) async fn left(&mut self) {
         match self {
-            Front::Held(reply) => reply.closed().await,
+            Front::Held(_) => std::future::pending().await,
             Front::Early(tx) => tx.closed().await,
         }
     }

@@ -221,7 +221,8 @@ async fn try_once(
     if failure.is_none() && !lacks {
         return Ok((head, body, Form::Unary));
     }
-    let answer = RealAnswer::read(&backend, head, body).await;
+    // On the heap, as few answers are errors.
+    let answer = Box::pin(RealAnswer::read(&backend, head, body)).await;
     let failure = match (failure, &answer) {
         // What a stream is told by an event.
         (Some(Failure::ServerError(code)), Some(answer)) if says_engine_dead(&answer.body) => {

@@ -57,7 +57,8 @@ pub(crate) async fn place(
                 // One patience for all waits of a request: a retry that waits again does not begin anew.
                 let until = *patience.until.get_or_insert(now + timeout);
                 record.waits(now);
-                let placed = wait(work, clock, waiting, until).await;
+                // On the heap, so that a request that need not wait has no room for it.
+                let placed = Box::pin(wait(work, clock, waiting, until)).await;
                 record.waited(clock.now());
                 placed?
             }

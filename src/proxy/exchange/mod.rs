@@ -5,14 +5,18 @@
 mod early_head;
 mod relaying;
 
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::response::Parts;
 use http::{Response, StatusCode, Version};
+use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
@@ -229,28 +233,34 @@ impl Exchange {
     async fn whole(
         mut self: Box<Self>,
         committed: Committed,
-        mut reply: oneshot::Sender<Response<AnswerBody>>,
+        reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
     ) {
         let Committed { ticket, mut watch, mut head, body, .. } = committed;
         self.finish(&mut head);
         let (clock, shutdown) = (self.shared.clock.clone(), self.shared.shutdown.clone());
-        let left = total.map_or(Duration::MAX, |at| at.since(clock.now()));
-        let collected = tokio::select! {
-            biased;
-            // The client left before there was anything to send. The drops do the rest.
-            () = reply.closed() => return,
-            failure = watch.ended(&clock) => Err(failure),
-            () = shutdown.begun() => Err(Failure::Shutdown),
-            collected = tokio::time::timeout(left, body.collect()) => match collected {
-                Ok(collected) => collected.map_err(|_| Failure::Died),
-                Err(_) => Err(Failure::Deadline),
-            },
+        let mut reading = pin!(small(body));
+        // Most small documents came with their head: then there is nothing to wait for.
+        let there = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await;
+        let collected = match there {
+            Poll::Ready(collected) => collected,
+            Poll::Pending => {
+                let left = total.map_or(Duration::MAX, |at| at.since(clock.now()));
+                // On the heap, so that those that need not wait have no room for it.
+                let waits = Box::pin(async {
+                    tokio::select! {
+                        biased;
+                        failure = watch.ended(&clock) => Err(failure),
+                        () = shutdown.begun() => Err(Failure::Shutdown),
+                        collected = tokio::time::timeout(left, reading) => collected.unwrap_or(Err(Failure::Deadline)),
+                    }
+                });
+                waits.await
+            }
         };
         let now = self.shared.clock.now();
         match collected {
-            Ok(collected) => {
-                let document = collected.to_bytes();
+            Ok(document) => {
                 Document::read(self.work.api, &document).note(&ticket, &mut self.record);
                 settle(ticket, &mut self.record, Ok(()), now);
                 drop(reply.send(Response::from_parts(head, AnswerBody::whole(document))));
@@ -262,6 +272,25 @@ impl Exchange {
             }
         }
     }
+}
+
+/// Reads a small body.
+async fn small(mut body: upstream::BackendBody) -> Result<Bytes, Failure> {
+    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
+    while !body.is_end_stream() {
+        let Some(frame) = body.frame().await else { break };
+        // Anything but data is a trailer, which vLLM has none of.
+        let Ok(piece) = frame.map_err(|_| Failure::Died)?.into_data() else { continue };
+        if first.is_empty() {
+            first = piece;
+            continue;
+        }
+        if rest.is_empty() {
+            rest.extend_from_slice(&first);
+        }
+        rest.extend_from_slice(&piece);
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
 /// Returns whether an answer says that it is small.
