@@ -1,12 +1,13 @@
 //! Where a request came from: who the client is, as far as proxies that are trusted say it, and what backends are told of it in
 //! `X-Forwarded-For`, `-Proto`, `-Host` and `Forwarded` (RFC 7239). Strangers' words are replaced, trusted ones extended.
 //!
-//! Hot path: four headers, of which the connection's own part was written once; nothing where `forwarding.headers` is off.
+//! Hot path: four headers, which a connection's first request writes for the others; nothing where `forwarding.headers` is off.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 
+use http::Uri;
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
 use ipnet::IpNet;
 
 use forebay_fleet::config::model::Forwarding;
@@ -25,6 +26,8 @@ pub(crate) struct Peer {
     name: HeaderValue,
     /// Its part of `Forwarded`, up to the host.
     node: String,
+    /// Its whole part, with the host of its first request: nearly every request of a connection asks for the same one.
+    first: OnceLock<(Option<HeaderValue>, Option<HeaderValue>)>,
 }
 
 impl Peer {
@@ -37,7 +40,7 @@ impl Peer {
             _ => format!("for={name};proto={}", scheme(secure)),
         };
         let name = HeaderValue::try_from(name).expect("an address is a valid value");
-        Peer { address, secure, name, node }
+        Peer { address, secure, name, node, first: OnceLock::new() }
     }
 
     /// Returns whether it speaks TLS.
@@ -66,31 +69,55 @@ impl Peer {
         client
     }
 
-    /// Tells a backend of this peer, in `headers`, which are those of the request `head`.
-    pub(crate) fn tell(&self, head: &Parts, headers: &mut HeaderMap, settings: &Forwarding) {
-        if !settings.headers {
-            return;
-        }
-        if !self.is_trusted(&settings.trusted_proxies) {
-            for name in [FOR, PROTO, HOST_ASKED, FORWARDED] {
-                headers.remove(name);
-            }
-        }
-        extend(headers, FOR, &self.name);
-        let host = head.headers.get(HOST).cloned();
-        let host = host.or_else(|| HeaderValue::try_from(head.uri.authority()?.as_str()).ok());
-        let node = match host.as_ref().and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty()) {
+    /// Its part of `Forwarded` in a request to this host.
+    fn node_at(&self, host: Option<&HeaderValue>) -> Option<HeaderValue> {
+        let (first, node) = self.first.get_or_init(|| {
+            // A copy, since the value itself would keep the memory that the request's head was read into.
+            (host.and_then(|host| HeaderValue::from_bytes(host.as_bytes()).ok()), self.make_node(host))
+        });
+        if first.as_ref() == host { node.clone() } else { self.make_node(host) }
+    }
+
+    fn make_node(&self, host: Option<&HeaderValue>) -> Option<HeaderValue> {
+        let node = match host.and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty()) {
             Some(host) => HeaderValue::try_from(format!("{};host=\"{host}\"", self.node)),
             None => HeaderValue::try_from(self.node.as_str()),
         };
-        if let Ok(node) = node {
+        node.ok()
+    }
+
+    /// Tells a backend of this peer in `headers`, and which host it asked for ([`host_asked`]).
+    pub(crate) fn tell(&self, host: Option<HeaderValue>, headers: &mut HeaderMap, settings: &Forwarding) {
+        if !settings.headers {
+            return;
+        }
+        let (node, proto) = (self.node_at(host.as_ref()), HeaderValue::from_static(scheme(self.secure)));
+        if !self.is_trusted(&settings.trusted_proxies) {
+            let ours = [(FOR, Some(self.name.clone())), (FORWARDED, node), (PROTO, Some(proto)), (HOST_ASKED, host)];
+            for (name, value) in ours {
+                // Either way, what a stranger said is gone.
+                match value {
+                    Some(value) => drop(headers.insert(name, value)),
+                    None => drop(headers.remove(name)),
+                }
+            }
+            return;
+        }
+        extend(headers, FOR, &self.name);
+        if let Some(node) = node {
             extend(headers, FORWARDED, &node);
         }
-        headers.entry(PROTO).or_insert(HeaderValue::from_static(scheme(self.secure)));
+        headers.entry(PROTO).or_insert(proto);
         if let Some(host) = host {
             headers.entry(HOST_ASKED).or_insert(host);
         }
     }
+}
+
+/// The host that a request asks for. HTTP/2 has it in the URI.
+pub(crate) fn host_asked(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue> {
+    let host = headers.get(HOST).cloned();
+    host.or_else(|| HeaderValue::try_from(uri.authority()?.as_str()).ok())
 }
 
 fn scheme(secure: bool) -> &'static str {
@@ -186,7 +213,7 @@ mod tests {
         let (head, ()) = request.into_parts();
         let mut headers = head.headers.clone();
         headers.remove(HOST);
-        peer(from).tell(&head, &mut headers, &settings);
+        peer(from).tell(host_asked(&head.uri, &head.headers), &mut headers, &settings);
         let mut told: Vec<(String, String)> =
             headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
         told.sort();

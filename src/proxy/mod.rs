@@ -150,7 +150,7 @@ where
 async fn serve<B>(
     shared: Arc<Shared>,
     mut record: Record,
-    head: http::request::Parts,
+    mut head: http::request::Parts,
     body: B,
     outlet: Option<Arc<dyn Outlet>>,
 ) -> Response<AnswerBody>
@@ -159,7 +159,7 @@ where
     B::Error: Display + Send,
 {
     let settings = Arc::clone(record.settings());
-    let work = match admit(&shared, &settings, &mut record, &head, body).await {
+    let work = match admit(&shared, &settings, &mut record, &mut head, body).await {
         Ok(Admitted::Work(work)) => work,
         Ok(Admitted::Answer(json)) => return record.local(StatusCode::OK, json),
         Ok(Admitted::Tunnel(tunnel)) => return Box::pin(tunnel.open(&shared, record)).await,
@@ -231,7 +231,7 @@ async fn admit<B>(
     shared: &Arc<Shared>,
     settings: &Arc<Config>,
     record: &mut Record,
-    head: &http::request::Parts,
+    head: &mut http::request::Parts,
     mut body: B,
 ) -> Result<Admitted, Refusal>
 where
@@ -270,7 +270,7 @@ where
         return Err(refusal);
     }
     if route == Route::Realtime {
-        let asked = (head, route::target(&head.uri, &path));
+        let asked = (&*head, route::target(&head.uri, &path));
         return Tunnel::prepare(shared, settings, &snapshot, record, asked).map(Box::new).map(Admitted::Tunnel);
     }
     let limits = BodyLimits {
@@ -294,7 +294,17 @@ where
     // The time until here is the client's own, and no overhead.
     record.body_read = Some(shared.clock.now());
     let target = route::target(&head.uri, &path);
-    let intake = work::Intake { head, route, target, bytes, held, decoded: coding.is_some() };
+    let intake = work::Intake {
+        method: &head.method,
+        uri: &head.uri,
+        version: head.version,
+        headers: std::mem::take(&mut head.headers),
+        route,
+        target,
+        bytes,
+        held,
+        decoded: coding.is_some(),
+    };
     let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
     record.charge(work.facts.kind, work.facts.est_tokens)?;
     Ok(Admitted::Work(Box::new(work)))

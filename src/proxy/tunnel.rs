@@ -11,6 +11,7 @@ use http::{Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 
 use super::answer::body::AnswerBody;
+use super::forwarded::host_asked;
 use super::headers;
 use super::record::Record;
 use super::request::lookup::pool_for;
@@ -73,7 +74,7 @@ impl Tunnel {
         let mut headers = head.headers.clone();
         let ours = (&record.request_id, shared.via.entry(head.version));
         headers::for_backend(&mut headers, ours, false, keyed.is_none());
-        record.peer.tell(head, &mut headers, &settings.forwarding);
+        record.peer.tell(host_asked(&head.uri, &head.headers), &mut headers, &settings.forwarding);
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, WEBSOCKET);
         // One sequence, of whose prompt nothing is known.

@@ -2,9 +2,12 @@
 //! the connection cap and the limits of time that hyper has not.
 
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,6 +31,7 @@ use super::proxy_protocol;
 use super::streams::StreamExecutor;
 use super::tls::{Secured, Transport, handshake, within};
 use crate::proxy::Outlet;
+use crate::upstream::bell::Bell;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use crate::upstream::tunnel::ClientEnd;
@@ -251,40 +255,80 @@ impl<F: ServiceFor> HyperApp<F> {
         });
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
+        let mut gone = pin!(ear.gone());
         let mut ending: Option<Time> = None;
         loop {
             let wait = self.left(state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
-            tokio::select! {
-                biased;
-                result = connection.as_mut() => {
-                    if let Err(error) = result {
-                        tracing::debug!(error = &*error, "client connection ended");
-                    }
+            // Polled at first and when one of them woke the task, and not with every piece that comes.
+            let mut seldom = pin!(seldom(state, &mut shutdown, ending.is_some(), wait));
+            let bell = Bell::new();
+            let next = poll_fn(|cx| {
+                if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(Next::Over(result));
+                }
+                if gone.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Next::Gone);
+                }
+                match bell.rang(cx) {
+                    Some(waker) => seldom.as_mut().poll(&mut Context::from_waker(&waker)).map(Next::Seldom),
+                    None => Poll::Pending,
+                }
+            });
+            match next.await {
+                Next::Over(Err(error)) => {
+                    tracing::debug!(error = &*error, "client connection ended");
                     return;
                 }
                 // Dropping the connection drops its request, too.
-                () = ear.gone() => return,
-                () = state.abused() => {
+                Next::Over(Ok(())) | Next::Gone => return,
+                Next::Seldom(Seldom::Abused) => {
                     if let Some(held_back) = self.resets.pass(self.clock.now()) {
-                        tracing::warn!(?client, held_back, "client resets most of its requests at once: connection closed");
+                        tracing::warn!(
+                            ?client,
+                            held_back,
+                            "client resets most of its requests at once: connection closed"
+                        );
                     }
                     return;
                 }
-                _ = shutdown.wait_for(|stop| *stop), if ending.is_none() => {
+                Next::Seldom(Seldom::Look) if self.left(state, ending).is_none_or(|left| !left.is_zero()) => continue,
+                Next::Seldom(Seldom::Look) if ending.is_some() || !state.was_served() => return,
+                Next::Seldom(Seldom::Stop | Seldom::Look) => {
                     ending = Some(self.clock.now());
                     connection.as_mut().graceful_shutdown();
                 }
-                () = tokio::time::sleep(wait) => {
-                    if self.left(state, ending).is_some_and(|left| left.is_zero()) {
-                        if ending.is_some() || !state.was_served() {
-                            return;
-                        }
-                        ending = Some(self.clock.now());
-                        connection.as_mut().graceful_shutdown();
-                    }
-                }
             }
         }
+    }
+}
+
+/// What comes next on a connection.
+enum Next<E> {
+    /// hyper is done with it.
+    Over(Result<(), E>),
+    /// Its client has left with a request under way.
+    Gone,
+    /// One of the things that seldom come.
+    Seldom(Seldom),
+}
+
+/// What seldom comes on a connection.
+enum Seldom {
+    /// Its client has reset most of very many requests at once.
+    Abused,
+    /// The process is to end.
+    Stop,
+    /// The limits of time are to be looked at.
+    Look,
+}
+
+/// Waits for what seldom comes. `ending`: the connection was told to end already.
+async fn seldom(state: &ConnState, shutdown: &mut ShutdownWatch, ending: bool, wait: Duration) -> Seldom {
+    tokio::select! {
+        biased;
+        () = state.abused() => Seldom::Abused,
+        _ = shutdown.wait_for(|stop| *stop), if !ending => Seldom::Stop,
+        () = tokio::time::sleep(wait) => Seldom::Look,
     }
 }
 

@@ -4,6 +4,7 @@
 //! Hot path: one `ArcSwap` load and one hash look-up a request. The request polls its connection itself.
 
 mod answer;
+pub(crate) mod bell;
 mod body;
 mod connect;
 pub mod descriptors;

@@ -15,10 +15,10 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Sleep;
 
-use super::bell::Bell;
 use super::body::Message;
 use super::outlet::{Outlet, Passed};
 use crate::proxy::shutdown::Shutdown;
+use crate::upstream::bell::Bell;
 use crate::upstream::{BackendBody, shortage_or};
 use forebay_core::clock::{Clock, Time};
 use forebay_core::error::{Failure, with_causes};

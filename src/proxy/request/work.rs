@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, HOST};
-use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, Request, Uri, Version};
 use twox_hash::XxHash3_64;
 
 use super::counting::endpoint_of;
@@ -17,6 +16,7 @@ use super::multipart;
 use super::peek::{Peek, in_utf8, peek};
 use super::splice::Splice;
 use super::stored::{self, Home, Search};
+use crate::proxy::forwarded::host_asked;
 use crate::proxy::headers;
 use crate::proxy::record::Record;
 use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
@@ -153,7 +153,11 @@ impl Work {
 
 /// The parts of a request whose body has been read.
 pub(crate) struct Intake<'a> {
-    pub(crate) head: &'a Parts,
+    pub(crate) method: &'a Method,
+    pub(crate) uri: &'a Uri,
+    pub(crate) version: Version,
+    /// Those that came, to be changed into those that are sent on.
+    pub(crate) headers: HeaderMap,
     pub(crate) route: Route<'a>,
     /// The path and query to send on.
     pub(crate) target: PathAndQuery,
@@ -174,7 +178,7 @@ pub(crate) async fn prepare(
     record: &mut Record,
     intake: Intake<'_>,
 ) -> Result<Work, Refusal> {
-    let Intake { head, route, target, bytes, held, decoded } = intake;
+    let Intake { method, uri, version, mut headers, route, target, mut bytes, held, decoded } = intake;
     let route = match route {
         // Nothing says that an engine has work with a request without a body, or for which model.
         Route::Model(Endpoint { body: BodyForm::Unknown, .. }) if bytes.is_empty() => Route::AnyBackend,
@@ -184,8 +188,7 @@ pub(crate) async fn prepare(
         Route::Model(endpoint) => endpoint,
         _ => Endpoint::LIGHT,
     };
-    let mut bytes = bytes;
-    let parsed = read_body((shared, snapshot), route, head, &mut bytes).await?;
+    let parsed = read_body((shared, snapshot), route, &headers, &mut bytes).await?;
     let endpoint = endpoint_of(endpoint, parsed.peek.as_ref().map(|peek| peek.shape));
     if endpoint.body == BodyForm::JsonOfAny {
         record.api = endpoint.api;
@@ -203,7 +206,7 @@ pub(crate) async fn prepare(
     };
     let streamed = parsed.peek.as_ref().is_some_and(|peek| peek.stream);
     record.streamed = streamed;
-    let session = session(&pool, head, parsed.peek.as_ref());
+    let session = session(&pool, &headers, parsed.peek.as_ref());
     // By session, before anybody looks at loads: the arm must not depend on how busy it is, or a comparison would
     // compare moments.
     let kept = session.as_deref().map(|session| pool.session_of(session));
@@ -211,14 +214,14 @@ pub(crate) async fn prepare(
     record.assign(&pool, arm);
     record.belongs_to(session.as_deref(), kept.as_ref());
     let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
-    let (body, usage_injected) = outgoing(&pool, (settings, head), endpoint, &parsed, &bytes);
-    let mut headers = head.headers.clone();
-    let ours = (&record.request_id, shared.via.entry(head.version));
+    let (body, usage_injected) = outgoing(&pool, (settings, &headers), endpoint, &parsed, &bytes);
+    let host = host_asked(uri, &headers);
+    let ours = (&record.request_id, shared.via.entry(version));
     headers::for_backend(&mut headers, ours, streamed, client.is_none());
     if decoded {
         headers.remove(CONTENT_ENCODING);
     }
-    record.peer.tell(head, &mut headers, &settings.forwarding);
+    record.peer.tell(host, &mut headers, &settings.forwarding);
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, parsed.peek.as_ref()) },
         lane: LaneKey::of(session.as_deref(), client.map(|client| &*client.name))
@@ -229,7 +232,7 @@ pub(crate) async fn prepare(
         search,
         streamed,
         usage_injected,
-        method: head.method.clone(),
+        method: method.clone(),
         path: target,
         headers,
         body,
@@ -241,7 +244,7 @@ pub(crate) async fn prepare(
 async fn read_body(
     (shared, snapshot): (&Shared, &Snapshot),
     route: Route<'_>,
-    head: &Parts,
+    headers: &HeaderMap,
     bytes: &mut Bytes,
 ) -> Result<Parsed, Refusal> {
     Ok(match route {
@@ -260,7 +263,7 @@ async fn read_body(
             parsed.unwrap_or(Parsed { peek: None, model: None })
         }
         // On the heap: few requests are forms, and all would carry the room for reading one.
-        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, bytes)).await },
+        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(headers, bytes)).await },
         _ => Parsed { peek: None, model: None },
     })
 }
@@ -300,9 +303,9 @@ pub(crate) fn body_sessions(snapshot: &Snapshot) -> Vec<String> {
     members
 }
 
-fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {
+fn session(pool: &Pool, headers: &HeaderMap, peek: Option<&Peek>) -> Option<String> {
     match &pool.session {
-        SessionKey::Header(name) => Some(head.headers.get(name.as_str())?.to_str().ok()?.to_owned()),
+        SessionKey::Header(name) => Some(headers.get(name.as_str())?.to_str().ok()?.to_owned()),
         SessionKey::Body(member) => peek?.session(member).map(str::to_owned),
     }
 }
@@ -361,9 +364,9 @@ pub(crate) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
 }
 
 /// A form with the pool's model in place of an alias.
-fn renamed_form(head: &Parts, bytes: &Bytes, alias: &str, model: &str) -> Pieces {
+fn renamed_form(headers: &HeaderMap, bytes: &Bytes, alias: &str, model: &str) -> Pieces {
     let mut splice = Splice::default();
-    for at in form::values(&head.headers, bytes, "model") {
+    for at in form::values(headers, bytes, "model") {
         if bytes[at.clone()] == *alias.as_bytes() {
             splice.replace(at, Bytes::copy_from_slice(model.as_bytes()));
         }
@@ -373,14 +376,14 @@ fn renamed_form(head: &Parts, bytes: &Bytes, alias: &str, model: &str) -> Pieces
 
 fn outgoing(
     pool: &Pool,
-    (settings, head): (&Config, &Parts),
+    (settings, headers): (&Config, &HeaderMap),
     endpoint: Endpoint,
     parsed: &Parsed,
     bytes: &Bytes,
 ) -> (Body, bool) {
     let Some(peek) = &parsed.peek else {
         let alias = parsed.model.as_ref().filter(|asked| pool.aliases.contains(asked));
-        let renamed = alias.map(|alias| renamed_form(head, bytes, alias, &pool.model));
+        let renamed = alias.map(|alias| renamed_form(headers, bytes, alias, &pool.model));
         return (Body { asked: parsed.model.clone(), as_asked: Pieces::new([bytes.clone()]), renamed }, false);
     };
     let mut splice = Splice::default();
