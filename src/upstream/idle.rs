@@ -50,8 +50,7 @@ impl Idle {
     }
 
     /// A connection, where there is one. The backend may have closed it since: then it gives the request back unsent.
-    pub(super) fn take(&self) -> Option<Box<Driven>> {
-        let now = self.clock.now();
+    pub(super) fn take(&self, now: Time) -> Option<Box<Driven>> {
         loop {
             let (since, driven) = self.state().connections.pop()?;
             if now.since(since) < MOST_IDLE {

@@ -136,7 +136,7 @@ impl Upstream {
         let (idle, sent) = (self.idle(backend), self.clock.now());
         to_path_alone(&mut request);
         loop {
-            let kept = if connection == Connection::Pooled { idle.take() } else { None };
+            let kept = if connection == Connection::Pooled { idle.take(sent) } else { None };
             let mut driven = match kept {
                 Some(driven) => driven,
                 // On the heap: most requests need no new one.
