@@ -34,14 +34,12 @@ use bytes::Bytes;
 use http::header::ORIGIN;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
-use tokio::sync::oneshot;
-use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use self::answer::body::Ours;
 pub use self::answer::body::{AnswerBody, Cut};
 pub use self::answer::outlet::{Outlet, Passed};
 use self::exchange::{Exchange, Relaying};
-
 use self::forwarded::Peer;
 use self::record::Record;
 use self::request::intake::{self, BodyLimits};
@@ -52,6 +50,7 @@ use self::shared::Shared;
 pub use self::shared::{Parts, Readiness};
 pub use self::shutdown::Shutdown;
 use self::tunnel::Tunnel;
+use crate::upstream::bell::Bell;
 
 use forebay_core::error::{ErrorShape, Refusal, refusal_json, repeated};
 use forebay_core::stream::Api;
@@ -188,19 +187,20 @@ async fn answered(
 ) -> Option<Response<AnswerBody>> {
     let caught_by = Arc::clone(&telemetry);
     let mut run = Box::pin(async move { caught(&caught_by, Panicked::Request, run).await.flatten() });
-    let mut over = None;
+    let (mut over, bell) = (None, Bell::new());
     let answer = poll_fn(|cx| {
-        // It is not polled again: with its end, the answer is there or never will be.
+        // hyper wakes its task for its own sake as well, as when a body was read. It is not polled again once it is over: the
+        // answer is there then, or never will be.
         if over.is_none()
-            && let Poll::Ready(relaying) = run.as_mut().poll(cx)
+            && let Some(waker) = bell.rang(cx)
+            && let Poll::Ready(relaying) = run.as_mut().poll(&mut Context::from_waker(&waker))
         {
             over = Some(relaying);
         }
         // Only that poll sends it. To wait for it as well would wake this task once more for each request.
         match answer.try_recv() {
-            Ok(answer) => Poll::Ready(Some(answer)),
             Err(TryRecvError::Empty) => Poll::Pending,
-            Err(TryRecvError::Closed) => Poll::Ready(None),
+            sent => Poll::Ready(sent.ok()),
         }
     })
     .await;
