@@ -30,7 +30,7 @@ pub enum Failure {
     Reused,
     /// Reset or end of stream after the request was sent, or an answer of 200 that ended without an event.
     Died,
-    /// 500, 502 or 504 before anything was committed.
+    /// 500, 502 or 504 before anything was committed. A 101 that nobody asked for counts as 502.
     ServerError(u16),
     /// 503 or 429: backpressure. The backend may name how long to leave it alone.
     Busy {

@@ -58,7 +58,7 @@ impl<'a> Course<'a> {
             self.not_asked = Some(refusal);
             return self.elsewhere(work, record);
         }
-        if self.seen.failed() == 0 {
+        if self.seen.nobody_asked() {
             return Some(Attempted::Refused(refusal));
         }
         // Another attempt had nowhere to go: no reason to give up what a backend said, and one to try again later.
@@ -155,7 +155,7 @@ impl<'a> Course<'a> {
 
     /// Nobody is left to ask for the response. It is unknown if all have said so.
     fn search_over(&mut self, work: &Work) -> Attempted {
-        let Some(search) = work.search.as_ref().filter(|_| self.seen.failed() == 0) else { return self.over(work) };
+        let Some(search) = work.search.as_ref().filter(|_| self.seen.nobody_asked()) else { return self.over(work) };
         match (self.not_asked.take(), self.unable.take()) {
             (Some(refusal), _) => Attempted::Refused(refusal),
             (None, _) if search.unasked => Attempted::Refused(Refusal::NoBackend(work.pool.model.clone())),
