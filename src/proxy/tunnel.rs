@@ -58,6 +58,7 @@ impl Tunnel {
         record: &mut Record,
         (head, target): (&Parts, PathAndQuery),
     ) -> Result<Tunnel, Refusal> {
+        // Forebay passes bytes on unread, so it speaks for no protocol but the one that it knows to be framed.
         let asks = head.headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
         let client = head.extensions.get::<ClientEnd>().filter(|_| asks && head.version == Version::HTTP_11);
         let wrong = || {
@@ -74,6 +75,7 @@ impl Tunnel {
         let ours = (&record.request_id, shared.via.entry(head.version));
         headers::for_backend(&mut headers, ours, false, keyed.is_none());
         record.peer.tell(head, &mut headers, &settings.forwarding);
+        // The client's own were hop-by-hop and went with the rest. These are for the hop to the backend.
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, WEBSOCKET);
         // One sequence, of whose prompt nothing is known.

@@ -46,6 +46,7 @@ impl Tasks {
         Arc::new(move || {
             let config = settings.load();
             let (interval, timeout) = of(&config);
+            // Read at each round, so that a reload holds at once; and stretched, so that several replicas ask as often as one.
             Rhythm { interval: config.replicas.stretch(interval), timeout }
         })
     }
@@ -133,6 +134,7 @@ impl Common {
             config.pools.iter().map(|pool| (pool.model.clone(), pool.tls.clone())).collect::<Vec<_>>()
         };
         let listeners = |config: &Config| (config.listen.tls.clone(), config.admin.tls.clone());
+        // Only then, since to read certificates anew may fail for a file that has nothing to do with this change.
         if listeners(&old) != listeners(&config) || of_pools(&old) != of_pools(&config) {
             self.tls.take(&config, &self.telemetry);
         }
@@ -204,6 +206,7 @@ impl BackgroundService for Tasks {
         tasks.spawn(kept(Arc::clone(telemetry), move || sources.clone().run()));
         self.spawn_source(&mut tasks, hup);
         // A drain ends with the process's own exit, and a fast end with the runtime's.
+        // pingora calls the service over when this returns, and would drop the tasks that a drain still needs.
         let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && self.signals;
         if drains {
             std::future::pending::<()>().await;

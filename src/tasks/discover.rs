@@ -40,6 +40,7 @@ pub async fn discover(backends: Vec<BackendConfig>, fleet: Fleet, mut apply: imp
     let mut questions = JoinSet::new();
     for (i, backend) in backends.iter().enumerate() {
         let (mut client, backend) = (client.clone(), backend.clone());
+        // A client of its own for each URL: one that hangs would hold the connections that others wait for.
         client.turn_to(&Arc::new(Endpoint::new(&backend.url, None)));
         questions.spawn(async move { (i, ask_until_answered(&client, &backend).await) });
     }
@@ -58,6 +59,7 @@ pub async fn discover(backends: Vec<BackendConfig>, fleet: Fleet, mut apply: imp
             continue;
         }
         let now = grouped(&backends, &known, &pools);
+        // Compared as a whole, since an answer that lists the same in another order changes nothing.
         if now != pools {
             pools = now;
             let models: Vec<&str> = pools.iter().map(|pool| pool.model.as_str()).collect();
@@ -104,6 +106,7 @@ async fn ask_until_answered(client: &ProbeClient, backend: &BackendConfig) -> Ve
             }
             Err(error) => tell_once(&backend.url, &error, &mut told),
         }
+        // A tenth of chance, so that questions to several servers do not fall together for ever.
         tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64()).min(LONGEST_PAUSE)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

@@ -69,6 +69,7 @@ impl Sources {
         let mut running: Vec<(ArmSource, AbortHandle)> = Vec::new();
         loop {
             let wanted = self.arms();
+            // By the source itself and not by its name: a reload that changes an arm's source must not leave the old one asking.
             running.retain(|(arm, handle)| {
                 let stays = wanted.iter().any(|one| one.is(arm)) && !handle.is_finished();
                 if !stays {
@@ -84,6 +85,7 @@ impl Sources {
                     running.push((arm, handle));
                 }
             }
+            // Ended tasks are taken out, or the set would grow with each reload.
             while tasks.try_join_next().is_some() {}
             if self.controller.retire(self.clock.now()) {
                 (self.changed)();
@@ -99,6 +101,7 @@ impl Sources {
         for arm in self.arms() {
             questions.spawn(async move { arm.ask_once().await });
         }
+        // Whatever answers within the limit is used. The rest goes on being asked once the server runs.
         _ = tokio::time::timeout(limit, async { while questions.join_next().await.is_some() {} }).await;
         self.arms().iter().all(|arm| arm.source.has_answered())
     }

@@ -62,6 +62,7 @@ impl<'a> Course<'a> {
             return Some(Attempted::Refused(refusal));
         }
         // Another attempt had nowhere to go: no reason to give up what a backend said, and one to try again later.
+        // A full room ends by itself, so the client is told to come again. A backend's own answer says more and goes first.
         if self.last_answer.is_none() && refusal.is_for_want_of_room() {
             return Some(Attempted::Refused(refusal));
         }
@@ -101,6 +102,7 @@ impl<'a> Course<'a> {
         answer: Option<RealAnswer>,
     ) -> Option<Attempted> {
         let verdict = verdict(failure, &self.seen);
+        // Not a second time, whatever follows: a request that killed one engine must not come back to it.
         self.tried.push(ticket.backend().id);
         if failure == Failure::NotServed
             && let Some(model) = work.model()
@@ -122,6 +124,7 @@ impl<'a> Course<'a> {
         if verdict != Verdict::Next {
             return Some(self.over(work));
         }
+        // Paid when the next place is found. A retry that finds none has cost nobody anything.
         self.unpaid = Some(failure);
         if work.search.is_some() { self.elsewhere(work, record) } else { None }
     }
@@ -129,6 +132,7 @@ impl<'a> Course<'a> {
     fn blame(&mut self, ticket: Ticket, failure: Failure, model: Option<&str>) {
         let now = self.means.clock.now();
         let backend = Arc::clone(ticket.backend());
+        // A request that two servers fail at alike is at fault itself. So the first one's blame waits for the second.
         if failure.may_be_the_requests().is_some() {
             self.suspicion = Some(ticket.suspect(failure, now));
             return;
@@ -136,6 +140,7 @@ impl<'a> Course<'a> {
         ticket.finish(AttemptOutcome::Failed(failure), now);
         match failure {
             // One answer to one client: a question of our own settles it.
+            // A wrong key refuses everybody. A question of our own finds that out without another client's request.
             Failure::Misconfigured(status) => backend.doubt.raise(status),
             Failure::Tls => backend.doubt.ask_again(),
             // A list that promised it is out of date. What nobody lists is the client's to invent, and no reason to ask.

@@ -112,6 +112,7 @@ impl RealAnswer {
             }
             Some(())
         };
+        // A body that does not come is left out, since the status alone decides what follows. No retry waits longer for it.
         tokio::time::timeout(ERROR_ANSWER_TIME, reading).await.ok()??;
         let mut headers = head.headers;
         // vLLM names no time, and a client should not try again at once.
@@ -132,6 +133,7 @@ impl RealAnswer {
         let mut response = Response::new(ClientBody::whole(self.body));
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
+        // hyper writes one by the body's own size, which cannot be wrong.
         response.headers_mut().remove(CONTENT_LENGTH);
         response
     }
