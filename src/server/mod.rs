@@ -109,7 +109,7 @@ pub enum StartError {
     Thread(std::io::Error),
 }
 
-/// What to do about an address that cannot be listened on.
+/// Says what to do about an address that cannot be listened on.
 fn bind_help(error: &std::io::Error, key: &str) -> String {
     let option = if key == "admin.address" { "--admin" } else { "--listen" };
     match error.kind() {
