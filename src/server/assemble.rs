@@ -22,6 +22,7 @@ use super::descriptors;
 use super::flush::{drain_end, flush};
 use super::lifecycle::{Look, Signals, UnderWay};
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
+use super::signals::Caught;
 use super::tls::Listeners;
 use super::upgrade::{Meeting, reserve, take_over};
 use super::watch::Tasks;
@@ -233,6 +234,8 @@ fn open_log(log: &Log, telemetry: &Telemetry) -> Result<AccessLog, StartError> {
 /// An address cannot be listened on, or a listener does not come up in time.
 pub fn start(options: Options) -> Result<Handle, StartError> {
     let Options { mut config, source, signals, upgrade } = options;
+    // First: what follows may wait for minutes for sources or for another process, in which a log may be rotated.
+    let caught = signals.then(Caught::install).transpose().map_err(StartError::Signals)?;
     let listed = match &source {
         Source::Backends(backends) => backends.len(),
         _ => config.pools.iter().flat_map(|pool| &pool.arms).map(|arm| arm.backends.len()).sum(),
@@ -252,7 +255,7 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
     common.find_backends();
     let listening = Arc::clone(&common.listening);
     let (taken_over, handed_over) = mpsc::channel();
-    let way = Way { signals, meeting, inherits, taken_over };
+    let way = Way { signals: caught, meeting, inherits, taken_over };
     let server = build(config, source, way, common);
     let thread = std::thread::Builder::new().name("server".into()).spawn(server).map_err(StartError::Thread)?;
     handed_over.recv().map_err(|_| StartError::NotHandedOver)?;
@@ -265,7 +268,8 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
 
 /// The way in which a server starts and ends.
 struct Way {
-    signals: bool,
+    /// The signals that are the process's own, if any are.
+    signals: Option<Caught>,
     meeting: Meeting,
     /// Its listening sockets are another process's, to be handed over.
     inherits: bool,
@@ -276,7 +280,8 @@ struct Way {
 /// The work of the server's thread. pingora's services are made on it, since they are not all `Send` once built.
 fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl FnOnce() + Send {
     move || {
-        let Way { signals, meeting, inherits, taken_over } = way;
+        let Way { signals: caught, meeting, inherits, taken_over } = way;
+        let signals = caught.is_some();
         let connections = Connections::default();
         let conf = ServerConf {
             grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
@@ -310,7 +315,7 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         let app = HyperApp::new(services, &config, Connections::default(), common.clock.clone())
             .secured(common.tls.admin.clone());
         server.add_service(listening("admin", app, config.admin.address, 1));
-        server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));
+        server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, caught)));
         if signals {
             server.add_service(background_service("drain", drain_end(&common, connections, config.listen.drain.limit)));
         }

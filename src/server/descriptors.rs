@@ -14,7 +14,7 @@ const OTHERS: u64 = 64;
 /// Descriptors for the scrapes and probes of a backend.
 const EACH_BACKEND: u64 = 3;
 
-/// Raises the soft limit to the hard one, and warns where `listen.max_connections` cannot be reached. Returns the room for
+/// Raises the soft limit to the hard one, and warns where a `listen.max_connections` that somebody chose cannot be reached. Returns the room for
 /// connections.
 pub(super) fn prepare(config: &Config, backends: usize) -> Arc<Descriptors> {
     let limit = match raise() {
@@ -34,7 +34,10 @@ pub(super) fn prepare(config: &Config, backends: usize) -> Arc<Descriptors> {
 fn warn_of(limit: u64, config: &Config) {
     let Some(wanted) = config.listen.max_connections else { return };
     let needed = needed(wanted as u64);
-    if needed > limit {
+    // The default is more than most hosts allow by themselves, and nobody here has asked for it. Connections that do not fit are refused
+    // with a warning of their own.
+    let asked_for = config.listen.max_connections != Config::default().listen.max_connections;
+    if needed > limit && asked_for {
         tracing::warn!(
             limit,
             needed,

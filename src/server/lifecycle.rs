@@ -159,7 +159,8 @@ pub(super) struct DrainEnd {
 impl DrainEnd {
     /// Says now and then what the drain still waits for. Never returns.
     async fn tell(&self, limit: Duration) {
-        let (until, mut soon) = (until(limit), LOOK * 5);
+        // Where nothing is left, it is over before the first of these lines.
+        let (until, mut soon) = (until(limit), LOOK * (QUIET + 10));
         loop {
             tokio::time::sleep(soon).await;
             soon = TELL_AGAIN;

@@ -117,7 +117,7 @@ impl ConfigWatcher {
             return Reload::Unchanged;
         }
         for key in &diff.restart_keys {
-            warn!(key, "this change waits for a restart");
+            warn!(key, "this change waits for a restart: until then the old value is in force");
         }
         if diff.changed.is_empty() {
             return Reload::Unchanged;

@@ -19,6 +19,7 @@ mod accepted;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod access_log;
 mod affinity;
+mod alerts;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;
 mod blame;

@@ -241,11 +241,11 @@ pub enum Refusal {
     NoBackend(String),
     /// Every backend at its limit, and the wait room full.
     #[error(
-        "every backend of `{0}` is at its limit and as many requests wait as may (pools.wait_room); try again shortly"
+        "every backend of `{0}` is at its limit, and the wait room is full (pools.wait_room.size); try again shortly"
     )]
     WaitRoomFull(String),
     /// Every backend at its limit for as long as a request waits.
-    #[error("no backend of `{0}` had room in time (pools.wait_room.timeout); try again shortly")]
+    #[error("no backend of `{0}` had a free place in time (pools.wait_room.timeout); try again shortly")]
     WaitTimeout(String),
     /// A model that the client's key may not use, or that does not exist: the key is not told which.
     #[error("The model `{model}` does not exist here, or this key may not use it; served to it: {served}")]

@@ -275,8 +275,8 @@ pub(super) fn lag_p99_ms<'a>(runs: impl Iterator<Item = &'a RunRows>) -> Option<
 
 /// Notes that nobody said when the experiment was to end.
 pub(super) fn no_plan(warnings: &mut Vec<Warning>) {
-    let text = "the rows do not say how many starts were planned: a verdict holds at its rate only if that number was fixed before \
-                the first report was read (--planned-starts N says it)";
+    let text = "the rows do not say how many starts were planned: the error rate of a verdict holds only if that number was fixed \
+                before the first report was read; give it as --planned-starts N";
     warnings.push(Warning { gravity: Gravity::Note, check: "no_plan", text: text.to_owned() });
 }
 

@@ -127,7 +127,7 @@ pub struct Run {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The text is no URL.
-    #[error("`{0}` is not the URL of a server: write http://host:port (TLS is not spoken)")]
+    #[error("`{0}` is not the URL of a server: write http://HOST:PORT; https is not supported here")]
     Url(String),
     /// No connection, or it broke, or no whole answer came in time.
     #[error("cannot reach {url}: {reason}")]
