@@ -209,8 +209,8 @@ impl BackgroundService for Tasks {
         let sources = Arc::clone(&self.common).sources();
         tasks.spawn(kept(Arc::clone(telemetry), move || sources.clone().run()));
         self.spawn_source(&mut tasks, hup);
-        // A drain ends with the process's own exit, and a fast end with the runtime's.
-        // pingora calls the service over when this returns, and would drop the tasks that a drain still needs.
+        // A drain ends with the process's own exit, and a fast end with the runtime's. But pingora calls the service over when
+        // this returns, and would drop the tasks that a drain still needs.
         let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && signals;
         if drains {
             std::future::pending::<()>().await;
