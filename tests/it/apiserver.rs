@@ -228,7 +228,7 @@ fn kind_of(target: &str) -> &'static str {
     kinds.iter().find(|(path, _)| target.contains(path)).map_or("Pod", |(_, kind)| kind)
 }
 
-/// Whether an object is of the kind, and has the labels or the name, that a list or a watch asks for.
+/// Returns whether an object is of the kind, and has the labels or the name, that a list or a watch asks for.
 fn is_asked_for(target: &str, object: &Value) -> bool {
     let asked = |key: &str| target.split(['?', '&']).find_map(|part| part.strip_prefix(key));
     let plain = |text: &str| text.replace("%3D", "=").replace("%2C", ",").replace("%2F", "/");
