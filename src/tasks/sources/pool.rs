@@ -17,10 +17,10 @@ const PAGE: u32 = 10;
 
 /// Follows the pool of this name and its pods until it is dropped.
 pub(super) async fn follow(arm: &ArmSource, (asked, name): (&Kubernetes, &str), times: &WatchTimes) {
-    let (pods, mut named) = watch::channel(None);
+    let (pods, mut named) = watch::channel::<Option<Kubernetes>>(None);
     let members = async {
         loop {
-            let pods: Option<Kubernetes> = named.borrow_and_update().clone();
+            let pods = named.borrow_and_update().clone();
             let followed = async {
                 match &pods {
                     Some(pods) => kubernetes::follow(arm, pods, times).await,
