@@ -18,7 +18,7 @@ use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
-use super::descriptors;
+use super::descriptors::Room;
 use super::flush::{drain_end, flush};
 use super::lifecycle::{Look, Signals, UnderWay};
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
@@ -30,7 +30,6 @@ use super::{Handle, Options, Source, StartError};
 use crate::admin::{self, Admin, NotChanged};
 use crate::proxy::{Outlet, Parts, Proxy, Readiness, Shutdown};
 use crate::spans::Spans;
-use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
 use forebay_fleet::clients::KnownClients;
@@ -74,13 +73,13 @@ pub(super) struct Common {
     pub(super) handed_over: Arc<AtomicBool>,
     pub(super) tls: Listeners,
     /// The room for connections of clients and to backends.
-    descriptors: Arc<Descriptors>,
+    pub(super) room: Room,
     pub(super) shutdown: Shutdown,
     listening: Arc<AtomicBool>,
 }
 
 impl Common {
-    fn new(config: &Config, descriptors: Arc<Descriptors>) -> Result<Common, StartError> {
+    fn new(config: &Config, room: Room) -> Result<Common, StartError> {
         let clock = Clock::system();
         let telemetry = Arc::new(Telemetry::new());
         let controller = Arc::new(Controller::new(Settings::from(config), Arc::clone(&telemetry)));
@@ -90,7 +89,7 @@ impl Common {
         let tls = Listeners::default();
         tls.take(config, &telemetry);
         let limits = Limits {
-            descriptors: Arc::clone(&descriptors),
+            descriptors: Arc::clone(room.connections()),
             connect_timeout: CONNECT_TIMEOUT,
             write_stall: config.limits.write_stall,
         };
@@ -108,7 +107,7 @@ impl Common {
             draining: Arc::new(AtomicBool::new(false)),
             handed_over: Arc::new(AtomicBool::new(false)),
             tls,
-            descriptors,
+            room,
             shutdown: Shutdown::default(),
             listening: Arc::new(AtomicBool::new(false)),
         })
@@ -236,11 +235,7 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
     let Options { mut config, source, signals, upgrade } = options;
     // First: what follows may wait for minutes for sources or for another process, in which a log may be rotated.
     let caught = signals.then(Caught::install).transpose().map_err(StartError::Signals)?;
-    let listed = match &source {
-        Source::Backends(backends) => backends.len(),
-        _ => config.pools.iter().flat_map(|pool| &pool.arms).map(|arm| arm.backends.len()).sum(),
-    };
-    let descriptors = descriptors::prepare(&config, listed);
+    let room = Room::prepare(&config);
     let (requests_in_use, admin_in_use);
     (config.listen.address, requests_in_use) = reserve(config.listen.address, "listen.address", upgrade)?;
     (config.admin.address, admin_in_use) = reserve(config.admin.address, "admin.address", upgrade)?;
@@ -251,7 +246,8 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
         meeting.prepare().map_err(|error| StartError::Meeting { socket: socket(), error })?;
     }
     let (data, admin) = (config.listen.address, config.admin.address);
-    let common = Arc::new(Common::new(&config, descriptors)?);
+    let common = Arc::new(Common::new(&config, room)?);
+    common.keep_upstream();
     common.find_backends();
     let listening = Arc::clone(&common.listening);
     let (taken_over, handed_over) = mpsc::channel();
@@ -307,7 +303,7 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         let proxy = common.proxy();
         let app = HyperApp::new(proxy.clone(), &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone())
-            .within(Arc::clone(&common.descriptors))
+            .within(Arc::clone(common.room.connections()))
             .secured(common.tls.requests.clone())
             .behind_proxy(config.listen.proxy_protocol);
         server.add_service(listening("requests", app, config.listen.address, config.listen.threads));

@@ -168,9 +168,10 @@ impl Common {
         self.keep_upstream();
     }
 
-    /// Lets go of the clients of backends that are gone.
-    fn keep_upstream(&self) {
+    /// Lets go of the clients of backends that are gone, and leaves descriptors for those that there are.
+    pub(super) fn keep_upstream(&self) {
         let snapshot = self.controller.fleet().snapshot();
+        self.room.beside(snapshot.pools.iter().map(|pool| pool.members().len()).sum());
         self.upstream.retain(|id| snapshot.backend(id).is_some());
     }
 }

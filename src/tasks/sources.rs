@@ -4,6 +4,7 @@
 mod api;
 mod dns;
 mod kubernetes;
+mod pool;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tracing::{debug, warn};
 pub use self::dns::Resolve;
 use super::MEMBERSHIP;
 use forebay_core::clock::Clock;
-use forebay_fleet::config::model::DiscoverySource;
+use forebay_fleet::config::model::{DiscoverySource, Whom};
 use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::membership::roster::Found;
 use forebay_fleet::membership::source::Source;
@@ -126,7 +127,12 @@ impl ArmSource {
     async fn follow(self) {
         match &self.source.discover.source {
             DiscoverySource::Dns { name, interval } => dns::follow(&self, name, *interval).await,
-            DiscoverySource::Kubernetes(asked) => kubernetes::follow(&self, asked, &kubernetes::WATCH_TIMES).await,
+            DiscoverySource::Kubernetes(asked) => match &asked.whom {
+                Whom::Pool(name) => pool::follow(&self, (asked, name), &kubernetes::WATCH_TIMES).await,
+                Whom::Selector(_) | Whom::Service(_) => {
+                    kubernetes::follow(&self, asked, &kubernetes::WATCH_TIMES).await;
+                }
+            },
         }
     }
 
@@ -134,8 +140,11 @@ impl ArmSource {
         let asked = match &self.source.discover.source {
             DiscoverySource::Dns { name, .. } => dns::ask(self, name).await,
             DiscoverySource::Kubernetes(asked) => {
-                let https = self.source.discover.https;
-                kubernetes::ask(asked).await.map(|members| kubernetes::backends(&members, https))
+                let members = match &asked.whom {
+                    Whom::Pool(name) => pool::ask(self, (asked, name)).await,
+                    Whom::Selector(_) | Whom::Service(_) => kubernetes::ask(asked).await,
+                };
+                members.map(|members| kubernetes::backends(&members, self.source.discover.https))
             }
         };
         self.take(asked);

@@ -7,6 +7,7 @@
 mod apiserver;
 mod certificates;
 mod client;
+mod cluster_objects;
 mod frames;
 mod fronts;
 mod harness;
