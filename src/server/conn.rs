@@ -85,6 +85,11 @@ impl ConnState {
         HandedOver(Arc::clone(self))
     }
 
+    /// Returns whether the connection goes on in another protocol.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire) > 0
+    }
+
     /// Waits until the connection no longer goes on in another protocol.
     pub(super) async fn handed_back(&self) {
         while self.handed_over.load(Ordering::Acquire) > 0 {

@@ -281,7 +281,19 @@ impl<F: ServiceFor> HyperApp<F> {
         if let Err(error) = &ended {
             tracing::debug!(error = &**error, "client connection ended");
         }
+        // What is handed over has another reader, and HTTP/2 tells an answer from the end of a connection.
+        if !state.is_h2() && !state.is_handed_over() {
+            tokio::select! {
+                () = ear.linger(ended.is_err_and(|error| is_of_a_head(&*error))) => {}
+                _ = shutdown.wait_for(|stop| *stop) => {}
+            }
+        }
     }
+}
+
+/// Returns whether hyper itself has answered a head that it cannot read: by a 400, a 414 or a 431.
+fn is_of_a_head(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
 }
 
 impl<F> HyperApp<F> {

@@ -33,10 +33,10 @@ const HEADER: usize = 64;
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a body that is refused, so much is read and thrown away, so that a client which sends all of it before it reads sees the
 /// answer and no reset. nginx lingers as long (`lingering_time`, `lingering_timeout`).
-const DRAIN_BYTES: u64 = 1 << 30;
-const DRAIN_TIME: Duration = Duration::from_secs(30);
+pub(crate) const DRAIN_BYTES: u64 = 1 << 30;
+pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// The longest time between two pieces of it.
-const DRAIN_PIECE: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN_PIECE: Duration = Duration::from_secs(5);
 
 /// The memory that all request bodies share.
 pub(crate) struct BodyMemory {
