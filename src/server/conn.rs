@@ -230,7 +230,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
             ended => return ended,
         };
         Poll::Ready(Some(Ok(match frame.into_data() {
-            Ok(data) => Frame::data(counted.rest.split(data)),
+            Ok(data) => {
+                let is_last = counted.body.is_end_stream();
+                Frame::data(counted.rest.split(data, is_last))
+            }
             Err(other) => other,
         })))
     }

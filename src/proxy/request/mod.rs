@@ -4,6 +4,7 @@ pub(crate) mod auth;
 pub mod counting;
 pub(crate) mod decode;
 mod form;
+pub(crate) mod heads;
 pub(crate) mod intake;
 mod lenient;
 pub(crate) mod lookup;
