@@ -9,6 +9,7 @@ pub(crate) mod intake;
 mod lenient;
 pub(crate) mod lookup;
 pub mod multipart;
+pub(crate) mod parse;
 pub mod peek;
 mod prefix;
 pub mod splice;
