@@ -10,7 +10,8 @@ mod flush;
 mod handover;
 mod lifecycle;
 mod listener;
-mod proxy_protocol;
+#[doc(hidden)]
+pub mod proxy_protocol;
 mod sending;
 mod streams;
 mod tls;
