@@ -291,7 +291,7 @@ impl<F: ServiceFor> HyperApp<F> {
     }
 }
 
-/// Returns whether hyper itself has answered a head that it cannot read: by a 400, a 414 or a 431.
+/// Returns whether hyper itself has answered a head that it cannot read: by a 400 or a 431.
 fn is_of_a_head(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
 }

@@ -96,7 +96,8 @@ fn a_request_counts_for_no_more_sequences_than_an_engine_runs_at_once() {
             (target == "/metrics").then(|| answer(200, &[], &figures))
         });
         mock.next(held(&gate));
-        let forebay = Harness::new().config("[scrape]\ninterval = \"100ms\"").pool("tiny", &[&mock]).start();
+        let forebay =
+            Harness::new().config("[scrape]\ninterval = \"100ms\"\ntimeout = \"100ms\"").pool("tiny", &[&mock]).start();
         if running > 0 {
             eventually("the limit is known", || {
                 (forebay.backend(&mock)["load"]["running_limit"] == running).then_some(())

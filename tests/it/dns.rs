@@ -104,7 +104,7 @@ fn one_of_a_hosts_addresses_that_leads_nowhere_costs_a_request_no_time() {
     let pool = format!("[[pools]]\nmodel = \"tiny\"\nbackends = [{{ url = \"{url}\" }}]");
     for order in [[1, 2], [2, 1]] {
         names.set(host, order.map(|last| [127, 1, 1, last]));
-        let health = "[health]\ninterval = \"200ms\"\ntimeout = \"900ms\"";
+        let health = "[health]\ninterval = \"1s\"\ntimeout = \"900ms\"";
         let forebay = Harness::new().names(&names).config(health).pools(&pool).start();
         for _ in 0..3 {
             // A connection of its own each time: the backend's is closed after the answer.

@@ -73,7 +73,7 @@ fn what_hyper_itself_refuses_reaches_a_client_that_sends_all_before_it_reads() {
             ),
             ("a header with no name", format!("POST {PATH} HTTP/1.1\r\nhost: f\r\n{length}: x\r\n\r\n"), 400),
             ("two lengths", format!("POST {PATH} HTTP/1.1\r\nhost: f\r\n{length}content-length: 1\r\n\r\n"), 400),
-            ("a path that is far too long", format!("POST /{filler} HTTP/1.1\r\nhost: f\r\n{length}\r\n"), 414),
+            ("a path that is far too long", format!("POST /{filler} HTTP/1.1\r\nhost: f\r\n{length}\r\n"), 431),
         ] {
             assert_eq!(sends_all_first(&forebay, &head, &body), status, "{what}");
         }
