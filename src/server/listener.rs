@@ -81,7 +81,7 @@ pub(super) trait ServiceFor: Send + Sync + 'static {
 /// Open connections of one listener.
 pub(super) type Connections = Arc<AtomicUsize>;
 
-/// What serves the connections of one listener.
+/// The server of the connections of one listener.
 pub(super) struct HyperApp<F> {
     services: F,
     builder: auto::Builder<StreamExecutor>,
