@@ -271,10 +271,13 @@ where
         let asked = (head, route::target(&head.uri, &path));
         return Tunnel::prepare(shared, settings, &snapshot, record, asked).map(Box::new).map(Admitted::Tunnel);
     }
+    let head_size = intake::head_size(head);
+    let is_h2 = head.version == http::Version::HTTP_2;
+    let place = is_h2.then(|| record.peer.heads.take(head_size, settings.limits.h2_streams)).transpose()?;
     let limits = BodyLimits {
         one: settings.limits.body,
         all: settings.limits.bodies_in_memory,
-        head: intake::head_size(head),
+        head: head_size,
         timeout: settings.listen.body_timeout,
     };
     let (bytes, held) = match intake::read(&mut body, &shared.bodies, limits).await {
@@ -289,6 +292,7 @@ where
         Some(coding) => Box::pin(decode::decode(bytes, coding, held, limits)).await?,
         None => (bytes, held),
     };
+    let held = held.with_head(place);
     // The time until here is the client's own, and no overhead.
     record.body_read = Some(shared.clock.now());
     let target = route::target(&head.uri, &path);

@@ -11,13 +11,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use pingora::listeners::ListenerConfig;
-use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
-use pingora::services::listening::Service;
 
+use super::accept::Listening;
 use super::descriptors::Room;
 use super::flush::{drain_end, flush};
 use super::lifecycle::{Look, Signals, UnderWay};
@@ -306,11 +304,12 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             .within(Arc::clone(common.room.connections()))
             .secured(common.tls.requests.clone())
             .behind_proxy(config.listen.proxy_protocol);
-        server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
+        let at = ("requests", config.listen.address);
+        server.add_service(Listening::new(at, app, config.listen.threads, common.clock.clone()));
         let services = AdminServices::new(&common.admin(proxy.clone()), &config);
         let app = HyperApp::new(services, &config, Connections::default(), common.clock.clone())
             .secured(common.tls.admin.clone());
-        server.add_service(listening("admin", app, config.admin.address, 1));
+        server.add_service(Listening::new(("admin", config.admin.address), app, 1, common.clock.clone()));
         server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, caught)));
         if signals {
             server.add_service(background_service("drain", drain_end(&common, connections, config.listen.drain.limit)));
@@ -330,14 +329,6 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         // Nobody sends spans any more: this is the end of a process that is told to end at once.
         flush(&log);
     }
-}
-
-fn listening<F: ServiceFor>(name: &str, app: HyperApp<F>, address: SocketAddr, threads: usize) -> Service<HyperApp<F>> {
-    let mut service = Service::new(name.to_owned(), app);
-    // hyper has buffers of its own.
-    service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
-    service.threads = Some(threads);
-    service
 }
 
 fn await_listener(address: SocketAddr) -> Result<(), StartError> {

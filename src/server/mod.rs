@@ -1,6 +1,7 @@
 //! The process: pingora's `Server` with the data and the admin listener, the background tasks, signals and the drain. The
-//! only home of pingora; every connection is handed to hyper.
+//! only home of pingora, whose services these are; every connection is handed to hyper.
 
+mod accept;
 mod assemble;
 mod conn;
 mod descriptors;
@@ -9,7 +10,8 @@ mod flush;
 mod handover;
 mod lifecycle;
 mod listener;
-mod proxy_protocol;
+#[doc(hidden)]
+pub mod proxy_protocol;
 mod sending;
 mod signals;
 mod streams;

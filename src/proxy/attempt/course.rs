@@ -13,7 +13,7 @@ use super::outcome::{Attempted, RealAnswer};
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
 use forebay_core::error::{Failure, Refusal, repeated};
-use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, verdict};
+use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, spends_budget, verdict};
 use forebay_core::units::BackendId;
 use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
 
@@ -26,7 +26,7 @@ pub(super) struct Course<'a> {
     /// The backends that the next attempt may not go to.
     pub(super) tried: Vec<BackendId>,
     /// The failure that the next attempt is to make good, to be paid from the budget.
-    pub(super) unpaid: Option<Failure>,
+    unpaid: Option<Failure>,
     last_answer: Option<RealAnswer>,
     /// A backend's server error that another may repeat. If two give the same, it is the request's doing: then neither is to blame.
     suspicion: Option<Suspicion>,
@@ -50,6 +50,16 @@ impl<'a> Course<'a> {
             not_asked: None,
             unable: None,
         }
+    }
+
+    /// Pays for an attempt that is to make a failure good. False where the pool's budget is spent.
+    pub(super) fn pays(&mut self, work: &Work, record: &mut Record) -> bool {
+        let Some(failure) = self.unpaid.take() else { return true };
+        if spends_budget(failure) && !work.pool.retry(self.means.clock.now()) {
+            return false;
+        }
+        record.retried(failure);
+        true
     }
 
     /// There is no place for the next attempt.

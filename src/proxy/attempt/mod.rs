@@ -8,6 +8,7 @@ mod commit;
 mod course;
 mod outcome;
 mod place;
+mod upgrade;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use http::response::Parts;
 
 pub(crate) use outcome::{Attempted, Committed, Form, RealAnswer};
+pub(crate) use upgrade::{Upgraded, upgrade};
 
 use super::record::Record;
 use super::request::work::Work;
@@ -28,7 +30,7 @@ use commit::hold;
 use course::Course;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
-use forebay_core::routing::retry::{Attempts, Verdict, spends_budget, verdict};
+use forebay_core::routing::retry::{Attempts, Verdict, verdict};
 use forebay_core::stream::says_engine_dead;
 use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
@@ -80,11 +82,8 @@ pub(crate) async fn run(
                 None => continue,
             },
         };
-        if let Some(failure) = course.unpaid.take() {
-            if spends_budget(failure) && !work.pool.retry(clock.now()) {
-                return course.over(work);
-            }
-            record.retried(failure);
+        if !course.pays(work, record) {
+            return course.over(work);
         }
         record.dispatched(&dispatched);
         let mut ticket = dispatched.ticket;
@@ -158,12 +157,12 @@ async fn attempt(
 
 /// Waits for an attempt's result, or for what ends it from outside. Where a silent server would end it and it has nowhere to go,
 /// it stays: the server may yet speak.
-async fn until_ended(
-    trying: impl Future<Output = Result<Answer, Uncommitted>>,
+async fn until_ended<T>(
+    trying: impl Future<Output = Result<T, Uncommitted>>,
     watch: &mut Watch,
     clock: &Clock,
     elsewhere: impl Fn() -> Option<Dispatched>,
-) -> Result<Answer, Uncommitted> {
+) -> Result<T, Uncommitted> {
     let mut trying = pin!(trying);
     loop {
         let failure = tokio::select! {

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::response::Parts;
 use http::{Response, StatusCode};
+use http_body::Body;
 use http_body_util::BodyExt;
 
 use crate::proxy::answer::body::AnswerBody as ClientBody;
@@ -99,7 +100,11 @@ impl Uncommitted {
 
 impl RealAnswer {
     /// Reads an error answer whole; `None` if it is too large or does not come.
-    pub(crate) async fn read(backend: &Arc<Backend>, head: Parts, mut body: BackendBody) -> Option<RealAnswer> {
+    pub(crate) async fn read(
+        backend: &Arc<Backend>,
+        head: Parts,
+        mut body: impl Body<Data = Bytes> + Unpin,
+    ) -> Option<RealAnswer> {
         let mut whole = BytesMut::new();
         let reading = async {
             while let Some(frame) = body.frame().await {
