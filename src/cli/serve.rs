@@ -229,10 +229,11 @@ fn print_config(mut config: Config, source: &Source, args: &Args) -> ExitCode {
 }
 
 /// Says where it listens, and where the live page is.
-fn announce(handle: &Handle, secure: bool) {
+fn announce(handle: &Handle, secure: bool, from_file: bool) {
     let page = live_page(handle.admin, secure);
     tracing::info!(requests = %handle.data, admin = %handle.admin, %page, "forebay is listening");
-    if handle.admin == Config::default().admin.address {
+    // Who starts it without a file has no older one that relied on the port.
+    if from_file && handle.admin == Config::default().admin.address {
         tracing::info!("the admin address moved: its default was port 9090, which is Prometheus's own");
     }
 }
@@ -250,7 +251,7 @@ pub fn run(args: Args) -> ExitCode {
     }
     let log = &config.log;
     if log.file.is_some() && log.file == log.access_log_file {
-        eprintln!("forebay serve: the log of events and the access log need two files");
+        eprintln!("forebay serve: --log-file and --access-log-file name the same file: give each log its own");
         return ExitCode::from(2);
     }
     if let Err(error) = trace::init(log.format, log.level.as_deref(), log.file.as_deref()) {
@@ -261,13 +262,16 @@ pub fn run(args: Args) -> ExitCode {
         tracing::warn!("log.access_log_file names a file, but log.access_log is \"off\": no access log is written");
     }
     if let Some(url) = leads_back(&config, &source) {
-        eprintln!("forebay serve: backend {url} is where Forebay itself listens ({})", config.listen.address);
+        eprintln!(
+            "forebay serve: backend {url} is where Forebay itself listens ({}): give one of the two another port",
+            config.listen.address
+        );
         return ExitCode::from(2);
     }
-    let secure = config.admin.tls.is_some();
+    let (secure, from_file) = (config.admin.tls.is_some(), matches!(source, Source::File { .. }));
     let code = match server::start(Options { config, source, signals: true, upgrade: args.upgrade }) {
         Ok(handle) => {
-            announce(&handle, secure);
+            announce(&handle, secure, from_file);
             handle.wait();
             ExitCode::SUCCESS
         }

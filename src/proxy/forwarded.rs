@@ -4,12 +4,13 @@
 //! Hot path: four headers, which a connection's first request writes for the others; nothing where `forwarding.headers` is off.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use http::Uri;
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use super::request::heads::Heads;
 use forebay_fleet::config::model::Forwarding;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -28,6 +29,8 @@ pub(crate) struct Peer {
     node: String,
     /// Its whole part, with the host of its first request: nearly every request of a connection asks for the same one.
     first: OnceLock<(Option<HeaderValue>, Option<HeaderValue>)>,
+    /// The heads of its requests.
+    pub(crate) heads: Arc<Heads>,
 }
 
 impl Peer {
@@ -40,7 +43,7 @@ impl Peer {
             _ => format!("for={name};proto={}", scheme(secure)),
         };
         let name = HeaderValue::try_from(name).expect("an address is a valid value");
-        Peer { address, secure, name, node, first: OnceLock::new() }
+        Peer { address, secure, name, node, first: OnceLock::new(), heads: Arc::default() }
     }
 
     /// Returns whether it speaks TLS.

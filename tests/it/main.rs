@@ -7,6 +7,7 @@
 mod apiserver;
 mod certificates;
 mod client;
+mod cluster_objects;
 mod frames;
 mod fronts;
 mod harness;
@@ -19,6 +20,7 @@ mod accepted;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod access_log;
 mod affinity;
+mod alerts;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;
 mod blame;
