@@ -90,6 +90,8 @@ pub(super) struct HyperApp<F> {
     tls: Secured,
     /// Connections begin with the header of the PROXY protocol.
     behind_proxy: bool,
+    /// Its peers end requests by resets, also good ones.
+    expects_resets: bool,
     connections: Connections,
     max_connections: usize,
     /// Refused connections that are read to their end.
@@ -128,6 +130,7 @@ impl<F: ServiceFor> HyperApp<F> {
             builder,
             tls: Secured::default(),
             behind_proxy: false,
+            expects_resets: false,
             connections,
             max_connections: config.listen.max_connections.unwrap_or(usize::MAX),
             lingering: AtomicUsize::new(0),
@@ -145,6 +148,13 @@ impl<F: ServiceFor> HyperApp<F> {
     /// Reads from each connection whose it is, if `yes`.
     pub(super) fn behind_proxy(mut self, yes: bool) -> Self {
         self.behind_proxy = yes;
+        self
+    }
+
+    /// Takes a reset for an end like any other.
+    #[cfg(feature = "epp")]
+    pub(super) fn expecting_resets(mut self) -> Self {
+        self.expects_resets = true;
         self
     }
 
@@ -264,7 +274,7 @@ impl<F: ServiceFor> HyperApp<F> {
                 }
                 // Dropping the connection drops its request, too.
                 () = ear.gone() => return,
-                () = state.abused() => {
+                () = state.abused(), if !self.expects_resets => {
                     if let Some(held_back) = self.resets.pass(self.clock.now()) {
                         tracing::warn!(?client, held_back, "client resets most of its requests at once: connection closed");
                     }

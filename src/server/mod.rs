@@ -1,6 +1,7 @@
 //! The process: pingora's `Server` with the data and the admin listener, the background tasks, signals and the drain. The
 //! only home of pingora; every connection is handed to hyper.
 
+mod answering;
 mod assemble;
 mod conn;
 mod descriptors;
@@ -9,6 +10,8 @@ mod flush;
 mod handover;
 mod lifecycle;
 mod listener;
+#[cfg(feature = "epp")]
+mod picker;
 mod proxy_protocol;
 mod sending;
 mod streams;
@@ -50,6 +53,18 @@ pub struct Options {
     pub signals: bool,
     /// True to take the listening sockets over from the process that has them, if one does.
     pub upgrade: bool,
+    /// The requests that are served.
+    pub front: Serving,
+}
+
+/// The requests that a process serves, beside those for the admin API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Serving {
+    /// Clients, at `listen.address`.
+    #[default]
+    Clients,
+    /// Gateways alone, at `epp.address`.
+    Gateways,
 }
 
 /// The reason why a server did not start.
@@ -65,6 +80,9 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// The configuration has a picker, which this program was built without.
+    #[error("epp.address is set, but this program was built without the feature `epp`")]
+    NoPicker,
     /// There is no safe place to take the listening sockets over.
     #[error("cannot wait for the listening sockets at {}: {error}", socket.display())]
     Meeting {
@@ -100,8 +118,10 @@ pub enum StartError {
 
 /// A running server.
 pub struct Handle {
-    /// The address at which requests are served.
+    /// The address at which requests are served; where only gateways are, theirs.
     pub data: SocketAddr,
+    /// The address at which gateways ask, where they do.
+    pub picker: Option<SocketAddr>,
     /// The address of metrics and the admin API.
     pub admin: SocketAddr,
     thread: std::thread::JoinHandle<()>,

@@ -132,7 +132,7 @@ impl Common {
         let of_pools = |config: &Config| {
             config.pools.iter().map(|pool| (pool.model.clone(), pool.tls.clone())).collect::<Vec<_>>()
         };
-        let listeners = |config: &Config| (config.listen.tls.clone(), config.admin.tls.clone());
+        let listeners = |config: &Config| (config.listen.tls.clone(), config.admin.tls.clone(), config.epp.tls.clone());
         if listeners(&old) != listeners(&config) || of_pools(&old) != of_pools(&config) {
             self.tls.take(&config, &self.telemetry);
         }
