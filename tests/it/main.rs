@@ -9,6 +9,8 @@ mod certificates;
 mod client;
 mod frames;
 mod fronts;
+#[cfg(feature = "epp")]
+mod gateway;
 mod harness;
 mod mock;
 mod names;
@@ -31,6 +33,8 @@ mod cors;
 mod dashboard;
 mod dns;
 mod drains;
+#[cfg(feature = "epp")]
+mod epp;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
 mod explain;
