@@ -400,15 +400,11 @@ mod tests {
             header("x-session-id", "7"),
         ];
         let headers = HttpHeaders { headers: Some(WireHeaders { headers }), ..HttpHeaders::default() };
-        let head = request_head(headers.clone()).unwrap();
-        assert_eq!(
-            (head.method, head.uri.path(), head.version),
-            (Method::POST, "/v1/chat/completions", Version::HTTP_11)
-        );
-        assert_eq!(
-            (&head.headers[HOST], &head.headers["x-session-id"]),
-            (&"gateway:80".parse().unwrap(), &"7".parse().unwrap())
-        );
+        let head = request_head(headers).unwrap();
+        assert_eq!((&head.method, head.uri.path()), (&Method::POST, "/v1/chat/completions"));
+        assert_eq!(head.version, Version::HTTP_11);
+        assert_eq!(head.headers[HOST], "gateway:80");
+        assert_eq!(head.headers["x-session-id"], "7");
         assert!(request_head(HttpHeaders::default()).is_none());
     }
 
@@ -436,7 +432,8 @@ mod tests {
         assert_eq!(inner.fields[DESTINATION], text(list));
         let Some(Told::RequestHeaders(headers)) = picked.response else { panic!() };
         let common = headers.response.unwrap();
-        let set = &common.header_mutation.unwrap().set_headers[0];
+        let mutation = common.header_mutation.unwrap();
+        let set = &mutation.set_headers[0];
         assert_eq!(set.header.as_ref().unwrap().raw_value, list.as_bytes());
         assert_eq!(set.append_action, i32::from(HeaderAppendAction::OverwriteIfExistsOrAdd));
         assert!(common.clear_route_cache);
