@@ -33,6 +33,8 @@ const NOT_RUN: &[(&str, &str)] = &[
         "forebay compare config/experiments/sim-two-gpus.toml --html",
         "two minutes; tests/it/experiment.rs runs a short one",
     ),
+    ("forebay epp --config config/gateway", "it needs a gateway; tests/it/epp.rs runs both"),
+    ("envoy -c", "it needs Envoy; tests/it/epp.rs runs it where there is one"),
     ("forebay plan --model-config /models", "it looks at the GPUs of this machine"),
     ("forebay compare access.log", "it needs the log of real traffic; tests/it/access_log.rs has some"),
     (
