@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-targets=(sse chunked vllm_metrics config json_body multipart bench_answer)
+targets=(sse chunked vllm_metrics config json_body multipart proxy_header bench_answer)
 built=target/fuzz
 corpus=${FUZZ_CORPUS:-$built/corpus}
 fixtures=tests/fixtures/vllm-0.32.0
@@ -58,6 +58,14 @@ seed() {
         plant multipart form
     printf '%s\n%s\r\n' 'multipart/form-data; boundary="a b"' "$(printf -- '--a b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain; charset=utf-16\r\n\r\nw\r\n--a b--')" |
         plant multipart charset
+    # The first byte is the size of the pieces. Version 2: signature, command, family, length, addresses, a TLV.
+    printf '\x07PROXY TCP4 10.0.0.9 10.0.0.1 4660 80\r\nGET /' | plant proxy_header v1-tcp4
+    printf '\x01PROXY TCP6 ::1 ::2 7 80\r\nGET /' | plant proxy_header v1-tcp6
+    printf '\x10PROXY UNKNOWN ffff::1 ffff::2 1 2\r\nGET /' | plant proxy_header v1-unknown
+    local signature='\r\n\r\n\x00\r\nQUIT\n'
+    printf "\x03$signature"'\x21\x11\x00\x12\x0a\x00\x00\x09\x0a\x00\x00\x01\x12\x34\x00\x50\xea\x00\x03\x01\x02\x03GET /' | plant proxy_header v2-tcp4
+    printf "\xff$signature"'\x21\x21\x00\x24%s\x00\x07\x00\x50GET /' "$(printf '%032d' 0)" | plant proxy_header v2-tcp6
+    printf "\x02$signature"'\x20\x00\x00\x00GET /' | plant proxy_header v2-local
 }
 
 if [ "${1:-}" = --why-not ]; then

@@ -6,6 +6,8 @@
 # It needs musl's compiler (Debian's musl-tools) and Rust's standard library for it (rustup target add
 # x86_64-unknown-linux-musl); for the package, dpkg-deb. It asks no network but cargo's.
 # PROFILE   the build's profile (default release); `dev` tries the script itself.
+# BINARY    a forebay that is there already, in place of a build. It tries the rest of the script: what it makes is no release,
+#           unless the binary is static.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,16 +22,37 @@ die() {
     exit 1
 }
 
-command -v musl-gcc >/dev/null || die "musl-gcc is missing (Debian's musl-tools)"
-command -v dpkg-deb >/dev/null || die "dpkg-deb is missing (Debian's dpkg)"
+# All that is missing at once, before anything is built.
+missing=()
+if [ -z "${BINARY:-}" ]; then
+    command -v cargo >/dev/null || missing+=("cargo is not installed: see https://rustup.rs")
+    command -v musl-gcc >/dev/null || missing+=("musl-gcc is not installed: apt-get install musl-tools")
+    library=$(rustc --print target-libdir --target "$target" 2>/dev/null || true)
+    [ -d "$library" ] || missing+=("Rust has no library for $target: rustup target add $target")
+elif [ ! -x "$BINARY" ]; then
+    missing+=("$BINARY is no program: build it first")
+fi
+for tool in dpkg-deb ldd sha256sum; do
+    command -v "$tool" >/dev/null || missing+=("$tool is not installed: apt-get install dpkg libc-bin coreutils")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+    printf 'release.sh: %s\n' "${missing[@]}" >&2
+    exit 1
+fi
 [ -z "$(git status --porcelain 2>/dev/null)" ] || echo "release.sh: the checkout has changes that its commit does not have" >&2
 
-cargo build --profile "$profile" --locked --target "$target" --bin forebay
-folder=$profile
-[ "$profile" != dev ] || folder=debug
-binary=${CARGO_TARGET_DIR:-target}/$target/$folder/forebay
+binary=${BINARY:-}
+if [ -z "$binary" ]; then
+    cargo build --profile "$profile" --locked --target "$target" --bin forebay
+    folder=$profile
+    [ "$profile" != dev ] || folder=debug
+    binary=${CARGO_TARGET_DIR:-target}/$target/$folder/forebay
+fi
 # Nothing of this machine is needed where it runs.
-if ldd "$binary" 2>/dev/null | grep -q '=>'; then die "$binary is not static"; fi
+if ldd "$binary" 2>/dev/null | grep -q '=>'; then
+    [ -n "${BINARY:-}" ] || die "$binary is not static, so it would not run elsewhere: is musl-gcc the linker of $target?"
+    echo "release.sh: $binary is not static: this is no release" >&2
+fi
 "$binary" --version
 
 mkdir -p "$out"

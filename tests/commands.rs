@@ -35,13 +35,6 @@ const NOT_RUN: &[(&str, &str)] = &[
     ),
     ("forebay epp --config config/gateway", "it needs a gateway; tests/it/epp.rs runs both"),
     ("envoy -c", "it needs Envoy; tests/it/epp.rs runs it where there is one"),
-    ("forebay plan --model-config /models", "it looks at the GPUs of this machine"),
-    ("forebay compare access.log", "it needs the log of real traffic; tests/it/access_log.rs has some"),
-    (
-        "forebay compare plan/experiment.toml",
-        "it needs the GPUs of that plan; tests/it/experiment.rs runs simulated ones",
-    ),
-    ("forebay bench http://127.0.0.1:8080 --num-prompts 300", "minutes of load; tests/it/bench.rs has a short sweep"),
     ("benches/gpu/peers.sh", "it needs a GPU"),
     ("SIM=1 benches/gpu/peers.sh", "four minutes; tests/it/peers.rs runs a short one"),
     ("packaging/release.sh", "it builds twice for a release; its head says what it needs"),
@@ -60,18 +53,39 @@ const INSTEAD: &[(&str, &str)] = &[
         "forebay bench http://127.0.0.1:8002 --arm tp1x2 --gpus 2 --output tp1x2.jsonl $FEW",
     ),
     ("sleep 2", "up"),
+    ("forebay plan --model-config /models/Qwen2.5-7B-Instruct", PLAN_OF_A_RECORDED_HOST),
+    // Of that plan's GPUs there are none here, so its experiment is read and shown.
+    ("forebay compare plan/experiment.toml --html report.html", "forebay compare plan/experiment.toml --dry-run"),
+    ("forebay compare access.log --slo ttft=500ms,tpot=50ms", SOME_TRAFFIC_THEN_COMPARE),
+    (
+        "forebay bench http://127.0.0.1:8080 --num-prompts 300",
+        "up\nforebay bench http://127.0.0.1:8080 $FEW --sweep rate=50,100 --slo ttft=500ms,tpot=50ms",
+    ),
 ];
+const PLAN_OF_A_RECORDED_HOST: &str = "\
+    host=tests/fixtures/hosts/nvlink-2xh200\n\
+    forebay plan --gpus $host/gpus.xml --topo $host/topo.txt --numa $host/numa.txt \
+    --model-config tests/fixtures/hosts/models/r1-distill-qwen-7b.json --concurrency 300 --out plan";
+const SOME_TRAFFIC_THEN_COMPARE: &str = "\
+    up\nforebay bench http://127.0.0.1:8080 $FEW\nforebay compare access.log --slo ttft=500ms,tpot=50ms";
 const SIM_ONE: &str = "forebay sim --port 8001 --served-model-name Qwen/Qwen2.5-7B-Instruct &";
 const SIM_TWO: &str = "forebay sim --port 8002 --served-model-name Qwen/Qwen2.5-7B-Instruct &";
 
 /// What a document takes for granted.
 const BEFORE: &[(&str, &str)] = &[
+    ("docs/clients.md", ONE_SERVER),
     (
-        "docs/clients.md",
-        "forebay sim --port 8001 --served-model-name demo &\nserve forebay serve --backend http://127.0.0.1:8001",
+        "docs/compare.md",
+        "model='--served-model-name deepseek-ai/DeepSeek-R1-Distill-Qwen-7B'\n\
+     forebay sim --port 8001 $model &\nforebay sim --port 8002 $model &\nforebay sim --port 8003 $model &\nsims",
     ),
-    ("docs/compare.md", "forebay sim --port 8001 &\nforebay sim --port 8002 &\nsims"),
+    ("docs/bench.md", ONE_SERVER),
+    ("docs/metrics.md", ONE_SERVER_WITH_TRAFFIC),
 ];
+const ONE_SERVER: &str =
+    "forebay sim --port 8001 --served-model-name demo &\nserve forebay serve --backend http://127.0.0.1:8001";
+const ONE_SERVER_WITH_TRAFFIC: &str = "forebay sim --port 8001 --served-model-name demo &\n\
+    serve forebay serve --backend http://127.0.0.1:8001\nup\nforebay bench http://127.0.0.1:8080 $FEW";
 
 /// Functions of the scripts. A failed request is a failed command, and all that was started ends with the script.
 const PRELUDE: &str = r#"
@@ -243,6 +257,16 @@ fn those_of_clients() {
 #[test]
 fn those_of_compare() {
     run("docs/compare.md");
+}
+
+#[test]
+fn those_of_bench() {
+    run("docs/bench.md");
+}
+
+#[test]
+fn those_of_metrics() {
+    run("docs/metrics.md");
 }
 
 #[test]

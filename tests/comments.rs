@@ -39,7 +39,7 @@ const OPENS_A_CLAUSE: &[&str] = &[
 const LEAST: f64 = 20.0;
 
 /// Crates whose comments inside functions are held. Those of the others are counted and printed.
-const HELD: &[&str] = &["crates/forebay-core", "crates/forebay-fleet", "crates/forebay-sim"];
+const HELD: &[&str] = &["crates/forebay-core", "crates/forebay-fleet", "crates/forebay-lab", "crates/forebay-sim"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -366,3 +366,31 @@ proptest! {
         _ = config::load(file.path());
     }
 }
+
+#[test]
+fn check_names_the_logs_that_serve_could_not_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f.toml");
+    let pool = "[[pools]]\nmodel = \"m\"\nbackends = [{ url = \"http://127.0.0.1:8001\" }]\n";
+    let with = |log: &str| {
+        std::fs::write(&path, format!("[log]\n{log}\n{pool}")).unwrap();
+        let output = check(&[path.to_str().unwrap()]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) =
+        with("file = \"none/events.log\"\naccess_log = \"json\"\naccess_log_file = \"f.toml/access.log\"");
+    assert_eq!(code, Some(2));
+    let none = folder.path().join("none");
+    for part in [
+        format!("error: log.file: {} cannot be written: No such file", none.join("events.log").display()),
+        format!("  = help: make the folder {}, and let Forebay's user write to it\n", none.display()),
+        "error: log.access_log_file: ".to_owned(),
+        "cannot be written: Not a directory".to_owned(),
+    ] {
+        assert!(said.contains(&part), "{part} is not in:\n{said}");
+    }
+    // Paths are relative to the file, and nothing is made.
+    assert_eq!(with("file = \"events.log\""), (Some(0), String::new()));
+    assert_eq!(with("access_log_file = \"none/access.log\""), (Some(0), String::new()), "no access log is written");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

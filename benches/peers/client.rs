@@ -7,10 +7,9 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::Fallible;
+use super::tls::At;
 use super::upstream::{MOMENT, Mode, monotonic};
 
 /// Connections that are opened at once.
@@ -22,11 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Connection(SendRequest<Full<Bytes>>);
 
 impl Connection {
-    /// Connects to a port of the loopback.
-    pub(super) async fn open(port: u16) -> Fallible<Connection> {
-        let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(("127.0.0.1", port))).await??;
-        stream.set_nodelay(true)?;
-        let (client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    /// Connects to a contender.
+    pub(super) async fn open(at: &At) -> Fallible<Connection> {
+        let stream = tokio::time::timeout(PATIENCE, at.connect()).await??;
+        let (client, connection) = hyper::client::conn::http1::handshake(stream).await?;
         tokio::spawn(connection);
         Ok(Connection(client))
     }
@@ -61,14 +59,15 @@ impl Connection {
 }
 
 /// Opens so many connections, each with a stream that has had its first event.
-pub(super) async fn open_streams(port: u16, mode: Mode, number: usize) -> Fallible<Vec<(Connection, Incoming)>> {
+pub(super) async fn open_streams(at: &At, mode: Mode, number: usize) -> Fallible<Vec<(Connection, Incoming)>> {
     let mut streams = Vec::with_capacity(number);
     while streams.len() < number {
         let batch = (number - streams.len()).min(AT_ONCE);
         let opening: Vec<_> = (0..batch)
             .map(|_| {
+                let at = at.clone();
                 tokio::spawn(async move {
-                    let mut connection = Connection::open(port).await?;
+                    let mut connection = Connection::open(&at).await?;
                     let body = connection.stream(mode).await?;
                     Fallible::Ok((connection, body))
                 })
@@ -82,10 +81,10 @@ pub(super) async fn open_streams(port: u16, mode: Mode, number: usize) -> Fallib
 }
 
 /// Opens so many connections.
-pub(super) async fn open_connections(port: u16, number: usize) -> Fallible<Vec<Connection>> {
+pub(super) async fn open_connections(at: &At, number: usize) -> Fallible<Vec<Connection>> {
     let mut all = Vec::with_capacity(number);
     for _ in 0..number {
-        all.push(Connection::open(port).await?);
+        all.push(Connection::open(at).await?);
     }
     Ok(all)
 }

@@ -11,6 +11,7 @@ use super::Fallible;
 use super::client::{Connection, request};
 use super::options::{Name, Options};
 use super::process::{self, Process};
+use super::tls::{At, Tls};
 use super::upstream::Mode;
 
 /// A proxy that is ready, or the upstream itself.
@@ -18,14 +19,14 @@ pub(super) struct Contender {
     /// Which it is.
     pub(super) name: Name,
     /// Where it listens.
-    pub(super) port: u16,
+    pub(super) at: At,
     process: Option<Process>,
 }
 
 impl Contender {
     /// The upstream without a proxy.
     pub(super) fn direct(port: u16) -> Contender {
-        Contender { name: Name::Direct, port, process: None }
+        Contender { name: Name::Direct, at: At { port, tls: None }, process: None }
     }
 
     /// The CPU time of all its processes.
@@ -51,6 +52,8 @@ pub(super) struct Field {
     pub(super) upstreams: [u16; 2],
     /// Worker threads of each.
     pub(super) threads: u32,
+    /// What they are spoken to by, where that is TLS.
+    pub(super) tls: Option<Tls>,
 }
 
 impl Field {
@@ -58,7 +61,8 @@ impl Field {
     pub(super) fn find(options: &Options) -> Vec<(Name, String)> {
         let mut found = Vec::new();
         for name in options.contenders.iter().copied() {
-            match binary(name).and_then(|path| version(name, &path)) {
+            let able = if options.tls { speaks_tls(name) } else { Ok(()) };
+            match able.and_then(|()| binary(name)).and_then(|path| version(name, &path)) {
                 Ok(version) => {
                     println!("{name}: {version}");
                     found.push((name, version));
@@ -71,15 +75,15 @@ impl Field {
 
     /// Starts a contender and waits until it answers.
     pub(super) async fn start(&self, name: Name) -> Fallible<Contender> {
-        let port = free_port()?;
+        let at = At { port: free_port()?, tls: self.tls.clone() };
         let log = self.dir.join(format!("{name}.log"));
-        let mut command = self.command(name, port)?;
+        let mut command = self.command(name, at.port)?;
         let out = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let mut process = Process::start(&mut command)?;
         for _ in 0..300 {
-            if answers(port).await {
-                return Ok(Contender { name, port, process: Some(process) });
+            if answers(&at).await {
+                return Ok(Contender { name, at, process: Some(process) });
             }
             if process.is_over() {
                 break;
@@ -94,6 +98,10 @@ impl Field {
         let mut command = Command::new(&binary);
         let threads = self.threads.to_string();
         match name {
+            Name::Forebay | Name::Base if self.tls.is_some() => {
+                command.args(["serve", "--threads", &threads, "--config"]);
+                command.arg(self.fill(&format!("{name}-tls.toml"), include_str!("forebay-tls.toml"), port)?);
+            }
             Name::Forebay | Name::Base => {
                 command.arg("serve");
                 for upstream in self.upstreams {
@@ -127,7 +135,20 @@ impl Field {
         let [a, b] = self.upstreams;
         // A proxy has two connections for each of a client's, and files of its own.
         let (files, connections) = (process::file_limit(), process::file_limit().saturating_sub(200) / 2);
+        let of_tls =
+            |file: fn(&Tls) -> &Path| self.tls.as_ref().map_or_else(String::new, |tls| file(tls).display().to_string());
+        let (cert, key, both) = (of_tls(|tls| &tls.cert), of_tls(|tls| &tls.key), of_tls(|tls| &tls.both));
+        let (ssl, pair) = match &self.tls {
+            None => Default::default(),
+            Some(_) => (" ssl", format!("ssl_certificate {cert}; ssl_certificate_key {key};")),
+        };
         let text = template
+            .replace("@SSL@", ssl)
+            .replace("@SSL_PAIR@", &pair)
+            .replace("@SSL_BIND@", &if both.is_empty() { both } else { format!(" ssl crt {both}") })
+            .replace("@CERT@", &cert)
+            .replace("@KEY@", &key)
+            .replace("@ADMIN_PORT@", &free_port()?.to_string())
             .replace("@FILES@", &files.to_string())
             .replace("@CONNECTIONS@", &connections.to_string())
             .replace("@DIR@", &self.dir.display().to_string())
@@ -138,6 +159,14 @@ impl Field {
         let path = self.dir.join(name);
         fs::write(&path, text)?;
         Ok(path)
+    }
+}
+
+/// Whether a contender has TLS here, or why not.
+fn speaks_tls(name: Name) -> Result<(), String> {
+    match name {
+        Name::Forebay | Name::Base | Name::Nginx | Name::Haproxy => Ok(()),
+        Name::Envoy | Name::Relay | Name::Direct => Err("has no configuration for TLS here".to_owned()),
     }
 }
 
@@ -199,9 +228,9 @@ fn free_port() -> Fallible<u16> {
 }
 
 /// Whether a unary request is answered.
-async fn answers(port: u16) -> bool {
+async fn answers(at: &At) -> bool {
     let asking = async {
-        let mut connection = Connection::open(port).await?;
+        let mut connection = Connection::open(at).await?;
         connection.exchange(request(Mode::Unary, "Are you there?")?).await
     };
     asking.await.is_ok()

@@ -17,6 +17,7 @@ mod process;
 mod relay;
 mod report;
 mod rounds;
+mod tls;
 mod upstream;
 mod works;
 

@@ -33,6 +33,10 @@ pub(super) struct Options {
     /// Worker threads of each contender.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) threads: u32,
+    /// Clients speak TLS to each contender that has a configuration for it; the upstream stays plain. `paced` has a target of its
+    /// own then, and the other works have none.
+    #[arg(long)]
+    pub(super) tls: bool,
     /// Open streams in the work `memory`.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub(super) memory_streams: u32,

@@ -11,6 +11,7 @@ use super::figures::Table;
 use super::options::{Name, Options, Work};
 use super::process::Process;
 use super::report::{self, Report};
+use super::tls::Tls;
 use super::works::{figures, measure};
 
 /// The most that one contender may take for one round of one work.
@@ -35,10 +36,18 @@ pub(super) async fn run(options: &Options) -> Fallible<bool> {
 
 async fn measured(options: &Options, found: Vec<(Name, String)>, dir: std::path::PathBuf) -> Fallible<bool> {
     let (_upstream, upstreams) = start_upstream()?;
-    let tables = options.works.iter().flat_map(|work| figures(*work).iter().map(|figure| Table::new(*work, *figure)));
+    let tables = options
+        .works
+        .iter()
+        .flat_map(|work| figures(*work, options.tls).into_iter().map(|figure| Table::new(*work, figure)));
     let mut run = Run {
         options,
-        field: Field { dir, upstreams, threads: options.threads },
+        field: Field {
+            tls: options.tls.then(|| Tls::make(&dir)).transpose()?,
+            dir,
+            upstreams,
+            threads: options.threads,
+        },
         tables: tables.collect(),
         failed: BTreeMap::new(),
     };

@@ -59,7 +59,7 @@ pub struct Args {
     /// The model to ask for [default: the first that the server lists]
     #[arg(long)]
     model: Option<String>,
-    /// The route that requests take
+    /// The API that requests use
     #[arg(long, default_value = "chat", value_parser = endpoint)]
     endpoint: Endpoint,
     /// Number of requests
@@ -80,13 +80,13 @@ pub struct Args {
     /// Let each answer go on up to --output-len
     #[arg(long)]
     ignore_eos: bool,
-    /// Of the sampling [default: the server's]
+    /// Temperature of the sampling [default: the server's]
     #[arg(long)]
     temperature: Option<f64>,
-    /// For prompts and times; take another for each run, or the server's prefix cache knows the prompts
+    /// Seed of prompts and times; take another for each run, or the server's prefix cache knows the prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Requests of warm-up, beside the one that tries the server
+    /// Requests before the run that do not count, beside the one that tries the server
     #[arg(long, default_value_t = 0)]
     num_warmups: u32,
     /// Give each request a session of its own in this header
@@ -98,10 +98,10 @@ pub struct Args {
     /// A file with the API key [default: the environment's OPENAI_API_KEY, if any]
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// A vLLM whose /metrics is looked at every second, repeated for several [default: the server itself, if it is one]
+    /// A vLLM server whose /metrics is scraped every second; once for each [default: the server itself, if it is a vLLM]
     #[arg(long, value_name = "URL", value_parser = |text: &str| Target::parse(text).map_err(|error| error.to_string()))]
     scrape: Vec<Target>,
-    /// Look at no /metrics: a look costs a vLLM some milliseconds of the loop that also answers requests
+    /// Scrape no /metrics: each scrape blocks vLLM's event loop for some milliseconds
     #[arg(long, conflicts_with = "scrape")]
     no_scrape: bool,
     /// Limits that a request served well meets: ttft=500ms,tpot=50ms,e2e=10s
@@ -110,7 +110,7 @@ pub struct Args {
     /// The arm under test, for the rows
     #[arg(long)]
     arm: Option<String>,
-    /// Its epoch, for the rows
+    /// The number of this run of the arm, for the rows
     #[arg(long, default_value_t = 0)]
     epoch: u32,
     /// The start of its servers, for the rows: another number for each time that they were started [default: read from the
@@ -123,10 +123,10 @@ pub struct Args {
     /// The number of starts of each arm that will be compared, for the rows: fix it before the first run
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     planned_starts: Option<u32>,
-    /// GPUs that it occupies
+    /// GPUs that the arm occupies, for the rows
     #[arg(long)]
     gpus: Option<u32>,
-    /// The --max-num-seqs that its servers were started with
+    /// The --max-num-seqs that the arm's servers were started with, for the rows
     #[arg(long)]
     max_num_seqs: Option<u32>,
     /// Append every request to this file, from which `forebay compare` reads

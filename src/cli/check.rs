@@ -3,11 +3,12 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, Discover, PoolConfig, SessionKey, WaitRoom};
 use forebay_fleet::config::{self, Report};
+use forebay_fleet::telemetry::log_file;
 
 /// The arguments of `forebay check`.
 #[derive(Debug, clap::Args)]
@@ -15,8 +16,8 @@ use forebay_fleet::config::{self, Report};
     about = "Check a configuration file without starting anything",
     long_about = "Check a configuration file without starting anything.\n\n\
         Reads the file, the files that it names and the environment variables that it names, and prints either a one-line \
-        summary or every mistake at once, each with its line, the reason and what would be right. Backends are not \
-        contacted.",
+        summary or every mistake at once, each with its line, the reason and what would be right. Certificates must be valid \
+        today, and this user must be able to write the log files. Backends are not contacted.",
     after_help = "Exit codes: 0 the file is right, 2 it is not (or cannot be read).\n\n\
         Example: forebay check -v config/forebay.toml"
 )]
@@ -39,7 +40,8 @@ pub fn run(args: Args) -> ExitCode {
     let file = args.file.or(args.config).unwrap_or_default();
     match config::load(&file) {
         Ok(loaded) => {
-            let faults = out_of_date(&loaded.config);
+            let mut faults = out_of_date(&loaded.config);
+            faults.extend(logs_that_cannot_be_written(&loaded.config, &file));
             if !faults.is_empty() {
                 eprintln!("{}", faults.join("\n"));
                 return ExitCode::from(2);
@@ -82,6 +84,20 @@ fn out_of_date(config: &Config) -> Vec<String> {
         Some(format!(
             "error: {key}.cert_file: {file}: {fault}\n  = help: put a new certificate and its key into the files"
         ))
+    });
+    faults.collect()
+}
+
+/// Log files without which `serve` would not start. Nothing is written.
+fn logs_that_cannot_be_written(config: &Config, file: &Path) -> Vec<String> {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let of_access = config.log.access_log_file.as_ref().filter(|_| config.log.access_log.lines().is_some());
+    let logs = [("log.file", config.log.file.as_ref()), ("log.access_log_file", of_access)];
+    let faults = logs.into_iter().filter_map(|(key, path)| {
+        let path = folder.join(path?);
+        let error = log_file::probe(&path).err()?;
+        let (shown, help) = (path.display(), log_file::help(&path, &error));
+        Some(format!("error: {key}: {shown} cannot be written: {error}\n  = help: {help}"))
     });
     faults.collect()
 }

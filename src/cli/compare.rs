@@ -53,7 +53,7 @@ pub struct Args {
     /// GPUs of an arm, where its rows do not tell
     #[arg(long, value_name = "ARM=N", value_parser = named::<u32>)]
     gpus: Vec<(String, u32)>,
-    /// The cost of an arm for an hour
+    /// The price of an arm for an hour
     #[arg(long, value_name = "ARM=PRICE", value_parser = named::<f64>)]
     price: Vec<(String, f64)>,
     /// The share of the sessions that an arm of a live split was to get [default: the same for each]
@@ -72,7 +72,7 @@ pub struct Args {
     /// is named. It takes the place of a plan in the rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     planned_starts: Option<u32>,
-    /// For the bootstrap
+    /// Seed of the bootstrap intervals
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Print every figure; else five of each pair

@@ -59,21 +59,21 @@ impl Model {
 
 /// Show what two GPUs are best used for, on simulated servers behind the real proxy. Needs no GPU.
 ///
-/// Sends the load of a public benchmark (300 requests at once, 100 tokens in, up to 600 out) to its three arrangements (S1: one
+/// Sends the load of a public benchmark (300 requests at once, 100 tokens in, up to 600 out) to its three layouts (S1: one
 /// GPU, S3: TP=1 on a host with two, S2: both as one TP=2 instance) and to the one that it lacks (S4: two TP=1 replicas), and
-/// prints the simulated figures beside the measured ones, the verdict, and what bound each.
+/// prints the simulated figures beside the measured ones, the verdict, and what limited each.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The model of the benchmark
     #[arg(long, value_enum, default_value = "qwen7b")]
     pub model: Model,
-    /// Requests for each arrangement, all sent at once
+    /// Requests for each layout, all sent at once
     #[arg(long, default_value_t = LOAD.0, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub requests: u32,
     /// Speed relative to real GPUs; less, if the machine lags [default: 2, or 3.5 for llama8b]
     #[arg(long, value_parser = super::sim::positive)]
     pub time_scale: Option<f64>,
-    /// For prompts, answers and sessions
+    /// Seed of prompts, answers and sessions
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Print one JSON object instead of tables

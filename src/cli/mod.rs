@@ -42,13 +42,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the proxy, from a config file or from backends' URLs.
+    /// Run the proxy, from a configuration file or from backends' URLs.
     Serve(Box<serve::Args>),
     /// Run the endpoint picker of an Envoy gateway, without a proxy beside it.
     #[cfg(feature = "epp")]
     #[command(after_help = serve::ABOUT_EPP, mut_arg("listen", |listen| listen.help(serve::LISTEN_OF_EPP)))]
     Epp(Box<serve::Args>),
-    /// Check a config file and say everything that is wrong with it.
+    /// Check a configuration file and say everything that is wrong with it.
     Check(check::Args),
     /// Show pools, arms and backends of a running proxy on one screen.
     Status(status::Args),
@@ -66,7 +66,7 @@ enum Command {
     /// Watch arms, backends and decisions of running proxies in the terminal.
     #[cfg(feature = "top")]
     Top(top::Args),
-    /// Say how a host's GPUs can serve a model, and how to start each way.
+    /// List the layouts in which a host's GPUs can serve a model, with their launch lines.
     #[cfg(feature = "plan")]
     Plan(Box<plan::Args>),
     /// Compare arms: from the rows of their runs, or by running an experiment.
@@ -75,7 +75,7 @@ enum Command {
     /// Run a simulated vLLM server.
     #[cfg(feature = "sim")]
     Sim(sim::Args),
-    /// Compare two arrangements of two GPUs on simulated backends, through the real proxy.
+    /// Compare layouts of two GPUs on simulated servers, through the real proxy.
     #[cfg(all(feature = "sim", feature = "bench"))]
     Demo(demo::Args),
     /// Print a script that completes the command line in a shell.

@@ -19,8 +19,8 @@ use forebay_lab::plan::report;
 /// The arguments of `forebay plan`.
 #[derive(Debug, clap::Args)]
 #[command(
-    about = "Say how a host's GPUs can serve a model, and how to start each way",
-    long_about = "Say how a host's GPUs can serve a model: replicas (TP=1), groups of tensor parallelism, halves of both. For each \
+    about = "List the layouts in which a host's GPUs can serve a model, with their launch lines",
+    long_about = "List the layouts in which a host's GPUs can serve a model: replicas (TP=1), groups of tensor parallelism, halves of both. For each \
         layout the room for weights and KV cache, what speaks against it (GPUs that are SYS apart, different NUMA nodes, a GPU \
         in use, …), and the lines that start its servers.\n\n\
         Run it on the host of the GPUs, where it asks nvidia-smi and reads /sys; or record there what they say and give the \

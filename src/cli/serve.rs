@@ -248,14 +248,15 @@ fn print_config(mut config: Config, source: &Source, args: &Args) -> ExitCode {
 }
 
 /// Says where it listens, and where the live page is.
-fn announce(handle: &Handle, secure: bool, front: Serving) {
+fn announce(handle: &Handle, (secure, from_file): (bool, bool), front: Serving) {
     let page = live_page(handle.admin, secure);
     if let Some(address) = handle.picker {
         tracing::info!(gateways = %address, "the endpoint picker is listening");
     }
     let requests = if front == Serving::Clients { handle.data.to_string() } else { "off".to_owned() };
     tracing::info!(requests, admin = %handle.admin, %page, "forebay is listening");
-    if handle.admin == Config::default().admin.address {
+    // Who starts it without a file has no older one that relied on the port.
+    if from_file && handle.admin == Config::default().admin.address {
         tracing::info!("the admin address moved: its default was port 9090, which is Prometheus's own");
     }
 }
@@ -273,7 +274,7 @@ pub fn run(args: Args, front: Serving) -> ExitCode {
     }
     let log = &config.log;
     if log.file.is_some() && log.file == log.access_log_file {
-        eprintln!("forebay serve: the log of events and the access log need two files");
+        eprintln!("forebay serve: --log-file and --access-log-file name the same file: give each log its own");
         return ExitCode::from(2);
     }
     if let Err(error) = trace::init(log.format, log.level.as_deref(), log.file.as_deref()) {
@@ -284,13 +285,16 @@ pub fn run(args: Args, front: Serving) -> ExitCode {
         tracing::warn!("log.access_log_file names a file, but log.access_log is \"off\": no access log is written");
     }
     if let Some(url) = leads_back(&config, &source) {
-        eprintln!("forebay serve: backend {url} is where Forebay itself listens ({})", config.listen.address);
+        eprintln!(
+            "forebay serve: backend {url} is where Forebay itself listens ({}): give one of the two another port",
+            config.listen.address
+        );
         return ExitCode::from(2);
     }
-    let secure = config.admin.tls.is_some();
+    let (secure, from_file) = (config.admin.tls.is_some(), matches!(source, Source::File { .. }));
     let code = match server::start(Options { config, source, signals: true, upgrade: args.upgrade, front }) {
         Ok(handle) => {
-            announce(&handle, secure, front);
+            announce(&handle, (secure, from_file), front);
             handle.wait();
             ExitCode::SUCCESS
         }

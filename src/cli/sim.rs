@@ -31,7 +31,7 @@ pub struct Args {
     /// Names of the model in the API, the first of which labels the metrics [default: the profile's]
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub served_model_name: Vec<String>,
-    /// For the answers, and the jitter of steps
+    /// Seed of the answers and of the jitter of steps
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Speed relative to the profile
@@ -46,19 +46,19 @@ pub struct Args {
     /// Tokens of prompt and answer together, at most [default: the profile's]
     #[arg(long, value_name = "N")]
     pub max_model_len: Option<u32>,
-    /// Tokens in one block of KV memory [default: the profile's]
+    /// Tokens in one block of the KV cache [default: the profile's]
     #[arg(long, value_name = "N")]
     pub block_size: Option<u32>,
-    /// Tokens that the KV memory holds (vLLM: num_gpu_blocks × block_size) [default: the profile's]
+    /// Tokens that the KV cache holds (vLLM: num_gpu_blocks × block_size) [default: the profile's]
     #[arg(long, value_name = "N")]
     pub kv_tokens: Option<u32>,
-    /// Compute prompts that begin alike again and again
+    /// Turn prefix caching off: prompts that begin alike are computed again and again
     #[arg(long)]
     pub no_enable_prefix_caching: bool,
     /// Tell in `usage` how many tokens of a prompt were in the prefix cache
     #[arg(long)]
     pub enable_prompt_tokens_details: bool,
-    /// Count requests under way in /load, which is 0 without
+    /// Count requests in flight in /load, which otherwise says 0
     #[arg(long)]
     pub enable_server_load_tracking: bool,
     /// Origins whose web pages may use the server; * is every one

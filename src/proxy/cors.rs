@@ -76,6 +76,7 @@ impl Allowances {
     fn learn(&self, origin: &HeaderValue, answer: &HeaderMap, now: Time) {
         let said: Said = std::array::from_fn(|at| answer.get(&CORS[at]).cloned());
         let mut inner = locked(&self.inner);
+        // One entry for all origins: a page cannot fill the table of a server that allows everybody.
         if said[0].as_ref().is_some_and(|allowed| allowed == "*") {
             inner.any = Some((said, now + REMEMBERED));
             inner.said.remove(origin);
@@ -102,6 +103,7 @@ impl Allowances {
     }
 
     fn may_ask(&self, now: Time) -> bool {
+        // Each unknown origin costs a backend a request, and an origin is a header that anybody may make up.
         let questions = &mut locked(&self.inner).questions;
         let may = questions.wait_for(1.0, now).is_none();
         if may {
@@ -177,6 +179,7 @@ pub(super) async fn finish(shared: &Shared, origin: &HeaderValue, response: &mut
         }
         Origins::Backend => shared.cors.learn(origin, response.headers(), shared.clock.now()),
         origins => {
+            // Of a preflight the last three are Forebay's own. Of any other answer all six were the backend's.
             let is_preflight = is_ours && response.status() == StatusCode::NO_CONTENT;
             for name in CORS.iter().take(if is_preflight { 3 } else { CORS.len() }) {
                 response.headers_mut().remove(name);
@@ -194,6 +197,7 @@ fn put(answer: &mut HeaderMap, said: Said) {
             answer.insert(name, value);
         }
     }
+    // A cache in between would hand one origin's permission to another.
     answer.append(VARY, HeaderValue::from_static("origin"));
 }
 

@@ -4,11 +4,13 @@
 //! Hot path: four headers, of which the connection's own part was written once; nothing where `forwarding.headers` is off.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use ipnet::IpNet;
 
+use super::request::heads::Heads;
 use forebay_fleet::config::model::Forwarding;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -25,6 +27,8 @@ pub(crate) struct Peer {
     name: HeaderValue,
     /// Its part of `Forwarded`, up to the host.
     node: String,
+    /// The heads of its requests.
+    pub(crate) heads: Arc<Heads>,
 }
 
 impl Peer {
@@ -37,7 +41,7 @@ impl Peer {
             _ => format!("for={name};proto={}", scheme(secure)),
         };
         let name = HeaderValue::try_from(name).expect("an address is a valid value");
-        Peer { address, secure, name, node }
+        Peer { address, secure, name, node, heads: Arc::default() }
     }
 
     /// Returns whether it speaks TLS.

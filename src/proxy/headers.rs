@@ -127,6 +127,7 @@ pub(crate) fn remove_ours(headers: &mut HeaderMap) {
 /// Joins the pieces into which HTTP/2 may cut `cookie` (RFC 9113 section 8.2.3): HTTP/1.1 has one.
 fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(COOKIE).iter().nth(1).is_some() {
+        // HTTP/2 may send each cookie in a line of its own, and HTTP/1.1 must have one (RFC 9113, 8.2.3).
         let pieces: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
         if let Ok(mut joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
             joined.set_sensitive(true);
@@ -154,6 +155,7 @@ impl Via {
         let value = |version: &str| {
             HeaderValue::try_from(format!("{version} {name}")).expect("letters, digits and a space are a valid value")
         };
+        // Made once: the header goes into every request, and only the version differs.
         let values = ["1.0", "1.1", "2.0"].map(value);
         Via { name, values }
     }

@@ -131,6 +131,7 @@ where
         let telemetry = Arc::clone(&shared.telemetry);
         // A future that holds another by value has room for it twice, as its argument and as what it waits for, and each move
         // copies all of that.
+        // HTTP/2 shares one connection among streams, and HTTP/1.0 knows no chunks. Past hyper goes HTTP/1.1 alone.
         let outlet = self.outlet.clone().filter(|_| head.version == http::Version::HTTP_11);
         let serving = Box::pin(serve(Arc::clone(&shared), record, head, body, outlet));
         Box::pin(async move {
@@ -206,6 +207,7 @@ async fn answered(
             caught(&telemetry, Panicked::Request, relaying.run()).await;
         })),
         Some(None) => {}
+        // hyper drops this future with the answer's head, so what is under way gets a task that outlives it.
         None => drop(tokio::spawn(async move {
             if let Some(relaying) = run.await {
                 caught(&telemetry, Panicked::Request, relaying.run()).await;
@@ -235,6 +237,7 @@ where
     B::Error: Display + Send,
 {
     let path = route::plain(head.uri.path());
+    // Before a byte of the body is read: whoever may not send a request should not make us hold one.
     let checked = check(shared, settings, record, head, &path);
     let route = match checked {
         Ok(route) => route,
@@ -261,6 +264,7 @@ where
         }
         _ => {}
     }
+    // A key's places and requests are counted before its body comes, or many slow bodies would pass under the limit.
     if let Err(refusal) = record.enter(&head.headers) {
         refuse_unread(head, body);
         return Err(refusal);
@@ -269,10 +273,13 @@ where
         let asked = (head, route::target(&head.uri, &path));
         return Tunnel::prepare(shared, settings, &snapshot, record, asked).map(Box::new).map(Admitted::Tunnel);
     }
+    let head_size = intake::head_size(head);
+    let is_h2 = head.version == http::Version::HTTP_2;
+    let place = is_h2.then(|| record.peer.heads.take(head_size, settings.limits.h2_streams)).transpose()?;
     let limits = BodyLimits {
         one: settings.limits.body,
         all: settings.limits.bodies_in_memory,
-        head: intake::head_size(head),
+        head: head_size,
         timeout: settings.listen.body_timeout,
     };
     let (bytes, held) = match intake::read(&mut body, &shared.bodies, limits).await {
@@ -287,11 +294,13 @@ where
         Some(coding) => Box::pin(decode::decode(bytes, coding, held, limits)).await?,
         None => (bytes, held),
     };
+    let held = held.with_head(place);
     // The time until here is the client's own, and no overhead.
     record.body_read = Some(shared.clock.now());
     let target = route::target(&head.uri, &path);
     let intake = work::Intake { head, route, target, bytes, held, decoded: coding.is_some() };
     let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
+    // Prompt tokens are known only now. What the answer costs is taken when it is over.
     record.charge(work.facts.kind, work.facts.est_tokens)?;
     Ok(Admitted::Work(Box::new(work)))
 }
@@ -334,6 +343,7 @@ fn check<'a>(
     if !headers::names_one_host(head.version, &head.headers) {
         return Err(Refusal::BadHost);
     }
+    // A backend that is Forebay itself would send the request round until descriptors ran out.
     if shared.via.is_in(&head.headers) {
         return Err(Refusal::Loop);
     }

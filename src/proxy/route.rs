@@ -179,6 +179,7 @@ pub(crate) enum Unserved {
 
 /// Returns a path as it is matched: percent-decoded once and without slashes at its end. Borrowed where that is how it came.
 pub(crate) fn plain(path: &str) -> Cow<'_, str> {
+    // Nearly all paths are plain, and are borrowed. That also tells `target` to send on what came.
     if !path.ends_with('/') && memchr::memchr(b'%', path.as_bytes()).is_none() {
         return Cow::Borrowed(path);
     }
@@ -218,6 +219,7 @@ pub(crate) fn find<'a>(method: &str, path: &'a str) -> Result<Route<'a>, Unserve
     if let Some(rest) = path.strip_prefix("/v1/responses/") {
         let id = rest.split('/').next().unwrap_or_default();
         let allowed = match &rest[id.len()..] {
+            // An id of dots would leave the folder once a server resolves the path.
             _ if matches!(id, "" | "." | "..") => return Err(Unserved::Path),
             "" => "GET, DELETE",
             "/input_items" => "GET",

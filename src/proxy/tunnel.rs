@@ -1,41 +1,38 @@
-//! WebSockets to a backend (`/v1/realtime`): a place as for any request, for as long as the connection lives, and bytes passed on
-//! as they come. Nothing is read of what is said, so that no token is counted and nothing is retried once a backend has agreed.
+//! WebSockets to a backend (`/v1/realtime`): a place as for any request, also by way of the wait room, for as long as the connection
+//! lives, and bytes passed on as they come. Nothing is read of what is said, so that no token is counted and nothing is retried once a
+//! backend has agreed.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Limited};
+use http::{Response, StatusCode, Version};
 
 use super::answer::body::AnswerBody;
+use super::attempt::{Attempted, Means, Upgraded, upgrade};
 use super::headers;
 use super::record::Record;
 use super::request::lookup::pool_for;
+use super::request::work::Work;
 use super::route::{Endpoint, Route};
 use super::shared::Shared;
-use crate::upstream::tunnel::{ClientEnd, join};
-use crate::upstream::{self, Pieces};
+use crate::upstream::tunnel::{ClientEnd, TunnelBody, join};
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{Kind, RequestFacts};
+use forebay_core::routing::wait_room::LaneKey;
 use forebay_fleet::config::model::Config;
-use forebay_fleet::{AttemptOutcome, Backend, Pool, Snapshot, Ticket};
+use forebay_fleet::{Snapshot, Ticket};
 
-/// Bytes of a backend's answer that is no agreement.
-const MOST: usize = 64 << 10;
 /// The protocol that is passed on.
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 /// A WebSocket that is asked for.
 pub(super) struct Tunnel {
     client: ClientEnd,
-    pool: Arc<Pool>,
-    facts: RequestFacts,
-    target: PathAndQuery,
-    headers: HeaderMap,
+    work: Work,
     attempts: u32,
 }
 
@@ -58,6 +55,7 @@ impl Tunnel {
         record: &mut Record,
         (head, target): (&Parts, PathAndQuery),
     ) -> Result<Tunnel, Refusal> {
+        // Forebay passes bytes on unread, so it speaks for no protocol but the one that it knows to be framed.
         let asks = head.headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
         let client = head.extensions.get::<ClientEnd>().filter(|_| asks && head.version == Version::HTTP_11);
         let wrong = || {
@@ -74,60 +72,46 @@ impl Tunnel {
         let ours = (&record.request_id, shared.via.entry(head.version));
         headers::for_backend(&mut headers, ours, false, keyed.is_none());
         record.peer.tell(head, &mut headers, &settings.forwarding);
+        // The client's own were hop-by-hop and went with the rest. These are for the hop to the backend.
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, WEBSOCKET);
         // One sequence, of whose prompt nothing is known.
         let facts =
             RequestFacts { est_tokens: 0, sequences: 1, kind: Kind::Unary, arm, pinned: None, marks: Marks::NONE };
         record.charge(facts.kind, facts.est_tokens)?;
-        Ok(Tunnel { client, pool, facts, target, headers, attempts: settings.retry.attempts })
-    }
-
-    fn request_to(&self, backend: &Backend) -> Request<Pieces> {
-        let mut request = Request::new(Pieces::default());
-        *request.uri_mut() = upstream::target(&backend.url, &self.target);
-        *request.headers_mut() = self.headers.clone();
-        request.headers_mut().insert(HOST, backend.url.host_header().clone());
-        if let Some(key) = &backend.key {
-            headers::authorize(request.headers_mut(), key.expose());
-        }
-        request
+        let lane = LaneKey::of(None, keyed.as_deref().map(|client| &*client.name))
+            .ranked(keyed.as_deref().map(|client| client.priority).unwrap_or_default());
+        let work = Work::of_upgrade((pool, facts, lane), (target, headers), model);
+        Ok(Tunnel { client, work, attempts: settings.retry.attempts })
     }
 
     /// Opens it: the answer is the backend's. What follows is passed on by a task of its own.
-    pub(super) async fn open(self, shared: &Arc<Shared>, mut record: Record) -> Response<AnswerBody> {
-        let (mut tried, mut failed) = (Vec::new(), Failure::Died);
-        for _ in 0..self.attempts.max(1) {
-            let now = shared.clock.now();
-            let dispatched = match self.pool.dispatch(&self.facts, &tried, now, &mut fastrand::Rng::new()) {
-                Ok(dispatched) => dispatched,
-                Err(refusal) if tried.is_empty() => return record.refuse(&refusal),
-                Err(_) => break,
-            };
-            record.dispatched(&dispatched);
-            let ticket = dispatched.ticket;
-            let backend = Arc::clone(ticket.backend());
-            let mut request = self.request_to(&backend);
-            record.sending(now, request.headers_mut());
-            match shared.upstream.send_upgrade(&backend, request).await {
-                Ok(answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    return self.agreed(shared, record, ticket, answer);
-                }
-                Ok(answer) => {
-                    ticket.finish(AttemptOutcome::Neutral, shared.clock.now());
-                    return refused(record, answer).await;
-                }
-                Err(failure) => {
-                    // Nothing was said on it yet, so another backend may have it.
-                    ticket.finish(AttemptOutcome::Failed(failure), shared.clock.now());
-                    record.attempt_over(Some(failure), shared.clock.now());
-                    tried.push(backend.id);
-                    failed = failure;
-                }
+    pub(super) async fn open(mut self, shared: &Arc<Shared>, mut record: Record) -> Response<AnswerBody> {
+        let means = Means {
+            upstream: &shared.upstream,
+            fleet: &shared.fleet,
+            responses: &shared.responses,
+            clock: &shared.clock,
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = upgrade(&mut self.work, &mut record, means, self.attempts) => ended,
+            () = shared.shutdown.begun() => Upgraded::Ended(Attempted::Refused(Refusal::ShuttingDown)),
+        };
+        match ended {
+            Upgraded::Agreed(ticket, answer) => self.agreed(shared, record, ticket, answer),
+            Upgraded::Ended(Attempted::LastAnswer(answer)) => {
+                record.answered_by(&answer.backend);
+                let mut response = answer.into_response();
+                record.answered(response.status());
+                headers::for_client(response.headers_mut());
+                record.mark(response.headers_mut());
+                response
             }
+            Upgraded::Ended(Attempted::Refused(refusal)) => record.refuse(&refusal),
+            // Only the attempts of other requests commit to a document.
+            Upgraded::Ended(Attempted::Committed(_)) => record.refuse(&Refusal::Internal),
         }
-        let attempts = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-        record.refuse(&Refusal::Exhausted { model: self.pool.model.clone(), attempts, failure: failed })
     }
 
     fn agreed(
@@ -135,7 +119,7 @@ impl Tunnel {
         shared: &Arc<Shared>,
         mut record: Record,
         ticket: Ticket,
-        answer: Response<upstream::tunnel::TunnelBody>,
+        answer: Response<TunnelBody>,
     ) -> Response<AnswerBody> {
         let mut response = Response::new(AnswerBody::whole(Bytes::new()));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -164,21 +148,6 @@ impl Tunnel {
         });
         response
     }
-}
-
-/// The answer of a backend that does not agree, as it came.
-async fn refused(mut record: Record, answer: Response<upstream::tunnel::TunnelBody>) -> Response<AnswerBody> {
-    let (head, body) = answer.into_parts();
-    let body = Limited::new(body, MOST).collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let mut response = Response::new(AnswerBody::whole(body));
-    *response.status_mut() = head.status;
-    *response.headers_mut() = head.headers;
-    response.headers_mut().remove(CONTENT_LENGTH);
-    headers::for_client(response.headers_mut());
-    record.head_came(head.status);
-    record.answered(head.status);
-    record.mark(response.headers_mut());
-    response
 }
 
 #[cfg(test)]

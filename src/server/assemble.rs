@@ -8,20 +8,19 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pingora::listeners::ListenerConfig;
-use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
-use pingora::services::listening::Service;
 
+use super::accept::Listening;
 use super::answering::AdminServices;
-use super::descriptors;
+use super::descriptors::Room;
 use super::flush::{drain_end, flush};
 use super::lifecycle::{Look, Signals, UnderWay};
-use super::listener::{Connections, HyperApp, ServiceFor};
+use super::listener::{Connections, HyperApp};
 #[cfg(feature = "epp")]
 use super::picker;
+use super::signals::Caught;
 use super::tls::Listeners;
 use super::upgrade::{Meeting, reserve, take_over};
 use super::watch::Tasks;
@@ -29,7 +28,6 @@ use super::{Handle, Options, Serving, Source, StartError};
 use crate::admin::{self, Admin, NotChanged};
 use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
 use crate::spans::Spans;
-use crate::upstream::descriptors::Descriptors;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
 use forebay_fleet::clients::KnownClients;
@@ -64,13 +62,13 @@ pub(super) struct Common {
     pub(super) handed_over: Arc<AtomicBool>,
     pub(super) tls: Listeners,
     /// The room for connections of clients and to backends.
-    pub(super) descriptors: Arc<Descriptors>,
+    pub(super) room: Room,
     pub(super) shutdown: Shutdown,
     listening: Arc<AtomicBool>,
 }
 
 impl Common {
-    fn new(config: &Config, descriptors: Arc<Descriptors>) -> Result<Common, StartError> {
+    fn new(config: &Config, room: Room) -> Result<Common, StartError> {
         let clock = Clock::system();
         let telemetry = Arc::new(Telemetry::new());
         let controller = Arc::new(Controller::new(Settings::from(config), Arc::clone(&telemetry)));
@@ -80,7 +78,7 @@ impl Common {
         let tls = Listeners::default();
         tls.take(config, &telemetry);
         let limits = Limits {
-            descriptors: Arc::clone(&descriptors),
+            descriptors: Arc::clone(room.connections()),
             connect_timeout: CONNECT_TIMEOUT,
             write_stall: config.limits.write_stall,
         };
@@ -98,7 +96,7 @@ impl Common {
             draining: Arc::new(AtomicBool::new(false)),
             handed_over: Arc::new(AtomicBool::new(false)),
             tls,
-            descriptors,
+            room,
             shutdown: Shutdown::default(),
             listening: Arc::new(AtomicBool::new(false)),
         })
@@ -228,11 +226,9 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
     if picks && cfg!(not(feature = "epp")) {
         return Err(StartError::NoPicker);
     }
-    let listed = match &source {
-        Source::Backends(backends) => backends.len(),
-        _ => config.pools.iter().flat_map(|pool| &pool.arms).map(|arm| arm.backends.len()).sum(),
-    };
-    let descriptors = descriptors::prepare(&config, listed);
+    // First: what follows may wait for minutes for sources or for another process, in which a log may be rotated.
+    let caught = signals.then(Caught::install).transpose().map_err(StartError::Signals)?;
+    let room = Room::prepare(&config);
     let mut inherits = false;
     let mut reserved = |address: &mut SocketAddr, key| {
         let (free, in_use) = reserve(*address, key, upgrade)?;
@@ -253,11 +249,12 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
         let socket = || meeting.socket().to_owned();
         meeting.prepare().map_err(|error| StartError::Meeting { socket: socket(), error })?;
     }
-    let common = Arc::new(Common::new(&config, descriptors)?);
+    let common = Arc::new(Common::new(&config, room)?);
+    common.keep_upstream();
     common.find_backends();
     let listening = Arc::clone(&common.listening);
     let (taken_over, handed_over) = mpsc::channel();
-    let way = Way { signals, meeting, inherits, taken_over, front };
+    let way = Way { signals: caught, meeting, inherits, taken_over, front };
     let server = build(config, source, way, common);
     let thread = std::thread::Builder::new().name("server".into()).spawn(server).map_err(StartError::Thread)?;
     handed_over.recv().map_err(|_| StartError::NotHandedOver)?;
@@ -270,7 +267,8 @@ pub fn start(options: Options) -> Result<Handle, StartError> {
 
 /// The way in which a server starts and ends.
 struct Way {
-    signals: bool,
+    /// The signals that are the process's own, if any are.
+    signals: Option<Caught>,
     meeting: Meeting,
     /// Its listening sockets are another process's, to be handed over.
     inherits: bool,
@@ -282,7 +280,8 @@ struct Way {
 /// The work of the server's thread. pingora's services are made on it, since they are not all `Send` once built.
 fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl FnOnce() + Send {
     move || {
-        let Way { signals, meeting, inherits, taken_over, front } = way;
+        let Way { signals: caught, meeting, inherits, taken_over, front } = way;
+        let signals = caught.is_some();
         let connections = Connections::default();
         let conf = ServerConf {
             grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
@@ -308,11 +307,12 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         let proxy = common.proxy();
         let app = HyperApp::new(proxy.clone(), &config, Arc::clone(&connections), common.clock.clone())
             .counted_by(common.telemetry.process.connections.clone())
-            .within(Arc::clone(&common.descriptors))
+            .within(Arc::clone(common.room.connections()))
             .secured(common.tls.requests.clone())
             .behind_proxy(config.listen.proxy_protocol);
         if front == Serving::Clients {
-            server.add_service(listening("requests", app, config.listen.address, config.listen.threads));
+            let at = ("requests", config.listen.address);
+            server.add_service(Listening::new(at, app, config.listen.threads, common.clock.clone()));
         }
         #[cfg(feature = "epp")]
         if let Some(address) = config.epp.address {
@@ -322,8 +322,8 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         let services = AdminServices::new(&common.admin(proxy.clone()), &config);
         let app = HyperApp::new(services, &config, Connections::default(), common.clock.clone())
             .secured(common.tls.admin.clone());
-        server.add_service(listening("admin", app, config.admin.address, 1));
-        server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, signals)));
+        server.add_service(Listening::new(("admin", config.admin.address), app, 1, common.clock.clone()));
+        server.add_service(background_service("tasks", Tasks::new(Arc::clone(&common), source, caught)));
         if signals {
             server.add_service(background_service("drain", drain_end(&common, connections, config.listen.drain.limit)));
         }
@@ -342,19 +342,6 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
         // Nobody sends spans any more: this is the end of a process that is told to end at once.
         flush(&log);
     }
-}
-
-pub(super) fn listening<F: ServiceFor>(
-    name: &str,
-    app: HyperApp<F>,
-    address: SocketAddr,
-    threads: usize,
-) -> Service<HyperApp<F>> {
-    let mut service = Service::new(name.to_owned(), app);
-    // hyper has buffers of its own.
-    service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
-    service.threads = Some(threads);
-    service
 }
 
 fn await_listener(address: SocketAddr) -> Result<(), StartError> {

@@ -85,6 +85,11 @@ impl ConnState {
         HandedOver(Arc::clone(self))
     }
 
+    /// Returns whether the connection goes on in another protocol.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire) > 0
+    }
+
     /// Waits until the connection no longer goes on in another protocol.
     pub(super) async fn handed_back(&self) {
         while self.handed_over.load(Ordering::Acquire) > 0 {
@@ -225,7 +230,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
             ended => return ended,
         };
         Poll::Ready(Some(Ok(match frame.into_data() {
-            Ok(data) => Frame::data(counted.rest.split(data)),
+            Ok(data) => {
+                let is_last = counted.body.is_end_stream();
+                Frame::data(counted.rest.split(data, is_last))
+            }
             Err(other) => other,
         })))
     }

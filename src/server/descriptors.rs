@@ -14,27 +14,54 @@ const OTHERS: u64 = 64;
 /// Descriptors for the scrapes and probes of a backend.
 const EACH_BACKEND: u64 = 3;
 
-/// Raises the soft limit to the hard one, and warns where `listen.max_connections` cannot be reached. Returns the room for
-/// connections.
-pub(super) fn prepare(config: &Config, backends: usize) -> Arc<Descriptors> {
-    let limit = match raise() {
-        Ok(limit) => limit,
-        Err(error) => {
-            tracing::warn!(%error, "the limit of file descriptors could not be raised");
-            return Descriptors::unlimited();
+/// The room for connections: what the process's limit leaves beside its backends, however many there are by now.
+pub(super) struct Room {
+    /// The descriptors that the process may have; `None`: nobody knows.
+    limit: Option<u64>,
+    connections: Arc<Descriptors>,
+}
+
+impl Room {
+    /// Raises the soft limit to the hard one, and warns where a `listen.max_connections` that somebody chose
+    /// cannot be reached. There are no backends yet.
+    pub(super) fn prepare(config: &Config) -> Room {
+        let limit = raise();
+        match limit {
+            Ok(limit) => warn_of(limit, config),
+            Err(error) => tracing::warn!(%error, "the limit of file descriptors could not be raised"),
         }
-    };
-    warn_of(limit, config);
+        let room = Room { limit: limit.ok(), connections: Descriptors::unlimited() };
+        room.beside(0);
+        room
+    }
+
+    /// Leaves room for so many backends. Sources find more and reloads take some away, so it is called after each change.
+    pub(super) fn beside(&self, backends: usize) {
+        if let Some(limit) = self.limit {
+            self.connections.resize(usize::try_from(left(limit, backends)).unwrap_or(usize::MAX));
+        }
+    }
+
+    /// The places for connections.
+    pub(super) fn connections(&self) -> &Arc<Descriptors> {
+        &self.connections
+    }
+}
+
+/// The descriptors for connections, of so many.
+fn left(limit: u64, backends: usize) -> u64 {
     let left = limit.saturating_sub(OTHERS + EACH_BACKEND * backends as u64);
     // Where next to nothing is left, the system may say so itself.
-    let floor = limit / 2;
-    Descriptors::new(usize::try_from(left.max(floor)).unwrap_or(usize::MAX))
+    left.max(limit / 2)
 }
 
 fn warn_of(limit: u64, config: &Config) {
     let Some(wanted) = config.listen.max_connections else { return };
     let needed = needed(wanted as u64);
-    if needed > limit {
+    // The default is more than most hosts allow by themselves, and nobody here has asked for it. Connections that do not fit are refused
+    // with a warning of their own.
+    let asked_for = config.listen.max_connections != Config::default().listen.max_connections;
+    if needed > limit && asked_for {
         tracing::warn!(
             limit,
             needed,
@@ -61,6 +88,16 @@ fn raise() -> nix::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backends_take_room_from_connections_as_they_are_found() {
+        let room = Room { limit: Some(1_024), connections: Descriptors::unlimited() };
+        let places = |backends: usize| {
+            room.beside(backends);
+            std::iter::from_fn(|| room.connections().for_client()).collect::<Vec<_>>().len()
+        };
+        assert_eq!([places(0), places(100), places(5_000), places(2)], [960, 660, 512, 954]);
+    }
 
     #[test]
     fn a_connection_needs_two_descriptors() {

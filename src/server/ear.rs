@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::ConnState;
 use super::sending::Sending;
+use crate::proxy::request::intake::{DRAIN_BYTES, DRAIN_PIECE, DRAIN_TIME};
 use crate::proxy::{Outlet, Passed};
 use forebay_fleet::lock::locked;
 
@@ -81,6 +82,38 @@ impl<S: AsyncRead + Unpin> Ear<S> {
     pub(super) async fn gone(&self) {
         std::future::poll_fn(|cx| if self.state.is_busy_h1() { locked(&self.half).listen(cx) } else { Poll::Pending })
             .await;
+    }
+
+    /// Reads a bounded part of what the client still sends after hyper has ended the connection, and throws it away: a close while
+    /// there is something unread would reset the connection, and with it the answer. `expected`: the client was answered in the middle
+    /// of its request. Else only a client that has something on its way already is heard out.
+    pub(super) async fn linger(&self, expected: bool) {
+        let mut piece = vec![0; 16 << 10];
+        if !expected {
+            let there = std::future::poll_fn(|cx| Poll::Ready(self.poll_piece(cx, &mut piece).is_ready())).await;
+            if !there {
+                return;
+            }
+        }
+        let reading = async {
+            let mut read = 0;
+            while read < DRAIN_BYTES {
+                let next = std::future::poll_fn(|cx| self.poll_piece(cx, &mut piece));
+                match tokio::time::timeout(DRAIN_PIECE, next).await {
+                    Ok(Ok(bytes)) if bytes > 0 => read += bytes as u64,
+                    _ => return,
+                }
+            }
+        };
+        // Best effort: who still sends after this sees a reset.
+        drop(tokio::time::timeout(DRAIN_TIME, reading).await);
+    }
+
+    /// Reads a piece; 0 at the end.
+    fn poll_piece(&self, cx: &mut Context<'_>, piece: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(piece);
+        ready!(Pin::new(&mut locked(&self.half).io).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(buf.filled().len()))
     }
 }
 

@@ -117,6 +117,7 @@ impl ShutdownSignalWatch for Signals {
             }
             let succeeded = tokio::select! {
                 _ = interrupt.recv() => return cut_short((self.look)()),
+                // SIGTERM beats an upgrade that waits: a supervisor that stops the service must not wait for a successor.
                 _ = term.recv() => break,
                 succeeded = self.is_succeeded() => succeeded,
             };
@@ -130,6 +131,7 @@ impl ShutdownSignalWatch for Signals {
             }
             tracing::error!(%socket, "SIGQUIT, but no process waits there: start it with --upgrade; serving on");
         }
+        // Before any listener closes: load balancers see `/ready` and stop sending while connections are still taken.
         self.draining.store(true, Ordering::Release);
         let (under_way, until) = ((self.look)(), until(self.ready_delay.saturating_add(self.limit)));
         tracing::info!(
@@ -157,7 +159,8 @@ pub(super) struct DrainEnd {
 impl DrainEnd {
     /// Says now and then what the drain still waits for. Never returns.
     async fn tell(&self, limit: Duration) {
-        let (until, mut soon) = (until(limit), LOOK * 5);
+        // Where nothing is left, it is over before the first of these lines.
+        let (until, mut soon) = (until(limit), LOOK * (QUIET + 10));
         loop {
             tokio::time::sleep(soon).await;
             soon = TELL_AGAIN;

@@ -1,4 +1,4 @@
-//! pingora accepts, hyper speaks: each accepted connection is handed to hyper's h1 + h2c server with a tower service, under
+//! hyper speaks on what [`super::accept`] accepts: each connection is handed to its h1 + h2c server with a tower service, under
 //! the connection cap and the limits of time that hyper has not.
 
 use std::convert::Infallible;
@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body::Body;
@@ -16,10 +15,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use metrics::Gauge;
-use pingora::apps::ServerApp;
-use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tower::Service;
 
 use super::conn::{ConnState, Counted, IdleLimits};
@@ -83,7 +81,7 @@ pub(super) trait ServiceFor: Send + Sync + 'static {
 /// Open connections of one listener.
 pub(super) type Connections = Arc<AtomicUsize>;
 
-/// One listener's side of pingora.
+/// The server of the connections of one listener.
 pub(super) struct HyperApp<F> {
     services: F,
     builder: auto::Builder<StreamExecutor>,
@@ -178,7 +176,7 @@ impl<F: ServiceFor> HyperApp<F> {
 
     /// Tells a client that there are too many. A close while its request is unread would reset the connection, and with it the
     /// answer: what it sends is read for a moment, for a bounded number of such clients, where its descriptor can be spared.
-    async fn refuse(&self, stream: Stream, spared: bool) {
+    async fn refuse(&self, stream: TcpStream, spared: bool) {
         let lingers = self.lingering.fetch_add(1, Ordering::AcqRel) < MOST_LINGERING && spared;
         let telling = async {
             let mut plain = WriteStall::new(stream, None);
@@ -203,8 +201,8 @@ impl<F: ServiceFor> HyperApp<F> {
     }
 
     /// The connection as its client speaks on it; `None` where the two do not come together.
-    async fn open(&self, stream: Stream) -> Option<(Transport, Accepted)> {
-        let mut client = stream.get_socket_digest().and_then(|digest| digest.peer_addr()?.as_inet().copied());
+    async fn open(&self, stream: TcpStream, peer: SocketAddr) -> Option<(Transport, Accepted)> {
+        let mut client = Some(peer);
         let mut stream = WriteStall::new(stream, self.write_stall);
         if self.behind_proxy {
             match within(self.idle.header, proxy_protocol::read(&mut stream)).await {
@@ -262,16 +260,11 @@ impl<F: ServiceFor> HyperApp<F> {
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
         let mut ending: Option<Time> = None;
-        loop {
+        let ended = loop {
             let wait = self.left(state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
             tokio::select! {
                 biased;
-                result = connection.as_mut() => {
-                    if let Err(error) = result {
-                        tracing::debug!(error = &*error, "client connection ended");
-                    }
-                    return;
-                }
+                result = connection.as_mut() => break result,
                 // Dropping the connection drops its request, too.
                 () = ear.gone() => return,
                 () = state.abused(), if !self.expects_resets => {
@@ -294,8 +287,23 @@ impl<F: ServiceFor> HyperApp<F> {
                     }
                 }
             }
+        };
+        if let Err(error) = &ended {
+            tracing::debug!(error = &**error, "client connection ended");
+        }
+        // What is handed over has another reader, and HTTP/2 tells an answer from the end of a connection.
+        if !state.is_h2() && !state.is_handed_over() {
+            tokio::select! {
+                () = ear.linger(ended.is_err_and(|error| is_of_a_head(&*error))) => {}
+                _ = shutdown.wait_for(|stop| *stop) => {}
+            }
         }
     }
+}
+
+/// Returns whether hyper itself has answered a head that it cannot read: by a 400 or a 431.
+fn is_of_a_head(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
 }
 
 impl<F> HyperApp<F> {
@@ -330,30 +338,29 @@ impl Drop for Open {
     }
 }
 
-#[async_trait]
-impl<F: ServiceFor> ServerApp for HyperApp<F> {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+impl<F: ServiceFor> HyperApp<F> {
+    /// Takes a connection, or refuses it where there are too many.
+    pub(super) fn take(self: &Arc<Self>, stream: TcpStream, client: SocketAddr, shutdown: &ShutdownWatch) {
         let before = self.connections.fetch_add(1, Ordering::AcqRel);
         self.gauge.increment(1.0);
         let open = Open(Arc::clone(&self.connections), self.gauge.clone());
         let place = self.descriptors.for_client();
+        let app = Arc::clone(self);
         if before >= self.max_connections || place.is_none() {
             drop(open);
             if let Some(held_back) = self.refusals.pass(self.clock.now()) {
                 let why = if place.is_none() { "no file descriptors are left" } else { "listen.max_connections" };
                 tracing::warn!(open = before, held_back, "connection refused: {why}");
             }
-            self.refuse(stream, place.is_some()).await;
-            return None;
+            drop(tokio::spawn(async move { app.refuse(stream, place.is_some()).await }));
+            return;
         }
-        // A task of its own is smaller: pingora's has room for more than a connection that is hyper's needs.
-        let (app, shutdown) = (Arc::clone(self), shutdown.clone());
+        let shutdown = shutdown.clone();
         drop(tokio::spawn(async move {
-            if let Some(opened) = app.open(stream).await {
+            if let Some(opened) = app.open(stream, client).await {
                 app.serve(opened, shutdown).await;
             }
             drop((open, place));
         }));
-        None
     }
 }

@@ -1,6 +1,7 @@
 //! The process: pingora's `Server` with the data and the admin listener, the background tasks, signals and the drain. The
-//! only home of pingora; every connection is handed to hyper.
+//! only home of pingora, whose services these are; every connection is handed to hyper.
 
+mod accept;
 mod answering;
 mod assemble;
 mod conn;
@@ -12,8 +13,10 @@ mod lifecycle;
 mod listener;
 #[cfg(feature = "epp")]
 mod picker;
-mod proxy_protocol;
+#[doc(hidden)]
+pub mod proxy_protocol;
 mod sending;
+mod signals;
 mod streams;
 mod tls;
 mod upgrade;
@@ -25,6 +28,7 @@ use std::path::PathBuf;
 pub use self::assemble::start;
 use forebay_fleet::config::Loaded;
 use forebay_fleet::config::model::{BackendConfig, Config};
+use forebay_fleet::telemetry::log_file;
 
 /// The source of the configuration, and so the way in which it can change.
 #[derive(Clone, Debug)]
@@ -71,7 +75,7 @@ pub enum Serving {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address} ({key}): {error}; is another process using the port?")]
+    #[error("cannot listen on {address} ({key}): {error}; {}", bind_help(error, key))]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -83,8 +87,14 @@ pub enum StartError {
     /// The configuration has a picker, which this program was built without.
     #[error("epp.address is set, but this program was built without the feature `epp`")]
     NoPicker,
+    /// SIGHUP and SIGUSR1 cannot be caught, so that either would end the process.
+    #[error("cannot catch signals: {0}")]
+    Signals(std::io::Error),
     /// There is no safe place to take the listening sockets over.
-    #[error("cannot wait for the listening sockets at {}: {error}", socket.display())]
+    #[error(
+        "cannot wait for the listening sockets at {}: {error}; set listen.upgrade_socket to a path in a folder of this user alone",
+        socket.display()
+    )]
     Meeting {
         /// The socket's path.
         socket: PathBuf,
@@ -92,16 +102,19 @@ pub enum StartError {
         error: std::io::Error,
     },
     /// The running process did not hand its listening sockets over.
-    #[error("the listening sockets were not handed over")]
+    #[error(
+        "the listening sockets were not handed over: start again with --upgrade, and within five seconds send SIGQUIT to the \
+         process that has them"
+    )]
     NotHandedOver,
     /// A listener did not answer in time after the start.
-    #[error("the listener on {0} did not come up in time")]
+    #[error("nothing answered on {0} within ten seconds of the start; the log may say why")]
     Silent(SocketAddr),
     /// The access log's writer could not be started.
     #[error("the access log could not be started: {0}")]
     AccessLog(std::io::Error),
     /// The access log's file cannot be written.
-    #[error("cannot write the access log {}: {error}", file.display())]
+    #[error("cannot write the access log {}: {error}; {}", file.display(), log_file::help(file, error))]
     AccessLogFile {
         /// The file's path.
         file: PathBuf,
@@ -114,6 +127,21 @@ pub enum StartError {
     /// The server's thread could not be started.
     #[error("the server's thread could not be started: {0}")]
     Thread(std::io::Error),
+}
+
+/// Says what to do about an address that cannot be listened on.
+fn bind_help(error: &std::io::Error, key: &str) -> String {
+    let option = if key == "admin.address" { "--admin" } else { "--listen" };
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("stop the process that listens there, or choose another port with {option}")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            format!("choose a port from 1024 on with {option}, or give Forebay CAP_NET_BIND_SERVICE")
+        }
+        std::io::ErrorKind::AddrNotAvailable => format!("choose an address of this host with {option}"),
+        _ => format!("choose another address with {option}"),
+    }
 }
 
 /// A running server.

@@ -4,9 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pingora::services::listening::Service;
-
-use super::assemble::{Common, listening};
+use super::accept::Listening;
+use super::assemble::Common;
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
 use crate::epp::{GatewayService, Picker, PickerParts};
 use crate::proxy::{Outlet, Proxy};
@@ -27,7 +26,7 @@ pub(super) fn service(
     proxy: Proxy,
     (config, address): (&Config, SocketAddr),
     connections: Connections,
-) -> Service<HyperApp<Picker>> {
+) -> Listening<Picker> {
     let picker = Picker::new(PickerParts {
         proxy,
         settings: Arc::clone(&common.settings),
@@ -38,8 +37,8 @@ pub(super) fn service(
     });
     let app = HyperApp::new(picker, config, connections, common.clock.clone())
         .counted_by(common.telemetry.process.connections.clone())
-        .within(Arc::clone(&common.descriptors))
+        .within(Arc::clone(common.room.connections()))
         .secured(common.tls.picker.clone())
         .expecting_resets();
-    listening("picker", app, address, config.listen.threads)
+    Listening::new(("picker", address), app, config.listen.threads, common.clock.clone())
 }

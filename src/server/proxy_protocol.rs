@@ -22,7 +22,7 @@ const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 ///
 /// # Errors
 /// The connection begins otherwise, or ends.
-pub(super) async fn read<S: AsyncRead + Unpin>(io: &mut S) -> io::Result<Option<SocketAddr>> {
+pub async fn read<S: AsyncRead + Unpin>(io: &mut S) -> io::Result<Option<SocketAddr>> {
     let mut header = vec![0; SHORTEST];
     io.read_exact(&mut header).await?;
     if header.starts_with(SIGNATURE) {

@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 
 /// A piece of an answer. A client that takes one has made progress.
 const PIECE: usize = 64 << 10;
-/// A piece over this has its last byte sent apart.
+/// A piece over this has its last byte sent apart, and so has the last one of an answer whose end is known.
 const APART: usize = 1 << 10;
 
 /// The answer of a body when its stream's task polled it last.
@@ -73,32 +73,37 @@ where
 }
 
 /// The rest of a piece that is sent in several. The last byte of a larger piece goes apart: hyper is done with an answer once it
-/// has given the last piece to h2, which takes it whole as soon as the window is open by one byte, and holds it.
+/// has given the last piece to h2, which takes it whole as soon as the window is open by one byte, and holds it. A small piece of a
+/// stream goes whole, since most are: then h2 may hold the last of them, up to [`APART`], until the connection ends.
 #[derive(Debug, Default)]
-pub(super) struct Rest(Bytes);
+pub(super) struct Rest {
+    bytes: Bytes,
+    /// The largest part that goes whole.
+    whole: usize,
+}
 
 impl Rest {
-    /// Takes a piece, and gives the first part of it.
-    pub(super) fn split(&mut self, piece: Bytes) -> Bytes {
-        self.0 = piece;
+    /// Takes a piece, which may be the answer's last, and gives the first part of it.
+    pub(super) fn split(&mut self, piece: Bytes, is_last: bool) -> Bytes {
+        *self = Rest { bytes: piece, whole: if is_last { 1 } else { APART } };
         self.next().unwrap_or_default()
     }
 
     /// The next part.
     pub(super) fn next(&mut self) -> Option<Bytes> {
-        let part = match self.0.len() {
+        let part = match self.bytes.len() {
             0 => return None,
             long if long > PIECE => PIECE,
-            long if long > APART => long - 1,
+            long if long > self.whole => long - 1,
             short => short,
         };
         gave();
-        Some(self.0.split_to(part))
+        Some(self.bytes.split_to(part))
     }
 
     /// Bytes that are left.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 }
 
@@ -118,19 +123,24 @@ mod tests {
 
     #[test]
     fn a_large_piece_goes_in_parts_and_its_last_byte_apart() {
-        let parts = |bytes: usize| {
+        let parts = |bytes: usize, is_last| {
             let mut rest = Rest::default();
-            let first = rest.split(vec![7; bytes].into()).len();
+            let first = rest.split(vec![7; bytes].into(), is_last).len();
             let mut parts = vec![first];
             while let Some(part) = rest.next() {
                 parts.push(part.len());
             }
             parts
         };
-        assert_eq!(parts(10), [10]);
-        assert_eq!(parts(APART), [APART]);
-        assert_eq!(parts(APART + 1), [APART, 1]);
-        assert_eq!(parts(2 * PIECE + 5), [PIECE, PIECE, 5]);
-        assert_eq!(parts(2 * PIECE), [PIECE, PIECE - 1, 1]);
+        assert_eq!(parts(10, false), [10]);
+        assert_eq!(parts(APART, false), [APART]);
+        for is_last in [false, true] {
+            assert_eq!(parts(APART + 1, is_last), [APART, 1]);
+            assert_eq!(parts(2 * PIECE, is_last), [PIECE, PIECE - 1, 1]);
+        }
+        assert_eq!(parts(2 * PIECE + 5, false), [PIECE, PIECE, 5]);
+        assert_eq!(parts(2 * PIECE + 5, true), [PIECE, PIECE, 4, 1]);
+        assert_eq!(parts(10, true), [9, 1]);
+        assert_eq!(parts(1, true), [1]);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use pingora::protocols::Stream;
+use tokio::net::TcpStream;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
@@ -20,7 +20,7 @@ use forebay_fleet::telemetry::live::CertificateRow;
 use forebay_fleet::tls::ServerTls;
 
 /// A client's connection.
-pub(super) type Transport = Wire<WriteStall<Stream>>;
+pub(super) type Transport = Wire<WriteStall<TcpStream>>;
 
 /// The time for a handshake where `listen.header_timeout` is off: a client that says nothing must not hold a connection for ever.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ impl Secured {
 /// The two sides do not agree, the client leaves, or it takes longer than `limit`.
 pub(super) async fn handshake(
     acceptor: TlsAcceptor,
-    stream: WriteStall<Stream>,
+    stream: WriteStall<TcpStream>,
     limit: Option<Duration>,
 ) -> io::Result<Transport> {
     // On the heap: the state of a handshake is large, and every connection's task would carry room for it.

@@ -1,18 +1,18 @@
 //! The background tasks of the process on pingora's runtime for them: scrapes, probes, the watch over the configuration, the
 //! sources of backends, SIGHUP. They go on while the process drains: a request under way may yet meet an engine that hangs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::Source;
 use super::assemble::Common;
+use super::signals::Caught;
 use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;
 use crate::tasks::drains::end_drains;
@@ -33,12 +33,13 @@ const FIRST_ANSWERS: Duration = Duration::from_secs(5);
 pub(super) struct Tasks {
     common: Arc<Common>,
     source: Source,
-    signals: bool,
+    /// The signals to act on, until the tasks begin.
+    caught: Mutex<Option<Caught>>,
 }
 
 impl Tasks {
-    pub(super) fn new(common: Arc<Common>, source: Source, signals: bool) -> Tasks {
-        Tasks { common, source, signals }
+    pub(super) fn new(common: Arc<Common>, source: Source, caught: Option<Caught>) -> Tasks {
+        Tasks { common, source, caught: Mutex::new(caught) }
     }
 
     fn pace(&self, of: fn(&Config) -> (Duration, Duration)) -> Arc<dyn Fn() -> Rhythm + Send + Sync> {
@@ -46,6 +47,7 @@ impl Tasks {
         Arc::new(move || {
             let config = settings.load();
             let (interval, timeout) = of(&config);
+            // Read at each round, so that a reload holds at once; and stretched, so that several replicas ask as often as one.
             Rhythm { interval: config.replicas.stretch(interval), timeout }
         })
     }
@@ -62,6 +64,23 @@ impl Tasks {
     fn stall_limit(&self) -> Limit {
         let settings = Arc::clone(&self.common.settings);
         Arc::new(move || settings.load().health.stall_timeout)
+    }
+
+    /// Acts on SIGHUP and SIGUSR1.
+    fn obey(&self, Caught { mut reload, mut reopen }: Caught, tasks: &mut JoinSet<()>, hup: &Arc<Notify>) {
+        let hup = Arc::clone(hup);
+        tasks.spawn(async move {
+            while reload.recv().await.is_some() {
+                hup.notify_one();
+            }
+        });
+        let log = self.common.access_log.clone();
+        tasks.spawn(async move {
+            while reopen.recv().await.is_some() {
+                trace::reopen(&log);
+                tracing::info!("log files are open again");
+            }
+        });
     }
 
     fn spawn_source(&self, tasks: &mut JoinSet<()>, hup: Arc<Notify>) {
@@ -133,6 +152,7 @@ impl Common {
             config.pools.iter().map(|pool| (pool.model.clone(), pool.tls.clone())).collect::<Vec<_>>()
         };
         let listeners = |config: &Config| (config.listen.tls.clone(), config.admin.tls.clone(), config.epp.tls.clone());
+        // Only then, since to read certificates anew may fail for a file that has nothing to do with this change.
         if listeners(&old) != listeners(&config) || of_pools(&old) != of_pools(&config) {
             self.tls.take(&config, &self.telemetry);
         }
@@ -148,9 +168,10 @@ impl Common {
         self.keep_upstream();
     }
 
-    /// Lets go of the clients of backends that are gone.
-    fn keep_upstream(&self) {
+    /// Lets go of the clients of backends that are gone, and leaves descriptors for those that there are.
+    pub(super) fn keep_upstream(&self) {
         let snapshot = self.controller.fleet().snapshot();
+        self.room.beside(snapshot.pools.iter().map(|pool| pool.members().len()).sum());
         self.upstream.retain(|id| snapshot.backend(id).is_some());
     }
 }
@@ -160,24 +181,10 @@ impl BackgroundService for Tasks {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut tasks = JoinSet::new();
         let hup = Arc::new(Notify::new());
-        if self.signals {
-            // Installed whatever the source: without a handler SIGHUP ends the process.
-            let mut hangup = signal(SignalKind::hangup()).expect("a handler for SIGHUP can be installed");
-            let hup = Arc::clone(&hup);
-            tasks.spawn(async move {
-                while hangup.recv().await.is_some() {
-                    hup.notify_one();
-                }
-            });
-            // pingora sends it to a parent that it makes a daemon of, which never happens here.
-            let mut rotated = signal(SignalKind::user_defined1()).expect("a handler for SIGUSR1 can be installed");
-            let log = self.common.access_log.clone();
-            tasks.spawn(async move {
-                while rotated.recv().await.is_some() {
-                    trace::reopen(&log);
-                    tracing::info!("log files are open again");
-                }
-            });
+        let caught = self.caught.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let signals = caught.is_some();
+        if let Some(caught) = caught {
+            self.obey(caught, &mut tasks, &hup);
         }
         let (fleet, clock) = (self.common.controller.fleet().clone(), self.common.clock.clone());
         let pace = self.pace(|config| (config.scrape.interval, config.scrape.timeout));
@@ -203,8 +210,9 @@ impl BackgroundService for Tasks {
         let sources = Arc::clone(&self.common).sources();
         tasks.spawn(kept(Arc::clone(telemetry), move || sources.clone().run()));
         self.spawn_source(&mut tasks, hup);
-        // A drain ends with the process's own exit, and a fast end with the runtime's.
-        let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && self.signals;
+        // A drain ends with the process's own exit, and a fast end with the runtime's. But pingora calls the service over when
+        // this returns, and would drop the tasks that a drain still needs.
+        let drains = shutdown.wait_for(|stop| *stop).await.is_ok() && signals;
         if drains {
             std::future::pending::<()>().await;
         }

@@ -43,6 +43,7 @@ impl Caller {
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Option<Caller> {
         let mut values = headers.get_all(TRACEPARENT).iter();
+        // Two of them contradict each other, and the specification says to start anew.
         let (value, None) = (values.next()?, values.next()) else { return None };
         parse(value.as_bytes())
     }
@@ -75,6 +76,7 @@ fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |value, digit| {
         let digit = match digit {
             b'0'..=b'9' => digit - b'0',
+            // Lower case alone, to the letter: a span that we accept and the next hop refuses would break the trace in two.
             b'a'..=b'f' => digit - b'a' + 10,
             _ => return None,
         };
@@ -118,6 +120,7 @@ impl Context {
         put(self.flags.into(), &mut text[53..]);
         let value = HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are a valid value");
         headers.insert(TRACEPARENT, value);
+        // A `tracestate` belongs to the trace that it came with. Beside a new one it would be another's.
         if self.parent.is_none() {
             headers.remove(TRACESTATE);
         }

@@ -81,6 +81,8 @@ impl Exporter {
             return;
         }
         // The exporter repeats a message within its time. A limit of our own holds whatever it does.
+        // One batch at a time. A collector that is slow makes the queue fill, which is dropped and counted, and no request
+        // waits.
         let sent = tokio::time::timeout(self.timeout, self.to.export(batch)).await;
         let process = &pipeline.telemetry.process;
         let error = match sent {
@@ -103,6 +105,7 @@ pub(super) async fn run(pipeline: &Pipeline, told: &mut Receiver<Item>) {
     while let Some(first) = told.recv().await {
         let mut batch = Vec::new();
         let mut waiting = take(first, &pipeline.exporter.writer, &mut batch);
+        // From the first span of a batch: under little traffic a trace should be seen within a second.
         let mut due = std::pin::pin!(tokio::time::sleep(LINGER));
         while waiting.is_none() && batch.len() < BATCH {
             tokio::select! {
@@ -140,6 +143,7 @@ fn endpoint(settings: &Settings, env: Env<'_>) -> Result<Option<String>, String>
     }
     let below = |base: &str| {
         let base = base.trim_end_matches('/');
+        // The variable for all signals is a base by the specification, and many people write the whole path all the same.
         if base.ends_with(TRACES) { base.to_owned() } else { format!("{base}{TRACES}") }
     };
     if let Some(written) = &settings.endpoint {

@@ -72,6 +72,7 @@ impl ConfigWatcher {
     /// One reading. `asked`: by a signal, so that it is answered in the log even if nothing changed.
     fn take(&mut self, read: Result<Loaded, Box<Report>>, asked: bool) {
         let hash = read.as_ref().map_or_else(|report| report.hash(), |loaded| loaded.hash);
+        // Who sends SIGHUP has written the file to its end, so one reading is enough.
         if asked {
             self.unsettled = None;
         } else if !self.is_settled(hash) {
@@ -116,11 +117,12 @@ impl ConfigWatcher {
             return Reload::Unchanged;
         }
         for key in &diff.restart_keys {
-            warn!(key, "this change waits for a restart");
+            warn!(key, "this change waits for a restart: until then the old value is in force");
         }
         if diff.changed.is_empty() {
             return Reload::Unchanged;
         }
+        // What waits for a restart keeps its old value here, or the next reading would find no difference and be silent.
         self.config = in_force(&self.config, new);
         (self.apply)(&self.config);
         info!(changes = diff.changed.join("; "), "configuration in force");

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::MEMBERSHIP;
 use super::models::{self, Unlisted};
@@ -40,6 +40,7 @@ pub async fn discover(backends: Vec<BackendConfig>, fleet: Fleet, mut apply: imp
     let mut questions = JoinSet::new();
     for (i, backend) in backends.iter().enumerate() {
         let (mut client, backend) = (client.clone(), backend.clone());
+        // A client of its own for each URL: one that hangs would hold the connections that others wait for.
         client.turn_to(&Arc::new(Endpoint::new(&backend.url, None)));
         questions.spawn(async move { (i, ask_until_answered(&client, &backend).await) });
     }
@@ -58,10 +59,12 @@ pub async fn discover(backends: Vec<BackendConfig>, fleet: Fleet, mut apply: imp
             continue;
         }
         let now = grouped(&backends, &known, &pools);
+        // Compared as a whole, since an answer that lists the same in another order changes nothing.
         if now != pools {
             pools = now;
             let models: Vec<&str> = pools.iter().map(|pool| pool.model.as_str()).collect();
-            info!(?models, "pools are made of what the backends list");
+            let answered = known.iter().flatten().count();
+            info!(?models, backends = answered, of = backends.len(), "serving the models that the backends list");
             apply(&pools, lists(&backends, &known));
         }
     }
@@ -95,15 +98,21 @@ async fn ask_until_answered(client: &ProbeClient, backend: &BackendConfig) -> Ve
         match models::ask(client, &backend.url, key, TIMEOUT).await {
             Ok(listing) => {
                 let models: Vec<&str> = listing.cards.iter().filter_map(models::name).collect();
-                info!(url = %backend.url, ?models, "backend says what it serves");
+                debug!(url = %backend.url, ?models, "backend says what it serves");
                 return listing.cards;
             }
             Err(Unlisted::Locked(status)) => {
-                warn!(url = %backend.url, status, "backend shows its models only to who has a key: any model is tried there");
+                warn!(
+                    url = %backend.url,
+                    status,
+                    "the backend wants a key before it lists its models: requests for any model are tried there; name its key with \
+                     --backend-key-env"
+                );
                 return Vec::new();
             }
             Err(error) => tell_once(&backend.url, &error, &mut told),
         }
+        // A tenth of chance, so that questions to several servers do not fall together for ever.
         tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64()).min(LONGEST_PAUSE)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -113,7 +122,7 @@ async fn ask_until_answered(client: &ProbeClient, backend: &BackendConfig) -> Ve
 fn tell_once(url: &BackendUrl, error: &Unlisted, told: &mut Option<String>) {
     let reason = error.to_string();
     if told.as_ref() != Some(&reason) {
-        warn!(%url, %error, "waiting for the backend to say what it serves");
+        warn!(%url, %error, "the backend does not list its models yet: it gets no requests until it does, and is asked again");
         *told = Some(reason);
     }
 }

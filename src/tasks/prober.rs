@@ -92,10 +92,13 @@ impl Prober {
         loop {
             let started = self.clock.now();
             let pace = (self.pace)();
+            // Looked up anew each time: a reload may have changed its key or its certificate. A backend that is gone ends its
+            // task.
             let Some(backend) = self.controller.fleet().snapshot().backend(id).cloned() else { return };
             client.turn_to(&backend.endpoint);
             let health = self.ask_health(&backend, &client, pace.timeout).await;
             self.judge_silence(&backend, &health, started, &mut silence);
+            // It may be another process now, with other models and other abilities, so what was learned of it is asked again.
             let came_back = health == Health::Good && !healthy;
             healthy = health == Health::Good;
             match health {
@@ -142,6 +145,7 @@ impl Prober {
     async fn ask_health(&self, backend: &Backend, client: &ProbeClient, timeout: Duration) -> Health {
         let key = backend.key.as_ref().map(|key| key.expose());
         let ask = || client.get_ok(at(&backend.url, "/health"), key, timeout, MAX_HEALTH);
+        // A server whose event loop is busy answers no probe in time. Tokens that came meanwhile prove it alive.
         let progress = backend.load.progress();
         let mut answer = ask().await;
         if self.tell_alarm(backend, &answer) {

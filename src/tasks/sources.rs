@@ -4,6 +4,7 @@
 mod api;
 mod dns;
 mod kubernetes;
+mod pool;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tracing::{debug, warn};
 pub use self::dns::Resolve;
 use super::MEMBERSHIP;
 use forebay_core::clock::Clock;
-use forebay_fleet::config::model::DiscoverySource;
+use forebay_fleet::config::model::{DiscoverySource, Whom};
 use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::membership::roster::Found;
 use forebay_fleet::membership::source::Source;
@@ -69,6 +70,7 @@ impl Sources {
         let mut running: Vec<(ArmSource, AbortHandle)> = Vec::new();
         loop {
             let wanted = self.arms();
+            // By the source itself and not by its name: a reload that changes an arm's source must not leave the old one asking.
             running.retain(|(arm, handle)| {
                 let stays = wanted.iter().any(|one| one.is(arm)) && !handle.is_finished();
                 if !stays {
@@ -84,6 +86,7 @@ impl Sources {
                     running.push((arm, handle));
                 }
             }
+            // Ended tasks are taken out, or the set would grow with each reload.
             while tasks.try_join_next().is_some() {}
             if self.controller.retire(self.clock.now()) {
                 (self.changed)();
@@ -99,6 +102,7 @@ impl Sources {
         for arm in self.arms() {
             questions.spawn(async move { arm.ask_once().await });
         }
+        // Whatever answers within the limit is used. The rest goes on being asked once the server runs.
         _ = tokio::time::timeout(limit, async { while questions.join_next().await.is_some() {} }).await;
         self.arms().iter().all(|arm| arm.source.has_answered())
     }
@@ -123,7 +127,12 @@ impl ArmSource {
     async fn follow(self) {
         match &self.source.discover.source {
             DiscoverySource::Dns { name, interval } => dns::follow(&self, name, *interval).await,
-            DiscoverySource::Kubernetes(asked) => kubernetes::follow(&self, asked, &kubernetes::WATCH_TIMES).await,
+            DiscoverySource::Kubernetes(asked) => match &asked.whom {
+                Whom::Pool(name) => pool::follow(&self, (asked, name), &kubernetes::WATCH_TIMES).await,
+                Whom::Selector(_) | Whom::Service(_) => {
+                    kubernetes::follow(&self, asked, &kubernetes::WATCH_TIMES).await;
+                }
+            },
         }
     }
 
@@ -131,8 +140,11 @@ impl ArmSource {
         let asked = match &self.source.discover.source {
             DiscoverySource::Dns { name, .. } => dns::ask(self, name).await,
             DiscoverySource::Kubernetes(asked) => {
-                let https = self.source.discover.https;
-                kubernetes::ask(asked).await.map(|members| kubernetes::backends(&members, https))
+                let members = match &asked.whom {
+                    Whom::Pool(name) => pool::ask(self, (asked, name)).await,
+                    Whom::Selector(_) | Whom::Service(_) => kubernetes::ask(asked).await,
+                };
+                members.map(|members| kubernetes::backends(&members, self.source.discover.https))
             }
         };
         self.take(asked);

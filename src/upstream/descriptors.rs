@@ -15,7 +15,7 @@ const SPARE: usize = 8;
 /// The room for connections.
 #[derive(Debug)]
 pub struct Descriptors {
-    most: usize,
+    most: AtomicUsize,
     used: AtomicUsize,
 }
 
@@ -27,7 +27,12 @@ impl Descriptors {
     /// Room for so many connections.
     #[must_use]
     pub fn new(most: usize) -> Arc<Descriptors> {
-        Arc::new(Descriptors { most, used: AtomicUsize::new(0) })
+        Arc::new(Descriptors { most: AtomicUsize::new(most), used: AtomicUsize::new(0) })
+    }
+
+    /// Changes the room to so many connections. Those that are open stay, also where they are more.
+    pub fn resize(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Room for as many as come.
@@ -39,7 +44,7 @@ impl Descriptors {
     /// A place for a client's connection; `None` where all are taken.
     #[must_use]
     pub fn for_client(self: &Arc<Self>) -> Option<Descriptor> {
-        self.take(self.most)
+        self.take(self.most.load(Ordering::Relaxed))
     }
 
     /// A place for a connection to a backend.
@@ -47,7 +52,8 @@ impl Descriptors {
     /// # Errors
     /// `EMFILE`, as the system would say: what is left is for clients.
     pub(super) fn for_backend(self: &Arc<Self>) -> io::Result<Descriptor> {
-        let most = self.most.saturating_sub(SPARE.max(self.most / 16));
+        let most = self.most.load(Ordering::Relaxed);
+        let most = most.saturating_sub(SPARE.max(most / 16));
         self.take(most).ok_or_else(|| io::Error::from_raw_os_error(Errno::EMFILE as i32))
     }
 
@@ -77,5 +83,15 @@ mod tests {
         assert_eq!(room.for_backend().unwrap_err().raw_os_error(), Some(Errno::EMFILE as i32));
         drop((backends, clients));
         assert!(room.for_backend().is_ok(), "what was refused took nothing");
+    }
+
+    #[test]
+    fn a_smaller_room_takes_nobodys_place_and_lets_no_more_in() {
+        let room = Descriptors::new(20);
+        let clients: Vec<Descriptor> = (0..10).filter_map(|_| room.for_client()).collect();
+        room.resize(5);
+        assert_eq!((clients.len(), room.for_client().is_none()), (10, true));
+        room.resize(11);
+        assert!(room.for_client().is_some());
     }
 }

@@ -90,6 +90,7 @@ impl Upstream {
     pub fn retain(&self, is_live: impl Fn(BackendId) -> bool) {
         let _writing = locked(&self.writer);
         let old = self.idle.load();
+        // Most reloads remove nobody, and a new map would cost every reader its cached line.
         if old.keys().all(|id| is_live(*id)) {
             return;
         }
@@ -104,6 +105,7 @@ impl Upstream {
         if let Some(idle) = self.idle.load().get(&backend.id).filter(goes_there) {
             return Arc::clone(idle);
         }
+        // One writer at a time: two requests to a new backend would each make a pool, and lose one with its connections.
         let _writing = locked(&self.writer);
         let mut all = HashMap::clone(&self.idle.load());
         if let Some(idle) = all.get(&backend.id).filter(goes_there) {
@@ -132,6 +134,7 @@ impl Upstream {
         (connection, asked): (Connection, Asked),
         mut request: Request<Pieces>,
     ) -> Result<Response<BackendBody>, Failure> {
+        // The time before the first try: a free second try is only for a break that came at once.
         let (idle, sent) = (self.idle(backend), self.clock.now());
         to_path_alone(&mut request);
         loop {
@@ -145,6 +148,7 @@ impl Upstream {
                 Ok(response) => {
                     // From now on this connection is a reused one, whose break may just be the server's idle timeout.
                     driven.mark().set();
+                    // A connection that was made on purpose for one request is not kept: something made the pool doubtful.
                     let home = (connection == Connection::Pooled).then_some(idle);
                     return Ok(BackendBody::of(response, driven, home));
                 }
@@ -181,6 +185,7 @@ impl Upstream {
             let failure = classify(&error, &mark, error.is_canceled(), self.clock.now().since(sent));
             self.failed(backend.id, failure, &error)
         };
+        // A connection of its own, never a pooled one: after the upgrade it is no HTTP any more.
         let (mut requests, connection) = driven::builder().handshake(TokioIo::new(io)).await.map_err(died)?;
         // It goes on after the request, whose task would have to poll it.
         drop(tokio::spawn(connection.with_upgrades()));

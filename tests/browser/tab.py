@@ -1,5 +1,6 @@
 """What checks in a real browser share: a tab over chromedriver, calls of JSON over HTTP, and what failed."""
 
+import base64
 import json
 import socket
 import time
@@ -56,3 +57,55 @@ class Tab:
 
     def close(self):
         call(self.base, method="DELETE")
+
+
+class Browser(Tab):
+    """A tab that keeps what the page said, and may be of any width."""
+
+    def __init__(self, driver):
+        super().__init__(driver, "--hide-scrollbars", **{"goog:loggingPrefs": {"browser": "ALL"}})
+
+    def cdp(self, command, **params):
+        return call(f"{self.base}/goog/cdp/execute", {"cmd": command, "params": params})["value"]
+
+    def run(self, script):
+        return call(f"{self.base}/execute/sync", {"script": script, "args": []})["value"]
+
+    def keys(self, *keys):
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        call(f"{self.base}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def look(self, width, scheme):
+        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def picture(self, path):
+        shot = self.cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(shot["data"]))
+
+    def said(self):
+        return [entry["message"] for entry in call(f"{self.base}/se/log", {"type": "browser"})["value"]]
+
+
+# Every text of some size against what is behind it: the ratio of WCAG, 4.5 at least.
+CONTRAST = """
+const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+const faint = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const node = walker.currentNode, parent = node.parentElement;
+  if (!node.textContent.trim() || !parent.checkVisibility() || parent.closest('noscript')) continue;
+  let behind = parent, ground = [0, 0, 0, 0];
+  for (; behind; behind = behind.parentElement) {
+    ground = parse(getComputedStyle(behind).backgroundColor);
+    if (ground.length < 4 || ground[3] > 0) break;
+  }
+  const [a, b] = [light(parse(getComputedStyle(parent)[parent instanceof SVGElement ? 'fill' : 'color'])), light(ground)].sort((x, y) => y - x);
+  const ratio = (a + 0.05) / (b + 0.05);
+  if (ratio < 4.5) faint.push(node.textContent.trim().slice(0, 40) + ' ' + ratio.toFixed(2));
+}
+return faint;
+"""

@@ -119,7 +119,7 @@ fn it_has_every_figure_of_the_markdown_and_is_well_formed() {
     let all = text_of(page.root_element());
     for said in [
         "tp1x2 is better than tp2 with all requests at once",
-        "It is not sure, because",
+        "This is not sure, because",
         "its timers were at most 0.09 ms late at P99",
         "tp2: 4 epochs on 4 starts; tp1x2: 4 epochs on 4 starts",
         "forebay compare rows.jsonl --slo",

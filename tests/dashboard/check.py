@@ -7,7 +7,6 @@ overflow, a figure that is not the one of /api/live, a control that the keyboard
 banner, title, table and events do not name. Python's standard library and Debian's chromium-driver. What it starts, it ends.
 """
 
-import base64
 import http.client
 import json
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
 
-from tab import FAILED, Tab, call, check, eventually, free_port  # noqa: E402, found by the path above
+from tab import CONTRAST, FAILED, Browser, call, check, eventually, free_port  # noqa: E402, found by the path above
 
 TOKEN = "a-token-for-this-check"
 WIDTHS = (360, 800, 1400)
@@ -58,57 +57,6 @@ class Load:
         for thread in self.threads:
             thread.join()
 
-
-class Browser(Tab):
-    """A tab that keeps what the page said, and may be of any width."""
-
-    def __init__(self, driver):
-        super().__init__(driver, "--hide-scrollbars", **{"goog:loggingPrefs": {"browser": "ALL"}})
-
-    def cdp(self, command, **params):
-        return call(f"{self.base}/goog/cdp/execute", {"cmd": command, "params": params})["value"]
-
-    def run(self, script):
-        return call(f"{self.base}/execute/sync", {"script": script, "args": []})["value"]
-
-    def keys(self, *keys):
-        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        call(f"{self.base}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
-
-    def look(self, width, scheme):
-        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
-        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def picture(self, path):
-        shot = self.cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        with open(path, "wb") as file:
-            file.write(base64.b64decode(shot["data"]))
-
-    def said(self):
-        return [entry["message"] for entry in call(f"{self.base}/se/log", {"type": "browser"})["value"]]
-
-
-# Every text of some size against what is behind it: the ratio of WCAG, 4.5 at least.
-CONTRAST = """
-const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
-const faint = [];
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) {
-  const node = walker.currentNode, parent = node.parentElement;
-  if (!node.textContent.trim() || !parent.checkVisibility() || parent.closest('noscript')) continue;
-  let behind = parent, ground = [0, 0, 0, 0];
-  for (; behind; behind = behind.parentElement) {
-    ground = parse(getComputedStyle(behind).backgroundColor);
-    if (ground.length < 4 || ground[3] > 0) break;
-  }
-  const [a, b] = [light(parse(getComputedStyle(parent).color)), light(ground)].sort((x, y) => y - x);
-  const ratio = (a + 0.05) / (b + 0.05);
-  if (ratio < 4.5) faint.push(node.textContent.trim().slice(0, 40) + ' ' + ratio.toFixed(2));
-}
-return faint;
-"""
 
 TABLE = """
 const rows = {};
@@ -357,6 +305,10 @@ def main():
         a_button_drains(browser, f"127.0.0.1:{sims[1]}")
         a_hung_server_is_named_everywhere(browser, started[1], f"127.0.0.1:{sims[1]}", pictures)
         says_who_is_out_and_why(browser, started[2], f"127.0.0.1:{sims[2]}", pictures)
+        told = eventually("outcomes are counted by name", lambda: re.findall(r"(\w+) \d+", words(browser, ".outcomes").partition(": ")[2]))
+        live = call(f"{admin}/api/live", headers=bearer)
+        known = {outcome for arm in live["pools"][0]["arms"] for outcome in arm["figures"]["5m"]["outcomes"]}
+        check(set(told) <= known, f"as /api/live counts them: {told} of {known}")
         errors = browser.said()
         check(not errors, f"no word on the console {errors[:3]}")
         proxy = lost_and_found(browser, proxy, serve)

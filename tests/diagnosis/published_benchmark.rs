@@ -36,7 +36,7 @@ fn the_seed_s_table_alone_says_what_limited_each_arm_and_what_would_tell_the_res
             Cause::CapOnRunning,
             "requests began in waves, which short prompts do before a cap"
         );
-        assert!(s3.sentence.contains("likelier a cap on running sequences than KV room"), "{}", s3.sentence);
+        assert!(s3.sentence.contains("likelier a cap on running sequences than KV-cache capacity"), "{}", s3.sentence);
         assert!(
             s3.candidates.iter().all(|cause| matches!(cause, Cause::KvRoom | Cause::CapOnRunning | Cause::SlowClient)),
             "{s3:?}"

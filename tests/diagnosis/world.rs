@@ -284,7 +284,7 @@ pub(crate) fn gains(setup: &Setup) -> Gains {
     Gains { of, steps }
 }
 
-/// What bound a run, by what would have helped: none where no one thing stands out.
+/// What limited a run, by what would have helped: none where no one thing stands out.
 pub(crate) fn truth(setup: &Setup) -> Option<Cause> {
     if setup.client_us > 0.0 {
         return (faster(setup, &|setup| setup.client_us = 0.0) >= 1.25).then_some(Cause::SlowClient);

@@ -2,17 +2,23 @@
 
 A request has failed if it has no 200, no end, or not the end that vLLM gives. The script that starts this one counts on none.
 """
-import json, os, threading, urllib.request
+import itertools, json, os, threading, urllib.request
 
 URL = os.environ.get("FOREBAY_URL", "http://127.0.0.1:8080") + "/v1/chat/completions"
-BODY = json.dumps({"model": "m", "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}).encode()
+# The models that are asked for in turn.
+MODELS = os.environ.get("FOREBAY_MODELS", "m").split()
 counts, lock = {"failed": 0, "all": 0}, threading.Lock()
 
 
+def body(model):
+    return json.dumps({"model": model, "stream": True, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}).encode()
+
+
 def client():
+    bodies = itertools.cycle([body(model) for model in MODELS])
     while not os.path.exists("stop"):
         try:
-            request = urllib.request.Request(URL, BODY, {"content-type": "application/json"})
+            request = urllib.request.Request(URL, next(bodies), {"content-type": "application/json"})
             failed = b"[DONE]" not in urllib.request.urlopen(request, timeout=30).read()
         except OSError as error:
             failed = True

@@ -92,6 +92,8 @@ grace() { grep -o 'terminationGracePeriodSeconds: .*' "$tmp/$1.yaml" | grep -o '
 check "grace period: drain limit of 10m" 630 "$(grace default)"
 check "grace period: drain limit of 1h 30m" 5430 "$(grace full)"
 
+check "a picker: its section, and its port in the Service and the pod" 3 "$(render --set mode=picker | grep -cE '^ *\[epp\]|name: grpc,')"
+refuses "a picker's keys in a proxy" "set mode to picker" --set config.epp.observe=stream
 refuses "no pools" "pools" --set-json 'config.pools=[]'
 refuses "a key that the chart does not have" "replica" --set replica=3
 refuses "an image without a version" "tag" --set image.tag=latest
@@ -149,7 +151,7 @@ for path in sys.argv[1:]:
         "no capabilities": of_container["capabilities"] == {"drop": ["ALL"]},
         "a version": ":" in pod["containers"][0]["image"] and not pod["containers"][0]["image"].endswith(":latest"),
         "no more rights than discovery needs": all(
-            set(rule["verbs"]) == {"get", "list", "watch"} and set(rule["resources"]) <= {"pods", "endpointslices"}
+            set(rule["verbs"]) == {"get", "list", "watch"} and set(rule["resources"]) <= {"pods", "endpointslices", "inferencepools"}
             for o in objects if o["kind"] == "Role" for rule in o["rules"]
         ),
         "no rights over the cluster": not any(o["kind"].startswith("Cluster") for o in objects),

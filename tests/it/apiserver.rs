@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
+use crate::cluster_objects::{inference_pool, pod, slice};
 use crate::harness::eventually;
 use crate::mock::Mock;
 
@@ -28,6 +29,8 @@ pub(crate) enum Trouble {
     Garbage,
     /// An event that has no end.
     EndlessLine,
+    /// 404 to all but pods, as a server says that does not know the kind.
+    Unserved,
 }
 
 #[derive(Default)]
@@ -45,8 +48,8 @@ struct State {
 
 struct Shared {
     state: Mutex<State>,
-    /// Open watches.
-    watchers: Mutex<HashMap<usize, TcpStream>>,
+    /// Open watches, with what each asked for.
+    watchers: Mutex<HashMap<usize, (String, TcpStream)>>,
     open: Mutex<HashMap<usize, TcpStream>>,
     stopped: AtomicBool,
     /// Objects of one page.
@@ -77,7 +80,12 @@ impl ApiServer {
 
     /// The keys of `kubernetes` beside the selector; the token is in a file beside the configuration.
     pub(crate) fn keys(&self) -> String {
-        format!("namespace = \"inference\", port = \"http\", api = \"http://{}\", token_file = \"token\"", self.address)
+        format!("port = \"http\", {}", self.cluster())
+    }
+
+    /// The keys of `kubernetes` that say where it is.
+    pub(crate) fn cluster(&self) -> String {
+        format!("namespace = \"inference\", api = \"http://{}\", token_file = \"token\"", self.address)
     }
 
     /// The token that it takes.
@@ -88,6 +96,16 @@ impl ApiServer {
     /// A pod at the address of this backend, Ready.
     pub(crate) fn add(&self, name: &str, mock: &Mock) {
         self.put(name, pod(name, mock));
+    }
+
+    /// Makes or changes an EndpointSlice of the Service `vllm` with this backend alone.
+    pub(crate) fn put_slice(&self, name: &str, mock: &Mock, conditions: &Value) {
+        self.put(name, slice(name, mock, conditions));
+    }
+
+    /// Makes or changes an InferencePool of the pods with `app=vllm`.
+    pub(crate) fn put_pool(&self, name: &str, ports: &[u16], parents: &Value) {
+        self.put(name, inference_pool(name, ports, parents));
     }
 
     /// Changes a pod.
@@ -132,7 +150,8 @@ impl ApiServer {
             return;
         }
         let line = format!("{}\n", json!({"type": kind, "object": object}));
-        self.shared.watchers.lock().unwrap().retain(|_, stream| send_chunk(stream, &line).is_ok());
+        let mut watchers = self.shared.watchers.lock().unwrap();
+        watchers.retain(|_, (target, stream)| !is_asked_for(target, object) || send_chunk(stream, &line).is_ok());
     }
 
     /// What goes wrong from now on; watches that are open end.
@@ -148,7 +167,7 @@ impl ApiServer {
 
     /// Ends all watches, as at the end of their time.
     pub(crate) fn end_watches(&self) {
-        for (_, mut stream) in self.shared.watchers.lock().unwrap().drain() {
+        for (_, (_, mut stream)) in self.shared.watchers.lock().unwrap().drain() {
             _ = stream.write_all(b"0\r\n\r\n");
             _ = stream.shutdown(Shutdown::Both);
         }
@@ -204,16 +223,21 @@ impl Drop for ApiServer {
     }
 }
 
-/// A Ready pod whose port `http` is the backend's.
-fn pod(name: &str, mock: &Mock) -> Value {
-    let authority = mock.authority();
-    let (ip, port) = authority.rsplit_once(':').unwrap();
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "inference", "labels": {"app": "vllm"}},
-        "spec": {"containers": [{"name": "vllm", "ports": [{"name": "http", "containerPort": port.parse::<u16>().unwrap()}]}]},
-        "status": {"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]},
-    })
+fn kind_of(target: &str) -> &'static str {
+    let kinds = [("/inferencepools?", "InferencePool"), ("/endpointslices?", "EndpointSlice")];
+    kinds.iter().find(|(path, _)| target.contains(path)).map_or("Pod", |(_, kind)| kind)
+}
+
+/// Returns whether an object is of the kind, and has the labels or the name, that a list or a watch asks for.
+fn is_asked_for(target: &str, object: &Value) -> bool {
+    let asked = |key: &str| target.split(['?', '&']).find_map(|part| part.strip_prefix(key));
+    let plain = |text: &str| text.replace("%3D", "=").replace("%2C", ",").replace("%2F", "/");
+    let has =
+        |pair: &str| pair.split_once('=').is_some_and(|(label, value)| object["metadata"]["labels"][label] == value);
+    object["kind"] == kind_of(target)
+        && asked("labelSelector=").is_none_or(|selector| plain(selector).split(',').all(has))
+        && asked("fieldSelector=")
+            .is_none_or(|field| plain(field).strip_prefix("metadata.name=") == object["metadata"]["name"].as_str())
 }
 
 fn send_chunk(stream: &mut TcpStream, text: &str) -> std::io::Result<()> {
@@ -265,12 +289,14 @@ fn serve(shared: &Shared, mut stream: TcpStream, number: usize) -> std::io::Resu
                 403,
                 "pods is forbidden: User \\\"system:serviceaccount:inference:forebay\\\" cannot list",
             )?;
+        } else if kind_of(&target) != "Pod" && state.trouble == Some(Trouble::Unserved) {
+            reply(&mut stream, 404, "404 page not found\n")?;
         } else if target.contains("watch=1") && state.trouble == Some(Trouble::EndlessLine) {
             state.watches += 1;
             drop(state);
             return endless(&mut stream);
         } else if target.contains("watch=1") {
-            watch(shared, &mut state, stream.try_clone()?, number)?;
+            watch(shared, &mut state, stream.try_clone()?, (number, target))?;
         } else {
             list(shared, &mut state, &mut stream, &target)?;
         }
@@ -299,12 +325,12 @@ fn list(shared: &Shared, state: &mut State, stream: &mut TcpStream, target: &str
     if !after.is_empty() && state.trouble == Some(Trouble::ExpiredPage) {
         return refuse(stream, 410, "The provided continue parameter is too old");
     }
-    let mut left = state.objects.iter().filter(|(name, _)| name.as_str() > after);
+    let mut left = state.objects.iter().filter(|(name, object)| name.as_str() > after && is_asked_for(target, object));
     let page: Vec<_> = left.by_ref().take(shared.page).collect();
     let next = left.next().and_then(|_| page.last()).map_or("", |(name, _)| name.as_str()).to_owned();
     let items: Vec<&Value> = page.iter().map(|(_, object)| *object).collect();
     let body = json!({
-        "kind": "PodList", "apiVersion": "v1", "items": items,
+        "kind": format!("{}List", kind_of(target)), "apiVersion": "v1", "items": items,
         "metadata": {"resourceVersion": state.version.to_string(), "continue": next},
     });
     if next.is_empty() {
@@ -324,7 +350,12 @@ fn endless(stream: &mut TcpStream) -> std::io::Result<()> {
     }
 }
 
-fn watch(shared: &Shared, state: &mut State, mut stream: TcpStream, number: usize) -> std::io::Result<()> {
+fn watch(
+    shared: &Shared,
+    state: &mut State,
+    mut stream: TcpStream,
+    (number, target): (usize, String),
+) -> std::io::Result<()> {
     state.watches += 1;
     stream.write_all(WATCH_HEAD)?;
     if state.trouble == Some(Trouble::Expired) {
@@ -333,9 +364,9 @@ fn watch(shared: &Shared, state: &mut State, mut stream: TcpStream, number: usiz
         stream.write_all(b"0\r\n\r\n")?;
         return stream.shutdown(Shutdown::Both);
     }
-    let bookmark = json!({"kind": "Pod", "metadata": {"resourceVersion": state.version.to_string()}});
+    let bookmark = json!({"kind": kind_of(&target), "metadata": {"resourceVersion": state.version.to_string()}});
     send_chunk(&mut stream, &format!("{}\n", json!({"type": "BOOKMARK", "object": bookmark})))?;
     // Under the lock of the state, so that no event falls between.
-    shared.watchers.lock().unwrap().insert(number, stream);
+    shared.watchers.lock().unwrap().insert(number, (target, stream));
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sha2::{Digest, Sha256};
 
 use crate::client::{Conn, post};
-use crate::harness::{Forebay, Harness, eventually, ms};
+use crate::harness::{Forebay, Harness, eventually, eventually_within, ms};
 use crate::mock::{CHAT, DONE, Gate, Mock, Script, Seen, Step, answer, stream};
 
 const PATH: &str = "/v1/chat/completions";
@@ -62,6 +62,28 @@ fn one_that_fails_where_the_others_serve_is_ejected() {
         });
         assert_eq!(forebay.backend(&mocks[1])["state"], "healthy");
         assert_eq!(forebay.backend(&mocks[2])["state"], "healthy");
+    }
+}
+
+#[test]
+fn a_client_that_is_told_to_wait_keeps_no_backend_from_others() {
+    let mocks = [Mock::start(), Mock::start()];
+    for mock in &mocks {
+        // As a server behind a gateway with a limit for each key does.
+        mock.reply(|seen| match seen.header("authorization") {
+            Some("Bearer greedy") => answer(429, &[("retry-after", "30")], "{}"),
+            _ => answer(200, &[], CHAT),
+        });
+    }
+    let forebay = Harness::new().config("[retry]\nattempts = 1").pool("tiny", &mocks.each_ref()).start();
+    for round in 1..=4 {
+        let greedy = post(PATH, &[("authorization", "Bearer greedy")], UNARY.as_bytes());
+        assert_eq!(forebay.open().ask(&greedy).status, 429);
+        let before = mocks.each_ref().map(|mock| mock.seen().len());
+        eventually_within(ms(3000), &format!("both serve others again, round {round}"), || {
+            assert_eq!(forebay.post(PATH, UNARY).status, 200);
+            std::iter::zip(&mocks, before).all(|(mock, before)| mock.seen().len() > before).then_some(())
+        });
     }
 }
 

@@ -83,6 +83,36 @@ fn what_the_engine_makes_requests_of_counts_each() {
 }
 
 #[test]
+fn a_request_counts_for_no_more_sequences_than_an_engine_runs_at_once() {
+    let body = r#"{"model":"tiny","messages":[],"n":16384}"#;
+    // What vLLM runs unless it is told otherwise, and what this one was seen to stop at.
+    for (running, counted) in [(0, 256), (8, 8)] {
+        let (mock, gate) = (Mock::start(), Gate::new());
+        mock.probes(move |target| {
+            let waiting = running.min(1);
+            let figures = format!(
+                "vllm:num_requests_running {running}\nvllm:num_requests_waiting {waiting}\nvllm:kv_cache_usage_perc 0.1\n"
+            );
+            (target == "/metrics").then(|| answer(200, &[], &figures))
+        });
+        mock.next(held(&gate));
+        let forebay =
+            Harness::new().config("[scrape]\ninterval = \"100ms\"\ntimeout = \"100ms\"").pool("tiny", &[&mock]).start();
+        if running > 0 {
+            eventually("the limit is known", || {
+                (forebay.backend(&mock)["load"]["running_limit"] == running).then_some(())
+            });
+        }
+        let mut large = send(&forebay, CHAT_PATH, body);
+        mock.await_requests(1);
+        assert_eq!(sequences(&forebay, &mock), counted);
+        gate.open();
+        assert_eq!(large.answer().status, 200);
+        eventually("nothing is left", || (sequences(&forebay, &mock) == 0).then_some(()));
+    }
+}
+
+#[test]
 fn requests_over_the_limit_take_one_backend_at_a_time_from_the_others() {
     let (gate, mocks) = (Gate::new(), [Mock::start(), Mock::start(), Mock::start()]);
     for mock in &mocks {

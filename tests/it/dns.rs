@@ -1,15 +1,20 @@
 //! Backends by a name: addresses come and go under load and no request fails; an error empties no pool. The names are the test's
 //! own, in a namespace; `tests/dns/run.sh` does the same with a real DNS server.
 
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use socket2::{Domain, Socket, Type};
 
 use crate::client::{End, post};
-use crate::harness::{Forebay, Harness, eventually, free_port};
-use crate::mock::{DONE, Gate, Mock, Step, chunk, last_chunk, stream_head, token};
+use crate::harness::{Forebay, Harness, eventually, free_port, ms};
+use crate::mock::{CHAT, DONE, Gate, Mock, Step, answer, chunk, last_chunk, stream_head, token};
 use crate::names::Names;
 
 const NAME: &str = "vllm.forebay.test";
 const STREAM: &str = r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
+const UNARY: &str = r#"{"model":"tiny","messages":[]}"#;
 const CHAT_PATH: &str = "/v1/chat/completions";
 
 /// Backends at 127.1.0.1 and so on, with one port.
@@ -71,6 +76,51 @@ pub(crate) fn under_load(forebay: &Forebay, test: impl FnOnce(&AtomicUsize)) -> 
 pub(crate) fn answers(answered: &AtomicUsize, more: usize) {
     let before = answered.load(Ordering::Relaxed);
     eventually("answers go on", || (answered.load(Ordering::Relaxed) >= before + more).then_some(()));
+}
+
+/// A listener that takes no more connections, as a host that drops what is sent to it.
+struct BlackHole {
+    _listener: Socket,
+    _filling: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    fn at(address: SocketAddr) -> BlackHole {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&address.into()).unwrap();
+        listener.listen(0).unwrap();
+        let connect = || TcpStream::connect_timeout(&address, ms(200)).ok();
+        BlackHole { _listener: listener, _filling: std::iter::from_fn(connect).collect() }
+    }
+}
+
+#[test]
+fn one_of_a_hosts_addresses_that_leads_nowhere_costs_a_request_no_time() {
+    let Some(names) = Names::new() else { return };
+    let (port, host) = (free_port(), "several.forebay.test");
+    let good = Mock::at(([127, 1, 1, 2], port).into());
+    let _hole = BlackHole::at(([127, 1, 1, 1], port).into());
+    let url = format!("http://{host}:{port}");
+    let pool = format!("[[pools]]\nmodel = \"tiny\"\nbackends = [{{ url = \"{url}\" }}]");
+    for order in [[1, 2], [2, 1]] {
+        names.set(host, order.map(|last| [127, 1, 1, last]));
+        let health = "[health]\ninterval = \"1s\"\ntimeout = \"900ms\"";
+        let forebay = Harness::new().names(&names).config(health).pools(&pool).start();
+        for _ in 0..3 {
+            // A connection of its own each time: the backend's is closed after the answer.
+            good.next(answer(200, &[("connection", "close")], CHAT));
+            let started = Instant::now();
+            assert_eq!(forebay.post(CHAT_PATH, UNARY).status, 200, "{order:?}");
+            let took = started.elapsed();
+            assert!(took < ms(1500), "{took:?} with the addresses {order:?}");
+        }
+        eventually("its health is asked for", || {
+            (forebay.metric("forebay_backend_state", &["state=\"healthy\""]) == 1.0).then_some(())
+        });
+        assert_eq!(forebay.metric("forebay_ejections_total", &[]), 0.0);
+        drop(forebay);
+    }
+    assert_eq!(good.seen().len(), 6);
 }
 
 #[test]

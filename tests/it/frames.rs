@@ -12,6 +12,7 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -67,6 +68,54 @@ impl Frames {
         let block = block(path);
         assert!(self.send(HEADERS, END_HEADERS, stream, &block));
         assert!(self.send(DATA, END_STREAM, stream, body));
+    }
+
+    /// Opens a POST whose head has a header of so many bytes, and keeps its body back.
+    pub(crate) fn open_request(&mut self, stream: u32, path: &str, filler: usize) {
+        let mut block = block(path);
+        block.extend([0, 8]);
+        block.extend(b"x-filler");
+        // A length over the seven bits of its first byte (RFC 7541 section 5.1).
+        block.push(127);
+        let mut rest = filler - 127;
+        while rest >= 128 {
+            block.push(u8::try_from(rest % 128).expect("below 128") | 128);
+            rest /= 128;
+        }
+        block.push(u8::try_from(rest).expect("below 128"));
+        block.extend(std::iter::repeat_n(b'x', filler));
+        let pieces: Vec<&[u8]> = block.chunks(16 << 10).collect();
+        for (at, piece) in pieces.iter().enumerate() {
+            let kind = if at == 0 { HEADERS } else { CONTINUATION };
+            let flags = if at + 1 == pieces.len() { END_HEADERS } else { 0 };
+            assert!(self.send(kind, flags, stream, piece));
+        }
+    }
+
+    /// The same connection for another thread, which only sends.
+    pub(crate) fn twin(&self) -> Frames {
+        Frames { tcp: self.tcp.try_clone().unwrap(), window: self.window, ping: None, goaways: Vec::new() }
+    }
+
+    /// Resets a stream, as a client does that cancels its request.
+    pub(crate) fn reset(&mut self, stream: u32) {
+        assert!(self.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+    }
+
+    /// Waits for the head of an answer; whether its status is 200.
+    pub(crate) fn is_served(&mut self, stream: u32) -> bool {
+        loop {
+            let head = self.until(HEADERS);
+            if head.stream == stream {
+                // The static table's entry of that status comes first (RFC 7541 appendix A).
+                return head.payload.first() == Some(&0x88);
+            }
+        }
+    }
+
+    /// Opens the window of a stream by so many bytes.
+    pub(crate) fn widen(&mut self, stream: u32, bytes: u32) -> bool {
+        self.send(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())
     }
 
     /// A POST that is reset once the server has seen it; whether that went well.

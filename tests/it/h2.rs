@@ -1,5 +1,9 @@
 //! HTTP/2 clients that take nothing of their answers, reset what they asked for, or ask while their connection ends.
 
+use std::collections::HashSet;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Instant;
+
 use crate::client::{on_h2, read_h2};
 use crate::frames::{Frames, HEADERS, RST_STREAM};
 use crate::harness::{Harness, eventually, ms, time_passes};
@@ -27,8 +31,7 @@ fn answers_of_every_form_that_a_stream_takes_nothing_of_are_given_up() {
         for (at, body) in [UNARY, STREAM, r#"{"model":"no such model","messages":[]}"#].into_iter().enumerate() {
             frames.request(1 + 2 * u32::try_from(at).unwrap(), PATH, body.as_bytes());
         }
-        // What is less than a KiB is h2's as soon as a byte of it is.
-        let given_up = if window == 0 { vec![1, 3, 5] } else { vec![1, 3] };
+        let given_up = [1, 3, 5];
         let mut reset: Vec<u32> = given_up.iter().map(|_| frames.until(RST_STREAM).stream).collect();
         reset.sort_unstable();
         assert_eq!(reset, given_up, "window {window}");
@@ -41,6 +44,58 @@ fn answers_of_every_form_that_a_stream_takes_nothing_of_are_given_up() {
     }
     forebay.signal("TERM");
     assert!(forebay.exit(ms(10_000)).success(), "a drain waits for none of them");
+}
+
+#[test]
+fn a_stream_of_small_pieces_whose_client_takes_a_byte_now_and_then_is_given_up() {
+    let mock = Mock::replying(|_| {
+        let mut script = vec![stream_head()];
+        script.extend((0..20).map(|_| chunk(token("a token of some letters"))));
+        script.extend([chunk(DONE), last_chunk()]);
+        script
+    });
+    let config = "[limits]\nwrite_stall = \"1s\"";
+    let forebay = Harness::new().config(config).pool("tiny", &[&mock]).start();
+    let mut frames = Frames::open(forebay.address, 1);
+    frames.request(1, PATH, STREAM.as_bytes());
+    let (over, ended) = mpsc::channel::<()>();
+    let mut widened = frames.twin();
+    let trickle = std::thread::spawn(move || {
+        // Less than a piece in all of the time that it has.
+        while ended.recv_timeout(ms(200)) == Err(RecvTimeoutError::Timeout) && widened.widen(1, 1) {}
+    });
+    let started = Instant::now();
+    assert_eq!(frames.until(RST_STREAM).stream, 1);
+    assert!(started.elapsed() < ms(6000), "after {:?}", started.elapsed());
+    drop(over);
+    trickle.join().unwrap();
+}
+
+#[test]
+fn a_connection_whose_open_heads_hold_too_much_is_refused_more_of_them() {
+    const HEADS: u32 = 200;
+    let mock = Mock::start();
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let mut frames = Frames::open(forebay.address, 1 << 20);
+    let before = forebay.rss_kib();
+    for at in 0..HEADS {
+        frames.open_request(1 + 2 * at, PATH, 60_000);
+    }
+    // Two mebibytes of the twelve have a place; the rest is answered at once, long before a body is too slow.
+    let started = Instant::now();
+    let refused: HashSet<u32> = (0..HEADS - 40).map(|_| frames.until(HEADERS).stream).collect();
+    assert!(started.elapsed() < ms(8000), "after {:?}", started.elapsed());
+    let grown = forebay.rss_kib().saturating_sub(before);
+    println!("{HEADS} open heads of 60 KB: {} refused, {grown} KiB held", refused.len());
+    // The connection is good for more once they are gone.
+    for stream in (0..HEADS).map(|at| 1 + 2 * at).filter(|stream| !refused.contains(stream)) {
+        frames.reset(stream);
+    }
+    let answer = on_h2(forebay.address, 1 << 20, async |mut h2| h2.post(PATH, UNARY).await.status());
+    assert_eq!(answer, 200, "another connection has its own share");
+    eventually("its place is free again", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
+    frames.request(1 + 2 * HEADS, PATH, UNARY.as_bytes());
+    assert!(frames.is_served(1 + 2 * HEADS));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicUsize;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::apiserver::{ApiServer, Trouble};
 use crate::client::{Conn, post};
@@ -65,10 +65,12 @@ impl Cluster {
 }
 
 fn start(api: &ApiServer) -> Forebay {
-    let pool = format!(
-        "[[pools]]\nmodel = \"tiny\"\npolicy = \"round_robin\"\ndiscover = {{ kubernetes = {{ selector = \"app=vllm\", {} }} }}\n",
-        api.keys()
-    );
+    start_with(&format!("kubernetes = {{ selector = \"app=vllm\", {} }}", api.keys()))
+}
+
+/// A Forebay whose one pool has this source.
+fn start_with(source: &str) -> Forebay {
+    let pool = format!("[[pools]]\nmodel = \"tiny\"\npolicy = \"round_robin\"\ndiscover = {{ {source} }}\n");
     Harness::new().file("token", &format!("{}\n", ApiServer::token())).pools(&pool).start()
 }
 
@@ -283,6 +285,101 @@ fn a_token_is_read_for_each_request_and_a_connection_is_kept() {
     assert!(!forebay.log().contains(ApiServer::token()), "no token is logged");
     let wanted = "/api/v1/namespaces/inference/pods?labelSelector=app%3Dvllm&limit=";
     assert!(api.paths()[0].starts_with(wanted), "{:?}", api.paths());
+}
+
+fn ready() -> Value {
+    json!({"ready": true, "serving": true, "terminating": false})
+}
+
+#[test]
+fn slices_of_a_service_that_change_lose_no_request() {
+    let (api, pods) = (ApiServer::start(), (0..4).map(|_| Mock::start()).collect::<Vec<_>>());
+    // Three of the four are more than a page has.
+    for (n, pod) in pods.iter().enumerate().take(3) {
+        api.put_slice(&name(n), pod, &ready());
+    }
+    let forebay = start_with(&format!("kubernetes = {{ service = \"vllm\", {} }}", api.keys()));
+    let cluster = Cluster { api, pods, forebay };
+    let Cluster { api, pods, forebay } = &cluster;
+    cluster.await_serving(&[0, 1, 2]);
+    api.await_watch_after(0);
+    under_load(forebay, |answered| {
+        answers(answered, 20);
+        api.put_slice(&name(0), &pods[0], &json!({"ready": false, "serving": false, "terminating": false}));
+        cluster.await_serving(&[1, 2]);
+        cluster.is_quiet(0, answered);
+        // Serving and terminating: it finishes what it has.
+        api.put_slice(&name(1), &pods[1], &json!({"ready": false, "serving": true, "terminating": true}));
+        forebay.await_state(&pods[1], "drained");
+        assert_eq!(forebay.backend(&pods[1])["reason"], "it is terminating, as Kubernetes says");
+        cluster.is_quiet(1, answered);
+        api.remove(&name(1));
+        api.put_slice(&name(3), &pods[3], &json!({}));
+        cluster.await_serving(&[2, 3]);
+        api.put_slice(&name(0), &pods[0], &ready());
+        cluster.await_serving(&[0, 2, 3]);
+        cluster.await_members(3);
+        answers(answered, 20);
+    });
+    let wanted = "/apis/discovery.k8s.io/v1/namespaces/inference/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dvllm&";
+    assert!(api.paths().iter().all(|path| path.starts_with(wanted)), "{:?}", api.paths());
+    assert_eq!(cluster.source()["target"], "endpoints of vllm in inference");
+}
+
+#[test]
+fn a_server_that_does_not_serve_a_kind_is_named_with_what_to_do() {
+    for (source, advice) in [
+        ("kubernetes = { service = \"vllm\", port = \"http\", CLUSTER }", "name the pods by a selector"),
+        (
+            "inference_pool = \"m\", kubernetes = { CLUSTER }",
+            "install the definitions of the Gateway API Inference Extension",
+        ),
+    ] {
+        let api = ApiServer::start();
+        api.trouble(Some(Trouble::Unserved));
+        let forebay = start_with(&source.replace("CLUSTER", &api.cluster()));
+        eventually(advice, || (forebay.logged(advice) >= 1).then_some(()));
+        let error = fleet(&forebay)["pools"][0]["arms"][0]["source"]["error"].as_str().unwrap_or_default().to_owned();
+        assert!(error.contains("answered 404") && error.contains(advice), "{error}");
+    }
+}
+
+#[test]
+fn an_inference_pool_names_pods_and_ports_and_shows_what_gateways_say_of_it() {
+    let (api, pods) = (ApiServer::start(), (0..3).map(|_| Mock::start()).collect::<Vec<_>>());
+    let port = |n: usize| pods[n].authority().rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    api.put_pool("m", &[port(0), port(1)], &json!([]));
+    api.put_pool("other", &[1], &json!([]));
+    api.add("pod-0", &pods[0]);
+    let (first, other) = (port(0), [port(1), port(2)]);
+    let forebay = start_with(&format!("inference_pool = \"m\", kubernetes = {{ {} }}", api.cluster()));
+    let cluster = Cluster { api, pods, forebay };
+    let Cluster { api, forebay, .. } = &cluster;
+    // Two servers of one pod, each at its own port.
+    cluster.await_serving(&[0, 1]);
+    eventually("two watches", || (api.asked().1 >= 2).then_some(()));
+    assert_eq!((&cluster.source()["kind"], &cluster.source()["gateways"]), (&"inference_pool".into(), &json!([])));
+    under_load(forebay, |answered| {
+        answers(answered, 20);
+        let accepted = json!([{"parentRef": {"name": "edge"}, "conditions": [
+            {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-11-30T12:00:00Z"}]}]);
+        let lists = api.asked().0;
+        api.put_pool("m", &[first, other[0]], &accepted);
+        eventually("what the gateway says", || (cluster.source()["gateways"][0]["type"] == "Accepted").then_some(()));
+        assert_eq!(api.asked().0, lists, "a status is no reason to list the pods anew");
+        api.put_pool("m", &[first, other[1]], &accepted);
+        cluster.await_serving(&[0, 2]);
+        cluster.await_members(2);
+        cluster.is_quiet(1, answered);
+        // A pool that is deleted is no answer that nobody serves.
+        api.remove("m");
+        eventually("it is missed", || (cluster.errors("empty") >= 1.0).then_some(()));
+        answers(answered, 20);
+        assert_eq!(serving(forebay).len(), 2);
+        api.put_pool("m", &[first, other[0]], &json!([]));
+        cluster.await_serving(&[0, 1]);
+        answers(answered, 20);
+    });
 }
 
 #[test]

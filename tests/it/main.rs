@@ -7,6 +7,7 @@
 mod apiserver;
 mod certificates;
 mod client;
+mod cluster_objects;
 mod frames;
 mod fronts;
 #[cfg(feature = "epp")]
@@ -21,6 +22,7 @@ mod accepted;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod access_log;
 mod affinity;
+mod alerts;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod bench;
 mod blame;

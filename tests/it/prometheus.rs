@@ -45,14 +45,3 @@ fn promtool_finds_nothing_wrong_with_metrics_after_traffic() {
     let said = String::from_utf8_lossy(&checked.stderr).into_owned();
     assert!(checked.status.success() && said.trim().is_empty(), "promtool says:\n{said}\nof:\n{text}");
 }
-
-#[test]
-fn the_document_names_every_metric() {
-    let (forebay, _mocks) = after_traffic();
-    let document = include_str!("../../docs/metrics.md");
-    for line in forebay.metrics().lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
-        let name = line.split(' ').next().unwrap_or_default();
-        let named = if name.starts_with("process_") { "`process_*`".to_owned() } else { format!("`{name}`") };
-        assert!(document.contains(&named), "docs/metrics.md does not name {name}");
-    }
-}

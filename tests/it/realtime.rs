@@ -180,3 +180,66 @@ fn a_backend_that_does_not_agree_has_the_last_word_and_one_that_is_gone_is_passe
         assert_eq!(socket.read().unwrap(), Message::text("a"));
     }
 }
+
+#[test]
+fn it_waits_for_a_place_as_any_request_does() {
+    let room = "backend_max_in_flight = 1\nwait_room = { timeout = \"10s\" }\n";
+    let one = pool(&echo()).replace("unknown_models", &format!("{room}unknown_models"));
+    let forebay = Harness::new().config(OPEN).pools(&one).start();
+    let (mut first, _) = connect(&forebay, "/v1/realtime").unwrap();
+    let waiting = |count: f64| {
+        eventually(&format!("{count} wait"), || (forebay.metric("forebay_waiting", &[]) == count).then_some(()));
+    };
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            connect(&forebay, "/v1/realtime").map(|(mut socket, _)| {
+                socket.send(Message::text("at last")).unwrap();
+                socket.read().unwrap()
+            })
+        });
+        waiting(1.0);
+        // One that leaves while it waits gives its turn up.
+        let mut left = forebay.open();
+        left.send(
+            b"GET /v1/realtime HTTP/1.1\r\nhost: f\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+              sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        );
+        waiting(2.0);
+        drop(left);
+        waiting(1.0);
+        first.close(None).unwrap();
+        while first.read().is_ok() {}
+        assert_eq!(second.join().unwrap().unwrap(), Message::text("at last"));
+    });
+    eventually("its place is free", || (in_flight(&forebay) == 0.0).then_some(()));
+}
+
+#[test]
+fn another_backend_is_asked_before_one_agrees_as_far_as_the_budget_goes() {
+    let full = Mock::replying(|_| crate::mock::answer(503, &[("retry-after", "0")], "full"));
+    let broken = Mock::replying(|_| crate::mock::answer(500, &[], "broken"));
+    let with = |first: &Mock, budget: &str| {
+        Harness::new()
+            .config(OPEN)
+            .config(&format!("[health]\ninterval = \"60s\"\n[retry]\nbudget = {{ {budget} }}"))
+            .pools(&format!(
+                "[[pools]]\nmodel = \"tiny\"\npolicy = \"round_robin\"\nbackends = [{{ url = \"{}\" }}, {{ url = \"{}\" }}]",
+                first.url(),
+                echo()
+            ))
+            .start()
+    };
+    for first in [&full, &broken] {
+        let forebay = with(first, "burst = 10, ratio = 1, per_second = 0");
+        for _ in 0..4 {
+            assert!(connect(&forebay, "/v1/realtime").is_ok(), "another is asked");
+        }
+        assert!(!first.seen().is_empty());
+    }
+    let spent = "burst = 0, ratio = 0, per_second = 0";
+    for (first, status) in [(&full, 503), (&broken, 500)] {
+        let forebay = with(first, spent);
+        let answers = [(), ()].map(|()| connect(&forebay, "/v1/realtime").err());
+        assert!(answers.contains(&Some(status)), "{answers:?}: nothing pays for another attempt");
+    }
+}

@@ -58,6 +58,34 @@ fn a_refusal_reaches_a_client_that_sends_all_before_it_reads() {
 }
 
 #[test]
+fn what_hyper_itself_refuses_reaches_a_client_that_sends_all_before_it_reads() {
+    let mock = Mock::start();
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let body = vec![b'x'; 12 << 20];
+    let length = format!("content-length: {}\r\n", body.len());
+    let filler = "y".repeat(200_000);
+    for _ in 0..3 {
+        for (what, head, status) in [
+            (
+                "a head over its limit",
+                format!("POST {PATH} HTTP/1.1\r\nhost: f\r\n{length}x-filler: {filler}\r\n\r\n"),
+                431,
+            ),
+            ("a header with no name", format!("POST {PATH} HTTP/1.1\r\nhost: f\r\n{length}: x\r\n\r\n"), 400),
+            ("two lengths", format!("POST {PATH} HTTP/1.1\r\nhost: f\r\n{length}content-length: 1\r\n\r\n"), 400),
+            ("a path that is far too long", format!("POST /{filler} HTTP/1.1\r\nhost: f\r\n{length}\r\n"), 431),
+        ] {
+            assert_eq!(sends_all_first(&forebay, &head, &body), status, "{what}");
+        }
+        // A chunk whose size is none, in the middle of a body.
+        let head =
+            format!("POST {PATH} HTTP/1.1\r\nhost: f\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\nno size\r\n");
+        assert_eq!(sends_all_first(&forebay, &head, &body), 400, "a chunk without a size");
+    }
+    assert!(mock.seen().is_empty());
+}
+
+#[test]
 fn a_client_that_stops_sending_a_refused_body_is_not_waited_for() {
     let mock = Mock::start();
     let forebay = Harness::new().pool("tiny", &[&mock]).start();

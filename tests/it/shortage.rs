@@ -1,12 +1,13 @@
 //! What this host lacks is no backend's fault: out of file descriptors, clients get a 503 at once and backends stay in; a backend
 //! that cannot be reached from here pauses, and the next one serves.
 
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::client::{Answer, Conn, End, post};
-use crate::harness::{Forebay, Harness, eventually};
+use crate::harness::{Forebay, Harness, eventually, ms, time_passes};
 use crate::mock::{DONE, Gate, Mock, Step, chunk, last_chunk, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
@@ -73,6 +74,29 @@ fn out_of_file_descriptors_clients_get_a_503_at_once_and_the_backend_stays_in() 
     assert_eq!(forebay.backend(&mock)["load"]["fails"], 0, "nothing is held against it");
     assert!(forebay.logged("no file descriptor") <= 2, "now and then:\n{}", forebay.log());
     assert_eq!(stream(&mut forebay.open()).status, 200, "all is well again");
+}
+
+/// The processor time that a process has used, in ticks of 10 ms.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let figures: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    figures[11].parse::<u64>().unwrap() + figures[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_listener_that_cannot_accept_waits_and_goes_on_at_once_when_it_can() {
+    let mock = Mock::start();
+    let forebay = Harness::new().pool("tiny", &[&mock]).ulimit("-n 128").start();
+    // Connections of the admin API have no cap, so that these take every descriptor.
+    let idle: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(forebay.admin).unwrap()).collect();
+    eventually("it is told", || (forebay.logged("connections cannot be accepted") > 0).then_some(()));
+    let before = ticks(forebay.pid());
+    time_passes(ms(1000));
+    let used = ticks(forebay.pid()) - before;
+    assert!(used < 30, "{used} ticks in a second of waiting");
+    assert!(forebay.logged("connections cannot be accepted") <= 2, "one a listener:\n{}", forebay.log());
+    drop(idle);
+    assert_eq!(forebay.post(PATH, UNARY).status, 200, "{}", forebay.log());
 }
 
 #[test]

@@ -255,6 +255,23 @@ fn a_new_process_that_is_given_nothing_says_so_and_the_old_one_serves_on() {
 }
 
 #[test]
+fn a_process_that_waits_for_its_sockets_survives_a_rotation_and_a_reload_and_does_both_later() {
+    let mock = Mock::start();
+    let runtime = tempfile::tempdir().unwrap();
+    let old = Harness::new().env("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap()).pool("tiny", &[&mock]).start();
+    let mut new = old.another(&["--upgrade"]);
+    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    new.signal("USR1");
+    new.signal("HUP");
+    old.signal("QUIT");
+    assert!(new.listens(), "{}", new.log());
+    // Neither is lost, although nobody listened to it yet.
+    eventually("its log files are open again", || (new.logged("log files are open again") == 1).then_some(()));
+    eventually("it read its configuration", || (new.logged("configuration read again") == 1).then_some(()));
+    assert_eq!(new.post(PATH, STREAM).status, 200);
+}
+
+#[test]
 fn a_restart_loses_none_of_50_streams() {
     let gate = Gate::new();
     let mock = backend(&gate);

@@ -1,7 +1,7 @@
 """Discovery against a real API server: what pods may do, under load, and what the server may do. `run.sh` starts it.
 
-There is no kubelet and no controller: this script binds pods, gives them addresses and makes them Ready, and each pod is a simulated vLLM
-server on its address. Every check waits for a condition with a limit. Usage: check.py FOREBAY (in the folder with the cluster's files)
+There is no kubelet and no controller: this script binds pods, gives them addresses, makes them Ready and writes the EndpointSlice of their
+Service, and each pod is a simulated vLLM server on its address. Every check waits for a condition with a limit. Usage: check.py FOREBAY (in the folder with the cluster's files)
 """
 import json, os, re, signal, ssl, subprocess, sys, time, urllib.error, urllib.request
 
@@ -10,7 +10,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ADMIN = open("admin.token").read().strip()
 TLS = ssl.create_default_context(cafile="pki/apiserver.crt")
 PODS = "/api/v1/namespaces/inference/pods"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/inference/endpointslices"
+INFERENCE_POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/inference/inferencepools"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 ROLES = "/apis/rbac.authorization.k8s.io/v1/namespaces/inference"
+MODELS = ["m", "by-service", "by-pool"]
 FIRST, SECOND = 16443, 16444
 LIMIT = 30
 failed = []
@@ -65,16 +69,21 @@ class Pods:
 
     def __init__(self):
         self.servers = {}
+        # What the slice of the Service says of each pod.
+        self.endpoints = {}
 
-    def add(self, name, host, ready=True):
-        address = f"10.244.0.{host}"
-        arguments = [FOREBAY, "sim", "--host", address, "--port", "8000", "--served-model-name", "m"]
+    def serve(self, name, address, port):
+        arguments = [FOREBAY, "sim", "--host", address, "--port", str(port), "--served-model-name", *MODELS]
         self.servers[name] = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
         def answers():
-            return urllib.request.urlopen(f"http://{address}:8000/health", timeout=1).status == 200
+            return urllib.request.urlopen(f"http://{address}:{port}/health", timeout=1).status == 200
 
         until(f"the server of {name} answers", answers)
+
+    def add(self, name, host, ready=True):
+        address = f"10.244.0.{host}"
+        self.serve(name, address, 8000)
         container = {"name": "vllm", "image": "vllm", "ports": [{"name": "http", "containerPort": 8000}]}
         api("POST", PODS, {
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "vllm"}},
@@ -83,15 +92,39 @@ class Pods:
         self.status(name, address, ready)
 
     def status(self, name, address, ready):
-        ready = {"type": "Ready", "status": "True" if ready else "False"}
-        status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [ready]}
+        condition = {"type": "Ready", "status": "True" if ready else "False"}
+        status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [condition]}
         api("PATCH", f"{PODS}/{name}/status", {"status": status}, "application/merge-patch+json")
+        self.endpoint(name, address, {"ready": ready, "serving": ready, "terminating": False})
+
+    def label(self, name, app):
+        api("PATCH", f"{PODS}/{name}", {"metadata": {"labels": {"app": app}}}, "application/merge-patch+json")
+        if app is None:
+            self.no_endpoint(name)
+        else:
+            self.endpoint(name, "10.244.0." + name[-1], {"ready": True, "serving": True, "terminating": False})
 
     def terminate(self, name):
         api("DELETE", f"{PODS}/{name}", {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 30})
+        address = self.endpoints[name]["addresses"][0]
+        self.endpoint(name, address, {"ready": False, "serving": True, "terminating": True})
 
     def remove(self, name, port=FIRST):
         api("DELETE", f"{PODS}/{name}", {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}, port=port)
+        self.no_endpoint(name, port)
+
+    def endpoint(self, name, address, conditions):
+        target = {"kind": "Pod", "namespace": "inference", "name": name}
+        self.endpoints[name] = {"addresses": [address], "conditions": conditions, "nodeName": "gpu-1", "targetRef": target}
+        self.write_slice()
+
+    def no_endpoint(self, name, port=FIRST):
+        self.endpoints.pop(name, None)
+        self.write_slice(port)
+
+    def write_slice(self, port=FIRST):
+        endpoints = list(self.endpoints.values())
+        api("PATCH", f"{SLICES}/vllm", {"endpoints": endpoints}, "application/merge-patch+json", port)
 
     def end(self, name):
         server = self.servers.pop(name)
@@ -103,9 +136,10 @@ def metrics():
     return urllib.request.urlopen("http://127.0.0.1:9090/metrics", timeout=5).read().decode()
 
 
-def serving():
-    found = re.findall(r'^forebay_backend_state\{.*backend="10\.244\.0\.(\d+):8000",state="healthy"\} 1', metrics(), re.M)
-    return sorted(int(host) for host in found)
+def serving(model):
+    found = re.findall(r'^forebay_backend_state\{(.*)backend="10\.244\.0\.(\d+):(800\d)",state="healthy"\} 1', metrics(), re.M)
+    # A second port of a pod is a server of its own: 10.244.0.1:8001 is 101.
+    return sorted(int(host) + 100 * (port == "8001") for labels, host, port in found if f'pool="{model}"' in labels)
 
 
 def members():
@@ -118,12 +152,16 @@ def in_flight(host):
 
 
 def errors(reason):
-    found = re.search(rf'^forebay_discovery_errors_total\{{.*reason="{reason}"\}} (\d+)', metrics(), re.M)
-    return int(found[1]) if found else 0
+    return sum(int(count) for count in re.findall(rf'^forebay_discovery_errors_total\{{.*reason="{reason}"\}} (\d+)', metrics(), re.M))
 
 
-def expect(what, hosts):
-    until(f"{what}: {hosts} serve", lambda: serving() == hosts)
+def expect(what, hosts, models=MODELS):
+    until(f"{what}: {hosts} serve", lambda: all(serving(model) == hosts for model in models))
+
+
+def source(model):
+    fleet = json.load(urllib.request.urlopen("http://127.0.0.1:9090/api/fleet", timeout=5))
+    return next(pool for pool in fleet["pools"] if pool["model"] == model)["arms"][0]["source"]
 
 
 def scenario(pods):
@@ -131,9 +169,9 @@ def scenario(pods):
     expect("Ready is false", [2, 3])
     pods.status("vllm-1", "10.244.0.1", True)
     expect("Ready again", [1, 2, 3])
-    api("PATCH", f"{PODS}/vllm-1", {"metadata": {"labels": {"app": None}}}, "application/merge-patch+json")
+    pods.label("vllm-1", None)
     expect("a label is taken off", [2, 3])
-    api("PATCH", f"{PODS}/vllm-1", {"metadata": {"labels": {"app": "vllm"}}}, "application/merge-patch+json")
+    pods.label("vllm-1", "vllm")
     expect("the label is back", [1, 2, 3])
     pods.terminate("vllm-3")
     expect("a pod is terminating", [1, 2])
@@ -149,10 +187,70 @@ def scenario(pods):
     until("there are no others", lambda: members() == 3)
 
 
+def inference_pool(pods):
+    """What becomes of an InferencePool that is changed, and what gateways say of it."""
+    def patch(body, part=""):
+        api("PATCH", f"{INFERENCE_POOLS}/vllm{part}", body, "application/merge-patch+json")
+
+    said = {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-11-30T12:00:00Z"}
+    patch({"status": {"parents": [{"parentRef": {"name": "edge"}, "conditions": [said]}]}}, "/status")
+    wanted = {"gateway": "edge", "type": "Accepted", "status": "True", "reason": "Accepted", "message": ""}
+    until("what the gateway says is shown", lambda: source("by-pool")["gateways"] == [wanted])
+    for n in (1, 2, 4):
+        pods.serve(f"vllm-{n} at a second port", f"10.244.0.{n}", 8001)
+    patch({"spec": {"targetPorts": [{"number": 8000}, {"number": 8001}]}})
+    expect("two ports of each pod", [1, 2, 4, 101, 102, 104], ["by-pool"])
+    api("PATCH", f"{PODS}/vllm-2", {"metadata": {"labels": {"tier": "gold"}}}, "application/merge-patch+json")
+    patch({"spec": {"selector": {"matchLabels": {"app": "vllm", "tier": "gold"}}}})
+    # Its address was swapped with that of vllm-1.
+    expect("other labels", [1, 101], ["by-pool"])
+    patch({"spec": {"selector": {"matchLabels": {"tier": None}}, "targetPorts": [{"number": 8000}]}})
+    expect("the pool is as before", [1, 2, 4])
+    api("DELETE", f"{INFERENCE_POOLS}/vllm")
+    until("a pool that is deleted is missed", lambda: errors("empty") >= 1)
+    expect("its pods stay", [1, 2, 4])
+    create_pool()
+    until("it is back", lambda: source("by-pool")["error"] is None)
+
+
+def create_pool():
+    api("POST", INFERENCE_POOLS, {
+        "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": {"name": "vllm"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "vllm"}}, "targetPorts": [{"number": 8000}],
+            "endpointPickerRef": {"name": "forebay", "port": {"number": 9002}, "failureMode": "FailClose"},
+        },
+    })
+
+
+def define():
+    """Makes the kinds that the server does not have, and the objects that discovery follows beside pods."""
+    def serves(path):
+        try:
+            return api("GET", path) is not None
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise
+
+    for definition in json.load(open("definitions.json")):
+        group, kind = definition["spec"]["group"], definition["spec"]["names"]["plural"]
+        path = f"/apis/{group}/v1/namespaces/inference/{kind}"
+        if not serves(path):
+            api("POST", DEFINITIONS, definition)
+            until(f"the server serves {kind} of {group}", lambda: serves(path))
+    api("POST", SLICES, {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [],
+        "metadata": {"name": "vllm", "labels": {"kubernetes.io/service-name": "vllm"}},
+        "ports": [{"name": "http", "port": 8000, "protocol": "TCP"}],
+    })
+    create_pool()
+
+
 def trouble(pods, first):
     first.send_signal(signal.SIGKILL)
     first.wait()
-    until("the API server is killed: errors are counted", lambda: errors("connect") >= 2)
+    until("the API server is killed: errors are counted", lambda: errors("connect") >= 6)
     expect("the API server is dead", [1, 2, 4])
     second = apiserver(SECOND)
     # Forebay asks the first, and cannot see what the second does. The server of the pod goes on, as one that ends in its grace period.
@@ -167,7 +265,7 @@ def trouble(pods, first):
     first.send_signal(signal.SIGKILL)
     first.wait()
     first = apiserver(FIRST)
-    until("403: it is counted", lambda: errors("refused") >= 2, 60)
+    until("403: it is counted", lambda: errors("refused") >= 6, 60)
     expect("403", [1, 2])
     binding["metadata"] = {"name": "forebay"}
     api("POST", f"{ROLES}/rolebindings", binding)
@@ -184,8 +282,8 @@ def record(pods):
     if not folder:
         return
 
-    def said(query):
-        url = f"https://127.0.0.1:{FIRST}{PODS}?labelSelector=app%3Dvllm&{query}"
+    def said(query, path=PODS, narrowed="labelSelector=app%3Dvllm"):
+        url = f"https://127.0.0.1:{FIRST}{path}?{narrowed}&{query}"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {account}", "Accept": "application/json"})
         return urllib.request.urlopen(request, timeout=30, context=TLS)
 
@@ -195,15 +293,25 @@ def record(pods):
         file.write(listed)
     with open(f"{folder}/page.json", "wb") as file:
         file.write(said("limit=2").read())
+    others = []
+    for kind, path, narrowed in [
+        ("slices", SLICES, "labelSelector=kubernetes.io%2Fservice-name%3Dvllm"), ("pool", INFERENCE_POOLS, "fieldSelector=metadata.name%3Dvllm"),
+    ]:
+        with open(f"{folder}/{kind}.json", "wb") as file:
+            file.write(said("limit=250", path, narrowed).read())
+        others.append((kind, said(f"watch=1&allowWatchBookmarks=true&timeoutSeconds=5&resourceVersion={version}", path, narrowed)))
     watch = said(f"watch=1&allowWatchBookmarks=true&timeoutSeconds=5&resourceVersion={version}")
     pods.status("vllm-1", "10.244.0.1", False)
     pods.status("vllm-1", "10.244.0.1", True)
-    api("PATCH", f"{PODS}/vllm-2", {"metadata": {"labels": {"app": None}}}, "application/merge-patch+json")
-    api("PATCH", f"{PODS}/vllm-2", {"metadata": {"labels": {"app": "vllm"}}}, "application/merge-patch+json")
+    pods.label("vllm-2", None)
+    pods.label("vllm-2", "vllm")
     pods.terminate("vllm-3")
     pods.remove("vllm-3")
     with open(f"{folder}/watch.jsonl", "wb") as file:
         file.write(watch.read())
+    for kind, events in others:
+        with open(f"{folder}/{kind}-watch.jsonl", "wb") as file:
+            file.write(events.read())
     pods.end("vllm-3")
     pods.add("vllm-3", 3)
 
@@ -217,6 +325,7 @@ def main():
             api("POST", path, body)
         account = "/api/v1/namespaces/inference/serviceaccounts/forebay/token"
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        define()
         with open("forebay.token", "w") as file:
             file.write(api("POST", account, request)["status"]["token"])
         with open("forebay.log", "w") as log:
@@ -229,9 +338,11 @@ def main():
         record(pods)
         expect("three pods", [1, 2, 3])
         with open("load.log", "w") as log:
+            os.environ["FOREBAY_MODELS"] = " ".join(MODELS)
             load = subprocess.Popen([sys.executable, os.path.join(HERE, "../dns/load.py")], stdout=log, stderr=log)
         processes.append(load)
         scenario(pods)
+        inference_pool(pods)
         processes.append(trouble(pods, first))
         open("stop", "w").close()
         load.wait(60)

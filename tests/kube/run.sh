@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Discovery by Kubernetes with a real API server and etcd, in a network namespace of its own: Ready false, a label taken off, terminating,
-# gone, scaled up, two pods that swap an address, the API server killed, a deletion that no watch saw, 403. All under load; no request may fail.
+# gone, scaled up, two pods that swap an address, the API server killed, a deletion that no watch saw, 403. One pool finds the pods by a selector,
+# one by the EndpointSlices of a Service, one by an InferencePool, which changes its labels and ports. All under load; no request may fail.
 #
 #   KUBE_BIN=FOLDER tests/kube/run.sh [FOREBAY]      the binary (default: target/release/forebay)
 #
 # KUBE_BIN   the folder with etcd and kube-apiserver (default: $HOME/.cache/forebay/kube/bin). Distributions ship etcd (Debian: etcd-server).
-#            kube-apiserver comes from kubernetes.io, or is built: `make WHAT=cmd/kube-apiserver` in the Kubernetes sources. 1.20 will do.
+#            kube-apiserver comes from kubernetes.io, or is built: build.sh makes both. A server before 1.21 does not know EndpointSlices v1:
+#            there they are objects of a definition of our own.
 # RECORD=FOLDER   writes what the API server said to a list and to a watch there.
 #
 # Needs unshare, ip, openssl, python3, and root or unprivileged user namespaces. What is missing is named, and the script ends with code 77.
-# Nothing leaves the namespace; all ends with the script. Takes two minutes.
+# Nothing leaves the namespace; all ends with the script. Takes three minutes.
 set -euo pipefail
 here=$(realpath "$(dirname "$0")")
 bin=${KUBE_BIN:-$HOME/.cache/forebay/kube/bin}
@@ -45,22 +47,31 @@ printf '%s\n' "$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:12379 --bind
     --cert-dir=pki --service-cluster-ip-range=10.96.0.0/24 --endpoint-reconciler-type=none --authorization-mode=RBAC \
     --service-account-issuer=https://kubernetes.default.svc --service-account-key-file=pki/account.pub \
     --service-account-signing-key-file=pki/account.key --token-auth-file=tokens.csv --disable-admission-plugins=ServiceAccount >apiserver.args
+minor=$("$bin/kube-apiserver" --version | sed -E 's/.* v1\.([0-9]+).*/\1/')
+echo "kube-apiserver 1.$minor"
+# v1beta1 has the group of EndpointSlices there, and a definition of v1 needs it.
+if ((minor < 21)); then echo --runtime-config=discovery.k8s.io/v1beta1=false >>apiserver.args; fi
 openssl req -x509 -newkey rsa:2048 -nodes -keyout pki/apiserver.key -out pki/apiserver.crt -days 2 -subj /CN=apiserver \
     -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1 2>/dev/null
-cp "$here/objects.json" objects.json
+cp "$here"/{objects,definitions}.json .
 cat >forebay.toml <<'END'
 [[pools]]
 model = "m"
 policy = "round_robin"
+discover = { kubernetes = { selector = "app=vllm", port = "http", CLUSTER } }
 
-[pools.discover.kubernetes]
-selector = "app=vllm"
-namespace = "inference"
-port = "http"
-api = "https://127.0.0.1:16443"
-token_file = "forebay.token"
-ca_file = "pki/apiserver.crt"
+[[pools]]
+model = "by-service"
+policy = "round_robin"
+discover = { kubernetes = { service = "vllm", port = "http", CLUSTER } }
+
+[[pools]]
+model = "by-pool"
+policy = "round_robin"
+discover = { inference_pool = "vllm", kubernetes = { CLUSTER } }
 END
+cluster='namespace = "inference", api = "https://127.0.0.1:16443", token_file = "forebay.token", ca_file = "pki/apiserver.crt"'
+sed -i "s|CLUSTER|$cluster|" forebay.toml
 : >forebay.token
 "$bin/etcd" --data-dir etcd --listen-client-urls http://127.0.0.1:12379 --advertise-client-urls http://127.0.0.1:12379 \
     --listen-peer-urls http://127.0.0.1:12380 --initial-advertise-peer-urls http://127.0.0.1:12380 \

@@ -4,18 +4,19 @@ use forebay_core::routing::candidate::Candidate;
 use forebay_core::routing::policy::PredictedTtft;
 
 use crate::figures::Figures;
-use crate::trials::{POLICIES, compare};
+use crate::trials::{compare, policies};
 use crate::workloads::{self, Workload};
 use crate::world::Chooser;
 
 /// The mean over seeds of a figure over the oracle's is at most `limit` with every term, and more without this one.
 fn needed(workload: &Workload, limit: f64, figure: fn(&Figures) -> f64, without: fn(&mut [Candidate])) {
-    let table = compare(workload, &[POLICIES[0], ("without", Chooser::Trial(&PredictedTtft, without))]);
+    let default = policies()[0];
+    let table = compare(workload, &[default, ("without", Chooser::Trial(&PredictedTtft, without))]);
     let mean = |name| {
         let ratios = table.ratios(name, figure);
         ratios.iter().sum::<f64>() / ratios.len() as f64
     };
-    let (whole, without) = (mean(POLICIES[0].0), mean("without"));
+    let (whole, without) = (mean(default.0), mean("without"));
     println!("  {}: {whole:.2} with it, {without:.2} without, bound {limit:.2}\n", workload.name);
     assert!(whole <= limit && without > limit, "{whole} {without}");
 }

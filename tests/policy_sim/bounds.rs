@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use crate::figures::{Figures, Table, most};
-use crate::trials::{POLICIES, compare};
+use crate::trials::{compare, policies};
 use crate::workloads;
 
 const DEFAULT: &str = "predicted_ttft";
@@ -94,43 +94,43 @@ impl<'a> Bounds<'a> {
 
 #[test]
 fn w1_two_equal_backends() {
-    let table = compare(&workloads::w1(), POLICIES);
+    let table = compare(&workloads::w1(), &policies());
     Bounds::of(&table).p99(1.25).mean(1.12).p99_below("round_robin").hold();
 }
 
 #[test]
 fn w2_eight_equal_backends() {
-    let table = compare(&workloads::w2(), POLICIES);
+    let table = compare(&workloads::w2(), &policies());
     Bounds::of(&table).p99(1.15).mean(1.18).hold();
 }
 
 #[test]
 fn w3_mixed_speeds() {
-    let table = compare(&workloads::w3(), POLICIES);
+    let table = compare(&workloads::w3(), &policies());
     Bounds::of(&table).p99(1.20).mean(1.10).tpot99(1.10).goodput_loss(1.0).hold();
 }
 
 #[test]
 fn w3b_one_pair_beside_two_singles() {
-    let table = compare(&workloads::w3b(), POLICIES);
+    let table = compare(&workloads::w3b(), &policies());
     Bounds::of(&table).p99(1.20).mean(1.12).tpot99(1.10).goodput_loss(1.0).hold();
 }
 
 #[test]
 fn w4_heavy_prompts() {
-    let table = compare(&workloads::w4(), POLICIES);
+    let table = compare(&workloads::w4(), &policies());
     Bounds::of(&table).p99(1.10).mean(1.25).tpot99(1.30).hold();
 }
 
 #[test]
 fn w5_sessions_that_share_their_beginning() {
-    let table = compare(&workloads::w5(), POLICIES);
+    let table = compare(&workloads::w5(), &policies());
     Bounds::of(&table).p99(1.6).mean(1.25).each_at_least("hits", 0.76, |f| f.hits).hold();
 }
 
 #[test]
 fn w6_one_slows_down_and_recovers() {
-    let table = compare(&workloads::w6(), POLICIES);
+    let table = compare(&workloads::w6(), &policies());
     Bounds::of(&table)
         .p99(1.33)
         .mean(1.13)
@@ -142,31 +142,31 @@ fn w6_one_slows_down_and_recovers() {
 
 #[test]
 fn w9_three_hundred_at_once() {
-    let table = compare(&workloads::w9(), POLICIES);
+    let table = compare(&workloads::w9(), &policies());
     Bounds::of(&table).p99(1.05).each("off an even split", 4.0, |f| f.counts[0].abs_diff(150) as f64).hold();
 }
 
 #[test]
 fn w9h_three_hundred_at_once_on_unequal_backends() {
-    let table = compare(&workloads::w9h(), POLICIES);
+    let table = compare(&workloads::w9h(), &policies());
     Bounds::of(&table).p99(1.25).hold();
 }
 
 #[test]
 fn w9i_three_hundred_at_once_after_a_minute_of_nothing() {
-    let table = compare(&workloads::w9i(), POLICIES);
+    let table = compare(&workloads::w9i(), &policies());
     Bounds::of(&table).p99(1.15).hold();
 }
 
 #[test]
 fn w10_load_of_other_clients() {
-    let table = compare(&workloads::w10(), POLICIES);
+    let table = compare(&workloads::w10(), &policies());
     Bounds::of(&table).p99(1.30).mean(1.25).hold();
 }
 
 #[test]
 fn w11_one_fails_at_once() {
-    let table = compare(&workloads::w11(), POLICIES);
+    let table = compare(&workloads::w11(), &policies());
     Bounds::of(&table)
         .p99(1.20)
         .mean(1.15)
@@ -177,7 +177,7 @@ fn w11_one_fails_at_once() {
 
 #[test]
 fn w12_one_joins_cold() {
-    let table = compare(&workloads::w12(), POLICIES);
+    let table = compare(&workloads::w12(), &policies());
     Bounds::of(&table)
         .p99(1.33)
         .mean(1.20)
@@ -187,6 +187,6 @@ fn w12_one_joins_cold() {
 
 #[test]
 fn w13_long_answers() {
-    let table = compare(&workloads::w13(), POLICIES);
+    let table = compare(&workloads::w13(), &policies());
     Bounds::of(&table).p99(1.20).mean(1.20).hold();
 }

@@ -6,14 +6,14 @@ use forebay_core::routing::policy::PolicyName;
 use crate::bounds::Bounds;
 use crate::figures::most;
 use crate::traffic::at;
-use crate::trials::{POLICIES, compare};
+use crate::trials::{compare, policies};
 use crate::workloads;
 use crate::world::{self, Chooser};
 
 #[test]
 fn four_proxies_without_shared_state_do_not_herd() {
-    let one = compare(&workloads::w2(), &POLICIES[..1]);
-    let four = compare(&workloads::w2().through(4), POLICIES);
+    let one = compare(&workloads::w2(), &policies()[..1]);
+    let four = compare(&workloads::w2().through(4), &policies());
     let pairs = four.row("predicted_ttft").seeds.iter().zip(&one.row("predicted_ttft").seeds);
     let ratios: Vec<f64> = pairs.map(|(four, one)| four.p99 / one.p99).collect();
     println!("  four proxies over one, p99 TTFT by seed: {ratios:.2?}, bound 1.30\n");
@@ -22,7 +22,7 @@ fn four_proxies_without_shared_state_do_not_herd() {
 
 #[test]
 fn a_backend_that_was_ejected_has_half_of_its_share_within_thirty_seconds() {
-    let table = compare(&workloads::ejected(), POLICIES);
+    let table = compare(&workloads::ejected(), &policies());
     Bounds::of(&table)
         .p99(1.25)
         .each_at_least("share 0 to 30 s after return", 0.125, |f| f.share(0, 80.0, 110.0))
@@ -31,7 +31,7 @@ fn a_backend_that_was_ejected_has_half_of_its_share_within_thirty_seconds() {
 
 #[test]
 fn nothing_starves_without_streams() {
-    let table = compare(&workloads::unstreamed(), POLICIES);
+    let table = compare(&workloads::unstreamed(), &policies());
     Bounds::of(&table).p99_below("round_robin").each_at_least("least share", 0.01, |f| f.share(3, 20.0, 140.0)).hold();
 }
 

@@ -25,17 +25,14 @@ impl Policy for Random {
 /// Takes nothing away.
 pub(crate) fn whole(_: &mut [Candidate]) {}
 
-const ALL: &[(&str, Chooser<'static>)] = &[
-    ("predicted_ttft", Chooser::Named(PolicyName::PredictedTtft)),
-    ("round_robin", Chooser::Named(PolicyName::RoundRobin)),
-    ("least_inflight", Chooser::Named(PolicyName::LeastInflight)),
-    ("least_tokens", Chooser::Named(PolicyName::LeastTokens)),
-    ("p2c", Chooser::Named(PolicyName::P2c)),
-    ("random", Chooser::Trial(&Random, whole)),
-];
-
-/// The policies that each table shows: all of them, or the default and one more where nothing is optimised.
-pub(crate) const POLICIES: &[(&str, Chooser<'static>)] = if cfg!(debug_assertions) { ALL.split_at(2).0 } else { ALL };
+/// The policies that each table shows: the default, one more, the others, and a draw. Where nothing is optimised, the first two.
+pub(crate) fn policies() -> Vec<(&'static str, Chooser<'static>)> {
+    let first = [PolicyName::default(), PolicyName::RoundRobin];
+    let others = PolicyName::ALL.iter().copied().filter(|policy| !first.contains(policy));
+    let named = first.into_iter().chain(others).map(|policy| (policy.as_str(), Chooser::Named(policy)));
+    let all = named.chain([("random", Chooser::Trial(&Random, whole))]);
+    all.take(if cfg!(debug_assertions) { 2 } else { usize::MAX }).collect()
+}
 
 /// The seeds: five, or one where nothing is optimised.
 pub(crate) fn seeds() -> std::ops::Range<u64> {

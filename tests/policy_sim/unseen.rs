@@ -4,23 +4,23 @@
 //! outstanding until its answer ends, and the queue looks longer than it is.
 
 use crate::bounds::Bounds;
-use crate::trials::{POLICIES, compare};
+use crate::trials::{compare, policies};
 use crate::workloads;
 
 #[test]
 fn tides_of_load() {
-    let table = compare(&workloads::tides(), POLICIES);
+    let table = compare(&workloads::tides(), &policies());
     Bounds::of(&table).p99(1.25).mean(1.15).hold();
 }
 
 #[test]
 fn a_throttle_that_goes_round() {
-    let table = compare(&workloads::throttle(), POLICIES);
+    let table = compare(&workloads::throttle(), &policies());
     Bounds::of(&table).p99(1.33).mean(1.15).tpot99(1.3).hold();
 }
 
 #[test]
 fn documents_beside_long_chats() {
-    let table = compare(&workloads::documents(), POLICIES);
+    let table = compare(&workloads::documents(), &policies());
     Bounds::of(&table).mean_p99(1.35).p99(1.5).mean(1.3).hold();
 }

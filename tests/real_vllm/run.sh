@@ -5,7 +5,7 @@
 #
 # VENV  what setup.sh made.   FOREBAY  the binary (default target/release/forebay).
 # FOREBAY_SIZE   ci (default), or full: larger numbers, and also servers that shed load, two policies beside each other, embeddings, the two load
-#                generators beside each other, and an experiment that starts its servers itself.
+#                generators beside each other, an experiment that starts its servers itself, and models with sliding windows.
 # FOREBAY_DIRECT=1  no Forebay at all: tries the checks themselves.
 # Exit 1 if a check failed or something did not start. The last line sums the parts up: `N passed, N failed`.
 set -euo pipefail
@@ -122,6 +122,11 @@ run_agreement() {
     "$venv/bin/python" "$here/agreement.py" "$venv" "$forebay" | tee "$tmp/agreement.out" || failed=1
 }
 
+# What a sequence takes of the KV cache. It starts its servers itself, one after the other.
+run_windows() { # PORT PORT
+    "$venv/bin/python" "$here/windows.py" "$venv" "$forebay" "$1" "$2" | tee "$tmp/windows.out" || failed=1
+}
+
 failed=0
 run_checks() { # SCRIPT PART
     if ! "$venv/bin/python" "$here/$1" "$2" | tee "$tmp/$2.out"; then
@@ -134,7 +139,7 @@ run_checks() { # SCRIPT PART
 }
 
 starting=()
-read -r a b c d e f g h i j k l m n o p < <(free_ports 16)
+read -r a b c d e f g h i j k l m n o p q r < <(free_ports 18)
 
 echo "== two vLLM servers behind Forebay"
 start_engine "$a"
@@ -220,6 +225,9 @@ ejection = { base = "2s", max = "4s" }'
 
         echo "== two vLLM servers that an experiment starts itself"
         run_experiment "$m" "$n"
+
+        echo "== models with sliding windows, beside forebay plan"
+        run_windows "$q" "$r"
     fi
 fi
 

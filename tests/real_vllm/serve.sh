@@ -6,6 +6,7 @@
 #
 # VENV     what setup.sh made.      NAME   the name of the model in requests.
 # RUN_DIR  where PORT.log and PORT.pid are (default: real-vllm in the folder for temporary files).
+# MODEL    the folder of the model (default: the one that setup.sh made).
 # KV_CACHE, MAX_LEN    the KV cache's size (default 64M, 65,536 tokens) and --max-model-len (default 2048).
 # WAIT_S   how long it may take to be healthy (default 300).
 # SCHEME   https where the arguments have --ssl-certfile (default http); its certificate is not checked here.
@@ -54,7 +55,7 @@ export VLLM_HOST_IP=127.0.0.1 GLOO_SOCKET_IFNAME=lo OMP_NUM_THREADS=1 VLLM_CPU_O
 # From the folder of the model: a full path would show in answers and logs. The executor's short name would give another one.
 cd "$venv"
 started=$SECONDS
-setsid "$venv/bin/vllm" serve tiny-model --served-model-name "$name" --host 127.0.0.1 --port "$port" \
+setsid "$venv/bin/vllm" serve "${MODEL:-tiny-model}" --served-model-name "$name" --host 127.0.0.1 --port "$port" \
     --dtype float32 --enforce-eager --max-model-len "${MAX_LEN:-2048}" \
     --kv-cache-memory-bytes "${KV_CACHE:-64M}" --block-size 32 \
     --distributed-executor-backend vllm.v1.executor.uniproc_executor.UniProcExecutor \

@@ -28,7 +28,7 @@ struct Times {
 /// (P99). The client's own delay is in all of them, and in those of a direct connection too.
 pub(super) async fn turns(contender: &Contender, window: Duration) -> Fallible<Vec<f64>> {
     let times = Rc::new(RefCell::new(Times::default()));
-    let connections = open_connections(contender.port, STREAMS).await?;
+    let connections = open_connections(&contender.at, STREAMS).await?;
     let local = LocalSet::new();
     let turn = TURN_PACE * TURN;
     // Streams begin evenly over the length of one, so that as many begin at any moment.

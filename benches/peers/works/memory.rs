@@ -18,10 +18,10 @@ pub(super) async fn open_streams(contender: &Contender, number: usize) -> Fallib
     if file_limit() < needed {
         return Err(format!("{number} streams need {needed} open files, and `ulimit -Hn` is {}", file_limit()).into());
     }
-    drop(open(contender.port, Mode::Silent, WARM_UP).await?);
+    drop(open(&contender.at, Mode::Silent, WARM_UP).await?);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let before = contender.memory()?;
-    let streams = open(contender.port, Mode::Silent, number).await?;
+    let streams = open(&contender.at, Mode::Silent, number).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let after = contender.memory()?;
     drop(streams);

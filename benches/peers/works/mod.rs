@@ -50,8 +50,11 @@ const fn limited(what: &'static str, target: Target) -> Figure {
     Figure { what, against: Against::Ratio, target: Some(target) }
 }
 
-/// The figures of a work, in the order in which [`measure`] returns them.
-pub(super) fn figures(work: Work) -> &'static [Figure] {
+/// The most that a paced event with TLS may cost, as a ratio to nginx with TLS.
+const PACED_TLS: f64 = 1.2;
+
+/// The figures of a work, in the order in which [`measure`] returns them. `tls`: clients speak it.
+pub(super) fn figures(work: Work, tls: bool) -> Vec<Figure> {
     const PACED: [Figure; 1] = [limited("CPU time for an event, µs", Target::ToNginx(2.0))];
     const UNPACED: [Figure; 2] = [ratio("CPU time for an event, µs"), ratio("events/s (more is better)")];
     const UNARY: [Figure; 2] =
@@ -65,14 +68,20 @@ pub(super) fn figures(work: Work) -> &'static [Figure] {
         difference("delay of an event, P99, ms"),
         difference("gap between events, P99, ms"),
     ];
-    match work {
+    let plain: &[Figure] = match work {
         Work::Paced => &PACED,
         Work::Unpaced => &UNPACED,
         Work::Unary => &UNARY,
         Work::Prompts => &PROMPTS,
         Work::Memory => &MEMORY,
         Work::Latency => &LATENCY,
+    };
+    if !tls {
+        return plain.to_vec();
     }
+    // Encryption costs each proxy the same, so that what is left of a ratio is smaller.
+    let target = (work == Work::Paced).then_some(Target::ToNginx(PACED_TLS));
+    plain.iter().map(|figure| Figure { target, ..*figure }).collect()
 }
 
 /// Runs a work on one contender for one round.

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) async fn paced(contender: &Contender, window: Duration) -> Fallible<Vec<f64>> {
     let bytes = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();
-    for (connection, mut body) in open_streams(contender.port, Mode::Paced, PACED).await? {
+    for (connection, mut body) in open_streams(&contender.at, Mode::Paced, PACED).await? {
         let bytes = Arc::clone(&bytes);
         readers.spawn(async move {
             while let Some(Ok(frame)) = body.frame().await {
@@ -48,7 +48,7 @@ pub(super) async fn paced(contender: &Contender, window: Duration) -> Fallible<V
 
 /// Microseconds of CPU time for an event, and events a second, of batches of 128 streams that start together.
 pub(super) async fn unpaced(contender: &Contender, window: Duration) -> Fallible<Vec<f64>> {
-    let mut connections = open_connections(contender.port, UNPACED).await?;
+    let mut connections = open_connections(&contender.at, UNPACED).await?;
     connections = batch(connections).await?;
     let (cpu_before, started) = (contender.cpu()?, Instant::now());
     let mut batches = 0;

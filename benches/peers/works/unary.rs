@@ -38,7 +38,7 @@ pub(super) async fn prompts(contender: &Contender, window: Duration) -> Fallible
 async fn closed_loop(contender: &Contender, connections: usize, body: Bytes, window: Duration) -> Fallible<Vec<f64>> {
     let (done, stop) = (Rc::new(Cell::new(0_u32)), Rc::new(Cell::new(false)));
     let local = LocalSet::new();
-    let loops: Vec<_> = open_connections(contender.port, connections)
+    let loops: Vec<_> = open_connections(&contender.at, connections)
         .await?
         .into_iter()
         .map(|connection| local.spawn_local(one_loop(connection, body.clone(), Rc::clone(&done), Rc::clone(&stop))))

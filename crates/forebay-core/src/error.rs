@@ -30,7 +30,7 @@ pub enum Failure {
     Reused,
     /// Reset or end of stream after the request was sent, or an answer of 200 that ended without an event.
     Died,
-    /// 500, 502 or 504 before anything was committed.
+    /// 500, 502 or 504 before anything was committed. A 101 that nobody asked for counts as 502.
     ServerError(u16),
     /// 503 or 429: backpressure. The backend may name how long to leave it alone.
     Busy {
@@ -233,19 +233,21 @@ pub enum Refusal {
     /// A JSON body in a coding that is not understood.
     #[error("a request body with content-encoding `{0}` is not taken; send it plain, or as gzip or zstd alone")]
     Encoded(String),
-    /// All bodies together over their limit.
-    #[error("too many request bodies are in memory (limits.bodies_in_memory); try again shortly")]
+    /// All bodies together over their limit, or the heads of one connection.
+    #[error(
+        "too many request bodies are in memory (limits.bodies_in_memory), or one HTTP/2 connection's heads; try again shortly"
+    )]
     BodiesFull,
     /// Nothing to route to: no backend, or all drained.
     #[error("no backend of `{0}` takes requests at present")]
     NoBackend(String),
     /// Every backend at its limit, and the wait room full.
     #[error(
-        "every backend of `{0}` is at its limit and as many requests wait as may (pools.wait_room); try again shortly"
+        "every backend of `{0}` is at its limit, and the wait room is full (pools.wait_room.size); try again shortly"
     )]
     WaitRoomFull(String),
     /// Every backend at its limit for as long as a request waits.
-    #[error("no backend of `{0}` had room in time (pools.wait_room.timeout); try again shortly")]
+    #[error("no backend of `{0}` had a free place in time (pools.wait_room.timeout); try again shortly")]
     WaitTimeout(String),
     /// A model that the client's key may not use, or that does not exist: the key is not told which.
     #[error("The model `{model}` does not exist here, or this key may not use it; served to it: {served}")]

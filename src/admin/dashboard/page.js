@@ -67,6 +67,7 @@ const LEAD = [
 const REST = [
   { name: "Requests ended", value: (f) => f.requests, unit: number },
   { name: "Failed", value: (f) => f.failed, unit: number, more: (f) => f.refused || f.client_left ? `refused ${number(f.refused)}, client left ${number(f.client_left)}` : "" },
+  { name: "Not answered whole, by outcome", value: (f) => f.outcomes, unit: outcomes },
   { name: "Crossed to another arm", value: (f) => f.crossed, unit: number, more: (f) => f.requests ? share(f.crossed / f.requests) : "" },
   { name: "TTFT p99", group: true, value: (f) => f.ttft.p99_seconds, unit: time, compare: true, few: (f) => f.ttft.count },
   { name: "TPOT p99", value: (f) => f.tpot.p99_seconds, unit: time, compare: true, few: (f) => f.tpot.count },
@@ -130,6 +131,9 @@ const PLOTS = [
   { name: "Output tokens/s per GPU", several: "Output tokens/s per GPU: the load, unless all engines queue", of: (point, arm) => point.output_tokens / 10 / Math.max(arm.gpus, 1), unit: number, zero: true },
 ];
 const OUTCOMES = [["failed", "failed"], ["refused", "refused here"], ["client_errors", "client errors"], ["client_left", "client left"]];
+function outcomes(counts) {
+  return Object.entries(counts).sort((x, y) => y[1] - x[1]).map(([outcome, count]) => `${outcome} ${number(count)}`).join(", ") || "none";
+}
 const ERRORS = { name: "Not answered whole, a minute, by outcome", unit: number };
 
 // `lines` are the names; `read` gives each line's values.
@@ -159,7 +163,17 @@ function plot(kind, pool, find) {
 function errorsPlot(find) {
   const sum = (field) => find().arms.map((arm) => points(arm, { of: (point) => 6 * point[field], zero: true }))
     .reduce((all, values) => all.map((value, at) => value === null ? values[at] : value + (values[at] ?? 0)));
-  return figure(ERRORS, ERRORS.name, OUTCOMES.map(([, words]) => words), () => OUTCOMES.map(([field]) => sum(field)));
+  const drawn = figure(ERRORS, ERRORS.name, OUTCOMES.map(([, words]) => words), () => OUTCOMES.map(([field]) => sum(field)));
+  const counted = el("p", { class: "note outcomes" });
+  state.draw.push(() => {
+    const all = {};
+    for (const arm of find().arms) for (const [outcome, count] of Object.entries(arm.figures[state.window].outcomes)) all[outcome] = (all[outcome] ?? 0) + count;
+    const some = Object.keys(all).length > 0;
+    counted.hidden = !some;
+    say(counted, some ? `In the window: ${outcomes(all)}.` : "");
+  });
+  drawn.append(counted);
+  return drawn;
 }
 // The point that is under way is left out: it would always look like a fall.
 function points(arm, kind) {

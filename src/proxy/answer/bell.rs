@@ -43,6 +43,7 @@ impl Bell {
     pub(super) fn rang(&self, cx: &Context<'_>) -> Option<Waker> {
         // Before the look: a ring after it wakes this task.
         self.state.task.register(cx.waker());
+        // A plain load first: the swap writes to a cache line that other threads ring, and most polls find nothing.
         let rung = self.state.rung.load(Ordering::Acquire) && self.state.rung.swap(false, Ordering::AcqRel);
         rung.then(|| self.waker.clone())
     }

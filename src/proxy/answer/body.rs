@@ -69,6 +69,7 @@ impl Body for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if let AnswerSource::Relayed { outlet: Some(outlet), .. } = &self.0 {
+            // hyper is about to write. Two writers on one socket would mix their bytes.
             outlet.take_back();
         }
         let next = match &mut self.0 {
@@ -81,6 +82,7 @@ impl Body for AnswerBody {
                 Poll::Pending => {
                     *flush = Flush::Clean;
                     if let Some(outlet) = outlet {
+                        // The channel is empty, so what goes past hyper next comes after all that hyper was given.
                         outlet.offer();
                     }
                     return Poll::Pending;

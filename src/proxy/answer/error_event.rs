@@ -35,6 +35,7 @@ pub(crate) fn of_answer(api: Api, status: StatusCode, body: &[u8], event_itself:
 
 /// An event behind one that lacks its blank line.
 pub(crate) fn after_open_event(event: &Bytes) -> Bytes {
+    // A reader would take our event for more lines of the open one. The blank line closes that first.
     [b"\n\n", &event[..]].concat().into()
 }
 

@@ -45,6 +45,7 @@ impl Front {
             Front::Early(tx) => tx,
             Front::Held(reply) => {
                 let (tx, messages) = mpsc::channel(CHANNEL);
+                // A refused send means that the client has left, which `left` finds at the next turn of the loop.
                 drop(reply.send(early_head(request_id, messages, outlet.cloned())));
                 tx
             }
@@ -88,6 +89,7 @@ impl Signs {
     pub(crate) async fn due(&mut self) {
         let Some(timer) = &mut self.timer else { return std::future::pending().await };
         timer.as_mut().await;
+        // From now and not from when it was due: signs that a busy thread held up must not follow each other in a burst.
         timer.set(tokio::time::sleep(self.apart));
     }
 }

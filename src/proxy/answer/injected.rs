@@ -91,6 +91,8 @@ fn fingerprint(segment: &Segment) -> Option<Bytes> {
 /// The event with the fingerprint as its object's last member, where vLLM puts it.
 fn with_fingerprint(event: &Bytes, json: &[u8]) -> Bytes {
     const MEMBER: &[u8] = b",\"system_fingerprint\":";
+    // The last brace of the event is that of its JSON object. A parse and a new text would change spaces and the order of
+    // keys.
     let Some(end) = memchr::memrchr(b'}', event) else { return event.clone() };
     let mut whole = BytesMut::with_capacity(event.len() + MEMBER.len() + json.len());
     for part in [&event[..end], MEMBER, json, &event[end..]] {

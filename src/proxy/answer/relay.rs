@@ -60,6 +60,7 @@ impl Events {
         now: impl Fn() -> Time,
     ) {
         let relayed = self.relay(&mut wire, &mut ticket, record).await;
+        // On the heap, as all that happens once: a future that is polled for each piece stays small.
         if relayed != Err(Failure::ClientLeft) {
             Box::pin(self.send_rest(&mut wire)).await;
         }
@@ -82,6 +83,7 @@ impl Events {
             }
             None => Ok(()),
         });
+        // Before it is settled: the ticket learns from the usage how much of the prompt was cached.
         record.decoded = self.pace.as_ref().and_then(|pace| pace.decoded());
         record.usage = self.parser.usage();
         record.token_events = self.parser.token_events();
@@ -118,12 +120,14 @@ impl Events {
         while let Some((chunk, now)) = wire.next().await? {
             // Whether the client held this piece up: it was blocked since the one before.
             let blocked = std::mem::take(&mut wire.blocked);
+            // A chunk is counted bytes: the clone shares its memory, and the client gets the very bytes that were parsed.
             self.parser.push(chunk.clone(), &mut segments);
             self.forward(wire, &chunk, &segments).await?;
             if !record.has_first_token() && segments.iter().any(|segment| matches!(segment.kind, EventKind::Token)) {
                 ticket.first_token(now);
                 record.first_token(now);
             }
+            // After the send: the client's next token does not wait for our metrics.
             self.observe(&segments, now, blocked, ticket, record);
             segments.clear();
         }
@@ -235,6 +239,7 @@ async fn relay_document(wire: &mut Wire, seen: &mut Vec<Bytes>) -> Result<(), Fa
         if bytes <= USAGE_BODY_MAX {
             seen.push(chunk.clone());
         } else {
+            // Too long to be kept for its counts. The relay goes on, and the record has no usage.
             seen.clear();
         }
         wire.send(chunk).await?;
@@ -246,6 +251,7 @@ async fn relay_document(wire: &mut Wire, seen: &mut Vec<Bytes>) -> Result<(), Fa
 pub(crate) fn settle(ticket: Ticket, record: &mut Record, outcome: Result<(), Failure>, now: Time) {
     record.end = Some(now);
     match outcome {
+        // A client's mistake, answered as it should be, says nothing of the backend's health.
         Ok(()) if record.is_error_answer() => ticket.finish(AttemptOutcome::Neutral, now),
         Ok(()) => {
             record.succeeded();

@@ -120,6 +120,7 @@ impl Wire {
 
     /// Returns whether a silence that is over its limit may last: the engine works, on this stream for all we know.
     fn is_spared(&mut self, now: Time) -> bool {
+        // A prefill of minutes sends nothing. As long as the engine's counters move, silence is work.
         let until = self.deadlines.idle.and_then(|idle| self.engine.works_until(idle));
         let last = self.deadlines.busy_idle.map(|limit| self.waiting_since + limit);
         self.spared_until = match (until, last) {
@@ -169,6 +170,7 @@ impl Wire {
                 return Poll::Ready(Err(Failure::ClientLeft));
             }
         }
+        // Client, watchdog, shutdown and timer share one waker, so that a poll for a piece costs one load and not four polls.
         match self.bell.rang(cx) {
             Some(waker) => self.poll_over(&mut Context::from_waker(&waker)).map(Err),
             None => Poll::Pending,
@@ -180,6 +182,7 @@ impl Wire {
         let now = self.clock.now();
         self.waiting_since = now;
         self.heard.note(now);
+        // Also here, since the timer is polled only when no piece is there: a steady stream would outlive its deadline.
         if self.deadlines.total.is_some_and(|at| at <= now) { Err(Failure::Deadline) } else { Ok(now) }
     }
 
@@ -253,6 +256,7 @@ impl Wire {
     /// Waits for a client that is not reading; `taking` is false where it left.
     async fn blocked_until(&mut self, taking: impl Future<Output = bool>) -> Result<(), Failure> {
         self.blocked = true;
+        // While the client reads nothing, what the engine does is no sign about this stream, and its silence no fault.
         let _pause = self.engine.pause();
         let now = self.clock.now();
         let stall = self.deadlines.write_stall.unwrap_or(FAR * 24 * 365);
@@ -272,6 +276,7 @@ impl Wire {
 
     /// Closes the upstream connection, and only then tells the client how it ended, so that the engine stops first.
     pub(crate) async fn close(self: Box<Self>, ended: Result<(), Failure>, event: Option<Bytes>) {
+        // In this order: the engine is to stop before anything waits for the client.
         let Wire { body, tx, over, deadlines, .. } = *self;
         drop(body);
         drop(over);

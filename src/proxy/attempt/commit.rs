@@ -34,6 +34,7 @@ pub(crate) async fn hold(
     mut body: BackendBody,
 ) -> Result<(Events, BackendBody), Uncommitted> {
     let api = work.api;
+    // On the heap: it outlives this future, and inside it would be copied with it at each move.
     let mut parser = Box::new(Parser::new(api));
     let mut segments = Vec::new();
     let mut held = Vec::new();
@@ -46,6 +47,7 @@ pub(crate) async fn hold(
         let mut committed = false;
         for segment in segments.drain(..) {
             match segment.kind {
+                // A comment proves a socket and no engine: a server may send them while the request still queues.
                 EventKind::Comment if !committed => {
                     comments += segment.raw.len();
                     if comments <= COMMENTS_MAX {
@@ -53,10 +55,13 @@ pub(crate) async fn hold(
                     }
                     continue;
                 }
+                // Below 500 the error is the client's, and another backend would say the same.
                 EventKind::Error { code, engine_dead } if !committed && code >= 500 => {
                     let failure = Failure::ErrorEvent { code, engine_dead };
                     return Err(Uncommitted::event(ticket.backend(), failure, data_of(&segment.raw), segment.raw));
                 }
+                // Noted here and not at the relay: what is held back may go on with the next piece, and TTFT is when the token
+                // came.
                 EventKind::Token if !record.has_first_token() => {
                     ticket.first_token(now);
                     record.first_token(now);
@@ -65,6 +70,7 @@ pub(crate) async fn hold(
                 _ => {}
             }
             committed |= segment.kind.commits() || matches!(segment.kind, EventKind::Error { .. });
+            // Preambles of the Responses API repeat the whole request, so a long prompt would look like an answer.
             if !matches!(segment.kind, EventKind::Preamble) {
                 bytes += segment.raw.len();
             }

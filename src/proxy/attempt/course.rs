@@ -13,7 +13,7 @@ use super::outcome::{Attempted, RealAnswer};
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
 use forebay_core::error::{Failure, Refusal, repeated};
-use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, verdict};
+use forebay_core::routing::retry::{Attempts, Ending, Stage, Verdict, spends_budget, verdict};
 use forebay_core::units::BackendId;
 use forebay_fleet::{AttemptOutcome, Suspicion, Ticket};
 
@@ -26,7 +26,7 @@ pub(super) struct Course<'a> {
     /// The backends that the next attempt may not go to.
     pub(super) tried: Vec<BackendId>,
     /// The failure that the next attempt is to make good, to be paid from the budget.
-    pub(super) unpaid: Option<Failure>,
+    unpaid: Option<Failure>,
     last_answer: Option<RealAnswer>,
     /// A backend's server error that another may repeat. If two give the same, it is the request's doing: then neither is to blame.
     suspicion: Option<Suspicion>,
@@ -52,16 +52,27 @@ impl<'a> Course<'a> {
         }
     }
 
+    /// Pays for an attempt that is to make a failure good. False where the pool's budget is spent.
+    pub(super) fn pays(&mut self, work: &Work, record: &mut Record) -> bool {
+        let Some(failure) = self.unpaid.take() else { return true };
+        if spends_budget(failure) && !work.pool.retry(self.means.clock.now()) {
+            return false;
+        }
+        record.retried(failure);
+        true
+    }
+
     /// There is no place for the next attempt.
     pub(super) fn no_place(&mut self, work: &mut Work, record: &mut Record, refusal: Refusal) -> Option<Attempted> {
         if work.search.is_some() {
             self.not_asked = Some(refusal);
             return self.elsewhere(work, record);
         }
-        if self.seen.failed() == 0 {
+        if self.seen.nobody_asked() {
             return Some(Attempted::Refused(refusal));
         }
         // Another attempt had nowhere to go: no reason to give up what a backend said, and one to try again later.
+        // A full room ends by itself, so the client is told to come again. A backend's own answer says more and goes first.
         if self.last_answer.is_none() && refusal.is_for_want_of_room() {
             return Some(Attempted::Refused(refusal));
         }
@@ -101,6 +112,7 @@ impl<'a> Course<'a> {
         answer: Option<RealAnswer>,
     ) -> Option<Attempted> {
         let verdict = verdict(failure, &self.seen);
+        // Not a second time, whatever follows: a request that killed one engine must not come back to it.
         self.tried.push(ticket.backend().id);
         if failure == Failure::NotServed
             && let Some(model) = work.model()
@@ -122,6 +134,7 @@ impl<'a> Course<'a> {
         if verdict != Verdict::Next {
             return Some(self.over(work));
         }
+        // Paid when the next place is found. A retry that finds none has cost nobody anything.
         self.unpaid = Some(failure);
         if work.search.is_some() { self.elsewhere(work, record) } else { None }
     }
@@ -129,6 +142,7 @@ impl<'a> Course<'a> {
     fn blame(&mut self, ticket: Ticket, failure: Failure, model: Option<&str>) {
         let now = self.means.clock.now();
         let backend = Arc::clone(ticket.backend());
+        // A request that two servers fail at alike is at fault itself. So the first one's blame waits for the second.
         if failure.may_be_the_requests().is_some() {
             self.suspicion = Some(ticket.suspect(failure, now));
             return;
@@ -136,6 +150,7 @@ impl<'a> Course<'a> {
         ticket.finish(AttemptOutcome::Failed(failure), now);
         match failure {
             // One answer to one client: a question of our own settles it.
+            // A wrong key refuses everybody. A question of our own finds that out without another client's request.
             Failure::Misconfigured(status) => backend.doubt.raise(status),
             Failure::Tls => backend.doubt.ask_again(),
             // A list that promised it is out of date. What nobody lists is the client's to invent, and no reason to ask.
@@ -155,7 +170,7 @@ impl<'a> Course<'a> {
 
     /// Nobody is left to ask for the response. It is unknown if all have said so.
     fn search_over(&mut self, work: &Work) -> Attempted {
-        let Some(search) = work.search.as_ref().filter(|_| self.seen.failed() == 0) else { return self.over(work) };
+        let Some(search) = work.search.as_ref().filter(|_| self.seen.nobody_asked()) else { return self.over(work) };
         match (self.not_asked.take(), self.unable.take()) {
             (Some(refusal), _) => Attempted::Refused(refusal),
             (None, _) if search.unasked => Attempted::Refused(Refusal::NoBackend(work.pool.model.clone())),

@@ -8,6 +8,7 @@ mod commit;
 mod course;
 mod outcome;
 mod place;
+mod upgrade;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 
 pub(crate) use outcome::{Attempted, Committed, Form, RealAnswer};
+pub(crate) use upgrade::{Upgraded, upgrade};
 
 use super::record::Record;
 use super::request::work::Work;
@@ -27,7 +29,7 @@ use commit::hold;
 use course::Course;
 use forebay_core::clock::Clock;
 use forebay_core::error::Failure;
-use forebay_core::routing::retry::{Attempts, Verdict, spends_budget, verdict};
+use forebay_core::routing::retry::{Attempts, Verdict, verdict};
 use forebay_core::stream::says_engine_dead;
 use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
@@ -62,6 +64,7 @@ pub(crate) async fn run(
     early: &AtomicBool,
 ) -> Attempted {
     let clock = means.clock;
+    // All that the attempts leave behind is here, so that the loop below reads as: place, pay, try, judge.
     let mut course = Course::new(work, &means, bounds.attempts, early);
     let (mut rng, mut patience) = (fastrand::Rng::new(), Patience::default());
     // A silent server gives a request up once, where the operator lets it have another attempt.
@@ -78,16 +81,15 @@ pub(crate) async fn run(
                 None => continue,
             },
         };
-        if let Some(failure) = course.unpaid.take() {
-            if spends_budget(failure) && !work.pool.retry(clock.now()) {
-                return course.over(work);
-            }
-            record.retried(failure);
+        if !course.pays(work, record) {
+            return course.over(work);
         }
         record.dispatched(&dispatched);
         let mut ticket = dispatched.ticket;
+        // Before anything is sent: a server that falls silent while the request goes out is noticed from then on.
         let mut watch = ticket.watch(clock.now());
         watch.may_move(may_move);
+        // Borrowed apart, since an attempt counts its free retry and only reads where it may not go.
         let (seen, tried) = (&mut course.seen, course.tried.as_slice());
         let trying = attempt((&mut *work, &mut *record), &means, bounds, (&mut ticket, &mut watch), (seen, tried));
         let ended = trying.await;
@@ -96,6 +98,7 @@ pub(crate) async fn run(
         }
         let end = match ended {
             Ok((head, body, form)) => {
+                // From here on tokens may have reached the client, and no other server can go on where this one was.
                 watch.may_move(false);
                 course.found(work, &head, ticket.backend().id);
                 return Attempted::Committed(Committed { ticket, watch, head, body, form });
@@ -126,6 +129,8 @@ async fn attempt(
     (seen, tried): (&mut Attempts, &[BackendId]),
 ) -> Result<Answer, Uncommitted> {
     let (clock, heard) = (means.clock, watch.heard());
+    // A pooled connection may just have been closed at its other end. That says nothing of the server, so a fresh one is
+    // tried for free.
     let mut connection = Connection::Pooled;
     let backend = ticket.backend().id;
     loop {
@@ -151,12 +156,12 @@ async fn attempt(
 
 /// Waits for an attempt's result, or for what ends it from outside. Where a silent server would end it and it has nowhere to go,
 /// it stays: the server may yet speak.
-async fn until_ended(
-    trying: impl Future<Output = Result<Answer, Uncommitted>>,
+async fn until_ended<T>(
+    trying: impl Future<Output = Result<T, Uncommitted>>,
     watch: &mut Watch,
     clock: &Clock,
     elsewhere: impl Fn() -> Option<Dispatched>,
-) -> Result<Answer, Uncommitted> {
+) -> Result<T, Uncommitted> {
     let mut trying = pin!(trying);
     loop {
         let failure = tokio::select! {
@@ -169,6 +174,7 @@ async fn until_ended(
         }
         match elsewhere() {
             Some(dispatched) => return Err(Uncommitted::Moved(dispatched)),
+            // Without another place, to give up would turn a slow answer into none.
             None => watch.stays(),
         }
     }
@@ -177,6 +183,7 @@ async fn until_ended(
 /// A place for a request that leaves a silent server: at once, and on a backend that is well, or none.
 fn elsewhere(work: &Work, means: &Means<'_>, silent: BackendId, tried: &[BackendId]) -> Option<Dispatched> {
     let tried: Vec<BackendId> = tried.iter().copied().chain([silent]).collect();
+    // Without waiting: a request that has a place, if a slow one, takes nobody's turn in the queue.
     let found = work.pool.dispatch(&work.facts, &tried, means.clock.now(), &mut fastrand::Rng::new()).ok()?;
     let chosen = found.ticket.backend();
     let snapshot = means.fleet.snapshot();
@@ -194,6 +201,7 @@ async fn try_once(
 ) -> Result<Answer, Uncommitted> {
     let clock = means.clock;
     let backend = Arc::clone(ticket.backend());
+    // Made for each attempt: path, key and model name are the backend's own.
     let mut request = work.request_to(&backend);
     record.sending(clock.now(), request.headers_mut());
     let asked = if work.streamed { Asked::Stream } else { Asked::Document };
@@ -201,6 +209,7 @@ async fn try_once(
     record.head_came(response.status());
     let now = clock.now();
     heard.note(now);
+    // A head proves that the HTTP side lives, which is what the alarm asks, and not that the engine works.
     backend.alarm.heard(now);
     backend.load.note_heard();
     let (head, body) = response.into_parts();
@@ -214,6 +223,7 @@ async fn try_once(
         // Nobody asked for another protocol: `upgrade` ends here.
         return Err(Failure::ServerError(StatusCode::BAD_GATEWAY.as_u16()).into());
     }
+    // A 401 is the operator's mistake where the key was ours, and the client's where it was passed on.
     let failure = error_of(head.status, &head.headers, backend.key.is_some());
     // A server that does not have a response, or nothing to serve this request for it by: another may.
     let lacks = work.search.is_some() && matches!(head.status.as_u16(), 404 | 405 | 501);

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::response::Parts;
 use http::{Response, StatusCode};
+use http_body::Body;
 use http_body_util::BodyExt;
 
 use crate::proxy::answer::body::AnswerBody as ClientBody;
@@ -99,7 +100,11 @@ impl Uncommitted {
 
 impl RealAnswer {
     /// Reads an error answer whole; `None` if it is too large or does not come.
-    pub(crate) async fn read(backend: &Arc<Backend>, head: Parts, mut body: BackendBody) -> Option<RealAnswer> {
+    pub(crate) async fn read(
+        backend: &Arc<Backend>,
+        head: Parts,
+        mut body: impl Body<Data = Bytes> + Unpin,
+    ) -> Option<RealAnswer> {
         let mut whole = BytesMut::new();
         let reading = async {
             while let Some(frame) = body.frame().await {
@@ -112,6 +117,7 @@ impl RealAnswer {
             }
             Some(())
         };
+        // A body that does not come is left out, since the status alone decides what follows. No retry waits longer for it.
         tokio::time::timeout(ERROR_ANSWER_TIME, reading).await.ok()??;
         let mut headers = head.headers;
         // vLLM names no time, and a client should not try again at once.
@@ -132,6 +138,7 @@ impl RealAnswer {
         let mut response = Response::new(ClientBody::whole(self.body));
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
+        // hyper writes one by the body's own size, which cannot be wrong.
         response.headers_mut().remove(CONTENT_LENGTH);
         response
     }

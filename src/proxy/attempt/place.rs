@@ -47,6 +47,8 @@ pub(crate) async fn place(
                 trial: None,
                 clock,
             };
+            // One call for both: between a look that finds no place and the entry in the queue, a place could come free and be
+            // lost.
             work.pool.dispatch_or_wait(ask, rng)?
         };
         let Placed { dispatched, pool } = match admission {
@@ -81,6 +83,7 @@ async fn wait(work: &Work, clock: &Clock, mut waiting: Waiting, until: Time) -> 
         if left.is_zero() {
             return Err(Refusal::WaitTimeout(work.pool.model.clone()));
         }
+        // A freed place wakes the waiter. A back-off that runs out wakes nobody, so the waiter looks by itself now and then.
         match tokio::time::timeout(left.min(LOOK), waiting.placed()).await {
             Ok(placed) => return placed,
             Err(_) => waiting.look(clock.now()),

@@ -80,6 +80,7 @@ impl Exchange {
         };
         // A unary answer has no first token to be late with.
         let first_token = settings.stream.first_token_timeout.filter(|_| work.streamed);
+        // The settings that the request came under: a reload in between does not change the rules of a request under way.
         let bounds = Bounds { attempts: settings.retry.attempts, first_token };
         // On the heap, before anything else holds it: whatever holds a future by value has room for it twice, and copies it.
         let attempts = Box::pin(attempt::run(work, record, means, bounds, &early));
@@ -194,6 +195,7 @@ impl Exchange {
             head.headers.remove(CONTENT_LENGTH);
             head.headers.entry(headers::BUFFERING).or_insert(HeaderValue::from_static("no"));
         }
+        // A bounded channel is the back pressure: a client that reads slowly slows its backend and fills no memory.
         let (tx, messages) = mpsc::channel(CHANNEL);
         // Past hyper goes only what hyper sends in chunks, as it does for every 200 without a length.
         self.outlet = self.outlet.take().filter(|_| matches!(form, Form::Events(_)) && head.status == StatusCode::OK);
@@ -219,6 +221,7 @@ impl Exchange {
         };
         let Exchange { shared, work, record, outlet, .. } = *self;
         let (clock, shutdown) = (shared.clock.clone(), shared.shutdown.clone());
+        // Held by the relay, so that also a panic in it ends the stream with an error event and not only with a cut.
         let told = matches!(form, Form::Events(_)).then(|| AtPanic { api: work.api, tx: tx.clone() });
         let ends = (watch, ticket.engine_load(), shutdown);
         let wire = Box::new(Wire::new(body, ends, (tx, outlet), clock.clone(), deadlines));

@@ -114,6 +114,7 @@ impl Record {
             model: None,
             session: None,
             assigned: None,
+            // Until a session is known, chance stands in, so that live figures count each such request for itself.
             session_hash: fastrand::u64(..),
             backend: None,
             predicted: None,
@@ -129,6 +130,7 @@ impl Record {
             end: None,
             attempts: 0,
             deaths: 0,
+            // What stays if nobody sets another: the client left before there was an answer. The number is nginx's.
             status: 499,
             outcome: None,
             usage: None,
@@ -187,6 +189,7 @@ impl Record {
     /// The first token came.
     pub(crate) fn first_token(&mut self, now: Time) {
         self.first_token = Some(now);
+        // A copy of the pointer, since the trace below is changed while these are in use.
         let metrics = Arc::clone(self.metrics());
         metrics.ttft.record(now.since(self.arrival).as_secs_f64());
         if let Some(sent) = self.sent {
@@ -349,6 +352,7 @@ impl Record {
             metrics.output_tokens(source, tokens);
         }
         if let Some(first_sent) = self.first_sent {
+            // Forebay's own part: from the last byte of the body to the first attempt, without the wait for a place.
             let ours = first_sent.since(self.body_read.unwrap_or(self.arrival)).saturating_sub(self.wait_before_sent);
             self.shared.telemetry.process.overhead.record(ours.as_secs_f64());
         }

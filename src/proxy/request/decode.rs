@@ -31,6 +31,7 @@ pub(crate) enum Coding {
 pub(crate) fn coding(headers: &HeaderMap, strict: bool) -> Result<Option<Coding>, Refusal> {
     let lines = headers.get_all(CONTENT_ENCODING).iter().map(http::HeaderValue::as_bytes);
     let mut codings = lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    // As a list, in which proxies write one coding after the other, also on lines of their own.
     let mut found = None;
     let is = |coding: &[u8], name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
     let unknown = codings.find(|coding| {
@@ -62,6 +63,7 @@ pub(crate) async fn decode(
     limits: BodyLimits,
 ) -> Result<(Bytes, Held), Refusal> {
     let mut decoding = Decoding { source: reader(bytes, coding)?, out: Vec::new(), held, limits };
+    // Most bodies are small, and a hand-over to another thread costs more than to decode 64 KiB.
     if decoding.run(AT_ONCE)? {
         return Ok(decoding.finish());
     }
@@ -85,6 +87,7 @@ fn reader(bytes: Bytes, coding: Coding) -> Result<Source, Refusal> {
 
 fn zstd_reader(bytes: impl BufRead + Send + 'static) -> std::io::Result<impl Read + Send> {
     let mut reader = zstd::stream::read::Decoder::with_buffer(bytes)?;
+    // A frame of a few bytes may ask for a window of gigabytes.
     reader.window_log_max(ZSTD_WINDOW)?;
     Ok(reader)
 }

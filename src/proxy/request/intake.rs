@@ -20,6 +20,7 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 
 use super::decode;
+use super::heads::HeadPlace;
 use forebay_core::error::Refusal;
 use forebay_fleet::lock::locked;
 
@@ -33,10 +34,10 @@ const HEADER: usize = 64;
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a body that is refused, so much is read and thrown away, so that a client which sends all of it before it reads sees the
 /// answer and no reset. nginx lingers as long (`lingering_time`, `lingering_timeout`).
-const DRAIN_BYTES: u64 = 1 << 30;
-const DRAIN_TIME: Duration = Duration::from_secs(30);
+pub(crate) const DRAIN_BYTES: u64 = 1 << 30;
+pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// The longest time between two pieces of it.
-const DRAIN_PIECE: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN_PIECE: Duration = Duration::from_secs(5);
 
 /// The memory that all request bodies share.
 pub(crate) struct BodyMemory {
@@ -59,7 +60,7 @@ impl BodyMemory {
     fn enter(self: &Arc<Self>) -> Held {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         locked(&self.unfinished).insert(turn);
-        Held { memory: Arc::clone(self), turn, bytes: 0, finished: false }
+        Held { memory: Arc::clone(self), turn, bytes: 0, finished: false, head: None }
     }
 }
 
@@ -69,6 +70,8 @@ pub(crate) struct Held {
     turn: u64,
     bytes: u64,
     finished: bool,
+    /// The head's part of what its connection may hold.
+    head: Option<HeadPlace>,
 }
 
 impl Held {
@@ -89,6 +92,12 @@ impl Held {
     /// Makes room for a body that has become so large, within the limits of all.
     pub(crate) fn grow_by(&mut self, limits: BodyLimits, decoded: u64) -> Result<(), Refusal> {
         self.grow(limits.head + decoded.min(limits.one), limits.all)
+    }
+
+    /// Keeps the place of the request's head for as long.
+    pub(crate) fn with_head(mut self, head: Option<HeadPlace>) -> Held {
+        self.head = head;
+        self
     }
 
     fn is_oldest(&self) -> bool {

@@ -13,6 +13,7 @@ pub(super) fn as_utf8(body: &[u8]) -> Option<Bytes> {
         units.remainder().is_empty().then(|| units.map(read).collect())
     };
     match *body {
+        // Before UTF-16, whose mark is the first half of this one. The order is that of Python's `json.detect_encoding`.
         [0xff, 0xfe, 0, 0, ..] => from_utf32(&units(4, 4, &little)?),
         [0, 0, 0xfe, 0xff, ..] => from_utf32(&units(4, 4, &big)?),
         [0xff, 0xfe, ..] => from_utf16(&units(2, 2, &little)?),
@@ -53,6 +54,7 @@ fn from_utf32(units: &[u32]) -> Option<Bytes> {
 /// Returns a body of the same length that is JSON if Python takes this one, with every member where it was: what the standard does
 /// not allow is overwritten. Nothing where there is no such thing.
 pub(super) fn shadow(body: &[u8]) -> Option<Vec<u8>> {
+    // The same length as the body, byte for byte, so that places in the shadow are places in the body.
     let mut shadow = body.to_vec();
     let start = if body.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
     shadow[..start].fill(b' ');

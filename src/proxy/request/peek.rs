@@ -86,6 +86,7 @@ impl Peek {
     /// The prompt's tokens, estimated: a quarter of the text's bytes, 1000 for each media part, token ids as they are.
     #[must_use]
     pub fn est_tokens(&self) -> u32 {
+        // Four bytes a token is English in today's vocabularies. Routing compares requests, so that a common error falls out.
         let tokens = self.text_bytes.div_ceil(4) + 1000 * u64::from(self.media_parts) + self.token_ids;
         u32::try_from(tokens).unwrap_or(u32::MAX)
     }
@@ -149,6 +150,7 @@ fn short(session: String) -> String {
     if session.len() <= LONG_SESSION {
         return session;
     }
+    // A digest keeps long sessions apart. To cut them would make one session of all that begin alike.
     Sha256::digest(&session).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -181,10 +183,12 @@ pub fn in_utf8(body: &[u8]) -> Option<Bytes> {
 
 fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekError> {
     let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
+    // serde skips white space, too. The place of the brace is needed for what is spliced in behind it.
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
     // One pass finds the members, a second one looks into the few that count: most bytes are seen once.
     let mut members = Members::default();
     each_member(text, |key, value| members.take(&key, value, sessions)).map_err(|error| {
+        // Only after a failure, so that no good body is parsed a second time to find out what it is not.
         let other = body[open] != b'{' && serde_json::from_str::<&RawValue>(text).is_ok();
         if other { PeekError::NotObject } else { PeekError::NotJson(error.to_string()) }
     })?;
@@ -194,6 +198,7 @@ fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekE
         prefix.aside(salt.get().as_bytes()); // vLLM shares no cache between two salts
     }
     let (mut claims, shape) = members.weigh(&mut weight, &mut prefix);
+    // A count that cannot be read is left out and not refused: whether vLLM takes it is vLLM's to say.
     let count = |value: Option<&RawValue>| value.and_then(number);
     claims.n = count(members.n).unwrap_or(1);
     Ok(Peek {
@@ -205,6 +210,7 @@ fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekE
             Some(value) => truth(value).ok_or_else(|| wrong(text, value, "stream", "true or false"))?,
         },
         stream_options: members.stream_options.map(|value| read_options(text, value)).transpose()?,
+        // In vLLM's own order: the newer name goes before the deprecated one.
         max_tokens: count(members.max_completion_tokens)
             .or(count(members.max_tokens))
             .or(count(members.max_output_tokens)),
@@ -240,6 +246,7 @@ impl<'a> Members<'a> {
                 None => return,
             },
         };
+        // Overwritten by a later one of the same name, as a Python dict does.
         *member = Some(value);
     }
 
@@ -321,6 +328,7 @@ fn each_member<'a>(text: &'a str, f: impl FnMut(Cow<'a, str>, &'a RawValue)) -> 
 
 /// Returns the place in `text` of a value that was read out of it.
 fn range(text: &str, value: &RawValue) -> Range<usize> {
+    // A `RawValue` borrows from the text, so its address tells where it stands. serde gives no offsets.
     let start = value.get().as_ptr().addr() - text.as_ptr().addr();
     start..start + value.get().len()
 }
@@ -368,6 +376,7 @@ fn truth(value: &RawValue) -> Option<bool> {
     match value.get() {
         "true" | "1" | "1.0" => Some(true),
         "false" | "0" | "0.0" | "null" => Some(false),
+        // Pydantic's rules for a bool, which vLLM reads these by: also 1.0, "yes" and "off".
         text if !text.starts_with('"') => match text.parse::<f64>() {
             Ok(1.0) => Some(true),
             Ok(0.0) => Some(false),

@@ -55,6 +55,7 @@ impl Prefix {
             let (head, tail) = rest.split_at(room);
             hasher.write(head);
             self.written += room;
+            // Marks stand at bytes as written, and tokens count characters as meant. Within a string the two are in proportion.
             let done = (string.len() - tail.len()) as u64;
             self.mark(self.text + done * counts / (string.len() as u64).max(1));
             rest = tail;
@@ -68,6 +69,7 @@ impl Prefix {
         let Some(hasher) = &mut self.hasher else { return };
         let mut packed = [0; 8];
         let kept = digits.len().min(packed.len());
+        // Ids of up to eight digits differ in full. A vocabulary has fewer than a hundred million words.
         packed[..kept].copy_from_slice(&digits[..kept]);
         hasher.write(&packed);
         self.written += BYTES_FOR_TOKEN as usize;
@@ -83,6 +85,7 @@ impl Prefix {
             return;
         }
         let Some(hasher) = &mut self.hasher else { return };
+        // An image in base64 has megabytes. Its length and both ends tell two apart, and the middle costs a millisecond.
         hasher.write(&(string.len() as u64).to_le_bytes());
         hasher.write(&string[..string.len().min(SAMPLED)]);
         hasher.write(&string[string.len().saturating_sub(SAMPLED)..]);

@@ -83,6 +83,7 @@ impl Weight {
     /// Adds a valid JSON value and returns its elements.
     /// Flat, so that depth costs nothing: an estimate needs no tree. `prefix` is told what it reads.
     pub(crate) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> Elements {
+        // Depths and no stack: an attacker nests as deep as the body is long, and recursion would end the process.
         let (mut i, mut arrays, mut objects, mut commas) = (0, 0_u64, 0_u64, 0);
         let mut under = Under::Text;
         let inner = json.strip_prefix(b"[").map(|inner| inner.trim_ascii_start());
@@ -125,6 +126,7 @@ impl Weight {
                     {
                         i += 1;
                     }
+                    // Numbers in objects are parameters such as the size of an image. Those in bare arrays are token ids.
                     if objects == 0 {
                         self.ids += 1;
                         prefix.id(&json[start..i]);
@@ -140,6 +142,7 @@ impl Weight {
 /// Finds the end of the string that begins at `i` (its closing quote), and how many bytes of it are escaping alone.
 fn string_end(json: &[u8], mut i: usize) -> (usize, usize) {
     let mut escaped = 0;
+    // Strings are nearly all of a prompt, and memchr looks at 32 bytes at a time.
     while let Some(found) = memchr2(b'"', b'\\', json.get(i..).unwrap_or_default()) {
         i += found;
         if json[i] == b'"' {

@@ -13,8 +13,8 @@ use super::counting::endpoint_of;
 use super::form;
 use super::intake::Held;
 use super::lookup::{not_serving, pool_for, search_in};
-use super::multipart;
-use super::peek::{Peek, in_utf8, peek};
+use super::parse::{Parsed, read_body};
+use super::peek::Peek;
 use super::splice::Splice;
 use super::stored::{self, Home, Search};
 use crate::proxy::headers;
@@ -34,10 +34,6 @@ use forebay_fleet::Backend;
 use forebay_fleet::config::model::{Affinity, Config, SessionKey, UsageMode};
 use forebay_fleet::{Pool, Snapshot};
 
-/// Bodies over this size are parsed on a blocking thread: a MiB takes about a millisecond.
-const PARSE_INLINE: usize = 256 << 10;
-/// Forms over this size are parsed on a blocking thread.
-const FORM_INLINE: usize = 16 << 10;
 /// The weight of an audio part, in tokens.
 const MEDIA_TOKENS: u32 = 1000;
 
@@ -72,13 +68,31 @@ struct Body {
     renamed: Option<Pieces>,
 }
 
-/// The result of the body's parse.
-pub(crate) struct Parsed {
-    pub(crate) peek: Option<Peek>,
-    pub(crate) model: Option<String>,
-}
-
 impl Work {
+    /// A request for another protocol: one without a body, of which nothing is read. `asked`: the model that it names.
+    pub(crate) fn of_upgrade(
+        (pool, facts, lane): (Arc<Pool>, RequestFacts, LaneKey),
+        (path, headers): (PathAndQuery, HeaderMap),
+        asked: Option<String>,
+    ) -> Work {
+        let body = Body { asked, ..Body::default() };
+        Work {
+            pool,
+            facts,
+            session: None,
+            lane,
+            api: Api::Other,
+            search: None,
+            streamed: false,
+            usage_injected: false,
+            method: Method::GET,
+            path,
+            headers,
+            body,
+            held: None,
+        }
+    }
+
     /// The body with the pool's model in place of an alias that this backend does not list.
     pub(crate) fn renamed_for(&self, backend: &Backend) -> Option<&Pieces> {
         let asked = self.body.asked.as_ref()?;
@@ -185,7 +199,8 @@ pub(crate) async fn prepare(
         _ => Endpoint::LIGHT,
     };
     let mut bytes = bytes;
-    let parsed = read_body((shared, snapshot), route, head, &mut bytes).await?;
+    let seed = seed(shared, snapshot);
+    let parsed = read_body((seed, snapshot), route, head, &mut bytes).await?;
     let endpoint = endpoint_of(endpoint, parsed.peek.as_ref().map(|peek| peek.shape));
     if endpoint.body == BodyForm::JsonOfAny {
         record.api = endpoint.api;
@@ -210,7 +225,7 @@ pub(crate) async fn prepare(
     let arm = pool.assign_kept(kept.as_ref(), &mut fastrand::Rng::new());
     record.assign(&pool, arm);
     record.belongs_to(session.as_deref(), kept.as_ref());
-    let marks = marks(seed(shared, snapshot), &pool, session.as_deref(), &parsed);
+    let marks = marks(seed, &pool, session.as_deref(), &parsed);
     // What a picker asks for would have to be taken out of an answer that it may not see.
     let injects = settings.stream.usage == UsageMode::Inject && !record.is_picked();
     let (body, usage_injected) = outgoing(&pool, (injects, head), endpoint, &parsed, &bytes);
@@ -237,69 +252,6 @@ pub(crate) async fn prepare(
         body,
         held: Some(held),
     })
-}
-
-/// Reads what is needed of a body. One that is JSON in another encoding becomes UTF-8.
-async fn read_body(
-    (shared, snapshot): (&Shared, &Snapshot),
-    route: Route<'_>,
-    head: &Parts,
-    bytes: &mut Bytes,
-) -> Result<Parsed, Refusal> {
-    Ok(match route {
-        Route::Model(endpoint) if endpoint.body.is_json() => {
-            let (sessions, seed) = (body_sessions(snapshot), seed(shared, snapshot));
-            match parse_json(bytes, sessions.clone(), seed).await {
-                Ok(parsed) => parsed,
-                Err(refusal) => {
-                    *bytes = in_utf8(bytes).ok_or(refusal)?;
-                    parse_json(bytes, sessions, seed).await?
-                }
-            }
-        }
-        Route::Model(Endpoint { body: BodyForm::Unknown, .. }) => {
-            let parsed = parse_json(bytes, body_sessions(snapshot), seed(shared, snapshot)).await;
-            parsed.unwrap_or(Parsed { peek: None, model: None })
-        }
-        // On the heap: few requests are forms, and all would carry the room for reading one.
-        Route::Model(_) => Parsed { peek: None, model: Box::pin(form_model(&head.headers, bytes)).await },
-        _ => Parsed { peek: None, model: None },
-    })
-}
-
-/// The model that a form names. Read on a blocking thread where that may take long: empty parts take 30 ns a byte.
-async fn form_model(headers: &HeaderMap, bytes: &Bytes) -> Option<String> {
-    if bytes.len() <= FORM_INLINE {
-        return multipart::model(headers, bytes).await;
-    }
-    let (headers, bytes, runtime) = (headers.clone(), bytes.clone(), tokio::runtime::Handle::current());
-    let reading = tokio::task::spawn_blocking(move || runtime.block_on(multipart::model(&headers, &bytes)));
-    reading.await.ok().flatten()
-}
-
-async fn parse_json(bytes: &Bytes, sessions: Vec<String>, seed: Option<u64>) -> Result<Parsed, Refusal> {
-    let peeked = if bytes.len() <= PARSE_INLINE {
-        peek(bytes, sessions.iter().map(String::as_str), seed)
-    } else {
-        let bytes = bytes.clone();
-        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, sessions.iter().map(String::as_str), seed));
-        parsing.await.map_err(|_| Refusal::Internal)?
-    };
-    let peek = peeked.map_err(|error| Refusal::BadRequest(error.to_string()))?;
-    Ok(Parsed { model: peek.model.clone(), peek: Some(peek) })
-}
-
-/// The body members that make sessions, of all pools: which pool a request is for is not known before its body is read.
-pub(crate) fn body_sessions(snapshot: &Snapshot) -> Vec<String> {
-    let mut members: Vec<String> = Vec::new();
-    for pool in &snapshot.pools {
-        if let SessionKey::Body(member) = &pool.session
-            && !members.contains(member)
-        {
-            members.push(member.clone());
-        }
-    }
-    members
 }
 
 fn session(pool: &Pool, head: &Parts, peek: Option<&Peek>) -> Option<String> {

@@ -90,7 +90,7 @@ impl<'a> Api<'a> {
         let asked = self.client.get(uri, token.as_deref(), DEADLINE, most).await;
         match asked.map_err(fault)? {
             (StatusCode::OK, body) => Ok(body),
-            (status, body) => Err(refusal(status, &body)),
+            (status, body) => Err(refusal(status, &body, &self.asked.whom)),
         }
     }
 
@@ -107,20 +107,32 @@ impl<'a> Api<'a> {
         while let (Ok(Some(data)), true) = (stream.next(CONNECT).await, body.len() < LARGEST_ERROR) {
             body.extend_from_slice(&data);
         }
-        Err(refusal(status, &body))
+        Err(refusal(status, &body, &self.asked.whom))
     }
 
     async fn request(&self, query: &str) -> Result<(http::Uri, Option<String>), Fault> {
         let url = self.url.as_ref().ok_or_else(|| setup("the API server was not looked up".to_owned()))?;
         let namespace = &self.namespace;
-        let (path, selector) = match &self.asked.whom {
-            Whom::Selector(selector) => (format!("/api/v1/namespaces/{namespace}/pods"), selector.clone()),
-            Whom::Service(service) => (
-                format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"),
-                format!("kubernetes.io/service-name={service}"),
-            ),
+        let (path, narrowed) = match &self.asked.whom {
+            Whom::Selector(selector) => {
+                (format!("/api/v1/namespaces/{namespace}/pods"), format!("labelSelector={}", escaped(selector)))
+            }
+            Whom::Service(service) => {
+                let label = escaped(&format!("kubernetes.io/service-name={service}"));
+                (
+                    format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"),
+                    format!("labelSelector={label}"),
+                )
+            }
+            Whom::Pool(pool) => {
+                let field = escaped(&format!("metadata.name={pool}"));
+                (
+                    format!("/apis/inference.networking.k8s.io/v1/namespaces/{namespace}/inferencepools"),
+                    format!("fieldSelector={field}"),
+                )
+            }
         };
-        let path: PathAndQuery = format!("{path}?labelSelector={}&{query}", escaped(&selector))
+        let path: PathAndQuery = format!("{path}?{narrowed}&{query}")
             .parse()
             .map_err(|_| setup(format!("no path can be made of the namespace {namespace:?}")))?;
         // Read for each request: the kubelet writes a new one long before the old one ends.
@@ -187,13 +199,23 @@ pub(super) fn fault(error: ProbeError) -> Fault {
     Fault::new(failure, format!("the API server: {}", error.detail))
 }
 
-/// The meaning of a status other than 200.
-fn refusal(status: StatusCode, body: &[u8]) -> Fault {
+/// The meaning of a status other than 200. A list of nothing is a 200, so a 404 says that the server does not know the kind.
+fn refusal(status: StatusCode, body: &[u8], whom: &Whom) -> Fault {
     let (_, message) = status_of(body);
     let hint = match status.as_u16() {
         403 => "; its account needs a Role with list and watch",
         401 => "; the token is not taken",
-        404 => "; this server does not serve that kind",
+        404 => match whom {
+            Whom::Selector(_) => "; there are no pods at this address: is api the URL of an API server?",
+            Whom::Service(_) => {
+                "; it does not serve EndpointSlices of discovery.k8s.io/v1, as Kubernetes does since 1.21: name the pods by a \
+                 selector"
+            }
+            Whom::Pool(_) => {
+                "; it does not serve inference.networking.k8s.io/v1: install the definitions of the Gateway API Inference \
+                 Extension, or name the pods by a selector"
+            }
+        },
         _ => "",
     };
     let separator = if message.is_empty() { "" } else { ": " };
@@ -216,14 +238,24 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_the_server_said_and_what_to_do() {
-        let said = refusal(StatusCode::FORBIDDEN, br#"{"kind":"Status","code":403,"message":"pods is forbidden"}"#);
+        let pods = Whom::Selector("app=vllm".to_owned());
+        let forbidden = br#"{"kind":"Status","code":403,"message":"pods is forbidden"}"#;
+        let said = refusal(StatusCode::FORBIDDEN, forbidden, &pods);
         assert_eq!(said.failure, DiscoveryFailure::Refused);
         assert_eq!(
             said.reason,
             "the API server answered 403: pods is forbidden; its account needs a Role with list and watch"
         );
-        let gone = refusal(StatusCode::GONE, b"<html>");
+        let gone = refusal(StatusCode::GONE, b"<html>", &pods);
         assert_eq!((gone.failure, gone.reason.as_str()), (DiscoveryFailure::Expired, "the API server answered 410"));
+        // What kube-apiserver 1.20.2 says to a group and version that it has not.
+        for (whom, hint) in [
+            (Whom::Service("vllm".to_owned()), "since 1.21: name the pods by a selector"),
+            (Whom::Pool("m".to_owned()), "install the definitions of the Gateway API Inference Extension"),
+        ] {
+            let unknown = refusal(StatusCode::NOT_FOUND, b"404 page not found\n", &whom);
+            assert!(unknown.reason.contains(hint), "{}", unknown.reason);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tracing::debug;
 
 use super::api::{Api, fault, of_code};
 use super::{ArmSource, Fault};
+use forebay_core::clock::Time;
 use forebay_core::kubernetes::{EventMeaning, Lines, Members, Objects, Readiness, TooLong, Unusable};
 use forebay_fleet::config::model::{BackendUrl, Kubernetes, Whom};
 use forebay_fleet::membership::roster::Found;
@@ -16,9 +17,9 @@ use forebay_fleet::telemetry::labels::DiscoveryFailure;
 /// Objects of one page of a list.
 const PAGE: u32 = 250;
 /// Bytes of one page: a pod has 5 to 20 KB.
-const LARGEST_PAGE: usize = 32 << 20;
+pub(super) const LARGEST_PAGE: usize = 32 << 20;
 /// Bytes of one event: etcd takes objects of at most 1.5 MB.
-const LARGEST_EVENT: usize = 4 << 20;
+pub(super) const LARGEST_EVENT: usize = 4 << 20;
 const NOT_READY: &str = "it is not Ready, as Kubernetes says";
 const TERMINATING: &str = "it is terminating, as Kubernetes says";
 
@@ -44,10 +45,10 @@ pub(super) const WATCH_TIMES: WatchTimes = WatchTimes {
     steady: Duration::from_secs(30),
 };
 
-/// Lists and watches until it is dropped.
+/// Lists and watches pods or slices until it is dropped.
 pub(super) async fn follow(arm: &ArmSource, asked: &Kubernetes, times: &WatchTimes) {
     let (mut api, mut members) = (Api::new(asked), members(asked));
-    let mut pause = times.pause;
+    let mut pauses = Pauses::new(times);
     loop {
         let started = arm.all.clock.now();
         let ended = match list(&mut api, &mut members).await {
@@ -57,15 +58,32 @@ pub(super) async fn follow(arm: &ArmSource, asked: &Kubernetes, times: &WatchTim
             }
             Err(fault) => Err(fault),
         };
-        let lasted = arm.all.clock.now().since(started);
+        pauses.after(arm, started, ended).await;
+    }
+}
+
+/// The pauses between the end of a watch and the next list: a server that ends each at once must not be asked for a list each time.
+pub(super) struct Pauses<'a> {
+    times: &'a WatchTimes,
+    next: Duration,
+}
+
+impl<'a> Pauses<'a> {
+    pub(super) fn new(times: &'a WatchTimes) -> Pauses<'a> {
+        Pauses { times, next: times.pause }
+    }
+
+    /// Notes how a list and its watch ended, and waits.
+    pub(super) async fn after(&mut self, arm: &ArmSource, started: Time, ended: Result<(), Fault>) {
         match &ended {
             Ok(()) => debug!(pool = arm.pool, arm = arm.arm, "the watch is over; listing anew"),
             Err(fault) => arm.note(fault),
         }
-        // A server that ends each watch at once must not be asked for a list each time.
-        pause = if lasted >= times.steady { times.pause } else { pause };
+        let lasted = arm.all.clock.now().since(started);
+        let was_steady = lasted >= self.times.steady;
+        let pause = if was_steady { self.times.pause } else { self.next };
         tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
-        pause = if lasted >= times.steady { times.pause } else { (pause * 2).min(times.longest_pause) };
+        self.next = if was_steady { self.times.pause } else { (pause * 2).min(self.times.longest_pause) };
     }
 }
 
@@ -78,10 +96,11 @@ pub(super) async fn ask(asked: &Kubernetes) -> Result<Members, Fault> {
 
 fn members(asked: &Kubernetes) -> Members {
     let objects = match asked.whom {
-        Whom::Selector(_) => Objects::Pods,
+        // An InferencePool is read by itself, and what it names are pods.
+        Whom::Selector(_) | Whom::Pool(_) => Objects::Pods,
         Whom::Service(_) => Objects::EndpointSlices,
     };
-    Members::new(objects, asked.port.clone())
+    Members::new(objects, asked.ports.clone())
 }
 
 /// Makes the list anew, page by page. What is known stays until it is whole.
@@ -140,14 +159,14 @@ pub(super) fn backends(members: &Members, https: bool) -> Vec<Found> {
     found.collect()
 }
 
-fn unusable(error: &Unusable) -> Fault {
+pub(super) fn unusable(error: &Unusable) -> Fault {
     let failure = match error {
         Unusable::TooMany => DiscoveryFailure::TooLarge,
-        Unusable::Malformed(_) | Unusable::NoVersion => DiscoveryFailure::Unreadable,
+        Unusable::Malformed(_) | Unusable::NoVersion | Unusable::Pool(_) => DiscoveryFailure::Unreadable,
     };
     Fault::new(failure, format!("the API server: {error}"))
 }
 
-fn too_long(error: &TooLong) -> Fault {
+pub(super) fn too_long(error: &TooLong) -> Fault {
     Fault::new(DiscoveryFailure::TooLarge, format!("the API server: {error}"))
 }

@@ -24,6 +24,9 @@ pub enum Unusable {
     /// It lists too many objects.
     #[error("more than {MOST_OBJECTS} objects are listed: a narrower selector lists fewer")]
     TooMany,
+    /// An InferencePool does not say what discovery needs.
+    #[error("the InferencePool names no pods: {0}")]
+    Pool(&'static str),
 }
 
 /// The fitness of an endpoint for requests.
@@ -61,7 +64,7 @@ pub enum EventMeaning {
 #[derive(Debug)]
 pub struct Listing {
     objects: Objects,
-    port: Port,
+    ports: Vec<Port>,
     found: HashMap<String, Vec<Endpoint>>,
     version: String,
 }
@@ -70,23 +73,23 @@ pub struct Listing {
 #[derive(Debug)]
 pub struct Members {
     objects: Objects,
-    port: Port,
+    ports: Vec<Port>,
     /// By the name of the pod or the slice.
     found: HashMap<String, Vec<Endpoint>>,
     version: String,
 }
 
 impl Members {
-    /// No endpoints yet.
+    /// No endpoints yet. A pod has one at each of these ports.
     #[must_use]
-    pub fn new(objects: Objects, port: Port) -> Members {
-        Members { objects, port, found: HashMap::new(), version: String::new() }
+    pub fn new(objects: Objects, ports: Vec<Port>) -> Members {
+        Members { objects, ports, found: HashMap::new(), version: String::new() }
     }
 
     /// Begins a list. What is known stays until it is whole.
     #[must_use]
     pub fn begin(&self) -> Listing {
-        Listing { objects: self.objects, port: self.port.clone(), found: HashMap::new(), version: String::new() }
+        Listing { objects: self.objects, ports: self.ports.clone(), found: HashMap::new(), version: String::new() }
     }
 
     /// Takes over a whole list, in place of all that was known.
@@ -126,7 +129,7 @@ impl Members {
             // By a selector this is also a pod that lost its label.
             "DELETED" => self.found.remove(&metadata.name),
             "ADDED" | "MODIFIED" => {
-                let endpoints = endpoints_of(self.objects, &self.port, event.object.get())?;
+                let endpoints = endpoints_of(self.objects, &self.ports, event.object.get())?;
                 if self.found.len() >= MOST_OBJECTS && !self.found.contains_key(&metadata.name) {
                     return Err(Unusable::TooMany);
                 }
@@ -178,7 +181,7 @@ impl Listing {
         }
         for item in list.items {
             let Named { metadata } = read(item.get().as_bytes())?;
-            self.found.insert(metadata.name, endpoints_of(self.objects, &self.port, item.get())?);
+            self.found.insert(metadata.name, endpoints_of(self.objects, &self.ports, item.get())?);
         }
         // All pages are of one version, as long as their token holds.
         self.version = list.metadata.resource_version;
@@ -186,18 +189,24 @@ impl Listing {
     }
 }
 
-fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Unusable> {
+pub(super) fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Unusable> {
     serde_json::from_slice(text).map_err(|error| Unusable::Malformed(error.to_string()))
 }
 
-fn endpoints_of(objects: Objects, port: &Port, text: &str) -> Result<Vec<Endpoint>, Unusable> {
+fn endpoints_of(objects: Objects, ports: &[Port], text: &str) -> Result<Vec<Endpoint>, Unusable> {
     Ok(match objects {
-        Objects::Pods => of_pod(&read(text.as_bytes())?, port).into_iter().collect(),
-        Objects::EndpointSlices => of_slice(&read(text.as_bytes())?, port),
+        Objects::Pods => {
+            let pod = read(text.as_bytes())?;
+            ports.iter().filter_map(|port| of_pod(&pod, port)).collect()
+        }
+        Objects::EndpointSlices => {
+            let slice = read(text.as_bytes())?;
+            ports.iter().flat_map(|port| of_slice(&slice, port)).collect()
+        }
     })
 }
 
-/// The endpoint of a pod; none while it has no address, and once it has ended, when its address may be another's.
+/// The endpoint of a pod at this port; none while it has no address, and once it has ended, when its address may be another's.
 fn of_pod(pod: &Pod, port: &Port) -> Option<Endpoint> {
     if matches!(pod.status.phase.as_str(), "Succeeded" | "Failed") {
         return None;
@@ -223,7 +232,7 @@ fn of_pod(pod: &Pod, port: &Port) -> Option<Endpoint> {
     Some(Endpoint { address: SocketAddr::new(address, port), readiness })
 }
 
-/// The endpoints of a slice. The addresses of one endpoint are one server's, so the first stands for it.
+/// The endpoints of a slice at this port. The addresses of one endpoint are one server's, so the first stands for it.
 fn of_slice(slice: &Slice, port: &Port) -> Vec<Endpoint> {
     // Names are not resolved here: the API has deprecated them.
     if slice.address_type == "FQDN" {

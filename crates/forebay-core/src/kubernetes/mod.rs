@@ -1,13 +1,15 @@
-//! What the API server of a Kubernetes cluster says of pods and EndpointSlices: whole lists, and a watch that changes them event by
+//! What the API server of a Kubernetes cluster says of pods, EndpointSlices and InferencePools: whole lists, and a watch that changes them event by
 //! event, become the endpoints that there are. A list is the truth; an event that cannot be read ends the watch, so that the next
 //! list puts it right. Never asks anybody.
 
 mod lines;
 mod members;
 mod objects;
+mod pool;
 
 pub use lines::{Lines, TooLong};
 pub use members::{Endpoint, EventMeaning, Listing, Members, Readiness, Unusable};
+pub use pool::{GatewayCondition, InferencePool, PoolEvent, listed_pool, pool_event};
 
 /// The objects that are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,7 +46,7 @@ pub struct Candidate {
     pub prefilling: u32,
     /// Own sequences past their first token (`n`).
     pub decoding: u32,
-    /// Own outstanding uncached prompt tokens (`q`).
+    /// Own uncached prompt tokens that have no first token yet, those in prefill included (`q`). Others' are in `foreign`.
     pub queued_tokens: u64,
     /// Own tokens in the KV cache, estimated: prompts and tokens seen.
     pub kv_tokens: u64,

@@ -69,10 +69,16 @@ impl Attempts {
         }
     }
 
-    /// Attempts that failed so far, free retries not counted.
+    /// Attempts that failed so far, without those that count against no limit: free retries, and backends out of reach.
     #[must_use]
     pub fn failed(&self) -> u32 {
         self.failed
+    }
+
+    /// Whether no backend has had the request yet: there was no attempt, or only ones that counted against no limit.
+    #[must_use]
+    pub fn nobody_asked(&self) -> bool {
+        self.failed == 0
     }
 
     /// Deaths of backends seen so far; two on one backend (a reused connection and its fresh retry) are one.

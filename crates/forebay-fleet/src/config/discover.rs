@@ -24,7 +24,7 @@ pub use name::DnsName;
 const INTERVAL: Duration = Duration::from_secs(5);
 const MAX_BACKENDS: u32 = 256;
 const SCHEMES: [(&str, bool); 2] = [("http", false), ("https", true)];
-const FORM: &str = "write discover = { dns = \"vllm.example:8000\" } or discover = { kubernetes = { selector = \"app=vllm\", port = 8000 } }";
+const FORM: &str = "write discover = { dns = \"vllm.example:8000\" }, discover = { kubernetes = { selector = \"app=vllm\", port = 8000 } } or discover = { inference_pool = \"m\" }";
 
 /// `discover` of a pool, whose one arm then has what is found.
 pub(super) const OF_POOL: Key = key(
@@ -40,7 +40,7 @@ pub(super) const DISCOVER: &Section = &Section {
     name: "pools.discover",
     head: "pools.discover",
     form: "discover = { dns = \"vllm.example:8000\" }",
-    about: "A source that names the backends of a pool or an arm: a name of the DNS, or Kubernetes. [Discovery](operations.md#discovery) explains it.",
+    about: "A source that names the backends of a pool or an arm: a name of the DNS, Kubernetes, or an InferencePool in it. [Discovery](operations.md#discovery) explains it.",
     keys: &[
         key(
             "dns",
@@ -61,7 +61,14 @@ pub(super) const DISCOVER: &Section = &Section {
             "pools.discover.kubernetes",
             || "the keys of `pools.discover.kubernetes`".to_owned(),
             || DefaultText::Words("not set"),
-            "Pods or endpoints of a Service, as the API server of a cluster lists them.",
+            "Pods or endpoints of a Service, as the API server of a cluster lists them. Beside `inference_pool` it names the namespace and the API server alone.",
+        ),
+        key(
+            "inference_pool",
+            "pools.discover.inference_pool",
+            || "name of an InferencePool".to_owned(),
+            || DefaultText::Words("not set"),
+            "Each pod of this InferencePool (`inference.networking.k8s.io/v1`) is a backend, at each of its target ports. Forebay follows its changes, and writes nothing to it.",
         ),
         key(
             "scheme",
@@ -92,8 +99,7 @@ pub(super) const DISCOVER: &Section = &Section {
             "File with that key, in place of `key_env`. A new key in it takes effect without a restart.",
         ),
     ],
-    // An InferencePool names pods and ports, as `kubernetes` does.
-    later: &["inference_pool"],
+    later: &[],
 };
 
 /// The source of an arm's backends, and how they are met.
@@ -125,13 +131,24 @@ pub enum DiscoverySource {
     Kubernetes(Box<Kubernetes>),
 }
 
+impl Discover {
+    /// Returns whether it follows an InferencePool.
+    #[must_use]
+    pub fn is_of_pool(&self) -> bool {
+        matches!(&self.source, DiscoverySource::Kubernetes(kubernetes) if matches!(kubernetes.whom, Whom::Pool(_)))
+    }
+}
+
 impl DiscoverySource {
     /// The word for the kind of source, a metric label.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
             DiscoverySource::Dns { .. } => "dns",
-            DiscoverySource::Kubernetes(_) => "kubernetes",
+            DiscoverySource::Kubernetes(kubernetes) => match kubernetes.whom {
+                Whom::Selector(_) | Whom::Service(_) => "kubernetes",
+                Whom::Pool(_) => "inference_pool",
+            },
         }
     }
 
@@ -153,7 +170,12 @@ impl Serialize for Discover {
                 fields.serialize_entry("dns", &name.to_string())?;
                 fields.serialize_entry("interval", &duration_text(*interval))?;
             }
-            DiscoverySource::Kubernetes(kubernetes) => fields.serialize_entry("kubernetes", kubernetes)?,
+            DiscoverySource::Kubernetes(kubernetes) => {
+                if let Whom::Pool(name) = &kubernetes.whom {
+                    fields.serialize_entry("inference_pool", name)?;
+                }
+                fields.serialize_entry("kubernetes", kubernetes)?;
+            }
         }
         fields.serialize_entry("scheme", if self.https { "https" } else { "http" })?;
         fields.serialize_entry("max_backends", &self.max_backends)?;
@@ -174,7 +196,11 @@ pub(super) fn discover(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<D
     let key = key_of(&table, outside);
     let interval_got = table.get("interval", INTERVAL, |value| interval().read(value));
     let dns = table.get("dns", None, |value| name::read(value).map(Some));
-    let kubernetes = table.value("kubernetes").map(|_| kubernetes::read(&table, outside));
+    let pool = table.get("inference_pool", None, |value| kubernetes::dns_name(value).map(Some));
+    let kubernetes = match &pool.span {
+        Some(_) => Some(kubernetes::of_pool(&table, pool.value, outside)),
+        None => table.value("kubernetes").map(|_| kubernetes::read(&table, outside)),
+    };
     let source = match (dns.span, kubernetes) {
         (Some(_), None) => DiscoverySource::Dns { name: dns.value?, interval: interval_got.value },
         (None, Some(kubernetes)) => {
@@ -190,10 +216,7 @@ pub(super) fn discover(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<D
             return None;
         }
         (None, None) => {
-            // What a later version will know was noted as that.
-            if table.key_span("inference_pool").is_none() {
-                table.note("pools.discover: it says neither dns nor kubernetes", FORM);
-            }
+            table.note("pools.discover: it says neither dns nor kubernetes nor inference_pool", FORM);
             return None;
         }
     };

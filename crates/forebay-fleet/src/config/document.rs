@@ -1,5 +1,5 @@
 //! Writes the tables of `docs/configuration.md` from the entries of the keys, and holds the file to them. The text above the
-//! tables is written by hand, in that file. `UPDATE_GOLDEN=1 cargo test -p forebay-fleet document` rewrites the tables.
+//! tables is written by hand, in that file. `UPDATE_GOLDEN=1 cargo test -p forebay-fleet --lib document` rewrites the tables.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use forebay_core::toml_reader::{DefaultText, Key, Keys, Reload, Section};
 
 /// The line after which the document is generated.
 const MARK: &str =
-    "<!-- From here on this file is generated: UPDATE_GOLDEN=1 cargo test -p forebay-fleet document -->\n";
+    "<!-- From here on this file is generated: UPDATE_GOLDEN=1 cargo test -p forebay-fleet --lib document -->\n";
 
 fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md")
@@ -79,7 +79,12 @@ fn the_document_has_every_key() {
         std::fs::rename(&written, path()).unwrap();
         return;
     }
-    assert_eq!(below, tables, "docs/configuration.md differs; UPDATE_GOLDEN=1 rewrites it");
+    let differs = below.lines().zip(tables.lines()).find(|(old, new)| old != new);
+    assert!(
+        below == tables,
+        "docs/configuration.md is not what the entries say; UPDATE_GOLDEN=1 cargo test -p forebay-fleet --lib document writes it.\n\
+         The first row that differs, in the file and by the entries: {differs:#?}"
+    );
 }
 
 #[test]

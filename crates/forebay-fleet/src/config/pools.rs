@@ -65,6 +65,10 @@ fn pool(table: &Table<'_>, names: &mut Places<String>, around: &mut Around<'_, '
     pool.read(table);
     let model = table.got("model", pool.model.clone());
     match &model.span {
+        None if table.key_span("discover").is_some() => {
+            let hint = "add model = \"…\", the id that the /v1/models of the backends lists; aliases are further names";
+            table.note("pools.model: the pool names no model, and what is found later has no say in it", hint);
+        }
         None => table.note("pools.model: the pool names no model", "add model = \"…\", as the backends call it"),
         Some(span) if !model.wrong => unique(table, "model", names, &model.value, span),
         Some(_) => {}

@@ -304,7 +304,8 @@ mod tests {
 
     const SOURCES: &str = "[replicas]\ncount = 2\n[[pools]]\nmodel = \"m\"\nsplit_salt = \"s\"\n[[pools.arms]]\nname = \"x\"\n\
                            discover = { kubernetes = { selector = \"app=vllm\", port = 8000 } }\n[[pools.arms]]\nname = \"y\"\n\
-                           discover = { dns = \"vllm.example:8000\", interval = \"2s\" }\n";
+                           discover = { dns = \"vllm.example:8000\", interval = \"2s\" }\n[[pools.arms]]\nname = \"z\"\n\
+                           discover = { inference_pool = \"m\", kubernetes = { namespace = \"n\" } }\n";
 
     #[test]
     fn what_is_printed_is_read_back_as_the_same_configuration() {

@@ -20,6 +20,10 @@ pub(crate) struct Backoff {
     pauses: u32,
     failed_until: Time,
     busy_until: Time,
+    /// Times that it was left alone as busy, without a success of an attempt that was sent after the last.
+    busy_row: u32,
+    /// Attempts numbered from here on were dispatched after its last such answer.
+    busy_mark: u64,
     /// Attempts numbered from here on were dispatched after the last failure.
     mark: u64,
     /// Those of them that are still out: half-open lets one be.
@@ -52,8 +56,20 @@ impl Backoff {
         self.failed_until = Time::ZERO;
     }
 
-    /// Backpressure: left alone for `pause`, never doubled, and no failure.
-    pub(crate) fn busy(&mut self, pause: Duration, now: Time) {
+    /// Backpressure: left alone for at most `pause`, which is what the backend asks for, and no failure. It was one answer to one
+    /// client, which may be all that it concerns, as a limit on that client's key does. So the first such answer is good for a second,
+    /// and one that follows without a success between them for twice as long. `next` is the number of the next attempt.
+    pub(crate) fn busy(&mut self, pause: Duration, now: Time, next: u64) {
+        self.busy_mark = next;
+        // What was sent at the same time says nothing new.
+        if self.busy_row == 0 || now >= self.busy_until {
+            self.busy_row = self.busy_row.saturating_add(1);
+        }
+        self.leave_alone(pause.min(HALF_BASE * (1 << self.busy_row.min(6))), now);
+    }
+
+    /// The backend is left alone for so long, which is no failure.
+    pub(crate) fn leave_alone(&mut self, pause: Duration, now: Time) {
         // A short Retry-After does not cut a longer one that is still running.
         self.busy_until = self.busy_until.max(now + pause.min(LONGEST));
     }
@@ -67,6 +83,9 @@ impl Backoff {
     /// The success of this attempt, so far: counts if it was dispatched after the last failure. Streams that began before it end
     /// well on a server that drains. Whether it ends a trial.
     pub(crate) fn success(&mut self, attempt: u64) -> bool {
+        if attempt >= self.busy_mark {
+            self.busy_row = 0;
+        }
         if attempt < self.mark {
             return false;
         }
@@ -170,13 +189,34 @@ mod tests {
     fn backpressure_is_never_doubled_and_is_no_failure() {
         let mut backoff = Backoff::default();
         for _ in 0..5 {
-            backoff.busy(Duration::from_secs(1), at(100));
+            backoff.busy(Duration::from_secs(1), at(100), 1);
         }
         assert_eq!((backoff.pauses(), backoff.open_for(at(100))), (0, Duration::from_secs(1)));
         backoff.failure(at(200), 1);
         assert_eq!(backoff.pauses(), 1, "a failure counts also while the backend is full");
-        backoff.busy(Duration::from_secs(3600), at(200));
-        assert_eq!(backoff.open_for(at(200)), LONGEST);
+    }
+
+    #[test]
+    fn a_long_retry_after_is_believed_as_far_as_nobody_is_served_meanwhile() {
+        let (mut backoff, hour) = (Backoff::default(), Duration::from_secs(3600));
+        let (mut now, mut pauses) = (at(5), Vec::new());
+        for next in 1..8 {
+            backoff.busy(hour, now, next);
+            // Others that were sent before it.
+            backoff.busy(hour, now, next);
+            pauses.push(backoff.open_for(now).as_millis());
+            now = now + backoff.open_for(now);
+        }
+        assert_eq!(pauses, [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        backoff.success(6);
+        backoff.busy(hour, now, 8);
+        assert_eq!(backoff.open_for(now), LONGEST, "what was sent before it proves nothing");
+        backoff.success(8);
+        now = now + LONGEST;
+        backoff.busy(hour, now, 9);
+        assert_eq!(backoff.open_for(now), Duration::from_secs(1), "another client was served: it concerns one client");
+        backoff.busy(Duration::ZERO, now + Duration::from_secs(1), 9);
+        assert_eq!(backoff.open_for(now + Duration::from_secs(1)), Duration::ZERO, "never longer than it asks for");
     }
 
     #[test]

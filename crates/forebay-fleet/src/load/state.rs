@@ -267,7 +267,7 @@ impl LoadState {
         let next = self.next;
         match failure.blame() {
             Blame::Backend => return self.backoff.failure(now, next),
-            Blame::Backpressure(pause) => self.backoff.busy(pause, now),
+            Blame::Backpressure(pause) => self.backoff.busy(pause, now, next),
             Blame::Misconfigured | Blame::Nobody => {}
         }
         false

@@ -52,7 +52,7 @@ impl Load {
 
     /// The backend cannot be reached from here: it is left alone for so long, as one that is full.
     pub fn out_of_reach(&self, pause: Duration, now: Time) {
-        self.change(|state, _| state.backoff.busy(pause, now));
+        self.change(|state, _| state.backoff.leave_alone(pause, now));
     }
 
     /// The failure that began a pause was not the backend's.

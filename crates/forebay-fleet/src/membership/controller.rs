@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use super::discovery::Discovered;
 use super::drains::AddressDrain;
 use super::record::{Change, MemberRecord};
-use super::replicas::agree;
+use super::replicas::{agree, identity};
 pub use super::settings::Settings;
 use super::settings::bucket;
 use super::snapshot::{Fleet, Snapshot};
@@ -267,20 +267,12 @@ impl Inner {
                     Arc::new(Endpoint::new(&config.url, tls))
                 };
                 entry.backend = Arc::new(Backend {
-                    id: entry.backend.id,
                     url: config.url.clone(),
                     endpoint,
-                    pool: Arc::clone(&entry.backend.pool),
-                    arm: Arc::clone(&entry.backend.arm),
                     speed: config.speed,
                     key: config.key.clone(),
-                    load: Arc::clone(&entry.backend.load),
-                    alarm: Arc::clone(&entry.backend.alarm),
-                    doubt: Arc::clone(&entry.backend.doubt),
-                    models: Arc::clone(&entry.backend.models),
                     reports,
-                    metrics: Arc::clone(&entry.backend.metrics),
-                    figures: Arc::clone(&entry.backend.figures),
+                    ..Backend::clone(&entry.backend)
                 });
                 entry.backend.load.retune(config.speed, self.settings.stale_after);
                 if entry.config.key != config.key || !old_way {
@@ -299,6 +291,7 @@ impl Inner {
         let slot = locked(&gate).slots.take(LoadState::new(config.speed, self.settings.stale_after));
         let backend = Backend {
             id,
+            identity: identity(&config.url),
             url: config.url.clone(),
             endpoint: Arc::new(Endpoint::new(&config.url, tls)),
             pool: key.pool.as_str().into(),

@@ -11,13 +11,13 @@ pub(super) fn agree(index: &mut Index, replicas: Replicas, members: &[Member]) {
     index.set_replicas(replicas.count);
     if replicas.are_several() {
         for backend in members.iter().map(|member| &member.backend) {
-            index.identify(backend.load.slot(), backend.id, identity(&backend.url));
+            index.identify(backend.load.slot(), backend.id, backend.identity);
         }
     }
 }
 
-/// Returns what every replica calls this backend, and every version: a hash of its URL, which may never change.
-fn identity(url: &BackendUrl) -> u64 {
+/// Returns what every replica calls the backend at this URL, and every version: a hash, which may never change.
+pub(super) fn identity(url: &BackendUrl) -> u64 {
     let digest = Sha256::digest(url.to_string().as_bytes());
     u64::from_be_bytes(*digest.first_chunk().expect("SHA-256 has 32 bytes"))
 }

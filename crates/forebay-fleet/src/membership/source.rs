@@ -10,6 +10,7 @@ use crate::config::model::Discover;
 use crate::locked;
 use crate::telemetry::labels::DiscoveryFailure;
 use forebay_core::clock::Time;
+use forebay_core::kubernetes::GatewayCondition;
 
 /// The longest text of an error that is kept.
 const LONGEST: usize = 300;
@@ -28,13 +29,15 @@ struct State {
     taken: Taken,
     /// The last error since the last good answer.
     fault: Option<String>,
+    /// The conditions that gateways wrote about an InferencePool.
+    gateways: Vec<GatewayCondition>,
     errors: [u64; DiscoveryFailure::ALL.len()],
 }
 
 /// The source of one arm's backends at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceView {
-    /// `dns` or `kubernetes`.
+    /// `dns`, `kubernetes` or `inference_pool`.
     pub kind: &'static str,
     /// The thing that it is asked for, in words.
     pub target: String,
@@ -48,6 +51,9 @@ pub struct SourceView {
     pub left_out: usize,
     /// The last error since then.
     pub error: Option<String>,
+    /// The conditions that gateways wrote about an InferencePool, such as `Accepted`; none of any other source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateways: Option<Vec<GatewayCondition>>,
     /// Questions that went wrong since the source was configured, by reason.
     #[serde(skip)]
     pub errors: Vec<(&'static str, u64)>,
@@ -64,6 +70,11 @@ impl Source {
     pub fn confirmed(&self, now: Time) {
         let mut state = locked(&self.state);
         (state.answered, state.fault) = (Some(now), None);
+    }
+
+    /// Takes over what gateways say of its InferencePool.
+    pub fn told(&self, conditions: Vec<GatewayCondition>) {
+        locked(&self.state).gateways = conditions;
     }
 
     /// It could not be asked, or its answer could not be used. Returns whether that is news.
@@ -95,6 +106,7 @@ impl Source {
             unready: state.taken.unready,
             left_out: state.taken.left_out,
             error: state.fault.clone(),
+            gateways: self.discover.is_of_pool().then(|| state.gateways.clone()),
             errors: DiscoveryFailure::ALL.iter().map(|one| (one.label(), state.errors[*one as usize])).collect(),
         }
     }

@@ -16,10 +16,12 @@ use crate::telemetry::metrics::BackendMetrics;
 use forebay_core::units::BackendId;
 
 /// One vLLM server in one arm of one pool.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Backend {
     /// Its identity for the life of the process.
     pub id: BackendId,
+    /// The number that every replica of this proxy has for it.
+    pub(crate) identity: u64,
     /// The URL that it listens at.
     pub url: BackendUrl,
     /// The way to it.

@@ -30,6 +30,10 @@ use forebay_core::routing::rows::Loads;
 use forebay_core::routing::wait_room::fits;
 use forebay_core::units::BackendId;
 
+/// Sequences that an engine is taken to run at once where nothing is known: vLLM's default of `--max-num-seqs` (1024 on a large GPU,
+/// which is learned once others wait there).
+const USUAL_RUNNING_LIMIT: u32 = 256;
+
 /// The result of a look for a backend.
 #[derive(Debug)]
 #[expect(
@@ -279,7 +283,7 @@ impl Pool {
         let lease = numbers.enter(
             LeaseRequest {
                 kind: facts.kind,
-                sequences: facts.engine_sequences().min(self.max_in_flight.unwrap_or(u32::MAX)),
+                sequences: self.counted(facts, row),
                 oversized: self.is_oversized(facts),
                 tokens: cost::uncached(facts, row.matched),
                 prompt: facts.est_tokens,
@@ -319,6 +323,13 @@ impl Pool {
             Sought::Placed(dispatched) => Sought::Placed(Dispatched { trace, ..dispatched }),
             other => other,
         }
+    }
+
+    /// Returns how many sequences a request counts for on a backend. A client's `n` is a claim: more than run there at once would
+    /// only make all others avoid the backend.
+    fn counted(&self, facts: &RequestFacts, row: &Candidate) -> u32 {
+        let runs = row.running_limit.unwrap_or(USUAL_RUNNING_LIMIT);
+        facts.engine_sequences().min(self.max_in_flight.unwrap_or(runs))
     }
 
     /// Returns whether this member may have so many sequences more.

@@ -10,9 +10,10 @@
 //! longer; [`Summary::covers_seconds`] says how long.
 //!
 //! Hot path: three short mutexes at a request's end, 0.08 µs, and a fourth with a logarithm where it streamed; no allocation after
-//! the first; once in 10 s and once a minute a slot is begun anew. A reader holds one slot at a time, for 1.6 µs; the four windows
+//! the first, but for the first failure of a kind in a slot; once in 10 s and once a minute a slot is begun anew. A reader holds one slot at a time, for 1.6 µs; the four windows
 //! and the timeline cost it 55 µs.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -187,6 +188,8 @@ pub struct Summary {
     pub refused: u64,
     /// Their client left.
     pub client_left: u64,
+    /// Those without a whole answer, by outcome, as the metrics call it.
+    pub outcomes: BTreeMap<&'static str, u64>,
     /// Served by another arm than the one that they were assigned to.
     pub crossed: u64,
     /// Prompt tokens.

@@ -89,7 +89,7 @@ label_enum! {
     DiscoveryFailure {
         /// The name did not resolve.
         Unresolved = "unresolved",
-        /// The name has no address.
+        /// The name has no address, or no InferencePool has the name.
         Empty = "empty",
         /// This process does not know whom to ask, or has no token.
         Setup = "setup",

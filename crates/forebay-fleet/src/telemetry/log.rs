@@ -49,7 +49,7 @@ pub struct AccessRecord {
     pub backend: Option<Arc<str>>,
     /// Its session, as the salted hash by which arms are assigned: equal for requests of one session, and telling nothing else.
     pub session: Option<Session>,
-    /// The status sent to the client; 499 if it left before one was.
+    /// The status sent to the client; 499 if it left.
     pub status: u16,
     /// The way in which it ended.
     pub outcome: Outcome,
@@ -318,6 +318,50 @@ mod tests {
         assert_eq!(json["assigned_arm"], "tp1x2");
         assert_eq!(json["time"], "1970-01-01T00:00:01.500Z");
         assert!(json.get("tpot_ms").is_none());
+    }
+
+    #[test]
+    fn every_field_is_in_the_document_and_so_is_whether_it_can_be_absent() {
+        let whole = AccessRecord {
+            client_key: Some("team".into()),
+            session: Some(forebay_core::routing::split::Split::new("s", [("tp2".to_owned(), 1.0)]).session("alice")),
+            tpot: Some(Duration::from_millis(20)),
+            ..record("m")
+        };
+        let bare = AccessRecord {
+            client: None,
+            client_key: None,
+            model: None,
+            pool: None,
+            arm: None,
+            assigned_arm: None,
+            backend: None,
+            session: None,
+            wait: None,
+            ttft: None,
+            tpot: None,
+            prompt_tokens: None,
+            output_tokens: None,
+            ..record("m")
+        };
+        let keys = |record: &AccessRecord| {
+            let mut keys = vec!["time"];
+            record.fields(&mut |key, _| keys.push(key));
+            keys
+        };
+        let document = include_str!("../../../../docs/operations.md");
+        let section = document.split_once("### Fields of the access log\n").unwrap().1.split_once("\n### ").unwrap().0;
+        let rows: Vec<Vec<&str>> = section
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        let names: Vec<&str> = rows.iter().map(|row| row[0].trim_matches('`')).collect();
+        assert_eq!(names, keys(&whole), "the fields of a line, in their order");
+        let never: Vec<&str> =
+            rows.iter().filter(|row| row[3] == "never").map(|row| row[0].trim_matches('`')).collect();
+        assert_eq!(never, keys(&bare), "the fields that every line has");
+        assert!(rows.iter().all(|row| row.len() == 4 && !row[1].is_empty() && !row[3].is_empty()), "{rows:?}");
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::unistd::{AccessFlags, access};
+
 /// Counts the times that all files were to be opened again.
 static REOPENED: AtomicU64 = AtomicU64::new(0);
 
@@ -55,6 +57,38 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
+/// Tells whether this user can write the file, without making it.
+///
+/// # Errors
+/// It cannot, for the reason that opening it would have.
+pub fn probe(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(_) => access(path, AccessFlags::W_OK).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            access(folder(path), AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Says what to do about a log file that cannot be written.
+#[must_use]
+pub fn help(path: &Path, error: &io::Error) -> String {
+    let folder = folder(path).display();
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("make the folder {folder}, and let Forebay's user write to it"),
+        io::ErrorKind::NotADirectory => format!("name a folder in place of {folder}"),
+        io::ErrorKind::IsADirectory => "name a file in this folder".to_owned(),
+        io::ErrorKind::PermissionDenied => format!("let Forebay's user write to the file, or to the folder {folder}"),
+        _ => "name a file that can be written".to_owned(),
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
@@ -71,6 +105,25 @@ impl Write for LogFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_found_without_making_it_and_its_help_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        assert!(probe(&at("new.log")).is_ok() && !at("new.log").exists());
+        std::fs::write(at("old.log"), "x").unwrap();
+        assert!(probe(&at("old.log")).is_ok());
+        for (path, words) in [
+            (at("none/a.log"), format!("make the folder {}", at("none").display())),
+            (at("old.log/a.log"), "name a folder in place of".to_owned()),
+            (folder.path().to_owned(), "name a file in this folder".to_owned()),
+        ] {
+            // The same reason as at the start, where it is too late.
+            let (found, later) = (probe(&path).unwrap_err(), LogFile::open(&path).unwrap_err());
+            assert_eq!(found.kind(), later.kind(), "{path:?}");
+            assert!(help(&path, &found).contains(&words), "{}", help(&path, &found));
+        }
+    }
 
     #[test]
     fn a_file_that_was_moved_away_is_made_anew_and_one_that_cannot_be_stays() {

@@ -108,7 +108,8 @@ impl Telemetry {
             if let Some(client) = labels.get("client") {
                 return known_clients.contains(client);
             }
-            let (Some(pool), Some(arm)) = (labels.get("pool"), labels.get("arm")) else { return true };
+            let Some(pool) = labels.get("pool") else { return true };
+            let Some(arm) = labels.get("arm") else { return pool == NONE || known_pools.contains(pool) };
             match labels.get("backend") {
                 Some(backend) if backend != NONE => known_backends.contains(&(pool, arm, backend)),
                 _ => pool == NONE || known_arms.contains(&(pool, arm)) || (arm == NONE && known_pools.contains(pool)),

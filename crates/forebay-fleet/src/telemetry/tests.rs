@@ -74,6 +74,15 @@ fn every_declared_metric_has_its_place_in_the_text() {
 }
 
 #[test]
+fn the_document_names_every_metric() {
+    let document = include_str!("../../../../docs/metrics.md");
+    for def in ALL {
+        let named = if def.name.starts_with("process_") { "`process_*`".to_owned() } else { format!("`{}`", def.name) };
+        assert!(document.contains(&named), "docs/metrics.md does not name {}", def.name);
+    }
+}
+
+#[test]
 fn families_are_sorted_and_written_once() {
     let text = full_text();
     let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();

@@ -37,7 +37,7 @@ pub enum TraceError {
         reason: String,
     },
     /// The log file cannot be written.
-    #[error("cannot write the log file {}: {error}", file.display())]
+    #[error("cannot write the log file {}: {error}; {}", file.display(), log_file::help(file, error))]
     File {
         /// Its path.
         file: PathBuf,

@@ -157,6 +157,7 @@ impl Checked {
         let sizes = || group.trials.iter().map(|trial| trial.records.len() + trial.crossed.len());
         let (least, most) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
         // Of a live split each block has what came in its time.
+        // A run of fewer requests is a shorter run, whose tail has a larger part of the time and fewer sequences at once.
         if !group.live && most as f64 > least as f64 * ALIKE {
             let text = format!("epochs{} are not of the same size: {least} to {most} requests", self.at);
             self.fail("same_load", None, text);
@@ -167,6 +168,7 @@ impl Checked {
     pub(super) fn lag(&mut self, sides: [&Side; 2], primary: Figure, slo: Option<&Slo>) {
         let runs = sides.iter().flat_map(|side| &side.trials).map(|trial| trial.run);
         let Some(late) = lag_p99_ms(runs).filter(|late| *late > LATE_MS) else { return };
+        // The smallest of all runs, since lateness weighs most there.
         let beside = sides.iter().filter_map(|side| shortest(side, primary, slo)).fold(f64::INFINITY, f64::min);
         // The lateness of the worst hundredth is set against the whole figure: a bound, not an estimate.
         let share = late / beside;
@@ -245,6 +247,7 @@ fn balance(sides: &[Side], live: bool) -> Vec<Balance> {
                 Balanced::PromptTokens => |record: &Record| record.prompt_tokens,
                 Balanced::OutputTokens => |record: &Record| record.output_tokens,
             };
+            // Of whole requests only. A cut answer is short because it was cut, which the check of failures says.
             let (a, b) = (lengths(baseline, tokens, live), lengths(arm, tokens, live));
             let Some(estimate) = welch(&a, &b) else { continue };
             let baseline_mean = a.iter().sum::<f64>() / a.len() as f64;
@@ -272,8 +275,8 @@ pub(super) fn lag_p99_ms<'a>(runs: impl Iterator<Item = &'a RunRows>) -> Option<
 
 /// Notes that nobody said when the experiment was to end.
 pub(super) fn no_plan(warnings: &mut Vec<Warning>) {
-    let text = "the rows do not say how many starts were planned: a verdict holds at its rate only if that number was fixed before \
-                the first report was read (--planned-starts N says it)";
+    let text = "the rows do not say how many starts were planned: the error rate of a verdict holds only if that number was fixed \
+                before the first report was read; give it as --planned-starts N";
     warnings.push(Warning { gravity: Gravity::Note, check: "no_plan", text: text.to_owned() });
 }
 

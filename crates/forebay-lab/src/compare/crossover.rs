@@ -26,6 +26,7 @@ pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[SweepPoint], rng:
     let shown: Vec<(usize, f64)> = sweep
         .iter()
         .enumerate()
+        // By the rule that names winners, with Holm's adjustment. By ratios alone, any sweep without a difference has crossings.
         .filter(|(_, place)| place.shown)
         .map(|(index, place)| (index, place.log.mean.signum()))
         .collect();
@@ -40,6 +41,8 @@ pub fn crossings(figure: Figure, names: (&str, &str), sweep: &[SweepPoint], rng:
     let logs: Vec<f64> = sweep.iter().map(|place| place.log.mean).collect();
     let mut found = Vec::new();
     for (from, to, sign) in changes {
+        // The curve may cross several times between two loads that show something. The first is named, and the interval holds
+        // the rest.
         let Some(load) = zeros(sweep, &logs, sign).find(|(index, _)| (from..to).contains(index)) else { continue };
         let (low, high) = interval(sweep, sign, load.1, rng);
         found.push(Crossing::At { below: better(sign), above: better(-sign), load: load.1, low, high });
@@ -66,6 +69,7 @@ fn interval(sweep: &[SweepPoint], sign: f64, load: f64, rng: &mut fastrand::Rng)
             let nearest = zeros(sweep, &logs, sign)
                 .map(|(_, at)| at)
                 .min_by(|a, b| (a / load).ln().abs().total_cmp(&(b / load).ln().abs()));
+            // A drawn curve without a crossing is no reason to draw again: it says that the crossing may lie outside the sweep.
             let beyond = if logs.iter().sum::<f64>() * sign > 0.0 { f64::INFINITY } else { 0.0 };
             nearest.unwrap_or(beyond)
         })
@@ -81,6 +85,8 @@ fn noise(log: Estimate, rng: &mut fastrand::Rng) -> f64 {
     let half = log.interval(LEVEL).1 - log.mean;
     let angle = std::f64::consts::TAU * rng.f64();
     let normal = (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * angle.cos();
+    // Normal draws have no heavy tails. So they are stretched until their 95 % is that of the t, with few degrees of
+    // freedom.
     normal * half / 1.96
 }
 

@@ -173,6 +173,7 @@ impl Runs<'_> {
 
     /// Units in the order of their times.
     fn units(&self, units: Vec<Vec<Places>>) -> Vec<Linked> {
+        // Units that overlap in time have no order, and then no drift can be taken out of their differences.
         let orderly = self.apart(&units);
         let mut linked: Vec<Linked> = units.into_iter().map(|blocks| self.unit(blocks, orderly)).collect();
         linked.sort_by(|a, b| a.at.total_cmp(&b.at));
@@ -289,6 +290,7 @@ fn alternate(groups: &[Vec<Alone>; 2]) -> bool {
     let mut last = None;
     for (_, sides) in &moments {
         match sides {
+            // Both at one moment: within it the arms change once, and once more from whichever ran before.
             [true, true] => changes += 1 + usize::from(last.is_some()),
             [first, _] => {
                 let now = usize::from(!first);
@@ -300,6 +302,7 @@ fn alternate(groups: &[Vec<Alone>; 2]) -> bool {
         last = Some(1);
     }
     let fewest = groups[0].len().min(groups[1].len());
+    // Changes alone do not do: A B A B and then all of A has enough of them, and a drift in its tail.
     moments.len() > 1 && changes >= CHANGES.min(fewest) && balanced(groups)
 }
 

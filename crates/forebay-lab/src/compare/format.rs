@@ -332,12 +332,16 @@ pub fn contrast(point: &Point) -> Option<String> {
         let token = token(cell).map_or_else(String::new, |ms| format!(" ({ms} a token)"));
         format!("{} {why}{token}", cell.arm)
     };
-    if first.1 != Cause::Undecided && rest.iter().all(|(_, cause)| *cause == first.1) {
+    if rest.iter().all(|(_, cause)| *cause == first.1) {
         let tokens: Vec<String> =
             known.iter().filter_map(|(cell, _)| Some(format!("{} in {}", token(cell)?, cell.arm))).collect();
         let tokens =
             if tokens.len() == known.len() { format!(": a token takes {}", tokens.join(", ")) } else { String::new() };
-        return Some(format!("{} limits each arm{tokens}.", sentence_case(first.1.name())));
+        let lead = match first.1 {
+            Cause::Undecided => "The rows do not say for certain what limits the arms".to_owned(),
+            cause => format!("{} limits each arm", sentence_case(cause.name())),
+        };
+        return Some(format!("{lead}{tokens}."));
     }
     let parts: Vec<String> = known.iter().map(part).collect();
     Some(format!("Different things limit the arms: {}.", parts.join(", ")))

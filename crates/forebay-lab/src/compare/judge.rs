@@ -67,6 +67,8 @@ pub fn judge(design: &Design, baseline: &[f64], arm: &[f64]) -> Option<Judged> {
     let harm = if found.wider > SLIGHT { found } else { Harm::NONE };
     // A rank test has no error that could be made wider, and the trend that is taken out of groups harms it more than the t test.
     // Where neighbours of one arm would do any harm, the t test judges groups alone.
+    // Which units there are was settled by the design alone, before any value was looked at. A choice by the values would be
+    // a choice of the winner.
     let judged = match &design.units {
         Units::Pairs(units) => of_pairs(units, &logs, harm.inflation, design.scope),
         Units::Groups(groups) => of_groups(groups, &logs, found.inflation <= 1.0, design.scope),
@@ -75,6 +77,7 @@ pub fn judge(design: &Design, baseline: &[f64], arm: &[f64]) -> Option<Judged> {
     if judged.ranks.is_some() {
         return Some(judged);
     }
+    // Where ranks take part, p was made larger instead: a wider t would leave the rank test as bold as it was.
     let log = Estimate { se: judged.log.se * harm.inflation.sqrt(), df: judged.log.df.min(harm.df), ..judged.log };
     Some(Judged { log, ..judged })
 }
@@ -104,6 +107,7 @@ fn average(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 /// The baseline's and the arm's value of each unit.
 fn pairs(units: &[Linked], logs: &[Vec<f64>; 2]) -> Vec<(f64, f64)> {
     let of = |unit: &Linked, side: usize| {
+        // The mean of blocks and not of runs: a block that has two runs of one arm would else count twice on that side alone.
         average(unit.blocks.iter().map(|block| average(block[side].iter().map(|place| logs[side][*place]))))
     };
     units.iter().map(|unit| (of(unit, 0), of(unit, 1))).collect()
@@ -113,6 +117,7 @@ fn pairs(units: &[Linked], logs: &[Vec<f64>; 2]) -> Vec<(f64, f64)> {
 fn t_of_pairs(units: &[Linked], pairs: &[(f64, f64)]) -> Option<(Estimate, bool)> {
     let Some(gap) = one_order(units) else { return Some((paired(pairs)?, false)) };
     let differences: Vec<f64> = pairs.iter().map(|(a, b)| b - a).collect();
+    // The mean of a pair holds the drift and no difference of the arms, so the slope is estimated from that.
     let drift: Vec<Timed> = units.iter().zip(pairs).map(|(unit, (a, b))| (unit.at, (a + b) / 2.0)).collect();
     Some((trend::without_slope(&differences, gap, &drift)?, true))
 }
@@ -144,6 +149,8 @@ fn timed(group: &[Alone], logs: &[f64]) -> Vec<Timed> {
 
 /// The difference of two groups, and whether a trend was taken out of it.
 fn t_of_groups(a: &[Timed], b: &[Timed]) -> Option<(Estimate, bool)> {
+    // By the sizes and never by how large the slope looks: a pretest of the trend would spoil the level of the test after
+    // it.
     let fitted = (a.len().min(b.len()) >= FITTED).then(|| trend::difference(a, b)).flatten();
     let plain = |values: &[Timed]| values.iter().map(|one| one.1).collect::<Vec<f64>>();
     fitted.map_or_else(|| welch(&plain(a), &plain(b)).map(|log| (log, false)), |log| Some((log, true)))
@@ -157,6 +164,7 @@ fn of_groups(groups: &[Vec<Alone>; 2], logs: &[Vec<f64>; 2], ranked: bool, scope
     let (least, most) = (a.len().min(b.len()), a.len().max(b.len()));
     // Groups of other sizes may spread by other amounts, which a rank test takes for a shift.
     let ranked = ranked && trend && least >= RANKED && 2 * most <= 3 * least;
+    // By medians, since least squares would hand one slow run's weight on to all values before they are ranked.
     let slope = ranked.then(|| trend::median_slope(&[&a, &b])).flatten();
     let ranks = slope.map(|slope| {
         let level = |values: &[Timed]| values.iter().map(|one| one.1 - slope * one.0).collect::<Vec<f64>>();
@@ -198,6 +206,7 @@ impl Judged {
     /// Its 95 % interval: what neither test rejects.
     #[must_use]
     pub fn interval(&self) -> Bounds {
+        // The interval and p are made surer by one factor. So the interval excludes 1 exactly where p is below 5 %.
         let level = 1.0 - (1.0 - LEVEL) / self.factor;
         let (low, high) = self.log.interval(level);
         let ranked = self.ranks.as_ref().and_then(|ranks| ranks.interval(level));
@@ -252,6 +261,7 @@ impl Judged {
             Err(Unshown::IncludesOne)
         } else if ratio.max(1.0 / ratio) <= LEAST {
             Err(Unshown::TooSmall)
+        // The table above the verdict shows means. A winner whose mean is the worse one would contradict it.
         } else if (ratio > 1.0) != (self.means.1 > self.means.0) {
             Err(Unshown::MeansDisagree)
         } else if p_adjusted >= 1.0 - LEVEL {
@@ -274,6 +284,7 @@ impl Judged {
         if (ratio > 1.0) == figure.more_is_better() {
             Verdict::Winner { arm, over: baseline, figure, ratio, interval, scope }
         } else {
+            // The sentence has the better arm first, so ratio and interval are turned over with it.
             let interval = Bounds { low: 1.0 / interval.high, high: 1.0 / interval.low };
             Verdict::Winner { arm: baseline, over: arm, figure, ratio: 1.0 / ratio, interval, scope }
         }

@@ -71,6 +71,7 @@ pub(super) fn measures(summary: Summary, records: &[&Record], slo: Option<&Slo>,
 /// lies among those.
 fn ttft(records: &[&Record], share: f64) -> Option<f64> {
     let of = |record: &&Record| {
+        // Infinite and not left out: an arm that fails its slowest requests would else be the faster one.
         record.ttft().filter(|_| record.succeeded()).map_or(f64::INFINITY, |ttft| ttft.as_secs_f64() * 1e3)
     };
     Distribution::with_infinite(records.iter().map(of)).quantile(share).filter(|value| value.is_finite())
@@ -124,6 +125,7 @@ pub(super) fn timeline(samples: &[Sample]) -> Vec<Moment> {
     let Some(last) = samples.iter().map(|sample| sample.at_us).max() else { return Vec::new() };
     // Servers are looked at once a second: a shorter slot would have gaps.
     let slot = (last / 200).max(1_000_000);
+    // A plot is about 200 points wide. More moments would be drawn over each other and make the page large.
     let mut slots: BTreeMap<u64, BTreeMap<&str, &Sample>> = BTreeMap::new();
     for sample in samples {
         slots.entry(sample.at_us / slot).or_default().insert(&sample.backend, sample);

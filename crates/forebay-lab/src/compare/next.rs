@@ -48,6 +48,7 @@ impl ArmTurns<'_> {
 
 /// Returns the steps towards a verdict of the first pair that has none; nothing where all have one.
 pub(super) fn steps(groups: &[Group], places: &[usize], raws: &[Raw], options: &Options) -> Vec<Step> {
+    // The first alone: its advice often settles the others as well, and two lists of commands would start servers twice.
     let open = places.iter().zip(raws).find_map(|(place, raw)| match raw.pair.verdict {
         Verdict::NotJudged { because } => Some((&groups[*place], because)),
         _ => None,
@@ -143,6 +144,8 @@ fn in_turn(group: &Group, options: &Options) -> Vec<Step> {
     // The numbers that the commands will have: equal numbers of two arms link their starts.
     let mut numbers: Vec<Option<u32>> = lines.iter().map(|line| line.start.or(unknown.then_some(0))).collect();
     let mut turns: Vec<(usize, u32)> = Vec::new();
+    // The rule itself is asked after each turn that is added. Any list that was made up beside it would some day be refused
+    // by it.
     while turns.len() < MOST && !judged(&lines, wanted, clock) {
         let Some(next) = whose_turn(&lines, wanted) else {
             // As many as wanted, and still not in turns: with a plan that cannot be mended.
@@ -198,6 +201,7 @@ fn judged(lines: &[ArmTurns], wanted: usize, clock: bool) -> bool {
 fn whose_turn(lines: &[ArmTurns], wanted: usize) -> Option<usize> {
     let open = lines.iter().enumerate().filter(|(_, line)| line.starts() < wanted);
     let later = |a: &ArmTurns, b: &ArmTurns| b.last().total_cmp(&a.last());
+    // Who has fewest starts, and of those who ran last: from nothing that gives A, B, B, A, A, B.
     open.min_by(|(_, a), (_, b)| a.starts().cmp(&b.starts()).then(later(a, b))).map(|(place, _)| place)
 }
 
@@ -206,6 +210,8 @@ fn commands(lines: &mut [ArmTurns], turns: &[(usize, u32)], fresh: bool, options
     let mut files = Vec::new();
     for (place, epoch) in turns {
         let line = &mut lines[*place];
+        // The prompts of an earlier run may still be in a prefix cache, also where the servers were restarted behind a shared
+        // one.
         line.seed += 1;
         let Some(mut command) = line.command.clone() else { continue };
         // A server that says when it started needs no number, and a number beside it would count for another start.

@@ -51,13 +51,15 @@ impl Default for Options {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CompareError {
     /// No whole run.
-    #[error("there is no whole run with requests in these files")]
+    #[error(
+        "these files have no whole run with requests; an interrupted run does not count, so run `forebay bench` again"
+    )]
     NoRows,
     /// One arm is no comparison.
-    #[error("there is one arm, `{0}`; a comparison takes two")]
+    #[error("these files have one arm, `{0}`; name the file of another arm as well")]
     OneArm(String),
     /// Rows that do not tell their arm.
-    #[error("a run does not name its arm; `forebay bench --arm NAME` does")]
+    #[error("a run does not name its arm; measure it again with `forebay bench --arm NAME`")]
     NoArm,
     /// An argument for an arm that is not there.
     #[error("{flag}: no arm is called `{name}`; there are {known}")]

@@ -125,6 +125,7 @@ impl Raw {
 /// The figure that decides.
 pub(super) fn primary(offered: Option<Offered>, slo: bool, gpus_known: bool) -> Figure {
     match offered {
+        // Fixed by the load, never by the rows: whoever may choose the figure afterwards finds one that shows something.
         Some(Offered::Unlimited | Offered::Concurrency(_)) if gpus_known => Figure::OutputTokensPerGpu,
         Some(Offered::Unlimited | Offered::Concurrency(_)) => Figure::OutputTokensPerSecond,
         Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic) | None if slo => Figure::SloMisses,
@@ -137,6 +138,7 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
     let clock = [baseline, arm].iter().all(|side| side.trials.iter().all(|trial| trial.began_ms.is_some()));
     // Numbers of epochs order runs only where all of them lack a clock: half of each would mix two orders.
     let mut design = Design::of(&baseline.turns(clock), &arm.turns(clock), clock);
+    // A split assigns sessions, so their spread is the chance of the split, however many requests each sends.
     let by_session = terms.live.then(|| split(baseline, arm, terms, rng)).flatten();
     if terms.live && by_session.is_none() {
         design = Design::nothing(Scope::OneRun, Unjudged::SessionsUnknown);
@@ -152,6 +154,7 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
         let (Some(a), Some(b)) = (baseline.values(figure, half), arm.values(figure, half)) else { continue };
         let found = match &by_session {
             Some(told) => of_sessions(told, figure, &design, &a, &b),
+            // Runs that all missed nothing are alike to the last digit, and would make any difference certain.
             None => judge(&design, &a, &b).map(|found| found.at_least(of_counts(figure, [baseline, arm]))),
         };
         let few_requests = figure.is_p99() && [baseline, arm].iter().any(|side| few_requests(&side.measures));
@@ -176,6 +179,7 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
         });
         judged.extend(found.map(|found| (figure, found)));
     }
+    // A stable sort: the figure that decides first, the others as tables have them.
     ratios.sort_by_key(|ratio| !ratio.primary);
     let plans = plans(baseline, arm, terms.options);
     let bar = bar(&design, terms, &plans, ratios.first());
@@ -193,6 +197,7 @@ pub(super) fn pair(baseline: &Side, arm: &Side, terms: &Terms, rng: &mut fastran
 
 /// Returns the plans of both: as the command says, or else the rows.
 fn plans(baseline: &Side, arm: &Side, options: &Options) -> Vec<FixedNumber> {
+    // The command goes before the rows, which may be of a time before plans were noted.
     if let Some(planned) = options.planned_starts {
         let done = baseline.starts().min(arm.starts()) as u32;
         return vec![FixedNumber { of: PlannedUnit::Starts, done, planned }];
@@ -202,6 +207,7 @@ fn plans(baseline: &Side, arm: &Side, options: &Options) -> Vec<FixedNumber> {
 
 /// Returns the reason why no winner may be named, the gravest first.
 fn bar(design: &Design, terms: &Terms, plans: &[FixedNumber], first: Option<&Ratio>) -> Option<Unjudged> {
+    // First of all: figures of unlike work say nothing, however they were gathered.
     if let Some(check) = terms.failed {
         return Some(Unjudged::FailedCheck { check });
     }

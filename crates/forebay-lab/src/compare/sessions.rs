@@ -30,6 +30,7 @@ pub(super) fn split<'a>(records: &[&'a Record]) -> Option<Vec<Vec<&'a Record>>> 
     for record in records {
         match of(record) {
             Some(session) => named.entry(session).or_default().push(record),
+            // Rows without a session beside others with one: each is its own, as the split treats it.
             None => alone.push(vec![*record]),
         }
     }
@@ -154,6 +155,8 @@ pub(super) fn compared(
         }
     }
     let mut figures = BTreeMap::new();
+    // A quantile is drawn again and again from the same few values beyond it. With fewer than ten the bootstrap's spread is
+    // too small.
     let known = |figure: &Figure| fewest as f64 * beyond(*figure) >= BEYOND;
     for (figure, logs) in drawn.into_iter().filter(|(figure, logs)| known(figure) && logs.len() as u32 == DRAWS) {
         let (Some(a), Some(b)) = (whole[0].get(&figure), whole[1].get(&figure)) else { continue };
@@ -162,6 +165,7 @@ pub(super) fn compared(
         let se = (squares / f64::from(DRAWS - 1)).sqrt();
         // The spread of so few sessions is itself not known well.
         let df = (fewest - 1) as f64;
+        // The ratio as measured, and the spread of the draws: their own mean carries the bias of a quantile a second time.
         figures.insert(figure, ((*a, *b), Estimate { mean: (b / a).ln(), se, df }));
     }
     Some(BySession { counts: (counts.0 as u32, counts.1 as u32), figures })

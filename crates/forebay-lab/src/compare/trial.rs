@@ -112,6 +112,7 @@ pub(super) fn gather<'a>(
     for group in &mut groups {
         drop_copies(&mut group.trials, warnings);
     }
+    // By load and not by file, since a crossover follows the loads from light to heavy.
     groups.sort_by(|a, b| a.load.rank().partial_cmp(&b.load.rank()).unwrap_or(std::cmp::Ordering::Equal));
     Ok(groups)
 }
@@ -219,6 +220,8 @@ pub(super) fn arms(groups: &[Group], runs: &[RunRows], options: &Options) -> Res
         Some(arm) => vec![arm],
         None => run.records.iter().filter_map(arm_of).map(str::to_owned).collect(),
     };
+    // In the order in which they first come, so that the baseline is the arm that was measured first, and not the first by
+    // the alphabet.
     for name in runs.iter().flat_map(of_run) {
         if present.contains(name.as_str()) && !names.contains(&name) {
             names.push(name);

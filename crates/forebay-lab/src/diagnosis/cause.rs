@@ -44,7 +44,7 @@ impl Cause {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Cause::KvRoom => "KV room",
+            Cause::KvRoom => "KV-cache capacity",
             Cause::CapOnRunning => "a cap on running sequences",
             Cause::StepTime => "step time",
             Cause::Prefill => "prefill",

@@ -39,6 +39,7 @@ fn beside(arm: &Evidence, other: &Evidence) -> Option<Contrast> {
     let rate = |of: &Evidence| Some(of.figures.output_tokens_per_second()).filter(|rate| *rate > 0.0);
     let ratio = rate(arm)? / rate(other)?;
     let at_once = arm.decoding()? / other.decoding().filter(|decoding| *decoding > 0.0)?;
+    // By Little's law, and not from the tables' TPOT: so the two parts explain the whole ratio and leave no rest.
     let per_token = at_once / ratio;
     let (name, against) = (&arm.arm, &other.arm);
     let why = reason(ratio, at_once, per_token);
@@ -63,6 +64,7 @@ fn reason(ratio: f64, at_once: f64, per_token: f64) -> &'static str {
     if whole.abs() < little {
         return "There is no difference to explain.";
     }
+    // In logarithms parts add up. A part under 15 % of the difference would make the sentence longer and not truer.
     let little = little.max(MINOR * whole.abs());
     let (by_room, by_steps) = (room * whole.signum() > little, steps * whole.signum() > little);
     match (whole > 0.0, by_room, by_steps) {

@@ -62,7 +62,11 @@ impl Costs {
         let least = tried.iter().map(|(off, _)| *off).fold(f64::INFINITY, f64::min);
         let sum = |of: fn(&Span) -> f64| spans.iter().map(of).sum::<f64>();
         let step = sum(|span| span.busy) / sum(|span| span.steps).max(1.0);
+        // At least what the counters' coarseness gives: a fit of few spans may be exact by chance, and would then rule out all
+        // others.
         let variance = (least / (spans.len() - 3) as f64).max((NOISE * step).powi(2));
+        // A lognormal prior of the ratio. Where the batch never changes it alone decides, and says the middle of what hardware
+        // does.
         let unusual = |ratio: f64| ((ratio / USUAL).ln() / USUAL_FACTOR.ln()).powi(2) / 2.0;
         let odds = |off: f64, costs: &Costs| {
             off / (2.0 * variance) + unusual(costs.step / costs.sequence) + unusual(costs.step / costs.prompt_token)
@@ -73,6 +77,7 @@ impl Costs {
         let possible: Vec<Costs> =
             judged.iter().take_while(|(odds, _)| *odds <= best.0 + POSSIBLE).map(|(_, costs)| *costs).collect();
         let mut fits = vec![best.1];
+        // The ends of what is possible, by the share of steps and of prompts. A cause is named only if it gains by all of them.
         for part in [0, 2] {
             let by = |a: &&Costs, b: &&Costs| a.shares(&spans)[part].total_cmp(&b.shares(&spans)[part]);
             fits.extend(possible.iter().min_by(by));
@@ -91,12 +96,14 @@ fn one(spans: &[Span], sequences: f64, prompts: f64) -> Option<(f64, Costs)> {
     if all <= 0.0 {
         return None;
     }
+    // One of three costs follows from the whole time, so that each fit gives the run's length exactly.
     let step = spans.iter().map(|span| span.busy).sum::<f64>() / all;
     let (mut off, mut server, mut left) = (0.0, spans[0].server, 0.0);
     for span in spans {
         if span.server != server {
             (server, left) = (span.server, 0.0);
         }
+        // The error is carried on, since a counter that was read a step early in one span is made up for in the next.
         left += span.busy - step * did(span);
         off += left * left;
     }

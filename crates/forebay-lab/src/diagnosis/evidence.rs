@@ -92,6 +92,8 @@ impl Evidence {
         let seen = Seen::of(&records, &samples, took_us);
         let mut spans = seen::spans(&records, &samples, seen.round_trip_us);
         let mut fits = Costs::fit(&spans);
+        // Without counters of the servers, the gaps between tokens tell when steps were. They tell less: not what was computed
+        // of prompts.
         if fits.is_empty() {
             spans = shares::spans(&records);
             fits = Costs::fit(&spans);
@@ -122,6 +124,8 @@ impl Evidence {
                     fits: &fits,
                     offered,
                     gate,
+                    // Both: unread answers may be the server's HTTP side, and a generator may lag without anything waiting for
+                    // it.
                     slow_client: seen.unread >= UNREAD
                         && lag_us.is_some_and(|lag| lag >= LAG_OF_UNREAD * seen.unread_us),
                     cap: max_num_seqs.map(f64::from),

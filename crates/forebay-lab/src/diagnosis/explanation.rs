@@ -56,7 +56,7 @@ fn sentence(evidence: &Evidence, found: &Found) -> String {
     let text = match cause {
         Cause::KvRoom | Cause::CapOnRunning => room(evidence, cause),
         Cause::StepTime => format!(
-            "{name} is limited by step time: little waited for room, {} of {} sequences decoded at once, and each token \
+            "{name} is limited by step time: requests seldom waited for a place, {} of {} sequences decoded at once, and each token \
              took {} ms.",
             decoding(evidence),
             evidence.figures.requests,
@@ -152,7 +152,7 @@ fn room(evidence: &Evidence, cause: Cause) -> String {
             format!("requests waited for KV blocks in {} of the steps", percent(servers.kv_full + servers.both))
         };
         let shape = || "most requests began early, and sequences stood still later".to_owned();
-        ("KV room".to_owned(), servers.map_or_else(shape, waited))
+        ("KV-cache capacity".to_owned(), servers.map_or_else(shape, waited))
     } else {
         let cap = evidence.max_num_seqs.map_or_else(String::new, |cap| format!(" (max_num_seqs {cap})"));
         let waited = |servers: &Servers| {
@@ -180,10 +180,15 @@ fn undecided(evidence: &Evidence, found: &Found) -> String {
     };
     let waves = Signs::of(evidence).filter(|signs| signs.half_by >= MOST_LATE).map_or("", |_| ", in waves");
     let guess = match left {
-        [] => format!("What bound {name} is undecided."),
+        [] => format!("What limited {name} is undecided."),
         [cause] => {
             let text = sentence(evidence, &Found::one(*cause));
-            format!("Probably, and not surely: {text}")
+            // A sentence on a slow client, whose subject is not the arm, keeps its words.
+            if text.contains(" is limited by ") {
+                text.replacen(" is limited by ", " is probably limited by ", 1)
+            } else {
+                format!("Probably, {text}")
+            }
         }
         [first, others @ ..] if only_room(left) && evidence.servers.is_none() => format!(
             "{name} is probably limited by how much runs at once (about {} of {} sequences{waves}), not by step time. What sets \
@@ -193,11 +198,11 @@ fn undecided(evidence: &Evidence, found: &Found) -> String {
             first.name(),
             listed(others),
         ),
-        _ => format!("What bound {name} is undecided: {}.", listed(left)),
+        _ => format!("What limited {name} is undecided: {}.", listed(left)),
     };
     let mut text = guess;
     if !found.doubts.is_empty() {
-        text.push_str(&format!(" It is not sure, because {}.", found.doubts.join(", and ")));
+        text.push_str(&format!(" This is not sure, because {}.", found.doubts.join(", and ")));
     }
     if client {
         text.push(' ');
@@ -306,7 +311,7 @@ fn server_lines(servers: &Servers) -> Vec<String> {
         percent(servers.in_prefill),
     )];
     let mut memory = Vec::new();
-    memory.extend(servers.kv_tokens.map(|tokens| format!("{} tokens of KV room on each", count(tokens))));
+    memory.extend(servers.kv_tokens.map(|tokens| format!("{} tokens of KV cache on each", count(tokens))));
     memory.extend(servers.kv_peak.map(|peak| format!("{} of it in use at most", percent(peak))));
     memory.extend(servers.preemptions.map(|lost| format!("{} preemptions", count(lost))));
     memory.extend(
@@ -327,12 +332,12 @@ fn would_tell(evidence: &Evidence, found: &Found) -> Vec<String> {
     let mut lines = Vec::new();
     if has(Cause::KvRoom) || has(Cause::CapOnRunning) {
         if evidence.kv_tokens.is_none() {
-            lines.push("KV room: vLLM logs \"GPU KV cache size\" at its start and has vllm:cache_config_info (num_gpu_blocks × block_size), and vllm:kv_cache_usage_perc and vllm:num_preemptions_total during the run; full and rising say KV room.");
+            lines.push("KV-cache capacity: vLLM logs \"GPU KV cache size\" at its start and has vllm:cache_config_info (num_gpu_blocks × block_size), and vllm:kv_cache_usage_perc and vllm:num_preemptions_total during the run; full and rising say KV-cache capacity.");
         }
         if evidence.max_num_seqs.is_none() {
             lines.push("max_num_seqs: vllm:num_requests_running standing at one value while vllm:num_requests_waiting is above 0 says a cap; the server's --max-num-seqs says which.");
         }
-        lines.push("Other memory: nvidia-smi before the server starts; what another process holds on that GPU, or --gpu-memory-utilization withholds, is missing from the KV room.");
+        lines.push("Other memory: nvidia-smi before the server starts; what another process holds on that GPU, or --gpu-memory-utilization withholds, is missing from the KV-cache capacity.");
     }
     if has(Cause::SlowClient) {
         lines.push("A slow client: the load generator's own lag (forebay bench prints it), or tokens made by the servers (vllm:generation_tokens_total) before they were read.");
@@ -349,9 +354,7 @@ fn would_tell(evidence: &Evidence, found: &Found) -> Vec<String> {
         );
     }
     if evidence.servers.is_none() && evidence.seen.is_some() {
-        lines.push(
-            "The servers' metrics, scraped during the run: forebay bench does that unless --no-scrape says otherwise.",
-        );
+        lines.push("The servers' metrics: `forebay bench` scrapes them during the run, unless --no-scrape is given.");
     }
     lines.into_iter().map(str::to_owned).collect()
 }

@@ -150,6 +150,8 @@ impl RunReplay<'_> {
     fn run(&mut self) {
         loop {
             let busy = (0..self.servers.len()).filter(|index| self.servers[*index].has_work());
+            // The server that is furthest behind goes first, so that no end of another comes too late for a request that waits
+            // for it.
             let server = busy.min_by(|a, b| self.servers[*a].now.total_cmp(&self.servers[*b].now));
             match (self.sends.peek(), server) {
                 (Some(Due(at, _)), Some(index)) if self.servers[index].now < *at => self.advance(index),
@@ -175,6 +177,7 @@ impl RunReplay<'_> {
         }
         let arrives = at + self.world.round_trip / 2.0;
         let server = &mut self.servers[request.server];
+        // An idle server's clock stands still. A busy one sees the arrival at its next step, as an engine does.
         if !server.has_work() {
             server.now = server.now.max(arrives);
         }
@@ -216,8 +219,11 @@ impl RunReplay<'_> {
         let costs = &world.costs;
         let took = costs.step + costs.sequence * decoding + costs.prompt_token * computed.0;
         let mut steps = 1.0_f64;
+        // Most of a run is steps that only decode. They are made at once, up to the next end, arrival or full cache: a thousand
+        // times faster.
         if computed.0 <= 0.0 && decoding > 0.0 {
             let shortest = server.running.iter().map(|one| one.left).fold(f64::INFINITY, f64::min);
+            // Before a block is missing, since then somebody is preempted and the batch is another one.
             let full = ((world.kv_tokens - server.held) / (decoding * world.kv_factor).max(1e-9)).floor();
             let change = ((until - server.now) / took).ceil();
             steps = shortest.min(full).min(change).max(1.0);
@@ -228,6 +234,7 @@ impl RunReplay<'_> {
         let events = decoding + computed.1;
         let ended = server.tokens(world, took, steps, events);
         let there = server.http_free + world.round_trip / 2.0;
+        // The client reads one event after the other. It may fall behind over many steps and catch up when few decode.
         self.client_free = (self.client_free + events * steps * world.client).max(there + events * world.client);
         let seen = self.client_free;
         for id in ended {
@@ -240,6 +247,7 @@ impl RunReplay<'_> {
         let send = self.sends.peek().map_or(f64::INFINITY, |Due(at, _)| at + self.world.round_trip / 2.0);
         let arrival = self.servers[index].arrivals.iter().find(|(at, _)| *at > self.servers[index].now);
         let arrival = arrival.map_or(f64::INFINITY, |(at, _)| *at);
+        // Only then can the end of a request elsewhere bring one here.
         let waits = self.chained || !self.gated.is_empty();
         let others =
             self.servers.iter().enumerate().filter(|(other, server)| waits && *other != index && server.has_work());
@@ -275,6 +283,8 @@ impl Server {
         while (self.running.len() as f64) < world.cap && budget > 0.0 {
             let Some(one) = self.waiting.front().copied() else { return };
             let held = one.held * world.kv_factor;
+            // A sequence that alone is larger than the cache is let in all the same. vLLM refuses it at its start, and a replay
+            // must end.
             if self.held + held > world.kv_tokens && !self.running.is_empty() {
                 return;
             }
@@ -288,6 +298,7 @@ impl Server {
     /// Takes the blocks of those that began last until each that decodes has room for a token.
     fn make_room(&mut self, world: &World, requests: &[Request], decoding: f64) {
         while self.held + decoding * world.kv_factor > world.kv_tokens && self.running.len() > 1 {
+            // The youngest, as vLLM does: it has the least to lose.
             let Some(one) = self.running.pop() else { return };
             self.held -= one.held * world.kv_factor;
             let made = one.held - requests[one.id].prompt;
@@ -315,6 +326,8 @@ impl Server {
     fn tokens(&mut self, world: &World, took: f64, steps: f64, events: f64) -> Vec<usize> {
         let first = self.now + took;
         self.now += took * steps;
+        // From the first step's end on, one event after the other; and at the earliest after the last step with that step's own
+        // events.
         let queued = self.http_free.max(first) + events * steps * world.event;
         self.http_free = queued.max(self.now + events * world.event);
         let mut ended = Vec::new();

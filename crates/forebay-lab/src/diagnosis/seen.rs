@@ -42,8 +42,10 @@ impl Seen {
         let quickest =
             records.iter().filter(|record| record.succeeded()).filter_map(|record| record.first_event_us).min();
         let (Some((missing, open)), Some(quickest)) = (missing(records, samples), quickest) else { return seen };
+        // Little's law, turned round: those on the network are the rate of requests times the round trip.
         let begun = records.iter().filter(|record| record.first_event_us.is_some()).count();
         let rate = begun as f64 / took_us.max(1.0);
+        // No round trip is longer than the quickest answer took. What is missing beyond that was read late.
         seen.round_trip_us = (missing / rate.max(1e-12)).clamp(0.0, quickest as f64);
         let left = (missing - seen.round_trip_us * rate).max(0.0);
         seen.unread = left / open.max(1e-9);
@@ -66,6 +68,7 @@ fn missing(records: &[&Record], samples: &[&Sample]) -> Option<(f64, f64)> {
         sent.sort_unstable();
         ended.sort_unstable();
         let last = ended.last().copied().unwrap_or(0);
+        // Before the first answer prompts are still on their way all at once, which is no state that a mean stands for.
         let within = looks.iter().filter(|look| look.at_us >= first && look.at_us <= last);
         let (mut count, mut here, mut there) = (0.0, 0.0, 0.0);
         for look in within {
@@ -110,6 +113,8 @@ fn pace<'a>(records: &[&'a Record], took_us: f64, of: fn(&'a Record) -> Option<&
             // From the middle of the run, where most decode.
             let from = at.len().saturating_sub(EVENTS) / 2;
             let at = &at[from..(from + EVENTS).min(at.len())];
+            // A step hands over all its tokens at once. So most gaps between events of different answers are the pace of whoever
+            // passes them on.
             let mut between: Vec<u64> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
             let place = (between.len().saturating_sub(1) as f64 * WITHIN_STEP) as usize;
             if between.is_empty() { 0.0 } else { *between.select_nth_unstable(place).1 as f64 }
@@ -130,6 +135,7 @@ pub(super) fn spans(records: &[&Record], samples: &[&Sample], round_trip_us: f64
             else {
                 continue;
             };
+            // vLLM counts prompt tokens whether it computed them or found them in the prefix cache. The second kind cost no time.
             let hits = grown(|look| look.prefix_hits).unwrap_or(0.0);
             // A step may be longer than the time between two looks. A server that is done has no work, though its answers are unread.
             let has_work = |look: &Sample| look.running.unwrap_or(0.0) + look.waiting.unwrap_or(0.0) > 0.0;
@@ -150,6 +156,7 @@ fn busy(records: &[&Record], backend: &str, round_trip_us: f64) -> Vec<(f64, f64
         .map(|record| {
             let sent = record.sent_us as f64;
             let last = record.e2e().map_or(record.end_us as f64, |e2e| e2e.as_secs_f64() * 1e6);
+            // As the server saw it: half of the round trip later at the begin, and half of it earlier at the end.
             (sent + round_trip_us / 2.0, sent + last - round_trip_us / 2.0)
         })
         .collect();

@@ -76,6 +76,7 @@ impl Servers {
     /// Sums up these looks; `cap`: `--max-num-seqs`; `prompt` and `answer`: their tokens on average. None of fewer than two looks.
     pub(super) fn of(samples: &[&Sample], cap: Option<u32>, prompt: f64, answer: f64) -> Option<Servers> {
         let mut by_server = by_backend(samples);
+        // One look has no span: no counter can have grown, and nothing weighs it.
         by_server.retain(|_, looks| looks.len() > 1);
         let looks: Vec<Vec<&Sample>> = by_server.into_values().collect();
         if looks.is_empty() {
@@ -86,6 +87,7 @@ impl Servers {
         servers.looks = u32::MAX;
         for looks in &looks {
             let busy = looks.iter().filter(|look| look.running.unwrap_or(0.0) > 0.0).count();
+            // The least of all servers: where one was hardly seen working, the arm was not.
             servers.looks = servers.looks.min(busy as u32);
             servers.gauges(looks);
             let seen = plateau(looks, answer);
@@ -107,6 +109,7 @@ impl Servers {
     fn gauges(&mut self, looks: &[&Sample]) {
         let (mut running, mut waiting, mut span) = (0.0, 0.0, 0.0);
         for pair in looks.windows(2) {
+            // The mean over time by trapezoids. Looks come late under load, so a plain mean would leave out the busiest moments.
             let length = (pair[1].at_us - pair[0].at_us) as f64;
             let mid = |of: fn(&Sample) -> Option<f64>| {
                 (of(pair[0]).unwrap_or(0.0) + of(pair[1]).unwrap_or(0.0)) / 2.0 * length
@@ -186,6 +189,7 @@ impl Sums {
             let (before, now) = (pair[0], pair[1]);
             let steps = now.steps.zip(before.steps).map(|(now, before)| now - before);
             let some = |look: &Sample| look.running.unwrap_or(0.0) + look.waiting.unwrap_or(0.0) > 0.0;
+            // By steps: a look is worth the work that was done around it. An idle tail of scrapes is worth nothing.
             let weight = steps.unwrap_or(if some(before) { 1.0 } else { 0.0 }).max(0.0);
             self.all += weight;
             // Half of the interval each: what was found at its begin, and what was found at its end.
@@ -212,6 +216,8 @@ fn why(look: &Sample, cap: Option<f64>, prompt: f64, lost: bool) -> Option<Wait>
     if look.waiting.unwrap_or(0.0) < 1.0 {
         return None;
     }
+    // vLLM starts the head of its queue in each step unless something forbids it. So a queue is itself the sign that
+    // something did.
     let running = look.running.unwrap_or(0.0);
     let capped = cap.is_some_and(|cap| running >= AT_CAP * cap);
     let usage = look.kv_usage.unwrap_or(0.0);

@@ -89,7 +89,7 @@ fn at_a_rate() -> RunRows {
 fn an_arm_that_is_done_soon_after_the_last_arrival_kept_up() {
     let found = diagnose(&Evidence::of(&at_a_rate(), None));
     assert_eq!((found.cause, found.candidates.as_slice()), (Cause::Undecided, &[Cause::Arrival][..]));
-    assert!(found.would_tell.iter().any(|line| line.contains("scraped during the run")), "{:?}", found.would_tell);
+    assert!(found.would_tell.iter().any(|line| line.contains("scrapes them during the run")), "{:?}", found.would_tell);
     assert!(found.sentence.contains("1.00 requests/s"), "{}", found.sentence);
 }
 

@@ -209,6 +209,7 @@ fn each(world: &World, requests: &[Request], base: Replayed, known: &Known<'_>) 
     let mut gains = vec![
         (Cause::KvRoom, gain(&World { kv_tokens: 2.0 * world.kv_tokens, ..*world }, requests)),
         (Cause::CapOnRunning, gain(&World { cap: 2.0 * world.cap, ..*world }, requests)),
+        // Both halves of a step's cost, as a GPU of twice the speed would have them. Prompts are a cause of their own.
         (Cause::StepTime, gain(&with(Costs { step: step / 2.0, sequence: sequence / 2.0, ..world.costs }), requests)),
         (Cause::Prefill, gain(&with(Costs { prompt_token: prompt_token / 2.0, ..world.costs }), requests)),
     ];
@@ -219,6 +220,7 @@ fn each(world: &World, requests: &[Request], base: Replayed, known: &Known<'_>) 
         gains.push((Cause::SlowClient, gain(&World { client: world.client / 2.0, ..*world }, requests)));
     }
     if matches!(known.offered, Some(Offered::Rate(_) | Offered::Trace(_) | Offered::Traffic)) {
+        // Twice the rate: the same requests in half of the time.
         let sooner: Vec<Request> = requests.iter().map(|one| Request { due: one.due / 2.0, ..*one }).collect();
         gains.push((Cause::Arrival, gain(world, &sooner)));
     }
@@ -250,6 +252,7 @@ fn requests(records: &[&Record], known: &Known<'_>) -> Vec<Request> {
                 let next = servers.len();
                 *servers.entry(name).or_insert(next)
             }
+            // Answers that do not tell their server: dealt in turn, which is what an even balancer comes to.
             None => number % known.servers.count.max(1) as usize,
         };
         let sent = (record.sent_us - begin) as f64;
@@ -259,6 +262,7 @@ fn requests(records: &[&Record], known: &Known<'_>) -> Vec<Request> {
         let after = chain.and_then(|conversation| before.get(&conversation).copied());
         made.push(Request {
             server: server % known.servers.count.max(1) as usize,
+            // In a closed loop the gate sets the times. To keep those that were seen would hide what more concurrency gains.
             due: if at_once && chain.is_none() { 0.0 } else { sent },
             after: after.map(|(before, end)| (before, record.sent_us.saturating_sub(end) as f64)),
             prompt: if record.prompt_tokens > 0 { record.prompt_tokens as f64 } else { prompt },

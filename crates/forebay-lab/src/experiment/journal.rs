@@ -166,6 +166,7 @@ fn whole_runs(file: &mut File, aside: &Path) -> Result<(Vec<RunHead>, bool), Row
             whole = at;
         }
     }
+    // What a cut-off turn wrote goes aside and not away: somebody may want to see why it was cut off.
     let length = file.metadata()?.len();
     if length > whole {
         let mut rest = Vec::new();

@@ -88,6 +88,7 @@ pub async fn run(
     if journal.was_cut_off() {
         say("a turn that was cut off is taken again; its rows are in cut-off.jsonl");
     }
+    // Before anything is started: servers that a killed call left behind hold the GPUs' memory and the ports.
     let left_over = process::end_left_overs(&out.join("running"));
     if left_over > 0 {
         say(&format!("ended {left_over} processes that an earlier call left behind"));
@@ -95,6 +96,7 @@ pub async fn run(
     let plan = plan::plan(experiment);
     check_heads(experiment, &journal, &plan)?;
     let stopping = experiment.servers.iter().map(|server| server.stop_timeout).max().unwrap_or_default();
+    // The slowest server's stop is taken off, so that a call that is cut from outside at its limit leaves nothing running.
     let deadline = options.stop_after.map(|limit| clock.now() + limit.saturating_sub(stopping + RESERVE));
     if !out.join("machine.txt").exists() {
         machine::record(&experiment.record, out).await.map_err(Why::Write)?;
@@ -102,6 +104,7 @@ pub async fn run(
     let turns = TurnTaker::of(experiment, &options.binary);
     let mut runner = Runner { experiment, journal, turns, clock, deadline, say };
     for start in &plan {
+        // In the plan's order, whatever was done before: a later call takes the same turns that a single one would have taken.
         if !runner.start(start, &plan).await? {
             let (done, all) = runner.progress(&plan);
             return Ok(ExperimentEnd::OutOfTime { done, all });
@@ -152,6 +155,7 @@ impl Runner<'_> {
         let todo: Vec<PlannedEpoch> = start.epochs.iter().filter(|epoch| !self.is_done(epoch)).copied().collect();
         let Some(first) = todo.first() else { return Ok(true) };
         let which = self.which(&todo);
+        // By the longest of earlier ones. The first of each kind has no estimate and is tried.
         let need = self.start_estimate(&which) + self.turn_estimate(first);
         if !self.fits(need) {
             // To start servers only to stop them again would cost a call most of its time, each time.
@@ -212,6 +216,7 @@ impl Runner<'_> {
         let taking = self.turns.take(epoch, start);
         let turn = match left {
             None => taking.await,
+            // A turn that is cut lacks its slowest requests. So it is dropped and taken again whole.
             Some(left) => match tokio::time::timeout(left, taking).await {
                 Ok(turn) => turn,
                 Err(_) => return Ok(false),

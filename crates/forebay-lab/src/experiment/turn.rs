@@ -60,6 +60,8 @@ impl<'a> TurnTaker<'a> {
         let wrong = |error| TurnError::Run { arm: arm.name.clone(), error };
         let mut spec = spec(experiment, epoch, start);
         let prompts = match self.prompts.take() {
+            // The arms of a block have one seed, so the second takes the first one's prompts. To count them anew takes a minute
+            // of the GPUs' time.
             Some((last, prompts)) if (last.load, last.seed) == (epoch.load, epoch.seed) => prompts,
             _ => run::prepare(&self.client, &spec).await.map_err(wrong)?,
         };
@@ -70,6 +72,7 @@ impl<'a> TurnTaker<'a> {
         spec.targets = vec![target(experiment, arm, front.as_ref())];
         let run = run::run(&self.client, &spec, &prompts, &Arc::new(Progress::default())).await.map_err(wrong)?;
         let kept = match &front {
+            // Before it is stopped: its counters end with it, and its CPU time is among them.
             Some(front) => front.keep_metrics(&metrics_file(experiment, arm, epoch)).await,
             None => Ok(()),
         };

@@ -127,7 +127,7 @@ pub struct Run {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The text is no URL.
-    #[error("`{0}` is not the URL of a server: write http://host:port (TLS is not spoken)")]
+    #[error("`{0}` is not the URL of a server: write http://HOST:PORT; https is not supported here")]
     Url(String),
     /// No connection, or it broke, or no whole answer came in time.
     #[error("cannot reach {url}: {reason}")]
@@ -167,8 +167,11 @@ pub struct Client {
 impl Default for Client {
     fn default() -> Client {
         let mut connector = HttpConnector::new();
+        // Nagle's algorithm holds a request's last bytes back for an acknowledgement, up to 40 ms, and that would be TTFT.
         connector.set_nodelay(true);
         let http = HyperClient::builder(TokioExecutor::new())
+            // Shorter than a server's own keep-alive: a connection that it is just closing would be a failed request of the
+            // load.
             .pool_idle_timeout(POOL_IDLE)
             .pool_timer(TokioTimer::new())
             .build(connector);
@@ -211,6 +214,7 @@ impl Client {
         let unreachable = |error: ProbeError| ClientError::Unreachable { url: url.to_owned(), reason: error.detail };
         let (status, bytes) = answer.map_err(unreachable)?;
         if status != StatusCode::OK {
+            // A proxy in between may answer with a page of HTML, and this goes into a message of one line.
             let text = String::from_utf8_lossy(&bytes[..bytes.len().min(ERROR_BYTES)]).into_owned();
             return Err(ClientError::Status { url: url.to_owned(), status, text });
         }

@@ -49,6 +49,7 @@ impl StreamTimes {
         match event {
             AnswerEvent::Choice { token } => {
                 match self.last {
+                    // Of events and not of tokens: an event may hold several tokens, and nothing here knows when each was made.
                     Some(last) => record.gaps_us.push(micros(now, last)),
                     None => {
                         self.first = Some(now);
@@ -58,6 +59,8 @@ impl StreamTimes {
                 self.last = Some(now);
                 if token {
                     self.token_events += 1;
+                    // A first event may be the role alone. `vllm bench serve` counts it as the first token, so rows keep both
+                    // times.
                     record.first_token_us.get_or_insert(micros(now, sent));
                 }
             }
@@ -88,6 +91,8 @@ impl Exchange {
     pub(super) async fn run(mut self, mut record: Record) -> (Record, String) {
         let sent = self.clock.now();
         record.sent_us = micros(sent, self.begin);
+        // What the caller said stands until an answer says better: a request that fails to connect has no headers, and still has
+        // an arm.
         record.arm.clone_from(&self.target.arm);
         record.backend.clone_from(&self.target.backend);
         let mut reader = match self.keep_text {
@@ -125,6 +130,8 @@ impl Exchange {
         let request = self.request().map_err(|error| (Outcome::Connect, error.to_string()))?;
         let response = self.http.request(request).await.map_err(|error| (Outcome::Connect, with_causes(&error)))?;
         record.status = Some(response.status().as_u16());
+        // Who answered, which may be another than whom the request was meant for. Rows note the second only where the two
+        // differ.
         record.arm = label(response.headers(), "x-forebay-arm").or(record.arm.take());
         record.assigned =
             label(response.headers(), "x-forebay-assigned-arm").filter(|arm| record.arm.as_ref() != Some(arm));
@@ -134,6 +141,7 @@ impl Exchange {
         let mut seen = StreamTimes::default();
         let mut text = Vec::new();
         while let Some(frame) = body.frame().await {
+            // Before anything is parsed: what the parser costs would otherwise be a part of the server's latency.
             let now = self.clock.now();
             let frame = frame.map_err(|error| (Outcome::Truncated, with_causes(&error)))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -142,6 +150,7 @@ impl Exchange {
                 continue;
             }
             let before = seen.token_events;
+            // All events of one read have one time. They were in the kernel together, and nothing tells them apart.
             reader.push(data, |event| seen.note(event, now, sent, record));
             self.progress.tokens.fetch_add(seen.token_events - before, Ordering::Relaxed);
         }
@@ -151,7 +160,9 @@ impl Exchange {
         let usage = reader.usage();
         record.cached_tokens = usage.and_then(|usage| usage.cached_tokens);
         record.prompt_tokens = usage.map_or(0, |usage| usage.prompt_tokens);
+        // The server's count where it gives one: an event may hold several tokens, or none that can be shown yet.
         record.output_tokens = usage.map_or(seen.token_events, |usage| usage.completion_tokens);
+        // vLLM ends a stream with an error event and a normal end marker. By the status alone it would be a success.
         if let Some(error) = seen.error {
             return Err((Outcome::ErrorEvent, error));
         }

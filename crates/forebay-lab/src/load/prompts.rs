@@ -44,6 +44,7 @@ impl PromptEnd {
             return whole;
         }
         let mut longer = workload.words(id, self.words as u32 + 1);
+        // The same seed gives the same words, so that the longer text begins with the shorter one.
         longer.truncate(whole.len() + 1 + self.letters);
         longer
     }
@@ -81,6 +82,7 @@ impl Fit {
         } else {
             self.long = Some((self.cut.words, count));
         }
+        // Tokens are nearly linear in words, so the line between the two nearest counts ends after two or three questions.
         self.cut.words = match (self.short, self.long) {
             (Some((words, count)), Some((more, most))) if more > words + 1 => {
                 (words + (self.wanted - count) * (more - words) / (most - count)).clamp(words + 1, more - 1)
@@ -201,6 +203,7 @@ impl Client {
         let guess = Arc::new(self.guess(base, workload, words).await?);
         let mut counting = tokio::task::JoinSet::new();
         let shared = Arc::new(workload.clone());
+        // Each task takes every so-many-th prompt and waits for its own answers: no more than this ask at once.
         for begin in 1..=COUNTING.min(last) {
             let (client, base, workload) = (self.clone(), base.to_owned(), Arc::clone(&shared));
             let (beginnings, guess) = (Arc::clone(&beginnings), Arc::clone(&guess));
@@ -251,6 +254,7 @@ impl Client {
         let mut texts = Vec::new();
         for place in 0..prefixes.count.min(workload.num_prompts) {
             let words = i64::from(prefixes.len);
+            // By itself and as bare text. What a chat template adds is counted once, with the prompt that follows.
             let cut = self.fitted(base, &alone, &nothing, number(place), words).await?;
             texts.push(cut.of(&alone, number(place)));
         }

@@ -100,6 +100,7 @@ impl RunSpec {
         let scale = self.time_scale;
         let rate = match self.workload.rate {
             Rate::Unlimited => Rate::Unlimited,
+            // Simulated servers that run ten times as fast need ten times the arrivals for the same load on them.
             Rate::PerSecond(rate) => Rate::PerSecond(rate * scale),
             Rate::Gamma { per_second, burstiness } => Rate::Gamma { per_second: per_second * scale, burstiness },
             Rate::OfTrace { speedup } => Rate::OfTrace { speedup: speedup * scale },

@@ -53,6 +53,7 @@ pub async fn start_of(servers: &[Scraped]) -> Option<u32> {
     for server in servers {
         let uri = format!("{}/metrics", server.base).parse().ok()?;
         let body = client.get_ok(uri, None, PATIENCE, MAX_TEXT).await.ok()?;
+        // One server that does not say it makes the whole start unknown: half of a start is no unit of evidence.
         let seconds = process_start(std::str::from_utf8(&body).ok()?)?;
         // Seconds: the same process says the same, to the last digit.
         began.push((server.name.clone(), seconds.to_bits()));
@@ -118,6 +119,8 @@ async fn sample(servers: Vec<Scraped>, clock: Clock, begin: Time, stopped: onesh
         looking.spawn(async move {
             let mut seen = Vec::new();
             let mut every = tokio::time::interval(EVERY);
+            // After a slow answer the next look waits its second: a burst of looks would cost the server what they are to
+            // measure.
             every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut last = false;
             while !last {
@@ -125,6 +128,7 @@ async fn sample(servers: Vec<Scraped>, clock: Clock, begin: Time, stopped: onesh
                     _ = every.tick() => {}
                     _ = halted.changed() => last = true,
                 }
+                // The moment of asking: vLLM writes its figures when it gets the request, however long the answer then takes.
                 let asked = clock.now().since(begin);
                 if let Some(sample) = look(&client, &server).await {
                     seen.push(Sample { at_us: u64::try_from(asked.as_micros()).unwrap_or(u64::MAX), ..sample });
@@ -137,6 +141,7 @@ async fn sample(servers: Vec<Scraped>, clock: Clock, begin: Time, stopped: onesh
     let _ = stopped.await;
     let _ = halt.send(true);
     let mut samples = looking.join_all().await.concat();
+    // Servers are looked at side by side, and whoever reads the rows takes differences in time.
     samples.sort_by_key(|sample| sample.at_us);
     samples
 }

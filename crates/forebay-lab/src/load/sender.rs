@@ -51,6 +51,7 @@ impl Client {
         sending: &Sending,
         progress: &Arc<Progress>,
     ) -> Run {
+        // For the whole run, since a generator that lags only while all requests start has still measured itself.
         let lag = Lag::watch(self.clock.clone());
         let arrivals = supply.arrivals(workload);
         let sender = Sender { client: self, targets, workload, sending, progress, begin };
@@ -160,6 +161,7 @@ impl Sender<'_> {
     }
 
     async fn wait_until(&self, at: Duration) {
+        // From the begin of the run and not from the last request: delays of this loop must not add up to a lower rate.
         let wait = (self.begin + at).since(self.client.clock.now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
@@ -173,9 +175,12 @@ impl Sender<'_> {
             http: self.client.http.clone(),
             clock: self.client.clock.clone(),
             headers: self.client.headers.clone(),
+            // In turn and not at random: arms of direct servers get equal numbers, and the same request goes to the same server
+            // again.
             target: self.targets[index % self.targets.len()].clone(),
             endpoint: self.workload.endpoint,
             body: Bytes::new(),
+            // The seed tells sessions of two runs apart, which a proxy that remembers sessions would otherwise take for one.
             session: name.map(|name| (name, format!("{:x}-{index}", self.workload.seed))),
             begin: self.begin,
             progress: Arc::clone(self.progress),

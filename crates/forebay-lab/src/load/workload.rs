@@ -127,10 +127,12 @@ impl Workload {
     #[must_use]
     pub fn token_ids(&self, id: u32, count: u32) -> Vec<u32> {
         let mut rng = self.rng(id);
+        // Below 300 vocabularies have single bytes and special tokens, and the smallest one here ends at 465.
         (0..count).map(|_| rng.u32(300..460)).collect()
     }
 
     fn rng(&self, id: u32) -> fastrand::Rng {
+        // Seeds are small numbers, and so are ids. The factor keeps (seed 1, id 2) from being (seed 2, id 1).
         fastrand::Rng::with_seed(self.seed.wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(id)))
     }
 
@@ -167,6 +169,7 @@ impl Workload {
             Rate::PerSecond(rate) => (rate.max(1e-9), 1.0),
             Rate::Gamma { per_second, burstiness } => (per_second.max(1e-9), burstiness),
         };
+        // A stream of its own, so that the same seed gives the same times whatever the prompts drew.
         let mut rng = fastrand::Rng::with_seed(self.seed ^ 0x5eed);
         let mut now = 0.0;
         let mut times = Vec::with_capacity(self.num_prompts as usize);
@@ -176,6 +179,7 @@ impl Workload {
             now += if burstiness.is_infinite() { 1.0 } else { gamma(burstiness, &mut rng) };
         }
         let last = times.last().copied().unwrap_or(0.0);
+        // The number of requests is fixed, so a random sum of gaps would make one run offer several percent more than the next.
         let stretch = if last > 0.0 { times.len().saturating_sub(1) as f64 / last / per_second } else { 0.0 };
         times.into_iter().map(|time| Duration::from_secs_f64(time * stretch)).collect()
     }
@@ -189,12 +193,14 @@ fn gamma(shape: f64, rng: &mut fastrand::Rng) -> f64 {
         return -positive(rng).ln();
     }
     if shape < 1.0 {
+        // The method below needs a shape of 1 or more. The same paper's section 6 has this way down.
         return gamma(shape + 1.0, rng) * positive(rng).powf(1.0 / shape);
     }
     let d = shape - 1.0 / 3.0;
     loop {
         let normal = (-2.0 * positive(rng).ln()).sqrt() * (std::f64::consts::TAU * rng.f64()).cos();
         let v = (1.0 + normal / (9.0 * d).sqrt()).powi(3);
+        // The exact acceptance. The paper's cheap test before it would save a logarithm, and arrivals are drawn once a run.
         if v > 0.0 && positive(rng).ln() < 0.5 * normal * normal + d - d * v + d * v.ln() {
             return d * v;
         }

@@ -17,6 +17,9 @@ use crate::plan::host::gpu::Gpu;
 /// Tokens of a block of the KV cache, vLLM's default.
 pub const BLOCK: u64 = 16;
 
+/// Steps whose tokens are in flight at once: vLLM plans a step while a GPU still works on the one before (`async_scheduling`, its default).
+const IN_FLIGHT: u64 = 2;
+
 /// The way in which a server is to be started, and the load for which the room is asked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ServingLoad {
@@ -123,13 +126,45 @@ pub fn per_token(model: &Model, kv_bits: Bits, tp: u64) -> Bytes {
     of_layers(model, kv_bits, tp, model.layers, 1).max(Bytes(1))
 }
 
-/// Returns what a sequence of so many tokens takes: layers with a window hold no more of it than that.
+/// Returns what a sequence of so many tokens takes while it decodes: layers with a window hold no more of it than that and one block,
+/// since a window seldom begins where a block does.
 #[must_use]
 pub fn per_sequence(model: &Model, kv_bits: Bits, tp: u64, tokens: u64) -> Bytes {
-    let (sliding, window) = model.sliding.map_or((0, 0), |sliding| (sliding.layers, sliding.window));
-    let whole = of_layers(model, kv_bits, tp, model.layers - sliding, tokens);
-    let part = of_layers(model, kv_bits, tp, sliding, tokens.min(window));
+    held(model, kv_bits, tp, tokens, 0)
+}
+
+/// Returns what a sequence takes of which so many tokens are still in flight: layers with a window give up a block only when the step
+/// after it is done.
+fn held(model: &Model, kv_bits: Bits, tp: u64, tokens: u64, in_flight: u64) -> Bytes {
+    let slots = Slots::of(model);
+    let window = model.sliding.map_or(0, |sliding| sliding.window + in_flight + BLOCK);
+    let whole = of_layers(model, kv_bits, tp, slots.whole, tokens);
+    let part = of_layers(model, kv_bits, tp, slots.sliding, tokens.min(window));
     Bytes(whole.0.saturating_add(part.0))
+}
+
+/// The layers that vLLM makes room for. A block is of one kind of layers and holds as many of them as there are of the rarer kind, so
+/// that the last block of the other kind is padded (0.32.0, `v1/core/kv_cache_utils.py`, `_get_kv_cache_groups_uniform_page_size`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slots {
+    whole: u64,
+    sliding: u64,
+}
+
+impl Slots {
+    fn of(model: &Model) -> Slots {
+        let sliding = model.sliding.map_or(0, |sliding| sliding.layers);
+        let whole = model.layers.saturating_sub(sliding);
+        let (rarer, other) = (whole.min(sliding), whole.max(sliding));
+        let group = match rarer {
+            // All layers are of one kind, and one block holds them all.
+            0 => return Slots { whole, sliding },
+            // vLLM's own rule: where the kinds are nearly as many, the rarer one is padded.
+            _ if 2 * other < 3 * rarer => other,
+            _ => rarer,
+        };
+        Slots { whole: whole.next_multiple_of(group), sliding: sliding.next_multiple_of(group) }
+    }
 }
 
 fn of_layers(model: &Model, kv_bits: Bits, tp: u64, layers: u64, tokens: u64) -> Bytes {
@@ -141,14 +176,22 @@ fn of_layers(model: &Model, kv_bits: Bits, tp: u64, layers: u64, tokens: u64) ->
     Bytes(u64::try_from(bits / 8).unwrap_or(u64::MAX))
 }
 
-/// Tokens of the longest sequence that this memory holds.
-fn longest(model: &Model, kv_bits: Bits, tp: u64, kv: Bytes) -> u64 {
-    let whole = kv.0 / per_token(model, kv_bits, tp).0;
-    let Some(sliding) = model.sliding.filter(|sliding| whole > sliding.window) else { return whole };
-    let rest = kv.less(per_sequence(model, kv_bits, tp, sliding.window));
-    match of_layers(model, kv_bits, tp, model.layers - sliding.layers, 1).0 {
+/// Tokens of the longest sequence that this memory holds, also while its prompt is computed: vLLM does not start where it might not.
+fn longest(model: &Model, kv_bits: Bits, tp: u64, kv: Bytes, in_flight: u64) -> u64 {
+    let slots = Slots::of(model);
+    let each = |layers: u64| of_layers(model, kv_bits, tp, layers, 1).0;
+    let Some(sliding) = model.sliding else { return kv.0 / each(slots.whole).max(1) };
+    // Up to here layers with a window hold all of it, too.
+    let all = sliding.window + in_flight;
+    let short =
+        kv.less(of_layers(model, kv_bits, tp, slots.sliding, BLOCK)).0 / each(slots.whole + slots.sliding).max(1);
+    if short <= all {
+        return short;
+    }
+    let windows = of_layers(model, kv_bits, tp, slots.sliding, all + BLOCK);
+    match each(slots.whole) {
         0 => u64::MAX,
-        each => sliding.window + rest.0 / each,
+        each => kv.less(windows).0 / each,
     }
 }
 
@@ -176,12 +219,14 @@ pub fn room(model: &Model, load: &ServingLoad, gpus: &[&Gpu]) -> Result<Room, Re
     let total = gpus.iter().map(|gpu| gpu.total).min().unwrap_or_default();
     let budget = Bytes((total.0 as f64 * load.utilization) as u64);
     let weights = weights_of_each(model, tp);
+    // One server has one set of limits, and the smallest GPU's is what it runs with in any case.
     let limits = gpus.iter().map(|gpu| step_limits(gpu)).min_by_key(|limits| limits.max_num_seqs);
     let limits = limits.unwrap_or(StepLimits { max_num_seqs: 256, max_num_batched_tokens: 2048 });
     let overhead = load.overhead.map_or_else(|| overhead(model, limits, tp), Range::known);
     let kv = overhead.left_of(budget.less(weights));
     let kv_bits = load.kv_bits.unwrap_or(model.activation);
     let mean = load.mean_tokens();
+    // Of a mean sequence and not of the model: behind a window a long sequence takes less for each of its tokens.
     let per_token = Bytes((per_sequence(model, kv_bits, tp, mean).0 / mean).max(1));
     let tokens = |kv: Bytes| kv.0 / per_token.0 / BLOCK * BLOCK;
     if tokens(kv.middle()) == 0 {
@@ -196,7 +241,8 @@ pub fn room(model: &Model, load: &ServingLoad, gpus: &[&Gpu]) -> Result<Room, Re
         tokens_least: tokens(kv.least),
         tokens_most: tokens(kv.most),
         sequences: tokens(kv.middle()) / mean,
-        longest: longest(model, kv_bits, tp, kv.least) / BLOCK * BLOCK,
+        // By the least KV cache of the range, since vLLM refuses to start where the longest sequence might not fit.
+        longest: longest(model, kv_bits, tp, kv.least, IN_FLIGHT * limits.max_num_batched_tokens) / BLOCK * BLOCK,
         max_num_seqs: limits.max_num_seqs,
     })
 }

@@ -52,6 +52,7 @@ pub fn kept_up(offered: Option<Offered>, records: &[&Record]) -> Option<KeptUp> 
     }
     let sent = || records.iter().map(|record| record.sent_us);
     let (first, last) = (sent().min()?, sent().max()?);
+    // The first requests of a run meet empty servers. Any run has that growth, also one far below saturation.
     let from = first + ((last - first) as f64 * EARLY) as u64;
     let later = |of: fn(&Record) -> Option<u64>| -> Option<Estimate> {
         let one = |record: &&&Record| Some((record.sent_us as f64, of(record)? as f64));
@@ -59,15 +60,19 @@ pub fn kept_up(offered: Option<Offered>, records: &[&Record]) -> Option<KeptUp> 
             good().filter(|record| record.sent_us >= from).filter_map(|record| one(&record)).collect();
         trend::slope(&values).filter(|_| values.len() >= FEWEST)
     };
+    // Where a queue builds up, each request is later than the one before by (offered ÷ served − 1) of the time between them.
     let answers = later(|record| Some(record.end_us))?;
     let firsts = later(|record| record.first_event_us)?;
     let most = 1.0 / ANSWERED - 1.0;
     let above = |slope: Estimate, limit: f64| slope.mean > limit;
     let surely = |slope: Estimate, limit: f64| slope.mean - SURE * slope.se > limit;
+    // Either by its estimate and the opposite only where it is sure. In between nothing is said, and throughput stays
+    // unclear.
     let holds = !above(answers, most) && !above(firsts, GROWTH);
     if !holds && !surely(answers, most) && !surely(firsts, GROWTH) {
         return None;
     }
+    // If each second of arrivals takes 1 + slope seconds to answer, this is the share that was answered in its time.
     let answered = 1.0 / (1.0 + answers.mean.max(-0.5));
     Some(KeptUp { holds, answered, growth: firsts.mean, failed })
 }

@@ -51,6 +51,7 @@ impl Slo {
         };
         record.succeeded()
             && within(self.ttft, record.ttft(), false)
+            // An answer of one token has no TPOT, so it cannot have broken that limit. Without a TTFT there was no answer.
             && within(self.tpot, record.tpot(), true)
             && within(self.e2e, record.e2e(), false)
     }

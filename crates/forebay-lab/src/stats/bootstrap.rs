@@ -12,6 +12,7 @@ impl FromIterator<(u32, f64)> for Owned {
     /// From pairs of a thing and a value of it.
     fn from_iter<I: IntoIterator<Item = (u32, f64)>>(values: I) -> Owned {
         let mut values: Vec<(f64, u32)> = values.into_iter().map(|(owner, value)| (value, owner)).collect();
+        // Once, and then weighed in each of a thousand draws: to sort anew would be most of the time of a report.
         values.sort_by(|a, b| a.0.total_cmp(&b.0));
         // Evenly in their order, from the middle of a step on, so that the quantiles stay where they are.
         let step = values.len().div_ceil(MOST).max(1);
@@ -26,6 +27,7 @@ impl Owned {
     pub fn quantile(&self, share: f64, drawn: &[u32]) -> Option<f64> {
         let times = |owner: u32| u64::from(drawn.get(owner as usize).copied().unwrap_or(0));
         let total: u64 = self.0.iter().map(|(_, owner)| times(*owner)).sum();
+        // The rule of all percentiles here (numpy's), so that the figure and its interval are of one definition.
         let place = share.clamp(0.0, 1.0) * total.checked_sub(1)? as f64;
         let (floor, ceil) = (place.floor() as u64, place.ceil() as u64);
         let (mut passed, mut below) = (0, None);

@@ -9,6 +9,7 @@ use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal};
 /// test of equal shares, given the sum of the counts, is surer, the error is what makes a normal test as sure (the test-based limits of
 /// Miettinen 1976).
 pub fn log_ratio_error(a: (u64, u64), b: (u64, u64)) -> f64 {
+    // Half a count is Haldane's and Anscombe's correction, which takes most of the bias out of a logarithm of small counts.
     let share = |(count, all): (u64, u64)| (count as f64 + 0.5) / (all as f64 + 1.0);
     let variance = |(count, all): (u64, u64)| 1.0 / (count as f64 + 0.5) - 1.0 / (all as f64 + 1.0);
     let delta = (variance(a) + variance(b)).sqrt();
@@ -26,6 +27,7 @@ fn equal_shares(a: (u64, u64), b: (u64, u64)) -> Option<f64> {
     let sum = a.0 + b.0;
     let chances = Binomial::new(b.1 as f64 / (a.1 + b.1).max(1) as f64, sum).ok()?;
     let at_most = chances.cdf(b.0);
+    // `sf` is the chance of more than, and the counts as seen belong to either tail.
     let at_least = b.0.checked_sub(1).map_or(1.0, |below| chances.sf(below));
     Some((2.0 * at_most.min(at_least)).min(1.0))
 }

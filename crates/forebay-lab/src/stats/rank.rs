@@ -22,6 +22,7 @@ impl Ranks {
         let shifts = a.iter().flat_map(|a| b.iter().map(move |b| b - a)).collect();
         let (n, m) = (a.len(), b.len());
         let chance = if n.max(m) > EXACT {
+            // Mean and variance of the count of ordered pairs under no shift (Mann and Whitney 1947).
             let (count, values) = ((n * m) as f64, (n + m + 1) as f64);
             normal(n * m, count / 2.0, (count * values / 12.0).sqrt())
         } else {
@@ -37,6 +38,7 @@ impl Ranks {
         let means = (0..count).flat_map(|i| (0..=i).map(move |j| (differences[i] + differences[j]) / 2.0));
         let whole = count * (count + 1) / 2;
         let chance = if count > 2 * EXACT {
+            // Mean and variance of Wilcoxon's sum of positive ranks, n (n + 1) (2n + 1) / 24.
             let values = whole as f64;
             normal(whole, values / 2.0, (values * (2 * count + 1) as f64 / 12.0).sqrt())
         } else {
@@ -62,6 +64,7 @@ impl Ranks {
     /// The chance of shifts at least as one-sided, on either side, if there were none. A shift of 0 speaks against one.
     #[must_use]
     pub fn p(&self) -> f64 {
+        // Ties count on both sides, which makes p larger. Figures that are equal to the last digit are no evidence of either.
         let below = self.shifts.iter().filter(|shift| **shift <= 0.0).count();
         let above = self.shifts.iter().filter(|shift| **shift >= 0.0).count();
         self.chance.get(below.min(above)).map_or(1.0, |chance| (2.0 * chance).min(1.0))
@@ -123,6 +126,7 @@ fn of_signs(n: usize) -> Vec<f64> {
 
 fn normal(most: usize, mean: f64, deviation: f64) -> Vec<f64> {
     let unit = Normal::new(mean, deviation).expect("the deviation of a count is above 0");
+    // Half a count more: the continuity correction of a count by a continuous distribution.
     (0..=most).map(|count| unit.cdf(count as f64 + 0.5)).collect()
 }
 

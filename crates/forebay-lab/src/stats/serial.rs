@@ -33,6 +33,8 @@ impl Harm {
 pub fn harm(count: usize, estimate: impl Fn(&[f64]) -> Option<Estimate>) -> Harm {
     let mut worst = Harm::NONE;
     for kept in KEPT {
+        // How strongly runs really resemble their neighbours cannot be told from a dozen of them. So the worst of all is taken,
+        // whatever the runs say.
         let Some(found) = harm_at(kept, count, &estimate) else { return worst };
         if found.inflation > 1.0 && found.wider >= worst.wider {
             worst = found;
@@ -45,6 +47,7 @@ fn harm_at(kept: f64, count: usize, estimate: &impl Fn(&[f64]) -> Option<Estimat
     // The process is a sum of independent shocks, each of which fades. So the estimate's variance, and what its squared error is on
     // average, are sums over shocks.
     let shock = |first: usize| -> Vec<f64> {
+        // The first value has the whole variance of the process behind it, the later shocks what keeps that variance as it is.
         let size: f64 = if first == 0 { 1.0 } else { (1.0 - kept * kept).sqrt() };
         (0..count).map(|at| if at < first { 0.0 } else { size * kept.powi((at - first) as i32) }).collect()
     };
@@ -55,6 +58,7 @@ fn harm_at(kept: f64, count: usize, estimate: &impl Fn(&[f64]) -> Option<Estimat
     if expected <= 0.0 {
         return None;
     }
+    // What the mean really varies by over what its error says on average. Above 1 the error is too small.
     let inflation = variance / expected;
     let own = found.iter().map(|one| one.df).fold(1.0, f64::max);
     let half = |df: f64| Estimate { mean: 0.0, se: 1.0, df }.interval(0.95).1;
@@ -68,6 +72,7 @@ fn harm_at(kept: f64, count: usize, estimate: &impl Fn(&[f64]) -> Option<Estimat
     for (place, one) in shocks.iter().enumerate() {
         for (other, two) in shocks[..place].iter().enumerate() {
             let both: Vec<f64> = one.iter().zip(two).map(|(one, two)| one + two).collect();
+            // Polarisation: a quadratic form of a sum, less that of each part, is twice the mixed term.
             let mixed = (estimate(&both)?.se.powi(2) - squares[place] - squares[other]) / 2.0;
             spread += 2.0 * mixed * mixed;
         }

@@ -44,6 +44,7 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
     if spread <= 0.0 {
         return None;
     }
+    // One slope for both: the machine drifts, whichever arm runs on it. A slope each would take the difference with it.
     let slope = (of_a.cross + of_b.cross) / spread;
     let apart = of_b.at - of_a.at;
     let estimate = of_b.value - of_a.value - slope * apart;
@@ -53,11 +54,14 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
     let rest = [own(&of_a, share[0]), own(&of_b, share[1])];
     let other = share[0] * share[1];
     let whole = rest[0] * rest[1] - other * other;
+    // Two values a side and a slope leave nothing that tells the two variances apart.
     if whole <= 0.0 {
         return None;
     }
     let squares = [of_a.squares(a, slope), of_b.squares(b, slope)];
     let variance = [
+        // Each group's residuals hold a part of the other's variance, since the slope is common. Two equations, solved; a small
+        // one may come out below 0.
         ((rest[1] * squares[0] - other * squares[1]) / whole).max(0.0),
         ((rest[0] * squares[1] - other * squares[0]) / whole).max(0.0),
     ];
@@ -68,6 +72,8 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
     let squared = weight[0] * variance[0] + weight[1] * variance[1];
     // The estimate of the variance is a quadratic form of the values: twice its square over its own variance.
     let w = [(rest[1] * weight[0] - other * weight[1]) / whole, (rest[0] * weight[1] - other * weight[0]) / whole];
+    // Satterthwaite's degrees of freedom need the variance of the variance: 2 tr(QΩQΩ) of its quadratic form, here in closed
+    // form.
     let mixed = (w[0] * of_a.spread + w[1] * of_b.spread) / (spread * spread);
     let form = |group: &TrendSums, w: f64| {
         let tilt = mixed - 2.0 * w / spread;
@@ -77,6 +83,7 @@ pub fn difference(a: &[Timed], b: &[Timed]) -> Option<Estimate> {
     let noise = form(&of_a, w[0]) * variance[0].powi(2)
         + form(&of_b, w[1]) * variance[1].powi(2)
         + 2.0 * between * variance[0] * variance[1];
+    // Without any spread nothing is estimated, and the count of values less the three means and slopes stands in.
     let df = if noise > 0.0 { squared * squared / noise } else { of_a.count + of_b.count - 3.0 };
     Some(Estimate { mean: estimate, se: squared.sqrt(), df })
 }
@@ -98,12 +105,14 @@ pub fn median_slope(groups: &[&[Timed]]) -> Option<f64> {
     let mut slopes: Vec<f64> = Vec::new();
     for group in groups {
         for (place, one) in group.iter().enumerate() {
+            // Within a group alone: a slope between the groups would hold the very difference that is asked for.
             let earlier = group[..place].iter().filter(|other| other.0 != one.0);
             slopes.extend(earlier.map(|other| (one.1 - other.1) / (one.0 - other.0)));
         }
     }
     slopes.sort_by(f64::total_cmp);
     let last = slopes.len().checked_sub(1)?;
+    // The mean of the two middle ones where their number is even; both indices are one where it is odd.
     Some((slopes[last / 2] + slopes[last.div_ceil(2)]) / 2.0)
 }
 
@@ -113,6 +122,8 @@ pub fn median_slope(groups: &[&[Timed]]) -> Option<f64> {
 pub fn without_slope(differences: &[f64], gap: f64, drift: &[Timed]) -> Option<Estimate> {
     let (plain, slope) = (mean(differences)?, slope(drift)?);
     let (u, v) = (plain.se.powi(2), (gap * slope.se).powi(2));
+    // The slope is estimated from sums of pairs and the mean from their differences, which are independent where both arms
+    // spread alike. So the errors add up, and Satterthwaite's formula holds.
     let df = if u + v > 0.0 { (u + v).powi(2) / (u.powi(2) / plain.df + v.powi(2) / slope.df) } else { plain.df };
     Some(Estimate { mean: plain.mean - gap * slope.mean, se: (u + v).sqrt(), df })
 }

@@ -140,7 +140,7 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// It would not fit even alone.
-    #[error("{tokens} tokens need more than the {capacity} tokens of KV memory")]
+    #[error("{tokens} tokens need more than the {capacity} tokens of the KV cache")]
     TooLong {
         /// Prompt and output together.
         tokens: u32,

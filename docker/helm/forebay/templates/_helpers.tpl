@@ -73,7 +73,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* The configuration file. */}}
 {{- define "forebay.toml" -}}
 {{- $config := deepCopy .Values.config -}}
-{{- range $section, $key := dict "listen" "address" "admin" "address" -}}
+{{- range $section, $key := dict "listen" "address" "admin" "address" "epp" "address" -}}
 {{- if hasKey (get $config $section | default dict) $key -}}
 {{- fail (printf "config.%s.%s: leave it out, the chart sets it" $section $key) -}}
 {{- end -}}
@@ -85,6 +85,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail "config.clients.keys_file: leave it out, and name your Secret in clients.existingSecret" -}}
 {{- end -}}
 {{- $_ := set $config "listen" (merge (dict "address" "0.0.0.0:8080") (get $config "listen" | default dict)) -}}
+{{- if eq .Values.mode "picker" -}}
+{{- $_ := set $config "epp" (merge (dict "address" "0.0.0.0:9002") (get $config "epp" | default dict)) -}}
+{{- else if hasKey $config "epp" -}}
+{{- fail "config.epp: set mode to picker, or leave it out" -}}
+{{- end -}}
 {{- $token := dict "address" "0.0.0.0:8081" "token_file" "/etc/forebay-secrets/admin/token" -}}
 {{- $_ := set $config "admin" (merge $token (get $config "admin" | default dict)) -}}
 {{- if .Values.clients.existingSecret -}}

@@ -25,7 +25,7 @@ fn slice(name: &str, family: &str, endpoints: &Value) -> Value {
 }
 
 fn listed(objects: Objects, port: Port, items: &Value) -> Members {
-    let mut members = Members::new(objects, port);
+    let mut members = Members::new(objects, vec![port]);
     let mut listing = members.begin();
     let page = json!({"metadata": {"resourceVersion": "41"}, "items": items}).to_string();
     assert_eq!(listing.page(page.as_bytes()), Ok(None));
@@ -106,6 +106,17 @@ fn a_port_is_found_by_its_name() {
 }
 
 #[test]
+fn a_pod_has_an_endpoint_at_each_of_several_ports() {
+    let mut members = Members::new(Objects::Pods, vec![Port::Number(8000), Port::Number(8001)]);
+    event(&mut members, "ADDED", &ready("a", 1)).unwrap();
+    assert_eq!(shown(&members), "10.0.0.1:8000 10.0.0.1:8001");
+    event(&mut members, "MODIFIED", &pod("a", 1, "False")).unwrap();
+    assert_eq!(shown(&members), "10.0.0.1:8000? 10.0.0.1:8001?");
+    event(&mut members, "DELETED", &ready("a", 1)).unwrap();
+    assert_eq!(shown(&members), "");
+}
+
+#[test]
 fn slices_say_what_is_ready_and_what_is_terminating() {
     let endpoints = json!([
         {"addresses": ["10.0.0.1", "10.0.0.99"], "conditions": {"ready": true}},
@@ -179,7 +190,7 @@ macro_rules! recorded {
 
 #[test]
 fn the_bytes_of_a_real_server_are_read() {
-    let mut members = Members::new(Objects::Pods, Port::Name("http".to_owned()));
+    let mut members = Members::new(Objects::Pods, vec![Port::Name("http".to_owned())]);
     let mut listing = members.begin();
     assert!(listing.page(recorded!("page.json")).unwrap().is_some(), "a page of two of three pods");
     let mut listing = members.begin();

@@ -6,8 +6,8 @@
 //!    field for a number that it lacks. `least` finds a least whole number; for seconds see `predicted_ttft`.
 //! 2. Add a line to the table below. The configuration, `forebay check`, the metrics, the live page, `forebay explain` and the
 //!    tests over all policies know it from there.
-//! 3. `UPDATE_GOLDEN=1 cargo test -p forebay-fleet document` and `UPDATE_GOLDEN=1 cargo test --test config` write what lists the
-//!    names; say in README and CHANGELOG what it is for.
+//! 3. `UPDATE_GOLDEN=1 cargo test -p forebay-fleet --lib document` and `UPDATE_GOLDEN=1 cargo test --test config` write what lists the
+//!    names; say in CHANGELOG what it is for.
 //!
 //! Hot path: one or two passes over the rows, no allocation.
 

@@ -18,7 +18,7 @@ pub(in crate::config) const KUBERNETES: &Section = &Section {
     name: "pools.discover.kubernetes",
     head: "pools.discover.kubernetes",
     form: "kubernetes = { selector = \"app=vllm\", port = 8000 }",
-    about: "The pods of a selector, or the endpoints of a Service. Forebay lists and watches them, with the rights of its ServiceAccount.",
+    about: "The pods of a selector, or the endpoints of a Service; beside `inference_pool`, the cluster alone. Forebay lists and watches them, with the rights of its ServiceAccount.",
     keys: &[
         key(
             "selector",
@@ -45,7 +45,7 @@ pub(in crate::config) const KUBERNETES: &Section = &Section {
             "port",
             "pools.discover.kubernetes.port",
             || "port number, or name of a port".to_owned(),
-            || DefaultText::Words("required"),
+            || DefaultText::Words("required, unless there is an `inference_pool`"),
             "The port of the pods. A name is that of a port of a pod's containers, or of the Service.",
         ),
         key(
@@ -80,8 +80,8 @@ pub struct Kubernetes {
     pub whom: Whom,
     /// Their namespace; none: Forebay's own.
     pub namespace: Option<String>,
-    /// Their port.
-    pub port: Port,
+    /// Their ports, each a server of its own. Of an InferencePool, which names them itself: none.
+    pub ports: Vec<Port>,
     /// The API server; none: that of the cluster that Forebay runs in.
     pub api: Option<BackendUrl>,
     /// The file of the token; none: the ServiceAccount's.
@@ -97,6 +97,8 @@ pub enum Whom {
     Selector(String),
     /// The endpoints of a Service.
     Service(String),
+    /// The pods of an InferencePool.
+    Pool(String),
 }
 
 impl Kubernetes {
@@ -106,6 +108,7 @@ impl Kubernetes {
         let whom = match &self.whom {
             Whom::Selector(selector) => format!("pods of {selector}"),
             Whom::Service(service) => format!("endpoints of {service}"),
+            Whom::Pool(pool) => format!("InferencePool {pool}"),
         };
         match &self.namespace {
             Some(namespace) => format!("{whom} in {namespace}"),
@@ -120,11 +123,15 @@ impl Serialize for Kubernetes {
         match &self.whom {
             Whom::Selector(selector) => fields.serialize_entry("selector", selector)?,
             Whom::Service(service) => fields.serialize_entry("service", service)?,
+            // Beside this, as it is written.
+            Whom::Pool(_) => {}
         }
         fields.serialize_entry("namespace", &self.namespace)?;
-        match &self.port {
-            Port::Number(number) => fields.serialize_entry("port", number)?,
-            Port::Name(name) => fields.serialize_entry("port", name)?,
+        for port in &self.ports {
+            match port {
+                Port::Number(number) => fields.serialize_entry("port", number)?,
+                Port::Name(name) => fields.serialize_entry("port", name)?,
+            }
         }
         fields.serialize_entry("api", &self.api)?;
         fields.serialize_entry("token_file", &self.token_file)?;
@@ -141,31 +148,12 @@ pub(super) fn read(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<Kuber
     }
     let selector = table.get("selector", None, |value| label_selector(value).map(Some));
     let service = table.get("service", None, |value| dns_label(value).map(Some));
-    let namespace = table.get("namespace", None, |value| dns_label(value).map(Some));
     // Never guessed: a pod may have several, and a request to a wrong one is a failure like any other.
     let port = table.get("port", None, |value| read_port(value).map(Some));
     if port.span.is_none() {
         table.note("pools.discover.kubernetes.port: the port is not named", "add port = 8000, the port of the pods");
     }
-    let api = table.get("api", None, |value| api_url(value).map(Some));
-    let token_file = table.get("token_file", None, |value| values::line(4096)(value).map(Some));
-    let token_file = match (token_file.value, token_file.span) {
-        (Some(name), Some(span)) => {
-            Some(outside.present("pools.discover.kubernetes.token_file", &name, span, table.notes())?)
-        }
-        _ => None,
-    };
-    let ca = match optional(&table, "ca_file", outside) {
-        Ok(None) => None,
-        Ok(Some(named)) => match ClientTls::new(Some(&named.text), None, None) {
-            Ok(tls) => Some((named.name, tls)),
-            Err(fault) => {
-                crate::config::tls::note(&table, "ca_file", fault);
-                return None;
-            }
-        },
-        Err(()) => return None,
-    };
+    let cluster = cluster(&table, outside);
     let whom = match (selector.span, service.span) {
         (Some(_), None) => Whom::Selector(selector.value?),
         (None, Some(_)) => Whom::Service(service.value?),
@@ -181,7 +169,50 @@ pub(super) fn read(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<Kuber
             return None;
         }
     };
-    Some(Kubernetes { whom, namespace: namespace.value, port: port.value?, api: api.value, token_file, ca })
+    Some(cluster?(whom, vec![port.value?]))
+}
+
+/// Reads the `discover` in `owner` that names an InferencePool: its `kubernetes` may say where that is. `None`: it is wrong, which was
+/// noted, here or where `pool` was read.
+pub(super) fn of_pool(owner: &Table<'_>, pool: Option<String>, outside: &mut Outside<'_>) -> Option<Kubernetes> {
+    let table = owner.table("kubernetes", KUBERNETES);
+    let mut fits = true;
+    for key in ["selector", "service", "port"] {
+        if let Some(span) = table.key_span(key) {
+            let message = format!("pools.discover.kubernetes.{key}: the InferencePool names its pods and ports itself");
+            table.notes().add(Diagnostic::at(span, message).hint("leave it out, or leave inference_pool out"));
+            fits = false;
+        }
+    }
+    let cluster = cluster(&table, outside)?;
+    let pool = pool.filter(|_| fits)?;
+    Some(cluster(Whom::Pool(pool), Vec::new()))
+}
+
+/// Reads where the API server is and which namespace is meant. Returns what makes a source of that, for given pods.
+fn cluster(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<impl FnOnce(Whom, Vec<Port>) -> Kubernetes + use<>> {
+    let namespace = table.get("namespace", None, |value| dns_label(value).map(Some));
+    let api = table.get("api", None, |value| api_url(value).map(Some));
+    let token_file = table.get("token_file", None, |value| values::line(4096)(value).map(Some));
+    let token_file = match (token_file.value, token_file.span) {
+        (Some(name), Some(span)) => {
+            Some(outside.present("pools.discover.kubernetes.token_file", &name, span, table.notes())?)
+        }
+        _ => None,
+    };
+    let ca = match optional(table, "ca_file", outside) {
+        Ok(None) => None,
+        Ok(Some(named)) => match ClientTls::new(Some(&named.text), None, None) {
+            Ok(tls) => Some((named.name, tls)),
+            Err(fault) => {
+                crate::config::tls::note(table, "ca_file", fault);
+                return None;
+            }
+        },
+        Err(()) => return None,
+    };
+    let (namespace, api) = (namespace.value, api.value);
+    Some(move |whom, ports| Kubernetes { whom, namespace, ports, api, token_file, ca })
 }
 
 /// Reads a label selector. The API server knows its grammar; here are the characters that it may have.
@@ -195,12 +226,26 @@ fn label_selector(value: &Value<'_>) -> Result<String, Wrong> {
         .hint("write labels and values, such as \"app=vllm,layout=tp2\" or \"app in (vllm, vllm-next)\""))
 }
 
+/// Reads the name of an object that may have dots in it.
+pub(super) fn dns_name(value: &Value<'_>) -> Result<String, Wrong> {
+    let text = values::text(value)?;
+    if text.len() <= 253 && text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err(Wrong::because(format!("{} is no name that Kubernetes gives", quoted(text)))
+        .hint("lower-case letters, digits, `-` and dots, such as \"vllm-qwen\""))
+}
+
+/// Returns whether Kubernetes would give this name.
+fn is_label(text: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(is_inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
 /// Reads the name of a Service or a namespace.
 fn dns_label(value: &Value<'_>) -> Result<String, Wrong> {
     let text = values::text(value)?;
-    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let is_label = (1..=63).contains(&text.len()) && text.bytes().all(is_inner);
-    if is_label && !text.starts_with('-') && !text.ends_with('-') {
+    if is_label(text) {
         return Ok(text.to_owned());
     }
     Err(Wrong::because(format!("{} is no name that Kubernetes gives", quoted(text)))

@@ -119,7 +119,7 @@ section! {
         bodies_in_memory: u64 { takes: size(1 << 10..=1 << 50), default: 2 << 30, reload: Restart },
         /// Largest head of a request. It may have a header for each 64 bytes of this, at most 1024.
         head: usize { takes: size(8 << 10..=16 << 20), default: 64 << 10, reload: Restart },
-        /// Streams that may be open at once on an HTTP/2 connection.
+        /// Streams that may be open at once on an HTTP/2 connection. The heads of its requests may hold 8 KiB for each, all together.
         h2_streams: u32 { takes: whole(1..=65_536), default: 256, reload: Restart },
         /// Time for which a client or a backend may read nothing of what is written to it. Then its connection is closed. Where only
         /// a stream of HTTP/2 is not read, that stream is reset.

@@ -1,6 +1,6 @@
 //! One stretch of time of the live figures: counts, exact sums, two histograms. Two may be merged.
 //!
-//! Hot path: some adds and two array writes; no allocation.
+//! Hot path: some adds and two array writes; no allocation, but for the first failure of a kind in a slot.
 
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub(super) struct Slot {
     /// Number of the stretch.
     pub(super) number: u64,
     counts: Counts,
+    /// Requests without a whole answer, by outcome: a few of some forty words.
+    outcomes: Vec<(&'static str, u64)>,
     ttft: Histogram<u32>,
     tpot: Histogram<u32>,
 }
@@ -71,7 +73,7 @@ impl Sum {
 impl Default for Slot {
     fn default() -> Slot {
         let of = |max| Histogram::new_with_bounds(1, max, DIGITS).expect("the bounds are in order and the digits few");
-        Slot { number: 0, counts: Counts::default(), ttft: of(MAX_TTFT), tpot: of(MAX_TPOT) }
+        Slot { number: 0, counts: Counts::default(), outcomes: Vec::new(), ttft: of(MAX_TTFT), tpot: of(MAX_TPOT) }
     }
 }
 
@@ -83,6 +85,7 @@ impl Slot {
     pub(super) fn clear(&mut self, number: u64) {
         self.number = number;
         self.counts = Counts::default();
+        self.outcomes.clear();
         self.ttft.reset();
         self.tpot.reset();
     }
@@ -97,6 +100,9 @@ impl Slot {
             Outcome::Failed(_) => &mut counts.failed,
             Outcome::Refused(_) => &mut counts.refused,
         } += 1;
+        if ended.outcome != Outcome::Success {
+            add(&mut self.outcomes, ended.outcome.label(), 1);
+        }
         counts.crossed += u64::from(ended.crossed);
         counts.prompt_tokens += ended.prompt_tokens;
         counts.output_tokens += ended.output_tokens;
@@ -143,6 +149,9 @@ impl Slot {
         mine.error.merge(theirs.error);
         mine.predicted.merge(theirs.predicted);
         mine.measured.merge(theirs.measured);
+        for (outcome, count) in &other.outcomes {
+            add(&mut self.outcomes, outcome, *count);
+        }
         for (mine, theirs) in [(&mut self.ttft, &other.ttft), (&mut self.tpot, &other.tpot)] {
             mine.add(theirs).expect("all slots have the same bounds");
         }
@@ -159,6 +168,7 @@ impl Slot {
             client_errors: counts.client_errors,
             refused: counts.refused,
             client_left: counts.client_left,
+            outcomes: self.outcomes.iter().copied().collect(),
             crossed: counts.crossed,
             prompt_tokens: counts.prompt_tokens,
             output_tokens: counts.output_tokens,
@@ -195,6 +205,13 @@ impl Slot {
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         (self.ttft.distinct_values() + self.tpot.distinct_values()) * size_of::<u32>()
+    }
+}
+
+fn add(outcomes: &mut Vec<(&'static str, u64)>, outcome: &'static str, more: u64) {
+    match outcomes.iter_mut().find(|(known, _)| *known == outcome) {
+        Some((_, count)) => *count += more,
+        None => outcomes.push((outcome, more)),
     }
 }
 

@@ -93,6 +93,12 @@ fn how_requests_ended_is_told_apart_and_adds_up() {
     let all = of(&figures, Window::Start, 2.0);
     let each = [all.succeeded, all.client_errors, all.failed, all.client_left, all.refused];
     assert_eq!((each, all.requests, all.crossed), ([1; 5], 5, 5));
+    let outcomes: Vec<(&str, u64)> = all.outcomes.into_iter().collect();
+    assert_eq!(outcomes, [("client_error", 1), ("client_left", 1), ("died", 1), ("forebay_no_backend", 1)]);
+    figures.record(&Ended::of(Outcome::Failed(Failure::Died)), at(100.0));
+    assert_eq!(of(&figures, Window::Start, 101.0).outcomes["died"], 2);
+    let minute = of(&figures, Window::Minute, 101.0);
+    assert_eq!(minute.outcomes.into_iter().collect::<Vec<_>>(), [("died", 1)], "the rest is older");
 }
 
 #[test]

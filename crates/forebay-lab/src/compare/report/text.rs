@@ -286,12 +286,13 @@ pub(super) fn ratios(point: &Point) -> Vec<Vec<String>> {
     rows
 }
 
-/// Says what bound each arm, and where undecided what would tell.
+/// Says what limited each arm, and where undecided what would tell.
 pub(super) fn diagnoses(point: &Point) -> Vec<String> {
     let said = |cell: &Cell| {
         let diagnosis = cell.diagnosis.as_ref()?;
         let rest = diagnosis.would_tell.join(" ");
-        let named = diagnosis.sentence.starts_with(&cell.arm);
+        let said = diagnosis.sentence.strip_prefix("What limited ").unwrap_or(&diagnosis.sentence);
+        let named = said.starts_with(&cell.arm);
         let whose = if named { String::new() } else { format!("{}: ", cell.arm) };
         Some(format!("{whose}{} {rest}", diagnosis.sentence).trim_end().to_owned())
     };

@@ -94,3 +94,78 @@ fn prompts_of_a_load_may_share_beginnings() {
     assert!(told.contains("4 prefixes for 3 prompts; each prefix needs a prompt"), "{told}");
     assert!(with("prefix_len = 0").is_err() && with("length = 3").is_err());
 }
+
+/// A whole file with `line` in one section. Sections that need not be there are there for the line alone.
+fn with(section: &str, line: &str) -> String {
+    let at = |name: &str| if name == section { format!("{line}\n") } else { String::new() };
+    let within = |name: &str| if name == section { format!("[{name}]\n{line}\n") } else { String::new() };
+    let server = |name: &str, port: u32| {
+        format!("[[servers]]\nname = \"{name}\"\nurl = \"http://127.0.0.1:{port}\"\ncommand = \"serve\"\n")
+    };
+    [
+        format!("name = \"x\"\nmodel = \"m\"\n{}", at("")),
+        format!("[load]\nnum_prompts = 100\ninput_len = 10\noutput_len = 20\n{}", at("load")),
+        ["load.sweep", "load.prefix_repetition", "load.warm_up", "slo"].map(within).concat(),
+        server("two", 1002) + &server("one", 1001) + &at("servers"),
+        format!("[[arms]]\nname = \"a\"\nservers = [\"one\", \"two\"]\n{}", at("arms")),
+    ]
+    .concat()
+}
+
+/// The rows of the document by section: key, what it takes, its default.
+fn documented() -> Vec<(String, Vec<[String; 3]>)> {
+    let document = include_str!("../../../../../docs/compare.md");
+    let part = document.split_once("### Keys of an experiment file\n").unwrap().1.split_once("\n## ").unwrap().0;
+    let mut sections = Vec::new();
+    for line in part.lines().filter_map(|line| line.strip_prefix("| ")) {
+        let cells: Vec<&str> = line.trim_end_matches('|').split(" | ").map(str::trim).collect();
+        if let Some(rest) = cells[0].strip_prefix("key") {
+            let name = rest.trim_start_matches(" in ").trim_matches(['`', '[', ']']);
+            sections.push((name.to_owned(), Vec::new()));
+        } else {
+            let key = cells[0].trim_matches(['`', '[', ']']).to_owned();
+            assert!(cells.len() == 4 && !cells[3].is_empty(), "{line}");
+            sections.last_mut().unwrap().1.push([key, cells[1].to_owned(), cells[2].to_owned()]);
+        }
+    }
+    sections
+}
+
+#[test]
+fn the_document_has_every_key_with_its_default_and_its_range() {
+    let documented = documented();
+    let names = |keys: &[[String; 3]]| keys.iter().map(|[key, ..]| key.clone()).collect::<Vec<_>>();
+    assert_eq!(documented.len(), schema::SCHEMA.sections.len());
+    for section in schema::SCHEMA.sections {
+        let (_, keys) = documented.iter().find(|(name, _)| name == section.name).expect(section.name);
+        let (mut told, mut known) =
+            (names(keys), section.keys.iter().map(|key| key.name.to_owned()).collect::<Vec<_>>());
+        told.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(told, known, "the keys of {}", section.head);
+        let without = || of(&with(section.name, "")).map(|experiment| format!("{experiment:?}"));
+        for [key, takes, default] in keys {
+            let place = format!("{key} in {}", section.head);
+            if default == "required" {
+                let whole = with(section.name, "");
+                let rest = whole.lines().filter(|line| !line.starts_with(&format!("{key} ="))).collect::<Vec<_>>();
+                let is_table = ["load", "servers", "arms"].contains(&key.as_str());
+                assert!(is_table || of(&rest.join("\n")).is_err(), "{place} is not required");
+            } else if let Some(value) = default.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')) {
+                let said = of(&with(section.name, &format!("{key} = {}", value.replace("NAME", "x"))));
+                assert_eq!(said.map(|experiment| format!("{experiment:?}")), without(), "the default of {place}");
+            }
+            // Just above the range is refused, and its end is not.
+            if let Some((_, end)) = takes.split_once(" to ").filter(|_| default != "required") {
+                let end: u64 = end.replace(',', "").parse().expect(&place);
+                let refused = |value| wrong_of(&with(section.name, &format!("{key} = {value}"))).contains("is not");
+                assert!(!refused(end) && refused(end + 1), "the range of {place}");
+            }
+        }
+    }
+}
+
+/// The mistakes of a file, of which there may be none.
+fn wrong_of(text: &str) -> String {
+    of(text).err().unwrap_or_default().join("\n")
+}

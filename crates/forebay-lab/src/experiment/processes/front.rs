@@ -79,6 +79,7 @@ pub(crate) async fn start(
     };
     let mut process = Process::start(launch, &out.join("running"))?;
     let base = format!("http://{data}");
+    // Its own list of models, since `/ready` says that it listens and not that it has found this model's servers.
     let (clock, url) = (Clock::system(), format!("{base}/v1/models"));
     let begun = clock.now();
     loop {
@@ -118,6 +119,8 @@ impl Drop for Front {
 
 /// Two addresses that nothing listens on, held together so that they differ.
 fn free_addresses() -> io::Result<[SocketAddr; 2]> {
+    // Both held at once, or the system might give the same port twice. Another process may take one before Forebay does:
+    // then it is not ready.
     let held = [TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?];
     Ok([held[0].local_addr()?, held[1].local_addr()?])
 }

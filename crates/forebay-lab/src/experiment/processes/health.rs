@@ -47,6 +47,7 @@ impl Silence {
 
     /// Returns whether a server whose log is so long hangs; `read` gives its end.
     pub(super) fn is_final(&mut self, length: u64, read: impl FnOnce() -> String, now: Time) -> bool {
+        // By the log's length and not its text: vLLM writes while it loads and compiles, for minutes, and the file may be large.
         if length != self.length {
             *self = Silence { length, since: now };
             return false;
@@ -57,6 +58,7 @@ impl Silence {
         }
         let log = read();
         let failed = |line: &str| {
+            // The lines of an engine that died while the API server waits for it. Other tracebacks may be warnings.
             (line.contains("WorkerProc") || line.contains("EngineCore"))
                 && (line.contains("exception") || line.contains("failed"))
         };

@@ -72,6 +72,7 @@ impl Process {
         if let Some(cwd) = launch.cwd {
             command.current_dir(cwd);
         }
+        // A group of its own: vLLM starts workers, which a signal to the first process alone would leave on the GPUs.
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(wrong)?).stderr(log).process_group(0);
         let child = command.spawn().map_err(wrong)?;
         let id = child.id().cast_signed();

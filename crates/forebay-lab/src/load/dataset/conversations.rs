@@ -76,6 +76,7 @@ impl Script {
     pub fn prompt(&self, conversation: u32, turn: u32) -> String {
         let (shape, seed) = (&self.shape, self.workload.seed);
         let mut prompt = Prompt::Text(String::new());
+        // Turns take even numbers, so that the odd one beside the first turn's is free for the conversation's prefix.
         let own = u64::from(conversation) << 32 | u64::from(turn) << 1;
         if turn == 0 {
             self.vocabulary.add(&mut prompt, (seed, COMMON), shape.common_prefix_len);
@@ -92,6 +93,7 @@ impl Script {
     #[must_use]
     pub fn think(&self, conversation: u32, turn: u32) -> Duration {
         let key = u64::from(conversation) << 32 | u64::from(turn);
+        // Drawn for this turn alone: a series that all turns shared would depend on the order in which answers came.
         let mut rng = fastrand::Rng::with_seed(self.workload.seed ^ key.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x7417);
         self.shape.think.draw(&mut rng).div_f64(self.time_scale)
     }

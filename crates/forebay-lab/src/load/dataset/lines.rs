@@ -73,6 +73,7 @@ pub fn bodies(lines: &[Line], workload: &Workload) -> Vec<Bytes> {
                 workload.body_of(key, value)
             }
         };
+        // A line's own limit goes before the load's: a length that was recorded belongs to its prompt.
         if let Some(tokens) = line.output_tokens {
             body[workload.endpoint.limit()] = Value::from(tokens);
         }

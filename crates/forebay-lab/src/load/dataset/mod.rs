@@ -52,6 +52,8 @@ impl Prefixes {
     /// the seed.
     #[must_use]
     pub fn of_prompts(&self, num_prompts: u32, seed: u64) -> Vec<u32> {
+        // Dealt and then shuffled, as `vllm bench serve` does. Drawn one by one, some beginnings would come three times as
+        // often.
         let mut places: Vec<u32> = (0..num_prompts).map(|id| id % self.count.max(1)).collect();
         fastrand::Rng::with_seed(seed ^ 0x9e_f1c5).shuffle(&mut places);
         places
@@ -63,6 +65,8 @@ impl Dataset {
     #[must_use]
     pub fn of_warm_up(&self) -> Dataset {
         match self {
+            // One turn warms kernels and connections. More would fill the prefix cache with histories that the load never
+            // repeats.
             Dataset::Conversations(shape) => Dataset::Conversations(Conversations { turns: 1, ..*shape }),
             other => other.clone(),
         }

@@ -58,10 +58,13 @@ pub fn read(from: impl Read, num_prompts: u32, seed: u64) -> Result<Vec<PromptAn
     let mut rng = fastrand::Rng::with_seed(seed ^ 0x5ba2_e697);
     let most = (num_prompts as usize).saturating_mul(SPARE).max(LEAST);
     let mut sample = Reservoir { kept: Vec::new(), most, seen: 0, rng: &mut rng };
+    // From the reader, though slower than from a slice: the published file has 650 MB and the sample a few.
     let mut json = serde_json::Deserializer::from_reader(from);
     json.deserialize_seq(&mut sample)?;
+    // A file that was cut off while it was loaded ends in the middle of the list, and a part of it would pass for all.
     json.end()?;
     let mut kept = sample.kept;
+    // A reservoir keeps early entries at their places, so its order is not random even where its choice is.
     rng.shuffle(&mut kept);
     if kept.is_empty() { Err(ShareGptError::Empty) } else { Ok(kept) }
 }

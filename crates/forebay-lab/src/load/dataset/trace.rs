@@ -100,6 +100,7 @@ pub fn read(mut from: impl BufRead, form: Form, most: u32) -> Result<Trace, Trac
         }
         let wrong = |reason: String| TraceError::Line { line, reason };
         text.clear();
+        // Limited before it is read: a file without line ends would otherwise be read whole into memory.
         let read = std::io::Read::take(&mut from, LINE).read_line(&mut text)?;
         if read as u64 == LINE {
             return Err(wrong(format!("it is longer than {LINE} bytes: this is no trace of one request a line")));
@@ -112,6 +113,7 @@ pub fn read(mut from: impl BufRead, form: Form, most: u32) -> Result<Trace, Trac
         }
         let written: Written =
             serde_json::from_str(&text).map_err(|error| wrong(format!("{error}; a line is a request, {EXAMPLE}")))?;
+        // Published traces are cut out of longer ones, and begin at hour 3 or at a Unix time.
         let begin = *first.get_or_insert(written.timestamp);
         let before = trace.rows.last().map_or(0.0, |row| row.at);
         let at = time(&written, begin, before, form.seconds).map_err(wrong)?;
@@ -160,6 +162,7 @@ impl Trace {
             ));
         }
         let begin = self.ids.len();
+        // One list for all rows. A list for each would cost an allocation a request, of which a trace may have millions.
         self.ids.extend_from_slice(&written.hash_ids);
         self.rows.push(Row { at, input_len, output_len, ids: (begin, self.ids.len()) });
         Ok(())
@@ -224,6 +227,7 @@ impl Replay {
             self.vocabulary.add(&mut prompt, (seed, *id), tokens);
             left -= tokens;
         }
+        // What no block number names is the request's own: two prompts that share all blocks still differ at their ends.
         self.vocabulary.add(&mut prompt, (seed ^ OWN, index as u64), left);
         Bytes::from(prompt.body(&self.workload, row.output_len))
     }

@@ -37,6 +37,7 @@ impl Vocabulary {
 
     /// Adds `tokens` tokens to a prompt. They are the first of an endless series that the seed and the key name.
     pub fn add(&self, prompt: &mut Prompt, (seed, key): (u64, u64), tokens: u32) {
+        // One more than the key, since key 0 times the factor would leave the seed itself, which words are drawn by as well.
         let mut rng = fastrand::Rng::with_seed(seed ^ key.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         match (self, prompt) {
             (Vocabulary::Words(words), Prompt::Text(text)) => {

@@ -31,6 +31,7 @@ impl Alarm {
         if let Alarm::Kernel(timer) = self {
             match timer.after(wait).await {
                 Ok(()) => return due,
+                // Once and for all: a kernel that refused one timer would refuse the next, and the two kinds do not compare.
                 Err(_) => *self = Alarm::Runtime,
             }
         }

@@ -104,19 +104,44 @@ const GEMMA3_27B: &str = r#"{"model_type":"gemma3","text_config":{"head_dim":128
     "model_type":"gemma3_text","num_attention_heads":32,"num_hidden_layers":62,"num_key_value_heads":16,"sliding_window":1024},
     "torch_dtype":"bfloat16","vision_config":{"hidden_size":1152}}"#;
 
-/// Gemma 3 has a window of 1,024 in 52 of its 62 layers.
+/// Gemma 3 has a window of 1,024 in 52 of its 62 layers. Blocks hold ten layers, so that six kinds of them hold the 52.
 #[test]
 fn layers_with_a_window_hold_no_more_than_it() {
     let model = parse(GEMMA3_27B, &Overrides::default()).unwrap();
     let each = 2 * 16 * 128 * 2;
-    assert_eq!(per_sequence(&model, Bits(16), 1, 1000), Bytes(62 * each * 1000));
-    assert_eq!(per_sequence(&model, Bits(16), 1, 8192), Bytes(each * (10 * 8192 + 52 * 1024)));
+    assert_eq!(per_sequence(&model, Bits(16), 1, 1000), Bytes(70 * each * 1000));
+    assert_eq!(per_sequence(&model, Bits(16), 1, 8192), Bytes(each * (10 * 8192 + 60 * (1024 + BLOCK))));
     let gpus = h200s(1);
     let room = |input, output| room(&model, &ServingLoad { input, output, ..load(0.9) }, &[&gpus[0]]).unwrap();
     let (short, long) = (room(100, 600), room(16_000, 600));
     assert!(long.tokens > 4 * short.tokens, "{long:?}");
-    let bytes = per_sequence(&model, Bits(16), 1, short.longest);
+    // An H200 computes up to 8,192 tokens in a step, and two steps are in flight.
+    let bytes = held(&model, Bits(16), 1, short.longest, 2 * 8192);
     assert!(bytes <= short.kv.least && bytes.0 as f64 > 0.99 * short.kv.least.0 as f64, "{short:?}");
+}
+
+/// A real vLLM 0.32.0 on the CPU, with 64 MiB, 32-bit numbers, blocks of 32 tokens and steps of up to 2,048: what
+/// `tests/real_vllm/windows.py` reads of models with a window of 256 in five of six layers, and in five of seven.
+#[test]
+fn sequences_behind_a_window_take_what_a_real_vllm_on_the_cpu_said() {
+    const WINDOW: &str = r#""model_type":"gemma3_text","hidden_size":64,"intermediate_size":128,"num_attention_heads":2,
+        "num_key_value_heads":1,"head_dim":32,"vocab_size":465,"sliding_window":256"#;
+    let model = |full: &[usize], layers: usize| {
+        let kind = |at: usize| if full.contains(&at) { "\"full_attention\"" } else { "\"sliding_attention\"" };
+        let kinds: Vec<&str> = (0..layers).map(kind).collect();
+        let text = format!("{{{WINDOW},\"num_hidden_layers\":{layers},\"layer_types\":[{}]}}", kinds.join(","));
+        parse(&text, &Overrides::default()).unwrap()
+    };
+    let near = |ours: f64, theirs: f64| (ours / theirs - 1.0).abs();
+    // Tokens of `kv_cache_size_tokens` with --max-model-len 8192, and bytes in use at so many tokens of a sequence that decodes.
+    for (model, reported, (tokens, used)) in
+        [(model(&[5], 6), 108_065.0, (3235, 147 * 8192)), (model(&[2, 6], 7), 70_640.0, (3218, 128 * 16_384))]
+    {
+        let whole = f64::from(64 << 20) / held(&model, Bits(32), 1, 8192, 2048).0 as f64 * 8192.0;
+        assert!(near(whole, reported) < 0.01, "{whole} {reported}");
+        let decoding = per_sequence(&model, Bits(32), 1, tokens).0 as f64;
+        assert!(near(decoding, f64::from(used)) < 0.03, "{decoding} {used}");
+    }
 }
 
 #[test]

@@ -169,7 +169,17 @@ fn log_ticks(from: f64, to: f64) -> Vec<f64> {
     let fits = |ticks: &Vec<f64>| ticks.windows(2).all(|two| (two[1] / two[0]).ln() >= room);
     let series: [&[f64]; 4] = [&[1.0, 2.0, 3.0, 5.0], &[1.0, 2.0, 5.0], &[1.0, 3.0], &[1.0]];
     let found = series.iter().map(|series| of_series(series)).find(fits);
-    found.filter(|ticks| ticks.len() >= 3).unwrap_or_else(|| straight_ticks(from, to))
+    found.filter(|ticks| ticks.len() >= 3).unwrap_or_else(|| {
+        // Even steps come closer to each other towards the right end.
+        let mut even = straight_ticks(from, to);
+        let mut last = 0.0;
+        even.retain(|tick| {
+            let fits = last <= 0.0 || (tick / last).ln() >= room;
+            last = if fits { *tick } else { last };
+            fits
+        });
+        even
+    })
 }
 
 #[cfg(test)]
@@ -189,6 +199,7 @@ mod tests {
             let count = times(from, to).len();
             assert!((2..=14).contains(&count), "{from} to {to}: {:?}", times(from, to));
         }
+        assert_eq!(times(7.5, 21.0), ["8 ms", "10 ms", "12 ms", "16 ms", "20 ms"], "14 and 18 ms have no room");
         assert_eq!(Axis::log("", AxisUnit::Plain, [0.0, f64::NAN, -1.0]), None);
     }
 

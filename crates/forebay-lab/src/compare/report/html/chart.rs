@@ -112,7 +112,7 @@ impl Chart {
                 .margin_top(16)
                 .margin_right(30)
                 .x_label_area_size(if self.x.name.is_empty() { 50 } else { 94 })
-                .y_label_area_size(longest * CHARACTER + desc + 34)
+                .y_label_area_size(longest * CHARACTER + desc + 44)
                 .build_cartesian_2d(self.x.clone(), self.y.clone())?;
             plane
                 .configure_mesh()
