@@ -5,6 +5,8 @@
 
 pub mod admin;
 pub mod cli;
+#[cfg(feature = "epp")]
+pub mod epp;
 pub mod proxy;
 pub mod server;
 pub mod spans;

@@ -33,6 +33,8 @@ const NOT_RUN: &[(&str, &str)] = &[
         "forebay compare config/experiments/sim-two-gpus.toml --html",
         "two minutes; tests/it/experiment.rs runs a short one",
     ),
+    ("forebay epp --config config/gateway", "it needs a gateway; tests/it/epp.rs runs both"),
+    ("envoy -c", "it needs Envoy; tests/it/epp.rs runs it where there is one"),
     ("benches/gpu/peers.sh", "it needs a GPU"),
     ("SIM=1 benches/gpu/peers.sh", "four minutes; tests/it/peers.rs runs a short one"),
     ("packaging/release.sh", "it builds twice for a release; its head says what it needs"),

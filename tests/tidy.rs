@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const TREES: &[Tree] = &[
     Tree {
         src: "src/",
-        layers: &[&["cli"], &["server"], &["proxy", "tasks", "admin"], &["upstream", "spans"]],
+        layers: &[&["cli"], &["server"], &["epp"], &["proxy", "tasks", "admin"], &["upstream", "spans"]],
         open: false,
     },
     Tree { src: "crates/forebay-fleet/src/", layers: &[&["telemetry"], &["config"], &["tls"], &["lock"]], open: true },
@@ -105,6 +105,16 @@ const HOMES: &[Home] = &[
         words: &["opentelemetry::", "opentelemetry_sdk::", "opentelemetry_otlp::", "opentelemetry_http::"],
         homes: &["src/spans/"],
         advice: "OpenTelemetry lives in src/spans/; elsewhere a request keeps a `Trace`",
+    },
+    Home {
+        words: &["envoy_types::"],
+        homes: &["src/epp/wire.rs"],
+        advice: "Envoy's types live in src/epp/wire.rs; elsewhere use its plain values",
+    },
+    Home {
+        words: &["tonic::", "tonic_health::"],
+        homes: &["src/epp/", "src/server/picker.rs"],
+        advice: "gRPC lives in src/epp/",
     },
     Home {
         words: &["axum::"],

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::server::{self, Options, Source};
+use crate::server::{self, Options, Serving, Source};
 use forebay_core::clock::Clock;
 use forebay_fleet::config::model::Config;
 use forebay_lab::load::client::{Client, Progress, Sending, Target};
@@ -104,7 +104,7 @@ struct StartedProxy {
 
 /// Starts the proxy on threads of its own, to be called outside of any runtime. It serves until the process ends.
 fn start_proxy(config: Config) -> Result<StartedProxy, String> {
-    let options = Options { config, source: Source::Fixed, signals: false, upgrade: false };
+    let options = Options { config, source: Source::Fixed, signals: false, upgrade: false, front: Serving::Clients };
     let handle = server::start(options).map_err(|error| error.to_string())?;
     let base = format!("http://{}", handle.data);
     let page = Some(format!("http://{}/dashboard", handle.admin));

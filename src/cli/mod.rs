@@ -29,6 +29,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::server::Serving;
+
 /// A load-balancing reverse proxy for several vLLM servers. Routes streaming requests by queue depth and measured time to
 /// first token, and exports latency by backend and by arm.
 #[derive(Parser)]
@@ -42,6 +44,10 @@ struct Cli {
 enum Command {
     /// Run the proxy, from a configuration file or from backends' URLs.
     Serve(Box<serve::Args>),
+    /// Run the endpoint picker of an Envoy gateway, without a proxy beside it.
+    #[cfg(feature = "epp")]
+    #[command(after_help = serve::ABOUT_EPP, mut_arg("listen", |listen| listen.help(serve::LISTEN_OF_EPP)))]
+    Epp(Box<serve::Args>),
     /// Check a configuration file and say everything that is wrong with it.
     Check(check::Args),
     /// Show pools, arms and backends of a running proxy on one screen.
@@ -82,7 +88,9 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     match Cli::parse().command {
-        Command::Serve(args) => serve::run(*args),
+        Command::Serve(args) => serve::run(*args, Serving::Clients),
+        #[cfg(feature = "epp")]
+        Command::Epp(args) => serve::run(*args, Serving::Gateways),
         Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(&args),
         Command::Drain(args) => drain::drain(args),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::check;
-use crate::server::{self, Handle, Options, Source};
+use crate::server::{self, Handle, Options, Serving, Source};
 use forebay_fleet::config::model::{
     AccessLogFormat, BackendConfig, BackendUrl, Config, LogFormat, PoolConfig, Secret, UrlError,
 };
@@ -76,6 +76,22 @@ pub struct Args {
     print_config: bool,
 }
 
+/// The end of the help of `forebay epp`.
+#[cfg(feature = "epp")]
+pub(super) const ABOUT_EPP: &str = "An Envoy gateway asks the picker for the vLLM server of each request (external processing), and sends the request itself. \
+    The picker admits, routes and measures as `forebay serve` does; metrics and the live page are on the admin address. \
+    docs/gateway.md has the gateway's configuration, and says when to use the picker and when the proxy. `forebay serve` \
+    with `epp.address` in its file runs both.\n\n\
+    Examples:\n  \
+    forebay epp --backend http://10.0.0.1:8000 --backend http://10.0.0.2:8000\n  \
+    forebay epp --config forebay.toml";
+/// The help of `--listen` for `forebay epp`.
+#[cfg(feature = "epp")]
+pub(super) const LISTEN_OF_EPP: &str =
+    "The address to listen on for gateways [default: 127.0.0.1:9002, or the file's epp.address]";
+
+/// The address of a picker that nothing else names.
+const PICKER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
 /// The time within which the last lines of the log must be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
 /// A backend that is this proxy itself.
@@ -144,8 +160,11 @@ fn choice<T: Copy + Send + Sync + 'static, const N: usize>(
 }
 
 /// Lets the command line win over the file. Paths of the file are relative to its folder.
-fn settle(config: &mut Config, args: &Args) {
-    config.listen.address = args.listen.unwrap_or(config.listen.address);
+fn settle(config: &mut Config, args: &Args, front: Serving) {
+    match front {
+        Serving::Clients => config.listen.address = args.listen.unwrap_or(config.listen.address),
+        Serving::Gateways => config.epp.address = args.listen.or(config.epp.address).or(Some(PICKER)),
+    }
     config.admin.address = args.admin.unwrap_or(config.admin.address);
     config.listen.threads = args.threads.map_or(config.listen.threads, usize::from);
     let log = &mut config.log;
@@ -229,9 +248,13 @@ fn print_config(mut config: Config, source: &Source, args: &Args) -> ExitCode {
 }
 
 /// Says where it listens, and where the live page is.
-fn announce(handle: &Handle, secure: bool, from_file: bool) {
+fn announce(handle: &Handle, (secure, from_file): (bool, bool), front: Serving) {
     let page = live_page(handle.admin, secure);
-    tracing::info!(requests = %handle.data, admin = %handle.admin, %page, "forebay is listening");
+    if let Some(address) = handle.picker {
+        tracing::info!(gateways = %address, "the endpoint picker is listening");
+    }
+    let requests = if front == Serving::Clients { handle.data.to_string() } else { "off".to_owned() };
+    tracing::info!(requests, admin = %handle.admin, %page, "forebay is listening");
     // Who starts it without a file has no older one that relied on the port.
     if from_file && handle.admin == Config::default().admin.address {
         tracing::info!("the admin address moved: its default was port 9090, which is Prometheus's own");
@@ -240,12 +263,12 @@ fn announce(handle: &Handle, secure: bool, from_file: bool) {
 
 /// Runs the command.
 #[must_use]
-pub fn run(args: Args) -> ExitCode {
+pub fn run(args: Args, front: Serving) -> ExitCode {
     let (mut config, source) = match read(&args) {
         Ok(read) => read,
         Err(code) => return code,
     };
-    settle(&mut config, &args);
+    settle(&mut config, &args, front);
     if args.print_config {
         return print_config(config, &source, &args);
     }
@@ -269,9 +292,9 @@ pub fn run(args: Args) -> ExitCode {
         return ExitCode::from(2);
     }
     let (secure, from_file) = (config.admin.tls.is_some(), matches!(source, Source::File { .. }));
-    let code = match server::start(Options { config, source, signals: true, upgrade: args.upgrade }) {
+    let code = match server::start(Options { config, source, signals: true, upgrade: args.upgrade, front }) {
         Ok(handle) => {
-            announce(&handle, secure, from_file);
+            announce(&handle, (secure, from_file), front);
             handle.wait();
             ExitCode::SUCCESS
         }

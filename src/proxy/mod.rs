@@ -14,6 +14,8 @@ mod fingerprints;
 mod forwarded;
 mod headers;
 mod models;
+#[cfg(feature = "epp")]
+pub(crate) mod picked;
 mod record;
 pub mod request;
 mod responses;

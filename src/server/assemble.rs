@@ -1,7 +1,6 @@
 //! Puts the parts together: telemetry, fleet, clients, proxy, admin and tasks become pingora services, and the process is up
 //! when both listeners answer.
 
-use std::convert::Infallible;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,24 +8,25 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{Request, Response};
-use hyper::body::Incoming;
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 
 use super::accept::Listening;
+use super::answering::AdminServices;
 use super::descriptors::Room;
 use super::flush::{drain_end, flush};
 use super::lifecycle::{Look, Signals, UnderWay};
-use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
+use super::listener::{Connections, HyperApp};
+#[cfg(feature = "epp")]
+use super::picker;
 use super::signals::Caught;
 use super::tls::Listeners;
 use super::upgrade::{Meeting, reserve, take_over};
 use super::watch::Tasks;
-use super::{Handle, Options, Source, StartError};
+use super::{Handle, Options, Serving, Source, StartError};
 use crate::admin::{self, Admin, NotChanged};
-use crate::proxy::{Outlet, Parts, Proxy, Readiness, Shutdown};
+use crate::proxy::{Parts, Proxy, Readiness, Shutdown};
 use crate::spans::Spans;
 use crate::upstream::{Limits, Upstream};
 use forebay_core::clock::Clock;
@@ -45,15 +45,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// pingora sleeps its grace period out; the drain ends the process before.
 const GRACE_BEYOND_DRAIN: u64 = 60;
-
-impl ServiceFor for Proxy {
-    type Service = crate::proxy::ClientService;
-    type Body = crate::proxy::AnswerBody;
-
-    fn service_for(&self, peer: Accepted, outlet: Arc<dyn Outlet>) -> Self::Service {
-        self.for_client((peer.client, peer.secure), Some(outlet))
-    }
-}
 
 /// The parts that the services of a process share.
 pub(super) struct Common {
@@ -111,7 +102,7 @@ impl Common {
         })
     }
 
-    fn readiness(&self) -> Readiness {
+    pub(super) fn readiness(&self) -> Readiness {
         let (listening, draining) = (Arc::clone(&self.listening), Arc::clone(&self.draining));
         let fleet = self.controller.fleet().clone();
         Arc::new(move || {
@@ -230,34 +221,48 @@ fn open_log(log: &Log, telemetry: &Telemetry) -> Result<AccessLog, StartError> {
 /// # Errors
 /// An address cannot be listened on, or a listener does not come up in time.
 pub fn start(options: Options) -> Result<Handle, StartError> {
-    let Options { mut config, source, signals, upgrade } = options;
+    let Options { mut config, source, signals, upgrade, front } = options;
+    let picks = config.epp.address.is_some();
+    if picks && cfg!(not(feature = "epp")) {
+        return Err(StartError::NoPicker);
+    }
     // First: what follows may wait for minutes for sources or for another process, in which a log may be rotated.
     let caught = signals.then(Caught::install).transpose().map_err(StartError::Signals)?;
     let room = Room::prepare(&config);
-    let (requests_in_use, admin_in_use);
-    (config.listen.address, requests_in_use) = reserve(config.listen.address, "listen.address", upgrade)?;
-    (config.admin.address, admin_in_use) = reserve(config.admin.address, "admin.address", upgrade)?;
-    let inherits = requests_in_use || admin_in_use;
-    let meeting = Meeting::new(config.listen.upgrade_socket.as_deref(), config.listen.address);
+    let mut inherits = false;
+    let mut reserved = |address: &mut SocketAddr, key| {
+        let (free, in_use) = reserve(*address, key, upgrade)?;
+        (*address, inherits) = (free, inherits || in_use);
+        Ok::<(), StartError>(())
+    };
+    if front == Serving::Clients {
+        reserved(&mut config.listen.address, "listen.address")?;
+    }
+    reserved(&mut config.admin.address, "admin.address")?;
+    if let Some(address) = &mut config.epp.address {
+        reserved(address, "epp.address")?;
+    }
+    let (admin, picker) = (config.admin.address, config.epp.address);
+    let data = picker.filter(|_| front == Serving::Gateways).unwrap_or(config.listen.address);
+    let meeting = Meeting::new(config.listen.upgrade_socket.as_deref(), data);
     if inherits {
         let socket = || meeting.socket().to_owned();
         meeting.prepare().map_err(|error| StartError::Meeting { socket: socket(), error })?;
     }
-    let (data, admin) = (config.listen.address, config.admin.address);
     let common = Arc::new(Common::new(&config, room)?);
     common.keep_upstream();
     common.find_backends();
     let listening = Arc::clone(&common.listening);
     let (taken_over, handed_over) = mpsc::channel();
-    let way = Way { signals: caught, meeting, inherits, taken_over };
+    let way = Way { signals: caught, meeting, inherits, taken_over, front };
     let server = build(config, source, way, common);
     let thread = std::thread::Builder::new().name("server".into()).spawn(server).map_err(StartError::Thread)?;
     handed_over.recv().map_err(|_| StartError::NotHandedOver)?;
-    for address in [data, admin] {
+    for address in [data, admin].into_iter().chain(picker) {
         await_listener(address)?;
     }
     listening.store(true, Ordering::Release);
-    Ok(Handle { data, admin, thread })
+    Ok(Handle { data, admin, picker, thread })
 }
 
 /// The way in which a server starts and ends.
@@ -269,12 +274,13 @@ struct Way {
     inherits: bool,
     /// Told once they are.
     taken_over: mpsc::Sender<()>,
+    front: Serving,
 }
 
 /// The work of the server's thread. pingora's services are made on it, since they are not all `Send` once built.
 fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl FnOnce() + Send {
     move || {
-        let Way { signals: caught, meeting, inherits, taken_over } = way;
+        let Way { signals: caught, meeting, inherits, taken_over, front } = way;
         let signals = caught.is_some();
         let connections = Connections::default();
         let conf = ServerConf {
@@ -304,8 +310,15 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             .within(Arc::clone(common.room.connections()))
             .secured(common.tls.requests.clone())
             .behind_proxy(config.listen.proxy_protocol);
-        let at = ("requests", config.listen.address);
-        server.add_service(Listening::new(at, app, config.listen.threads, common.clock.clone()));
+        if front == Serving::Clients {
+            let at = ("requests", config.listen.address);
+            server.add_service(Listening::new(at, app, config.listen.threads, common.clock.clone()));
+        }
+        #[cfg(feature = "epp")]
+        if let Some(address) = config.epp.address {
+            let (proxy, connections) = (proxy.clone(), Arc::clone(&connections));
+            server.add_service(picker::service(&common, proxy, (&config, address), connections));
+        }
         let services = AdminServices::new(&common.admin(proxy.clone()), &config);
         let app = HyperApp::new(services, &config, Connections::default(), common.clock.clone())
             .secured(common.tls.admin.clone());
@@ -345,29 +358,4 @@ fn await_listener(address: SocketAddr) -> Result<(), StartError> {
         std::thread::sleep(pause);
     }
     Err(StartError::Silent(address))
-}
-
-/// The admin API, the same for every client.
-struct AdminServices {
-    /// Over plain HTTP.
-    plain: admin::Router,
-    /// Over TLS.
-    secure: admin::Router,
-}
-
-impl AdminServices {
-    fn new(admin: &Admin, config: &Config) -> AdminServices {
-        let of = |way| admin::router(admin.clone(), config.admin.token.as_ref(), way);
-        AdminServices { plain: of(admin::Channel::Plain), secure: of(admin::Channel::Tls) }
-    }
-}
-
-impl ServiceFor for AdminServices {
-    type Service = tower::util::BoxCloneSyncService<Request<Incoming>, Response<Self::Body>, Infallible>;
-    type Body = admin::Body;
-
-    fn service_for(&self, peer: Accepted, _: Arc<dyn Outlet>) -> Self::Service {
-        let router = if peer.secure { &self.secure } else { &self.plain };
-        tower::util::BoxCloneSyncService::new(router.clone())
-    }
 }

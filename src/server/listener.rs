@@ -92,6 +92,8 @@ pub(super) struct HyperApp<F> {
     tls: Secured,
     /// Connections begin with the header of the PROXY protocol.
     behind_proxy: bool,
+    /// Its peers end requests by resets, also good ones.
+    expects_resets: bool,
     connections: Connections,
     max_connections: usize,
     /// Refused connections that are read to their end.
@@ -130,6 +132,7 @@ impl<F: ServiceFor> HyperApp<F> {
             builder,
             tls: Secured::default(),
             behind_proxy: false,
+            expects_resets: false,
             connections,
             max_connections: config.listen.max_connections.unwrap_or(usize::MAX),
             lingering: AtomicUsize::new(0),
@@ -147,6 +150,13 @@ impl<F: ServiceFor> HyperApp<F> {
     /// Reads from each connection whose it is, if `yes`.
     pub(super) fn behind_proxy(mut self, yes: bool) -> Self {
         self.behind_proxy = yes;
+        self
+    }
+
+    /// Takes a reset for an end like any other.
+    #[cfg(feature = "epp")]
+    pub(super) fn expecting_resets(mut self) -> Self {
+        self.expects_resets = true;
         self
     }
 
@@ -258,7 +268,7 @@ impl<F: ServiceFor> HyperApp<F> {
         let ended = loop {
             let wait = self.left(state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
             // Polled at first and when one of them woke the task, and not with every piece that comes.
-            let mut seldom = pin!(seldom(state, &mut shutdown, ending.is_some(), wait));
+            let mut seldom = pin!(seldom((state, !self.expects_resets), &mut shutdown, ending.is_some(), wait));
             let bell = Bell::new();
             let next = poll_fn(|cx| {
                 if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -327,11 +337,16 @@ enum Seldom {
     Look,
 }
 
-/// Waits for what seldom comes. `ending`: the connection was told to end already.
-async fn seldom(state: &ConnState, shutdown: &mut ShutdownWatch, ending: bool, wait: Duration) -> Seldom {
+/// Waits for what seldom comes. `judges`: whether resets may be abuse. `ending`: the connection was told to end already.
+async fn seldom(
+    (state, judges): (&ConnState, bool),
+    shutdown: &mut ShutdownWatch,
+    ending: bool,
+    wait: Duration,
+) -> Seldom {
     tokio::select! {
         biased;
-        () = state.abused() => Seldom::Abused,
+        () = state.abused(), if judges => Seldom::Abused,
         _ = shutdown.wait_for(|stop| *stop), if !ending => Seldom::Stop,
         () = tokio::time::sleep(wait) => Seldom::Look,
     }

@@ -2,6 +2,7 @@
 //! only home of pingora, whose services these are; every connection is handed to hyper.
 
 mod accept;
+mod answering;
 mod assemble;
 mod conn;
 mod descriptors;
@@ -10,6 +11,8 @@ mod flush;
 mod handover;
 mod lifecycle;
 mod listener;
+#[cfg(feature = "epp")]
+mod picker;
 #[doc(hidden)]
 pub mod proxy_protocol;
 mod sending;
@@ -54,6 +57,18 @@ pub struct Options {
     pub signals: bool,
     /// True to take the listening sockets over from the process that has them, if one does.
     pub upgrade: bool,
+    /// The requests that are served.
+    pub front: Serving,
+}
+
+/// The requests that a process serves, beside those for the admin API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Serving {
+    /// Clients, at `listen.address`.
+    #[default]
+    Clients,
+    /// Gateways alone, at `epp.address`.
+    Gateways,
 }
 
 /// The reason why a server did not start.
@@ -69,6 +84,9 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// The configuration has a picker, which this program was built without.
+    #[error("epp.address is set, but this program was built without the feature `epp`")]
+    NoPicker,
     /// SIGHUP and SIGUSR1 cannot be caught, so that either would end the process.
     #[error("cannot catch signals: {0}")]
     Signals(std::io::Error),
@@ -128,8 +146,10 @@ fn bind_help(error: &std::io::Error, key: &str) -> String {
 
 /// A running server.
 pub struct Handle {
-    /// The address at which requests are served.
+    /// The address at which requests are served; where only gateways are, theirs.
     pub data: SocketAddr,
+    /// The address at which gateways ask, where they do.
+    pub picker: Option<SocketAddr>,
     /// The address of metrics and the admin API.
     pub admin: SocketAddr,
     thread: std::thread::JoinHandle<()>,

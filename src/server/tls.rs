@@ -13,10 +13,11 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::upstream::stall::WriteStall;
-use forebay_fleet::config::model::{Config, ListenerTls};
+use forebay_fleet::config::model::{Config, PickerTls};
 use forebay_fleet::reach::Wire;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::live::CertificateRow;
+use forebay_fleet::tls::ServerTls;
 
 /// A client's connection.
 pub(super) type Transport = Wire<WriteStall<TcpStream>>;
@@ -29,8 +30,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(super) struct Secured(Arc<ArcSwapOption<ServerConfig>>);
 
 impl Secured {
-    fn set(&self, tls: Option<&ListenerTls>) {
-        self.0.store(tls.map(|tls| tls.server.config()));
+    fn set(&self, tls: Option<&ServerTls>) {
+        self.0.store(tls.map(ServerTls::config));
     }
 
     /// Returns the settings of a connection's handshake; `None` where the listener speaks plain HTTP.
@@ -70,16 +71,23 @@ pub(super) async fn within<T>(
 pub(super) struct Listeners {
     pub(super) requests: Secured,
     pub(super) admin: Secured,
+    pub(super) picker: Secured,
 }
 
 impl Listeners {
     /// Puts the certificates of `config` into force and shows until when they are valid.
     pub(super) fn take(&self, config: &Config, telemetry: &Telemetry) {
         let mut rows = Vec::new();
-        for (key, secured, tls) in
-            [("listen.tls", &self.requests, &config.listen.tls), ("admin.tls", &self.admin, &config.admin.tls)]
-        {
-            secured.set(tls.as_ref());
+        let of_picker = match &config.epp.tls {
+            PickerTls::Files(files) => Some(files),
+            PickerTls::Off | PickerTls::SelfSigned => None,
+        };
+        for (key, secured, tls) in [
+            ("listen.tls", &self.requests, config.listen.tls.as_ref()),
+            ("admin.tls", &self.admin, config.admin.tls.as_ref()),
+            ("epp.tls", &self.picker, of_picker),
+        ] {
+            secured.set(tls.map(|tls| &tls.server));
             let Some(tls) = tls else { continue };
             let validity = tls.server.validity();
             rows.push(CertificateRow { key, pool: None, not_after: validity.not_after });
@@ -90,6 +98,10 @@ impl Listeners {
                     tracing::info!(key, file = tls.cert_file, valid_until = validity.until(), "certificate in force")
                 }
             }
+        }
+        #[cfg(feature = "epp")]
+        if config.epp.tls == PickerTls::SelfSigned && config.epp.address.is_some() {
+            self.picker.set(Some(self_signed::certificate()));
         }
         for pool in &config.pools {
             let Some((tls, validity)) = pool.tls.as_ref().and_then(|tls| Some((tls, tls.client.validity()?))) else {
@@ -110,5 +122,26 @@ impl Listeners {
             }
         }
         telemetry.show_certificates(rows);
+    }
+}
+
+#[cfg(feature = "epp")]
+mod self_signed {
+    //! A certificate that the process makes for itself. Gateways that check none of a picker's encrypt by it.
+
+    use std::sync::LazyLock;
+
+    use forebay_fleet::tls::{MinVersion, ServerTls};
+
+    static MADE: LazyLock<ServerTls> = LazyLock::new(|| {
+        let names = ["forebay".to_owned(), "localhost".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("two plain names make a certificate");
+        let key = made.signing_key.serialize_pem();
+        ServerTls::new(&made.cert.pem(), &key, None, MinVersion::default()).expect("a certificate fits its own key")
+    });
+
+    /// The certificate, the same for the life of the process.
+    pub(super) fn certificate() -> &'static ServerTls {
+        &MADE
     }
 }

@@ -151,7 +151,7 @@ impl Common {
         let of_pools = |config: &Config| {
             config.pools.iter().map(|pool| (pool.model.clone(), pool.tls.clone())).collect::<Vec<_>>()
         };
-        let listeners = |config: &Config| (config.listen.tls.clone(), config.admin.tls.clone());
+        let listeners = |config: &Config| (config.listen.tls.clone(), config.admin.tls.clone(), config.epp.tls.clone());
         // Only then, since to read certificates anew may fail for a file that has nothing to do with this change.
         if listeners(&old) != listeners(&config) || of_pools(&old) != of_pools(&config) {
             self.tls.take(&config, &self.telemetry);

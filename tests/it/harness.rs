@@ -104,6 +104,8 @@ pub(crate) struct Harness {
     /// What its shell's `ulimit` is told.
     ulimit: Option<&'static str>,
     names: Option<Names>,
+    /// The command that is run.
+    command: &'static str,
     dir: TempDir,
 }
 
@@ -117,6 +119,7 @@ impl Harness {
             env: Vec::new(),
             ulimit: None,
             names: None,
+            command: "serve",
             dir: TempDir::new().unwrap(),
         }
     }
@@ -178,13 +181,19 @@ impl Harness {
         self
     }
 
+    /// Runs another command than `serve`, with the same arguments.
+    pub(crate) fn command(mut self, command: &'static str) -> Harness {
+        self.command = command;
+        self
+    }
+
     /// Starts it and waits until it listens.
     pub(crate) fn start(self) -> Forebay {
         let config = self.dir.path().join("forebay.toml");
         for (name, text) in &self.files {
             std::fs::write(self.dir.path().join(name), text).unwrap();
         }
-        let mut args = vec!["serve".to_owned()];
+        let mut args = vec![self.command.to_owned()];
         if !self.pools.is_empty() {
             std::fs::write(&config, format!("{}\n{}", self.sections, self.pools)).unwrap();
             args.extend(["--config".to_owned(), config.display().to_string()]);

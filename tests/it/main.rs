@@ -10,6 +10,8 @@ mod client;
 mod cluster_objects;
 mod frames;
 mod fronts;
+#[cfg(feature = "epp")]
+mod gateway;
 mod harness;
 mod mock;
 mod names;
@@ -33,6 +35,8 @@ mod cors;
 mod dashboard;
 mod dns;
 mod drains;
+#[cfg(feature = "epp")]
+mod epp;
 #[cfg(all(feature = "sim", feature = "bench"))]
 mod experiment;
 mod explain;

@@ -277,6 +277,14 @@ pub enum Refusal {
         /// The last one's failure.
         failure: Failure,
     },
+    /// The backend that another data plane sent the request to failed before its first token: the sender may repeat it.
+    #[error("the backend of `{model}` failed before its first token ({}); try again", failure.label())]
+    FailedEarly {
+        /// The pool's model.
+        model: String,
+        /// The failure.
+        failure: Failure,
+    },
     /// This host has no file descriptors or no memory for a connection to a backend.
     #[error("this proxy has no file descriptors or memory left for a connection to a backend; try again shortly")]
     Shortage,
@@ -304,7 +312,7 @@ impl Refusal {
             Refusal::Encoded(_) => 415,
             Refusal::RateLimited { .. } => 429,
             Refusal::BodiesFull | Refusal::NoBackend(_) | Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) => 503,
-            Refusal::Shortage | Refusal::ShuttingDown => 503,
+            Refusal::Shortage | Refusal::ShuttingDown | Refusal::FailedEarly { .. } => 503,
             Refusal::Exhausted { failure, .. } => failure.status(),
             Refusal::Internal => 500,
             Refusal::Loop => 508,
@@ -337,7 +345,7 @@ impl Refusal {
             Refusal::Exhausted { failure: Failure::FirstToken | Failure::Stalled | Failure::Deadline, .. } => {
                 "forebay_timeout"
             }
-            Refusal::Exhausted { .. } => "forebay_upstream_failed",
+            Refusal::Exhausted { .. } | Refusal::FailedEarly { .. } => "forebay_upstream_failed",
             Refusal::Shortage => "forebay_shortage",
             Refusal::ShuttingDown => "forebay_shutting_down",
             Refusal::Internal => "forebay_internal",

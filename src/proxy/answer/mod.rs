@@ -5,6 +5,6 @@ pub(crate) mod error_event;
 pub(crate) mod front;
 pub(crate) mod injected;
 pub(crate) mod outlet;
-mod pace;
+pub(crate) mod pace;
 pub(crate) mod relay;
 pub(crate) mod wire;

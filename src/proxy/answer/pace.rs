@@ -20,7 +20,7 @@ static INDEX: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"index\
 const MOST_SEQUENCES: u32 = 1024;
 
 /// The gaps between token events.
-pub(super) struct Pace {
+pub(crate) struct Pace {
     last: Time,
     counted: u64,
     choices: Option<Choices>,
@@ -41,7 +41,7 @@ struct Sequence {
 
 impl Pace {
     /// A stream whose `first` events came at the commit.
-    pub(super) fn new(first: &[Segment], first_at: Time, parser: &Parser, sequences: u32) -> Pace {
+    pub(crate) fn new(first: &[Segment], first_at: Time, parser: &Parser, sequences: u32) -> Pace {
         let choices = (sequences > 1).then(|| {
             let timed = if sequences <= MOST_SEQUENCES { sequences as usize } else { 0 };
             let mut choices = Choices { seen: vec![None; timed], told: true };
@@ -52,7 +52,7 @@ impl Pace {
     }
 
     /// Notes the events that came at `now`.
-    pub(super) fn observe(
+    pub(crate) fn observe(
         &mut self,
         (parser, segments): (&Parser, &[Segment]),
         now: Time,
@@ -82,7 +82,7 @@ impl Pace {
 
     /// Returns how long the sequences decoded, all together, from the first token of each to its last, and how many they were. Both
     /// are zero where that cannot be told; nothing for one sequence.
-    pub(super) fn decoded(&self) -> Option<(Duration, u64)> {
+    pub(crate) fn decoded(&self) -> Option<(Duration, u64)> {
         let choices = self.choices.as_ref()?;
         let sequences = choices.seen.iter().flatten();
         if !choices.told || choices.seen.iter().any(Option::is_none) {

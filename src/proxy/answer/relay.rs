@@ -19,7 +19,7 @@ use forebay_core::stream::{Api, EventKind, Parser, Segment, Usage, usage_of_body
 use forebay_fleet::{AttemptOutcome, Ticket};
 
 /// Unary answers up to this size are kept beside the relay for their token counts.
-const USAGE_BODY_MAX: usize = 4 << 20;
+pub(crate) const USAGE_BODY_MAX: usize = 4 << 20;
 
 /// A stream of events: the parser, and what was read of it before the commit.
 pub(crate) struct Events {

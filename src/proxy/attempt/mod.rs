@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use http::response::Parts;
 
 pub(crate) use outcome::{Attempted, Committed, Form, RealAnswer};
 pub(crate) use upgrade::{Upgraded, upgrade};
@@ -36,7 +35,7 @@ use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
 use forebay_fleet::{AttemptOutcome, Dispatched, Fleet, Ticket};
 use outcome::{Answer, Uncommitted};
-use place::{Patience, place};
+pub(crate) use place::{Patience, place};
 
 /// The ways to the backends.
 pub(crate) struct Means<'a> {
@@ -225,7 +224,7 @@ async fn try_once(
         return Err(Failure::ServerError(StatusCode::BAD_GATEWAY.as_u16()).into());
     }
     // A 401 is the operator's mistake where the key was ours, and the client's where it was passed on.
-    let failure = error_of(&head, backend.key.is_some());
+    let failure = error_of(head.status, &head.headers, backend.key.is_some());
     // A server that does not have a response, or nothing to serve this request for it by: another may.
     let lacks = work.search.is_some() && matches!(head.status.as_u16(), 404 | 405 | 501);
     if failure.is_none() && !lacks {
@@ -252,16 +251,17 @@ async fn try_once(
     })
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+/// Returns whether an answer is a stream of events.
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// The failure that a status means; `None` where the answer is the client's.
-fn error_of(head: &Parts, our_key: bool) -> Option<Failure> {
-    match head.status.as_u16() {
+pub(crate) fn error_of(status: StatusCode, headers: &HeaderMap, our_key: bool) -> Option<Failure> {
+    match status.as_u16() {
         status @ (500 | 502 | 504) => Some(Failure::ServerError(status)),
         status @ (503 | 429) => {
-            let seconds = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             Some(Failure::Busy { status, retry_after: seconds.map(Duration::from_secs) })
         }
         // If it is the model that is not found, and not something that the client named.

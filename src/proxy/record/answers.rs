@@ -63,8 +63,9 @@ impl Record {
             answer.insert(headers::ATTEMPTS, HeaderValue::from(self.attempts));
             self.why.mark(answer);
         }
-        // Of one call no more than two backends die, also if the client's library would repeat it.
-        if self.deaths > 0 && self.status >= 429 {
+        // A gateway repeats one attempt at a time, and each of its questions sees one death. Of one call no more than two backends die, also if the client's library would repeat it.
+        let most = if self.is_picked() { 2 } else { 1 };
+        if self.deaths >= most && self.status >= 429 {
             forbid_retry(answer);
         }
     }

@@ -32,6 +32,9 @@ impl Record {
     }
 
     pub(super) fn tokens(&self) -> Option<(TokenSource, u64)> {
+        if self.partly {
+            return None;
+        }
         match self.usage {
             Some(usage) => Some((TokenSource::Usage, usage.completion_tokens)),
             None if self.first_token.is_some() => Some((TokenSource::Events, self.token_events)),
@@ -60,7 +63,7 @@ impl Record {
             ..Ended::of(outcome)
         };
         // Half an answer has no E2E, and its TPOT would look good: only whole ones are measured.
-        if outcome != Outcome::Success || self.backend.is_none() {
+        if outcome != Outcome::Success || self.backend.is_none() || self.partly {
             return ended;
         }
         let tpot = self.tpot(timings);

@@ -33,6 +33,7 @@ mod answers;
 mod ended;
 mod explanation;
 mod limits;
+mod picked;
 mod traced;
 
 /// The facts that are known of a request so far.
@@ -86,6 +87,10 @@ pub(crate) struct Record {
     /// cannot be told.
     pub(crate) decoded: Option<(Duration, u64)>,
     why: Explanations,
+    /// Another data plane sends it, and this process only chose the backend.
+    picked: bool,
+    /// Nobody sees its end.
+    partly: bool,
     /// Its trace, where requests are traced.
     trace: Option<Box<Trace>>,
 }
@@ -131,6 +136,8 @@ impl Record {
             usage: None,
             token_events: 0,
             decoded: None,
+            picked: false,
+            partly: false,
             why: Explanations::new(settings.clients.explain, client, &head.headers),
             trace: shared.spans.as_ref().map(|_| Box::new(Trace::begin(&head.headers, &settings.trace))),
             settings,

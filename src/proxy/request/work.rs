@@ -94,7 +94,7 @@ impl Work {
     }
 
     /// The body with the pool's model in place of an alias that this backend does not list.
-    fn renamed_for(&self, backend: &Backend) -> Option<&Pieces> {
+    pub(crate) fn renamed_for(&self, backend: &Backend) -> Option<&Pieces> {
         let asked = self.body.asked.as_ref()?;
         self.body.renamed.as_ref().filter(|_| !backend.lists(asked))
     }
@@ -229,7 +229,9 @@ pub(crate) async fn prepare(
     record.assign(&pool, arm);
     record.belongs_to(session.as_deref(), kept.as_ref());
     let marks = marks(seed, &pool, session.as_deref(), &parsed);
-    let (body, usage_injected) = outgoing(&pool, (settings, &headers), endpoint, &parsed, &bytes);
+    // What a picker asks for would have to be taken out of an answer that it may not see.
+    let injects = settings.stream.usage == UsageMode::Inject && !record.is_picked();
+    let (body, usage_injected) = outgoing(&pool, (injects, &headers), endpoint, &parsed, &bytes);
     let host = host_asked(uri, &headers);
     let ours = (&record.request_id, shared.via.entry(version));
     headers::for_backend(&mut headers, ours, streamed, client.is_none());
@@ -328,7 +330,7 @@ fn renamed_form(headers: &HeaderMap, bytes: &Bytes, alias: &str, model: &str) ->
 
 fn outgoing(
     pool: &Pool,
-    (settings, headers): (&Config, &HeaderMap),
+    (injects, headers): (bool, &HeaderMap),
     endpoint: Endpoint,
     parsed: &Parsed,
     bytes: &Bytes,
@@ -339,7 +341,7 @@ fn outgoing(
         return (Body { asked: parsed.model.clone(), as_asked: Pieces::new([bytes.clone()]), renamed }, false);
     };
     let mut splice = Splice::default();
-    let injected = settings.stream.usage == UsageMode::Inject && splice.inject_usage(endpoint.api, peek);
+    let injected = injects && splice.inject_usage(endpoint.api, peek);
     let is_alias = |asked: &&String| !pool.by_list && pool.aliases.contains(asked);
     let renamed = parsed.model.as_ref().filter(is_alias).map(|_| {
         let mut splice = splice.clone();

@@ -10,13 +10,13 @@ pub use super::affinity::Affinity;
 pub use super::discover::{Discover, DiscoverySource, DnsName, Kubernetes, Whom};
 pub use super::keys::{
     AccessLogFormat, Admin, ArmConfig, BackendConfig, Budget, ClientKey, Clients, Cors, Drain, Ejection, Explain,
-    Forwarding, HealthConfig, KeyConfig, Limits, Listen, Log, LogFormat, Paths, PoolConfig, Replicas, Retry,
-    ScrapeConfig, SessionKey, Slo, Stream, Trace, TracedErrors, UsageMode, WaitRoom, log_filter,
+    Forwarding, HealthConfig, KeyConfig, Limits, Listen, Log, LogFormat, Observe, Paths, Picker, PoolConfig, Replicas,
+    Retry, ScrapeConfig, SessionKey, Slo, Stream, Trace, TracedErrors, UsageMode, WaitRoom, log_filter,
 };
 pub use super::origins::Origins;
 pub use super::pool_tls::PoolTls;
 pub use super::secret::Secret;
-pub use super::tls::ListenerTls;
+pub use super::tls::{ListenerTls, PickerTls};
 pub use super::unknown_models::UnknownModels;
 pub use super::url::{BackendUrl, UrlError};
 
@@ -84,6 +84,8 @@ sections! {
     listen: Listen,
     /// The listener for operators.
     admin: Admin,
+    /// The endpoint picker of an Envoy gateway.
+    epp: Picker,
     /// The log of events and the access log.
     log: Log,
     /// The clients that may send requests.

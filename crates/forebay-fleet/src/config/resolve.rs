@@ -19,8 +19,10 @@ pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
     config.listen.tls = tls::listener(&tables.listen.table("tls", tls::LISTEN_TLS), outside);
     let admin_tls = tables.admin.table("tls", tls::ADMIN_TLS);
     config.admin.tls = tls::listener(&admin_tls, outside);
+    config.epp.tls = tls::picker(&tables.epp, outside);
     config.admin.token = token(&tables.admin, outside);
     check_admin(&config.admin, (&tables.admin, &admin_tls), &data);
+    check_picker(&config, &tables, &data);
     config.clients.keys = client_keys::client_keys(&tables.clients, outside);
     config.pools = pools::pools(root, &mut pools::Around { outside, listener: &data });
     check_replicas(&config, &tables.replicas);
@@ -59,6 +61,25 @@ fn check_admin(admin: &Admin, (table, tls): (&Table<'_>, &Table<'_>), data: &Got
     if !address.wrong && !data.wrong && collide(address.value, data.value) {
         let message = format!("admin.address: {} is taken by listen.address ({})", address.value, data.value);
         both(table.notes(), message, "give the two listeners two ports", (&address.span, &data.span), "taken here");
+    }
+}
+
+/// Notes a picker whose port is another listener's.
+fn check_picker(config: &Config, tables: &Tables<'_>, data: &Got<SocketAddr>) {
+    let picker = tables.epp.got("address", config.epp.address);
+    let admin = tables.admin.got("address", config.admin.address);
+    let Some(address) = picker.value.filter(|_| !picker.wrong) else { return };
+    for (other, key) in [(data, "listen.address"), (&admin, "admin.address")] {
+        if !other.wrong && collide(address, other.value) {
+            let message = format!("epp.address: {address} is taken by {key} ({})", other.value);
+            both(
+                tables.epp.notes(),
+                message,
+                "give the two listeners two ports",
+                (&picker.span, &other.span),
+                "taken here",
+            );
+        }
     }
 }
 

@@ -4,11 +4,12 @@
 use super::discover::{DISCOVER, KUBERNETES};
 use super::keys::{
     Admin, ArmConfig, BackendConfig, Budget, Clients, Cors, Drain, Ejection, Forwarding, HealthConfig, KeyConfig,
-    Limits, Listen, Log, Paths, PoolConfig, Replicas, Retry, SESSION, ScrapeConfig, Slo, Stream, Trace, WaitRoom,
+    Limits, Listen, Log, Paths, Picker, PoolConfig, Replicas, Retry, SESSION, ScrapeConfig, Slo, Stream, Trace,
+    WaitRoom,
 };
 use super::model::ROOT;
 use super::pool_tls::POOL_TLS;
-use super::tls::{ADMIN_TLS, LISTEN_TLS};
+use super::tls::{ADMIN_TLS, EPP_TLS, LISTEN_TLS};
 use forebay_core::toml_reader::{Keys, Schema};
 
 /// The whole file, in the order of the documentation.
@@ -21,6 +22,8 @@ pub(super) static SCHEMA: Schema = Schema {
         Drain::SECTION,
         Admin::SECTION,
         ADMIN_TLS,
+        Picker::SECTION,
+        EPP_TLS,
         Log::SECTION,
         Clients::SECTION,
         KeyConfig::SECTION,

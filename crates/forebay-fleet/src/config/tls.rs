@@ -66,6 +66,48 @@ listener_tls! {
     ADMIN_TLS: "admin.tls"
 }
 
+listener_tls! {
+    /// TLS for gateways that ask the picker, with a certificate of your own. The files are read again every 2 s.
+    EPP_TLS: "epp.tls"
+}
+
+/// `tls` of the picker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PickerTls {
+    /// None.
+    Off,
+    /// A certificate that the process makes at its start.
+    SelfSigned,
+    /// A certificate from files.
+    Files(ListenerTls),
+}
+
+impl Serialize for PickerTls {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            PickerTls::Off => serializer.serialize_str("off"),
+            PickerTls::SelfSigned => serializer.serialize_str("self-signed"),
+            PickerTls::Files(files) => files.serialize(serializer),
+        }
+    }
+}
+
+/// Reads `tls` of the picker.
+pub(super) fn picker(table: &Table<'_>, outside: &mut Outside<'_>) -> PickerTls {
+    let Some(value) = table.value("tls") else { return PickerTls::SelfSigned };
+    match values::text(&value) {
+        Ok(text) if text == "off" => PickerTls::Off,
+        Ok(text) if text == "self-signed" => PickerTls::SelfSigned,
+        Ok(text) => {
+            let wrong = Wrong::because(format!("`{text}` is neither \"self-signed\" nor \"off\""));
+            let hint = "write one of these, or tls = { cert_file = \"tls.crt\", key_file = \"tls.key\" }";
+            table.wrong("tls", value.span, wrong.hint(hint));
+            PickerTls::SelfSigned
+        }
+        Err(_) => listener(&table.table("tls", EPP_TLS), outside).map_or(PickerTls::SelfSigned, PickerTls::Files),
+    }
+}
+
 /// `tls` of a listener.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListenerTls {

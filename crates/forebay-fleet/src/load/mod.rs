@@ -6,6 +6,7 @@
 //! were 190 of 575 ns.
 
 pub(crate) mod backoff;
+mod departed;
 pub(crate) mod lease;
 mod prefill;
 mod running_limit;
@@ -115,6 +116,11 @@ impl Load {
         if lease.phase == Phase::Decode {
             self.with(|state| state.event(lease, now, client_blocked));
         }
+    }
+
+    /// The attempt goes on and is no longer watched.
+    pub(crate) fn depart(&self, lease: &Lease, now: Time) {
+        self.with(|state| state.depart(lease, now));
     }
 
     /// The attempt succeeded. Whether the backend was on trial and has passed.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::backoff::Backoff;
+use super::departed::Departed;
 use super::lease::{Lease, LeaseRequest, Phase};
 use super::prefill::{PrefillQueue, QueuedPrompt};
 use super::running_limit::RunningLimit;
@@ -36,6 +37,8 @@ pub(crate) struct LoadState {
     pub(super) queued_tokens: u64,
     pub(super) kv_tokens: u64,
     pub(super) waiting: PrefillQueue,
+    /// Attempts that are no longer watched.
+    pub(super) departed: Departed,
     pub(super) last_first_token: Time,
     /// Uncached prompt tokens of all streams that got their first token.
     pub(super) prefilled: u64,
@@ -77,6 +80,7 @@ impl LoadState {
             queued_tokens: 0,
             kv_tokens: 0,
             waiting: PrefillQueue::new(),
+            departed: Departed::default(),
             last_first_token: Time::ZERO,
             prefilled: 0,
             ttft: TtftRatio::default(),
@@ -111,13 +115,14 @@ impl LoadState {
     #[inline]
     pub(crate) fn row(&self, id: BackendId, member: u16, mean_prompt: f64, now: Time, lived: Time) -> Candidate {
         let scrape = self.fresh(now);
+        let (departed, departed_kv) = self.departed.counted(now, self.stale_after);
         Candidate {
             id,
             member,
             prefilling: self.prefilling,
-            decoding: self.decoding,
+            decoding: self.decoding.saturating_add(departed),
             queued_tokens: self.queued_tokens,
-            kv_tokens: self.kv_tokens,
+            kv_tokens: self.kv_tokens.saturating_add(departed_kv),
             kv_capacity: scrape.and_then(|scrape| scrape.sample.kv_capacity_tokens),
             // A fact of the engine's command line, so that it holds without a fresh scrape.
             running_limit: self.running_limit.known(),
@@ -281,8 +286,14 @@ impl LoadState {
         self.backoff.leave(lease.attempt);
     }
 
+    /// The attempt goes on and is no longer watched: the next scrape counts it.
+    pub(super) fn depart(&mut self, lease: &Lease, now: Time) {
+        self.departed.add((lease.sequences, lease.kv_tokens), now, self.stale_after);
+    }
+
     /// Takes over a scrape; whether the engine was restarted since the one before.
     pub(super) fn set_sample(&mut self, sample: Sample, now: Time) -> bool {
+        self.departed = Departed::default();
         let own = Own { prefilling: self.prefilling, decoding: self.decoding, kv_tokens: self.kv_tokens };
         let scrape = Scrape::new(sample, own, now, self.stale_after);
         let restarted = self.worth.report(scrape.sample.prefix_queries, scrape.sample.prefix_hits, now);

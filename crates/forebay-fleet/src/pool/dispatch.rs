@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::backend::Backend;
 use super::gate::{Gate, Slots};
 use super::placed::Dispatched;
 use super::room::Full;
@@ -141,6 +142,33 @@ impl Pool {
             // Nobody waits on this way in, so that the time of the next look is of no use.
             Sought::Full(_) => Err(Refusal::WaitRoomFull(self.model.clone())),
         }
+    }
+
+    /// Returns the backend that a request would get now, without taking a place on it; none where nobody may have it, or has room.
+    #[must_use]
+    pub fn preview(
+        &self,
+        facts: &RequestFacts,
+        tried: &[BackendId],
+        now: Time,
+        rng: &mut fastrand::Rng,
+    ) -> Option<Arc<Backend>> {
+        let mut gate = locked(&self.gate);
+        let gate = &mut *gate;
+        let mut rows = gate.take_rows(facts.arm);
+        let decided = {
+            let loads = self.loads(&gate.slots, gate.mean_prompt(now), gate.pace.lived(now), now);
+            let buffers = Buffers { admitted: &mut gate.admitted, rows: &mut rows, affinity: &mut gate.affinity };
+            let query = Query { facts, tried, now };
+            decide(self.rules(gate.room.held(), &gate.slots, facts), query, &loads, buffers, rng, Aside::default())
+        };
+        let member = match decided {
+            Decided::Row(index, _) => Some(rows.as_slice()[index].member),
+            Decided::Full(_) | Decided::Nowhere => None,
+        };
+        rows.finish();
+        gate.put_back(facts.arm, rows);
+        member.map(|member| Arc::clone(&self.members[usize::from(member)].backend))
     }
 
     /// Returns where a request would go now, and how every member stands, without taking a place. `matched` supposes so many tokens of

@@ -85,6 +85,11 @@ impl Ticket {
         self.backend.load.cached(&self.lease, prompt_tokens, cached_tokens);
     }
 
+    /// Lets the attempt go on without being watched. Until the next scrape counts it, it stays in the backend's load.
+    pub fn leave(self, now: Time) {
+        self.backend.load.depart(&self.lease, now);
+    }
+
     /// The end. Without it, a drop is an attempt abandoned, blamed on nobody.
     pub fn finish(self, outcome: AttemptOutcome, now: Time) {
         match outcome {

@@ -210,7 +210,7 @@ impl From<&Refusal> for Outcome {
     /// Attempts that ran out count as the last one's failure.
     fn from(refusal: &Refusal) -> Outcome {
         match refusal {
-            Refusal::Exhausted { failure, .. } => Outcome::Failed(*failure),
+            Refusal::Exhausted { failure, .. } | Refusal::FailedEarly { failure, .. } => Outcome::Failed(*failure),
             other => Outcome::Refused(other.kind()),
         }
     }
@@ -313,6 +313,7 @@ mod tests {
             Refusal::ModelNotAllowed { .. } | Refusal::RateLimited { .. } => {}
             Refusal::TooLarge(_) | Refusal::Encoded(_) | Refusal::BodiesFull | Refusal::NoBackend(_) => {}
             Refusal::WaitRoomFull(_) | Refusal::WaitTimeout(_) | Refusal::Exhausted { .. } => {}
+            Refusal::FailedEarly { .. } => {}
             Refusal::Shortage | Refusal::ShuttingDown | Refusal::Internal => {}
         }
     }
