@@ -205,7 +205,7 @@ fn wrong_usage_is_2_and_a_file_that_cannot_be_read_is_1() {
     written(&[made(&Made { arm: Some("b"), ..TP2 }, 2)], &dir.path().join("b.jsonl"));
     std::fs::write(dir.path().join("broken.jsonl"), "{\"nonsense\":1}\n").unwrap();
     for (args, code, said) in [
-        (&["a.jsonl"][..], 2, "there is one arm, `tp2`"),
+        (&["a.jsonl"][..], 2, "these files have one arm, `tp2`"),
         (&["a.jsonl", "b.jsonl", "--baseline", "c"], 2, "--baseline: no arm is called `c`; there are tp2, b"),
         (&["a.jsonl", "b.jsonl", "--price", "b=-1"], 2, "--price b=-1: it must be above 0"),
         (&["a.jsonl", "b.jsonl", "--price", "b"], 2, "is not ARM=NUMBER"),

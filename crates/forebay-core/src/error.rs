@@ -234,9 +234,7 @@ pub enum Refusal {
     #[error("a request body with content-encoding `{0}` is not taken; send it plain, or as gzip or zstd alone")]
     Encoded(String),
     /// All bodies together over their limit, or the heads of one connection.
-    #[error(
-        "too many request bodies are in memory (limits.bodies_in_memory), or one HTTP/2 connection's heads; try again shortly"
-    )]
+    #[error("too many request bodies (limits.bodies_in_memory) or heads are in memory; try again shortly")]
     BodiesFull,
     /// Nothing to route to: no backend, or all drained.
     #[error("no backend of `{0}` takes requests at present")]

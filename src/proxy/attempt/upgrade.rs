@@ -83,8 +83,8 @@ async fn ask(
     }
     let (head, body) = answer.into_parts();
     // A text model has no such path, and vLLM says so by a 403 or a 404, which are no fault of the key or the model.
-    let failure =
-        error_of(head.status, &head.headers, false).filter(|failure| matches!(failure, Failure::ServerError(_) | Failure::Busy { .. }));
+    let failure = error_of(head.status, &head.headers, false)
+        .filter(|failure| matches!(failure, Failure::ServerError(_) | Failure::Busy { .. }));
     Err(match (failure, RealAnswer::read(backend, head, body).await) {
         (Some(failure), answer) => Uncommitted::Failed(failure, answer),
         (None, Some(answer)) => Uncommitted::Theirs(answer),

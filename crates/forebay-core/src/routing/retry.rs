@@ -75,9 +75,10 @@ impl Attempts {
         self.failed
     }
 
-    /// Whether no backend has had the request yet: there was no attempt, or only ones that counted against no limit.
+    /// Returns whether no backend has had the request yet. Then there was no attempt, or only ones that counted against no limit.
     #[must_use]
     pub fn nobody_asked(&self) -> bool {
+        // Every attempt that a backend had is counted, and no other.
         self.failed == 0
     }
 

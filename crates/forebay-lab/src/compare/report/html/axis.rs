@@ -168,7 +168,12 @@ fn log_ticks(from: f64, to: f64) -> Vec<f64> {
     let room = (to / from).ln() / TICKS as f64;
     let fits = |ticks: &Vec<f64>| ticks.windows(2).all(|two| (two[1] / two[0]).ln() >= room);
     let series: [&[f64]; 4] = [&[1.0, 2.0, 3.0, 5.0], &[1.0, 2.0, 5.0], &[1.0, 3.0], &[1.0]];
-    let found = series.iter().map(|series| of_series(series)).find(fits);
+    // Of many decades, every second one or fewer.
+    let sparse = (2..=4).map(|step| {
+        let some = decades.clone().filter(|decade| decade.rem_euclid(step) == 0);
+        some.map(|decade| 10.0_f64.powi(decade)).filter(|value| (from..=to).contains(value)).collect()
+    });
+    let found = series.iter().map(|series| of_series(series)).chain(sparse).find(fits);
     found.filter(|ticks| ticks.len() >= 3).unwrap_or_else(|| {
         // Even steps come closer to each other towards the right end.
         let mut even = straight_ticks(from, to);
