@@ -92,7 +92,9 @@ impl Proxy {
         let mut record = Record::new(shared, Arc::new(Peer::new(address, secure)), head);
         record.picked();
         let settings = Arc::clone(record.settings());
-        let mut work = match admit(shared, &settings, &mut record, head, body).await {
+        // Admission changes the headers into those that are sent on.
+        let mut sent = head.clone();
+        let mut work = match admit(shared, &settings, &mut record, &mut sent, body).await {
             Ok(Admitted::Work(work)) => work,
             Ok(Admitted::Answer(json)) => return Answer::Refused(record.local(StatusCode::OK, json)),
             Ok(Admitted::Preflight(preflight)) => {
