@@ -2,12 +2,10 @@
 //! the connection cap and the limits of time that hyper has not.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +14,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::server::conn::auto::{self, UpgradeableConnection};
 use metrics::Gauge;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,23 +26,18 @@ use super::ear::watched;
 use super::proxy_protocol;
 use super::streams::StreamExecutor;
 use super::tls::{Secured, Transport, handshake, within};
+use super::until::{Course, Over};
 use crate::proxy::Outlet;
-use crate::upstream::bell::Bell;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
 use crate::upstream::tunnel::ClientEnd;
-use forebay_core::clock::{Clock, Time};
+use forebay_core::clock::Clock;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::reach::Wire;
 use forebay_fleet::telemetry::throttle::Throttle;
 
-/// A connection's limits of time are looked at this often, so they are kept to this precision.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// An h2 connection is pinged this often, and has as long to answer.
 const PING: Duration = Duration::from_secs(20);
-/// The time for which an h2 connection without a request lives on after it was told to end. A client answers the first GOAWAY
-/// within a round trip, and gets the second then.
-const FAREWELL: Duration = Duration::from_secs(5);
 /// Clients over the connection cap that are heard out at a time.
 const MOST_LINGERING: usize = 64;
 /// The answer to a client over the connection cap.
@@ -263,45 +256,17 @@ impl<F: ServiceFor> HyperApp<F> {
         });
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
-        let mut gone = pin!(ear.gone());
-        let mut ending: Option<Time> = None;
-        let ended = loop {
-            let wait = self.left(state, ending).unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
-            // Polled at first and when one of them woke the task, and not with every piece that comes.
-            let mut seldom = pin!(seldom((state, !self.expects_resets), &mut shutdown, ending.is_some(), wait));
-            let bell = Bell::new();
-            let next = poll_fn(|cx| {
-                if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                    return Poll::Ready(Next::Over(result));
+        let course = Course { state, limits: self.idle, clock: &self.clock, judges: !self.expects_resets };
+        let tell = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
+        let ended = match course.until_over(connection.as_mut(), tell, ear.gone(), &mut shutdown).await {
+            Over::Http(ended) => ended,
+            // Dropping the connection drops its request, too.
+            Over::Left | Over::Idle => return,
+            Over::Abused => {
+                if let Some(held_back) = self.resets.pass(self.clock.now()) {
+                    tracing::warn!(?client, held_back, "client resets most of its requests at once: connection closed");
                 }
-                if gone.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Next::Gone);
-                }
-                match bell.rang(cx) {
-                    Some(waker) => seldom.as_mut().poll(&mut Context::from_waker(&waker)).map(Next::Seldom),
-                    None => Poll::Pending,
-                }
-            });
-            match next.await {
-                Next::Over(result) => break result,
-                // Dropping the connection drops its request, too.
-                Next::Gone => return,
-                Next::Seldom(Seldom::Abused) => {
-                    if let Some(held_back) = self.resets.pass(self.clock.now()) {
-                        tracing::warn!(
-                            ?client,
-                            held_back,
-                            "client resets most of its requests at once: connection closed"
-                        );
-                    }
-                    return;
-                }
-                Next::Seldom(Seldom::Look) if self.left(state, ending).is_none_or(|left| !left.is_zero()) => continue,
-                Next::Seldom(Seldom::Look) if ending.is_some() || !state.was_served() => return,
-                Next::Seldom(Seldom::Stop | Seldom::Look) => {
-                    ending = Some(self.clock.now());
-                    connection.as_mut().graceful_shutdown();
-                }
+                return;
             }
         };
         if let Err(error) = &ended {
@@ -317,57 +282,9 @@ impl<F: ServiceFor> HyperApp<F> {
     }
 }
 
-/// What comes next on a connection.
-enum Next<E> {
-    /// hyper is done with it.
-    Over(Result<(), E>),
-    /// Its client has left with a request under way.
-    Gone,
-    /// One of the things that seldom come.
-    Seldom(Seldom),
-}
-
-/// What seldom comes on a connection.
-enum Seldom {
-    /// Its client has reset most of very many requests at once.
-    Abused,
-    /// The process is to end.
-    Stop,
-    /// The limits of time are to be looked at.
-    Look,
-}
-
-/// Waits for what seldom comes. `judges`: whether resets may be abuse. `ending`: the connection was told to end already.
-async fn seldom(
-    (state, judges): (&ConnState, bool),
-    shutdown: &mut ShutdownWatch,
-    ending: bool,
-    wait: Duration,
-) -> Seldom {
-    tokio::select! {
-        biased;
-        () = state.abused(), if judges => Seldom::Abused,
-        _ = shutdown.wait_for(|stop| *stop), if !ending => Seldom::Stop,
-        () = tokio::time::sleep(wait) => Seldom::Look,
-    }
-}
-
 /// Returns whether hyper itself has answered a head that it cannot read: by a 400 or a 431.
 fn is_of_a_head(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
-}
-
-impl<F> HyperApp<F> {
-    /// Returns how long the connection may still live without a request, as [`ConnState::left`]; `ending`: since when it must end.
-    fn left(&self, state: &ConnState, ending: Option<Time>) -> Option<Duration> {
-        match ending {
-            // A client that learns of the end has sent requests meanwhile, which are served: hyper says the end twice.
-            Some(since) if state.is_h2() => {
-                state.idle_since().map(|idle| (idle.max(since) + FAREWELL).since(self.clock.now()))
-            }
-            _ => state.left(self.idle),
-        }
-    }
 }
 
 /// Lets the service have the connection of a request that asks for another protocol.

@@ -19,6 +19,7 @@ mod sending;
 mod signals;
 mod streams;
 mod tls;
+mod until;
 mod upgrade;
 mod watch;
 

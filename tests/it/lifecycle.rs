@@ -102,6 +102,25 @@ fn sigterm_lets_a_stream_finish_refuses_new_connections_and_then_ends() {
 }
 
 #[test]
+fn a_connection_that_was_accepted_before_the_end_has_its_first_request_answered() {
+    let (gate, mock) = (Gate::new(), Mock::start());
+    mock.next(gated(&gate));
+    let mut forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let mut stream = open_stream(&forebay);
+    let (mut early, mut silent) = (forebay.open(), forebay.open());
+    forebay.signal("TERM");
+    eventually("the listener is closed", || refuses_connections(&forebay).then_some(()));
+    early.send(&post(PATH, &[], UNARY.as_bytes()));
+    let answer = early.answer();
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    gate.open();
+    assert_eq!(stream.answer().end, End::Whole);
+    // One that never says anything does not hold the end up.
+    assert_eq!(forebay.exit(DEADLINE).code(), Some(0));
+    silent.closed();
+}
+
+#[test]
 fn sigterm_lets_an_h2_stream_finish() {
     let gate = Gate::new();
     let mock = Mock::playing(gated(&gate));

@@ -96,8 +96,8 @@ impl Serialize for PickerTls {
 pub(super) fn picker(table: &Table<'_>, outside: &mut Outside<'_>) -> PickerTls {
     let Some(value) = table.value("tls") else { return PickerTls::SelfSigned };
     match values::text(&value) {
-        Ok(text) if text == "off" => PickerTls::Off,
-        Ok(text) if text == "self-signed" => PickerTls::SelfSigned,
+        Ok("off") => PickerTls::Off,
+        Ok("self-signed") => PickerTls::SelfSigned,
         Ok(text) => {
             let wrong = Wrong::because(format!("`{text}` is neither \"self-signed\" nor \"off\""));
             let hint = "write one of these, or tls = { cert_file = \"tls.crt\", key_file = \"tls.key\" }";
