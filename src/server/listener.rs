@@ -26,7 +26,7 @@ use super::ear::watched;
 use super::proxy_protocol;
 use super::streams::StreamExecutor;
 use super::tls::{Secured, Transport, handshake, within};
-use super::until::{Course, Over};
+use super::until::{ConnectionCourse, ConnectionEnd};
 use crate::proxy::Outlet;
 use crate::upstream::descriptors::Descriptors;
 use crate::upstream::stall::WriteStall;
@@ -256,13 +256,13 @@ impl<F: ServiceFor> HyperApp<F> {
         });
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         tokio::pin!(connection);
-        let course = Course { state, limits: self.idle, clock: &self.clock, judges: !self.expects_resets };
+        let course = ConnectionCourse { state, limits: self.idle, clock: &self.clock, judges: !self.expects_resets };
         let tell = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
         let ended = match course.until_over(connection.as_mut(), tell, ear.gone(), &mut shutdown).await {
-            Over::Http(ended) => ended,
+            ConnectionEnd::Http(ended) => ended,
             // Dropping the connection drops its request, too.
-            Over::Left | Over::Idle => return,
-            Over::Abused => {
+            ConnectionEnd::Left | ConnectionEnd::Idle => return,
+            ConnectionEnd::Abused => {
                 if let Some(held_back) = self.resets.pass(self.clock.now()) {
                     tracing::warn!(?client, held_back, "client resets most of its requests at once: connection closed");
                 }

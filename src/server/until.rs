@@ -23,8 +23,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// its way.
 const FIRST_REQUEST: Duration = Duration::from_secs(2);
 
-/// How a connection was over.
-pub(super) enum Over<T> {
+/// The way in which a connection was over.
+pub(super) enum ConnectionEnd<T> {
     /// hyper is done with it.
     Http(T),
     /// Its client has left with a request under way.
@@ -35,7 +35,7 @@ pub(super) enum Over<T> {
     Idle,
 }
 
-/// What seldom comes on a connection.
+/// One of the things that seldom come on a connection.
 enum Seldom {
     Abused,
     /// The process is to end.
@@ -50,16 +50,16 @@ enum Next<T> {
     Seldom(Seldom),
 }
 
-/// What a connection's course depends on.
-pub(super) struct Course<'a> {
+/// The facts that a connection's course depends on.
+pub(super) struct ConnectionCourse<'a> {
     pub(super) state: &'a ConnState,
     pub(super) limits: IdleLimits,
     pub(super) clock: &'a Clock,
-    /// Whether many resets are abuse.
+    /// `true` where many resets are abuse.
     pub(super) judges: bool,
 }
 
-impl Course<'_> {
+impl ConnectionCourse<'_> {
     /// Waits until the connection is over. `tell` has hyper end it with the requests that are under way; `gone` ends when its client
     /// leaves.
     pub(super) async fn until_over<C: Future>(
@@ -68,7 +68,7 @@ impl Course<'_> {
         tell: impl Fn(Pin<&mut C>),
         gone: impl Future<Output = ()>,
         shutdown: &mut ShutdownWatch,
-    ) -> Over<C::Output> {
+    ) -> ConnectionEnd<C::Output> {
         let mut gone = pin!(gone);
         let mut ending: Option<Time> = None;
         // hyper would close a connection on which nothing has come, so it is told with the first request.
@@ -93,15 +93,17 @@ impl Course<'_> {
                 }
             });
             match next.await {
-                Next::Http(result) => return Over::Http(result),
-                Next::Left => return Over::Left,
-                Next::Seldom(Seldom::Abused) => return Over::Abused,
+                Next::Http(result) => return ConnectionEnd::Http(result),
+                Next::Left => return ConnectionEnd::Left,
+                Next::Seldom(Seldom::Abused) => return ConnectionEnd::Abused,
                 Next::Seldom(Seldom::Look) if untold => {
                     untold = false;
                     tell(connection.as_mut());
                 }
                 Next::Seldom(Seldom::Look) if self.left(ending).is_none_or(|left| !left.is_zero()) => {}
-                Next::Seldom(Seldom::Look) if ending.is_some() || !self.state.was_served() => return Over::Idle,
+                Next::Seldom(Seldom::Look) if ending.is_some() || !self.state.was_served() => {
+                    return ConnectionEnd::Idle;
+                }
                 Next::Seldom(Seldom::Stop | Seldom::Look) => {
                     ending = Some(self.clock.now());
                     untold = !self.state.was_served();
