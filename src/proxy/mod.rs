@@ -194,7 +194,7 @@ async fn admit<B>(
     settings: &Arc<Config>,
     record: &mut Record,
     head: &mut http::request::Parts,
-    mut body: B,
+    body: B,
 ) -> Result<Admitted, Refusal>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -237,6 +237,39 @@ where
         let asked = (&*head, route::target(&head.uri, &path));
         return Tunnel::prepare(shared, settings, &snapshot, record, asked).map(Box::new).map(Admitted::Tunnel);
     }
+    let (bytes, held, decoded) = body_of((shared, settings), record, head, body).await?;
+    // The time until here is the client's own, and no overhead.
+    record.body_read = Some(shared.clock.now());
+    let target = route::target(&head.uri, &path);
+    let intake = work::Intake {
+        method: &head.method,
+        uri: &head.uri,
+        version: head.version,
+        headers: std::mem::take(&mut head.headers),
+        route,
+        target,
+        bytes,
+        held,
+        decoded,
+    };
+    let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
+    // Prompt tokens are known only now. What the answer costs is taken when it is over.
+    record.charge(work.facts.kind, work.facts.est_tokens)?;
+    Ok(Admitted::Work(Box::new(work)))
+}
+
+/// Reads a request's body, and decodes it where it came compressed. Returns it, its place in the memory of all bodies, and whether it was
+/// decoded.
+async fn body_of<B>(
+    (shared, settings): (&Shared, &Config),
+    record: &Record,
+    head: &http::request::Parts,
+    mut body: B,
+) -> Result<(Bytes, intake::Held, bool), Refusal>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Display + Send,
+{
     let head_size = intake::head_size(head);
     let is_h2 = head.version == http::Version::HTTP_2;
     let place = is_h2.then(|| record.peer.heads.take(head_size, settings.limits.h2_streams)).transpose()?;
@@ -258,25 +291,7 @@ where
         Some(coding) => Box::pin(decode::decode(bytes, coding, held, limits)).await?,
         None => (bytes, held),
     };
-    let held = held.with_head(place);
-    // The time until here is the client's own, and no overhead.
-    record.body_read = Some(shared.clock.now());
-    let target = route::target(&head.uri, &path);
-    let intake = work::Intake {
-        method: &head.method,
-        uri: &head.uri,
-        version: head.version,
-        headers: std::mem::take(&mut head.headers),
-        route,
-        target,
-        bytes,
-        held,
-        decoded: coding.is_some(),
-    };
-    let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
-    // Prompt tokens are known only now. What the answer costs is taken when it is over.
-    record.charge(work.facts.kind, work.facts.est_tokens)?;
-    Ok(Admitted::Work(Box::new(work)))
+    Ok((bytes, held.with_head(place), coding.is_some()))
 }
 
 /// Reads the body of a request that is refused for its head.

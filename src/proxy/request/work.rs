@@ -232,8 +232,7 @@ pub(crate) async fn prepare(
     // What a picker asks for would have to be taken out of an answer that it may not see.
     let injects = settings.stream.usage == UsageMode::Inject && !record.is_picked();
     let (body, usage_injected) = outgoing(&pool, (injects, &headers), endpoint, &parsed, &bytes);
-    let host = host_asked(uri, &headers);
-    let ours = (&record.request_id, shared.via.entry(version));
+    let (host, ours) = (host_asked(uri, &headers), (&record.request_id, shared.via.entry(version)));
     headers::for_backend(&mut headers, ours, streamed, client.is_none());
     if decoded {
         headers.remove(CONTENT_ENCODING);
