@@ -182,6 +182,7 @@ impl Harness {
     }
 
     /// Runs another command than `serve`, with the same arguments.
+    #[cfg(feature = "epp")]
     pub(crate) fn command(mut self, command: &'static str) -> Harness {
         self.command = command;
         self
