@@ -122,11 +122,12 @@ impl Record {
         last.map(Duration::from_micros)
     }
 
-    /// TPOT: (E2E − TTFT) / (output tokens − 1); none for an answer of one token.
+    /// TPOT: (E2E − TTFT) / (output tokens − 1); none for an answer of one token, or whose last event is said to be before its first.
     #[must_use]
     pub fn tpot(&self) -> Option<Duration> {
         let tokens = self.output_tokens.checked_sub(1).filter(|tokens| *tokens > 0)?;
-        Some((self.e2e()? - self.ttft()?).div_f64(tokens as f64))
+        // Rows may come from another program, and a report must not end by what one of them says.
+        Some(self.e2e()?.checked_sub(self.ttft()?)?.div_f64(tokens as f64))
     }
 
     /// Returns the record in the time of a simulation that ran so many times as fast.
@@ -180,6 +181,8 @@ pub(crate) mod tests {
         assert_eq!(record.ttft(), Some(Duration::from_millis(200)));
         assert_eq!(record.e2e(), Some(Duration::from_millis(300)));
         assert_eq!(record.tpot(), Some(Duration::from_millis(20)), "by tokens, not by events");
+        let turned = Record { last_event_us: Some(1), ..record.clone() };
+        assert_eq!(turned.tpot(), None, "its last event is before its first");
         assert_eq!(Record { output_tokens: 1, ..record.clone() }.tpot(), None);
         assert_eq!(record.scaled(2.0).tpot(), Some(Duration::from_millis(40)));
     }

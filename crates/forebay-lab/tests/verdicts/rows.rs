@@ -324,6 +324,7 @@ fn with_misses(chances: [f64; 2], starts: u32, rng: &mut Rng) -> Comparison {
         let mut rows = Run::of(["a", "b"][side], epoch, Offered::Rate(50.0)).rows(rng);
         for record in &mut rows.records {
             record.first_event_us = Some(if rng.f64() < chances[side] { 550_000 } else { 200_000 });
+            record.last_event_us = record.last_event_us.max(record.first_event_us);
         }
         rows
     };
