@@ -76,7 +76,7 @@ pub(super) struct Modes {
 /// One message of a gateway.
 #[derive(Debug, Default)]
 pub(super) struct GatewayMessage {
-    /// GatewayMessage once, with the first message.
+    /// The agreement, which the first message alone has.
     pub(super) modes: Option<Modes>,
     /// Nobody reads the answers.
     pub(super) observing: bool,

@@ -172,13 +172,18 @@ fn waiting(gate: &Gate) -> Script {
     script
 }
 
+/// A picker before a backend that takes one request at a time, with this wait room.
+fn one_place(gateway: Gateway, mock: &Mock, wait_room: &str) -> (Forebay, Envoy) {
+    let pool = format!("backend_max_in_flight = 1\nwait_room = {{ {wait_room} }}");
+    let harness = Harness::new().config("[epp]\nobserve = \"stream\"").pool_with("tiny", &pool, &[mock]);
+    between(gateway, harness, &[mock])
+}
+
 #[test]
 fn fairness_ids_take_turns_in_the_wait_room() {
     let Some(gateway) = Gateway::of(ENVOY) else { return };
     let (mock, gate) = (Mock::start(), Gate::new());
-    let pool = "backend_max_in_flight = 1\nwait_room = { size = 3, timeout = \"10s\" }";
-    let harness = Harness::new().config("[epp]\nobserve = \"stream\"").pool_with("tiny", pool, &[&mock]);
-    let (forebay, envoy) = between(gateway, harness, &[&mock]);
+    let (forebay, envoy) = one_place(gateway, &mock, "size = 3, timeout = \"10s\"");
     mock.next(waiting(&gate));
     let ask = |id: &str| {
         let mut conn = envoy.open();
@@ -204,9 +209,7 @@ fn fairness_ids_take_turns_in_the_wait_room() {
 fn a_full_wait_room_sheds_with_retry_after() {
     let Some(gateway) = Gateway::of(ENVOY) else { return };
     let (mock, gate) = (Mock::start(), Gate::new());
-    let pool = "backend_max_in_flight = 1\nwait_room = { size = 0 }";
-    let harness = Harness::new().config("[epp]\nobserve = \"stream\"").pool_with("tiny", pool, &[&mock]);
-    let (forebay, envoy) = between(gateway, harness, &[&mock]);
+    let (forebay, envoy) = one_place(gateway, &mock, "size = 0");
     mock.next(waiting(&gate));
     let mut first = envoy.open();
     first.send(&post(PATH, &[], STREAM.as_bytes()));
