@@ -16,14 +16,13 @@ use super::forwarded::host_asked;
 use super::headers;
 use super::record::Record;
 use super::request::lookup::pool_for;
-use super::request::work::Work;
+use super::request::work::{Work, lane};
 use super::route::{Endpoint, Route};
 use super::shared::Shared;
 use crate::upstream::tunnel::{ClientEnd, TunnelBody, join};
 use forebay_core::error::{Failure, Refusal};
 use forebay_core::routing::affinity::Marks;
 use forebay_core::routing::facts::{Kind, RequestFacts};
-use forebay_core::routing::wait_room::LaneKey;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::{Snapshot, Ticket};
 
@@ -80,9 +79,7 @@ impl Tunnel {
         let facts =
             RequestFacts { est_tokens: 0, sequences: 1, kind: Kind::Unary, arm, pinned: None, marks: Marks::NONE };
         record.charge(facts.kind, facts.est_tokens)?;
-        let lane = LaneKey::of(None, keyed.as_deref().map(|client| &*client.name))
-            .ranked(keyed.as_deref().map(|client| client.priority).unwrap_or_default());
-        let work = Work::of_upgrade((pool, facts, lane), (target, headers), model);
+        let work = Work::of_upgrade((pool, facts, lane(keyed.as_deref(), None)), (target, headers), model);
         Ok(Tunnel { client, work, attempts: settings.retry.attempts })
     }
 

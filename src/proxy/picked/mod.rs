@@ -24,17 +24,16 @@ use super::answer::body::AnswerBody;
 use super::attempt::{Patience, place};
 use super::forwarded::Peer;
 use super::record::Record;
-use super::request::work::Work;
+use super::request::work::{Work, lane};
 use super::shared::Shared;
 use super::{Admitted, Proxy, admit, headers, probe, route};
 use crate::upstream::Pieces;
 use forebay_core::error::{Failure, Refusal};
-use forebay_core::routing::wait_room::LaneKey;
 use forebay_core::units::BackendId;
 use forebay_fleet::config::model::BackendUrl;
 use forebay_fleet::{Backend, Dispatched};
 
-/// By whom a gateway wants a request to take its turn in the wait room.
+/// The name by which a request takes its turn in the wait room, as a gateway gives it.
 const FAIRNESS: HeaderName = HeaderName::from_static("x-gateway-inference-fairness-id");
 /// The model's name at the backend, where it is not the one that the client wrote.
 const MODEL_REWRITE: HeaderName = HeaderName::from_static("x-gateway-model-name-rewrite");
@@ -109,9 +108,7 @@ impl Proxy {
             Err(refusal) => return Answer::Refused(refuse(&mut record, &refusal)),
         };
         if let Some(id) = head.headers.get(&FAIRNESS).and_then(|value| value.to_str().ok()) {
-            let client = record.client_key.as_deref();
-            work.lane = LaneKey::of(Some(id), client.map(|client| &*client.name))
-                .ranked(client.map(|client| client.priority).unwrap_or_default());
+            work.lane = lane(record.client_key.as_deref(), Some(id));
         }
         match placed(shared, &mut work, &mut record, subset.as_deref(), deaths).await {
             Ok((dispatched, tried)) => {

@@ -31,6 +31,7 @@ use forebay_core::routing::wait_room::LaneKey;
 use forebay_core::stream::Api;
 use forebay_core::units::BackendId;
 use forebay_fleet::Backend;
+use forebay_fleet::clients::Client;
 use forebay_fleet::config::model::{Affinity, Config, SessionKey, UsageMode};
 use forebay_fleet::{Pool, Snapshot};
 
@@ -240,8 +241,7 @@ pub(crate) async fn prepare(
     record.peer.tell(host, &mut headers, &settings.forwarding);
     Ok(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, parsed.peek.as_ref()) },
-        lane: LaneKey::of(session.as_deref(), client.map(|client| &*client.name))
-            .ranked(client.map(|client| client.priority).unwrap_or_default()),
+        lane: lane(client, session.as_deref()),
         session: kept,
         pool,
         api: endpoint.api,
@@ -254,6 +254,12 @@ pub(crate) async fn prepare(
         body,
         held: Some(held),
     })
+}
+
+/// Returns the lane of the wait room for a client's key and, within it, a session.
+pub(crate) fn lane(client: Option<&Client>, session: Option<&str>) -> LaneKey {
+    LaneKey::of(session, client.map(|client| &*client.name))
+        .ranked(client.map(|client| client.priority).unwrap_or_default())
 }
 
 fn session(pool: &Pool, headers: &HeaderMap, peek: Option<&Peek>) -> Option<String> {
