@@ -2,6 +2,7 @@
 //! (getaddrinfo) finds there what the test writes. Where this host allows no such namespace, whoever asks is told so.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,6 +14,9 @@ use crate::harness::binary;
 /// Enters the namespace and becomes the command that follows the two files.
 const ENTER: &str =
     "mount --bind \"$1\" /etc/hosts && mount --bind \"$2\" /etc/nsswitch.conf && shift 2 && exec \"$@\"";
+
+/// Bytes of the file of names, whatever it says: the rest is empty lines.
+const FILE: usize = 16 * 1024;
 
 /// The names that a Forebay finds.
 #[derive(Clone)]
@@ -42,8 +46,13 @@ impl Names {
     /// A name that has these addresses of IPv4, and no others.
     pub(crate) fn set(&self, name: &str, addresses: impl IntoIterator<Item = [u8; 4]>) {
         let line = |[a, b, c, d]: [u8; 4]| format!("{a}.{b}.{c}.{d} {name}\n");
-        // In place: what is mounted is this file, and not its name.
-        std::fs::write(self.hosts(), addresses.into_iter().map(line).collect::<String>()).unwrap();
+        // In place: what is mounted is this file, and not its name. In one write over what was there: a file that is cut to nothing
+        // first has no name at all for whoever reads it in between.
+        let mut text: String = addresses.into_iter().map(line).collect();
+        assert!(text.len() < FILE, "{} bytes of names", text.len());
+        text.push_str(&"\n".repeat(FILE - text.len()));
+        let file = std::fs::OpenOptions::new().write(true).open(self.hosts()).unwrap();
+        file.write_all_at(text.as_bytes(), 0).unwrap();
     }
 
     fn hosts(&self) -> PathBuf {
