@@ -229,6 +229,7 @@ pub fn run(args: Args) -> ExitCode {
 async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
     let client = Client::default().with_headers(headers(args).map_err(BenchError::Usage)?);
     let mut chosen = chosen(args).map_err(BenchError::Usage)?;
+    // Opened before the load: a path that cannot be written must not cost an hour of GPUs.
     let mut output = match &args.output {
         Some(path) => Some(opened(path).map_err(BenchError::Usage)?),
         None => None,
@@ -237,6 +238,7 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
         Some(model) => model.clone(),
         None => listed(&client, &args.url).await.map_err(BenchError::Run)?,
     };
+    // Rows of a simulated server say so for good, whoever reads them later.
     let simulated = client
         .json(&format!("{}/version", args.url.base), None)
         .await
@@ -266,6 +268,7 @@ async fn perform(args: &Args) -> Result<Vec<RunRows>, BenchError> {
         let progress = Arc::new(Progress::default());
         let bar = (!args.json).then(|| Shown::start(chosen.num_prompts, Arc::clone(&progress)));
         let rows = until_interrupt(run::run(&client, &spec, &prompts, &progress), &progress, &mut interrupts).await;
+        // Before any message: a line that is still drawn would overwrite it.
         drop(bar);
         let mut rows = rows.map_err(|error| BenchError::Run(error.to_string()))?;
         told_start(args, &mut rows, &scrape).await;
@@ -380,7 +383,7 @@ fn spec(
 }
 
 fn headers(args: &Args) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
+    let mut headers: HeaderMap = args.header.iter().cloned().collect();
     let key = match &args.api_key_file {
         Some(path) => {
             Some(std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?)
@@ -389,15 +392,36 @@ fn headers(args: &Args) -> Result<HeaderMap, String> {
     };
     if let Some(key) = key.as_deref().map(str::trim).filter(|key| !key.is_empty()) {
         let value = bearer(key).map_err(|_| "the API key has characters that no header may have".to_owned())?;
-        headers.insert(header::AUTHORIZATION, value);
+        // A header of the user's own wins, and two of this name would be refused.
+        headers.entry(header::AUTHORIZATION).or_insert(value);
     }
-    headers.extend(args.header.iter().cloned());
     Ok(headers)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_header_of_the_users_own_takes_the_place_of_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        std::fs::write(&file, "secret\n").unwrap();
+        let sent = |more: &[&str]| -> Vec<String> {
+            let line = ["bench", "http://127.0.0.1:1", "--api-key-file", file.to_str().unwrap()];
+            let args = <Cli as clap::Parser>::try_parse_from(line.iter().chain(more)).unwrap().args;
+            let headers = headers(&args).unwrap();
+            headers.get_all(header::AUTHORIZATION).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(sent(&[]), ["Bearer secret"]);
+        assert_eq!(sent(&["--header", "Authorization: Basic x"]), ["Basic x"]);
+    }
 
     #[test]
     fn sweeps_are_read() {

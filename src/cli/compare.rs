@@ -151,6 +151,7 @@ fn measure_first(args: &mut Args) -> Result<(), ExitCode> {
             args.made.machine = measured.machine;
             args.slo = args.slo.or(measured.experiment.slo);
             for arm in measured.experiment.arms {
+                // A price of the command line wins: prices change, files stay.
                 if let Some(price) = arm.price.filter(|_| args.price.iter().all(|(name, _)| *name != arm.name)) {
                     args.price.push((arm.name, price));
                 }
@@ -248,6 +249,7 @@ fn read(
         }
     };
     for head in runs.iter_mut().filter_map(|run| run.head.as_mut()) {
+        // What the user says of a file wins over what its rows tell.
         head.start = start.or(head.start);
     }
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();

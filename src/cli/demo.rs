@@ -140,6 +140,7 @@ fn perform(
     start_proxy: impl FnOnce(Config) -> Result<StartedProxy, String>,
     print: impl FnOnce(&Report),
 ) -> Result<u64, String> {
+    // Servers and load share it; the proxy has threads of its own, as if it ran elsewhere.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -152,6 +153,7 @@ fn perform(
     if args.live {
         runtime.block_on(live::go_on(&fleet, &front, args))?;
     }
+    // Simulated servers serve for ever: what they still hold is dropped.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(report.failed())
 }
@@ -196,6 +198,7 @@ async fn measure(args: &Args, fleet: &Fleet, front: &StartedProxy, output_len: u
     };
     let (mut runs, longest) = runs?;
     runs.extend(longest);
+    // Back in the order of the arms: they ended in another.
     runs.sort_by_key(|(index, _)| *index);
     let runs: Vec<RunRows> = runs.into_iter().map(|(_, rows)| rows).collect();
     if !args.json && std::io::stderr().is_terminal() {
@@ -263,6 +266,7 @@ fn workload(args: &Args, model: &str, num_prompts: u32, output_len: u32) -> Work
         input_len: LOAD.1,
         length: Length::Whole,
         output_len,
+        // As in the benchmark: "up to" 600 tokens, at no temperature.
         ignore_eos: false,
         temperature: Some(0.0),
         rate: Rate::Unlimited,
@@ -302,6 +306,7 @@ async fn show(args: &Args, arms: usize, progress: Arc<Progress>) {
     every.tick().await;
     loop {
         every.tick().await;
+        // Runs on all the same: the load is awaited beside this future, whose end would be taken for a failure.
         if args.json {
             continue;
         }

@@ -74,6 +74,7 @@ fn time(text: &str) -> Result<String, String> {
 /// Runs `forebay drain`.
 #[must_use]
 pub fn drain(args: DrainArgs) -> ExitCode {
+    // Whoever finds it drained at night wants to know whom to ask.
     let by = args.by.clone().or_else(|| std::env::var("USER").ok().filter(|user| !user.is_empty()));
     let mut body = serde_json::Map::new();
     for (key, value) in [("by", &by), ("reason", &args.reason), ("for", &args.lasts)] {
@@ -121,6 +122,7 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // The same number is another server there, and the wrong one would be drained.
     if clients.len() > 1 && target.is_number() {
         complain("each proxy numbers its backends by itself: name this one by host:port");
         return ExitCode::from(2);
@@ -130,6 +132,7 @@ fn change(command: &str, target: &Target, body: &str, done: &str) -> ExitCode {
     let (mut unasked, mut unknown) = (false, false);
     for client in &clients {
         match ask(client, &path, body) {
+            // Goes on after a failure: half of the proxies drained is what the user must hear of, not the first error alone.
             Ok(_) => println!("{name} is {done} ({})", client.url()),
             Err(AdminError::Proxy(words) | AdminError::HandsOver(words)) => {
                 complain(&words);

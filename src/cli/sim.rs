@@ -87,7 +87,9 @@ fn options(args: Args) -> Result<SimOptions, String> {
     set(&mut profile.scheduler.max_model_len, args.max_model_len);
     set(&mut profile.kv.block_size, args.block_size);
     set(&mut profile.kv.tokens, args.kv_tokens);
+    // The option can only turn it off, as vLLM's.
     profile.kv.prefix_caching &= !args.no_enable_prefix_caching;
+    // After the options: a profile that was right may be made wrong by one of them.
     if let Some((key, reason)) = profile.wrong() {
         return Err(format!("{key} {reason}"));
     }
@@ -141,6 +143,7 @@ async fn simulate(
         Ok::<_, String>((listener, address))
     };
     let caught = |kind| signal(kind).map_err(|error| format!("cannot catch signals: {error}"));
+    // Caught before the port is open, so that who sees the port may already end the server.
     let (mut interrupt, mut terminate) = (caught(SignalKind::interrupt())?, caught(SignalKind::terminate())?);
     let (listener, address) = bind(address)?;
     let model = options.served_model_names.first().unwrap_or(&options.profile.model);

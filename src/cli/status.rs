@@ -153,6 +153,7 @@ struct Spread {
 impl AskedProxy {
     fn ask(client: &AdminClient<'_>) -> AskedProxy {
         let admin = client.url().to_owned();
+        // Proxies of two versions run side by side during an upgrade.
         let unlike = |error| AdminError::Proxy(format!("{admin} answers unlike this version: {error}"));
         match client.get("/api/live").and_then(|text| serde_json::from_slice(&text).map_err(unlike)) {
             Ok(live) => AskedProxy { admin, error: None, live: Some(live) },
@@ -189,6 +190,7 @@ pub fn run(args: &Args) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // One after the other: a proxy that does not answer costs ten seconds, and the others are shown all the same.
     let proxies: Vec<AskedProxy> = clients.iter().map(AskedProxy::ask).collect();
     let report = StatusReport { ok: proxies.iter().all(AskedProxy::is_well), proxies };
     if args.json {

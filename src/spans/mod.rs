@@ -81,6 +81,7 @@ impl Spans {
 
     /// Hands over what so many spans tell of a request. Never waits; where the queue is full, nothing is made of it.
     pub fn tell(&self, spans: u64, told: impl FnOnce() -> Box<Told>) {
+        // The place first: what a full queue refuses is never put together.
         match self.0.queue.try_reserve() {
             Ok(place) => place.send(Item::Told(told(), (self.0.clock.now(), SystemTime::now()))),
             Err(_) => self.0.telemetry.process.spans(SpanEnd::QueueFull, spans),
@@ -98,6 +99,7 @@ impl Spans {
             if self.0.clock.now().since(began) >= limit {
                 return false;
             }
+            // A thread that ends the process calls this, not a worker that serves requests.
             std::thread::sleep(LOOK);
             wish = again;
         }

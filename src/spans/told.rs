@@ -48,6 +48,7 @@ impl Trace {
     #[must_use]
     pub fn begin(head: &HeaderMap, settings: &Settings) -> Trace {
         let caller = Caller::of(head);
+        // The state belongs to its trace: without a valid `traceparent` it must not be handed on (W3C Trace Context).
         let state = caller.and_then(|_| state_of(head));
         let context = Context::new(caller, settings.sample);
         Trace { context, state, server: new_span(), client: new_span(), attempts: Vec::new() }
@@ -90,6 +91,7 @@ impl Trace {
     /// Returns how many spans a request has that came to a pool, or did not.
     #[must_use]
     pub fn count(&self, routed: bool) -> u64 {
+        // The server's span, the client's over all attempts, and one for each of them.
         if routed { 2 + self.attempts.len() as u64 } else { 1 }
     }
 

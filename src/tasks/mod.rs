@@ -72,6 +72,7 @@ where
                 tasks.spawn(async move { _ = caught(&telemetry, Panicked::Task, task).await })
             });
         }
+        // Otherwise the set keeps the results of all tasks that ever ended.
         while tasks.try_join_next().is_some() {}
         tokio::time::sleep(MEMBERSHIP).await;
     }

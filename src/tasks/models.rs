@@ -76,6 +76,7 @@ pub(super) async fn ask(
     let (status, body) = asked.map_err(Unlisted::Failed)?;
     match status.as_u16() {
         200..=299 => listing(&body).map_err(Unlisted::Failed),
+        // vLLM with --api-key guards its list as well: a server that wants a key is not a broken one.
         status @ (401 | 403) => Err(Unlisted::Locked(status)),
         status => Err(Unlisted::Failed(ProbeError::new(ProbeFailure::Status, format!("status {status}")))),
     }
@@ -89,6 +90,7 @@ fn listing(body: &[u8]) -> Result<Listing, ProbeError> {
     let mut cards = written.data;
     cards.retain(|card| name(card).is_some_and(usable));
     let left_out = cards.len().saturating_sub(MAX_MODELS);
+    // Each name is a label of metrics and an entry of the pools, so a server may not list without end.
     cards.truncate(MAX_MODELS);
     if cards.is_empty() {
         Err(unreadable("/v1/models lists no model".to_owned()))

@@ -209,6 +209,7 @@ impl Live {
             listen: config.listen.address.to_string(),
             not_ready,
             slo: SloView { ttft_seconds: config.slo.ttft.as_secs_f64(), tpot_seconds: config.slo.tpot.as_secs_f64() },
+            // The page makes its buttons of these, so that a window is named in one place.
             windows: Window::ALL.map(Window::key).to_vec(),
             clients: clients.view(now),
             pools: pools.map(|(view, pool)| LivePool::new(view, pool, now, &mut scratch)).collect(),
@@ -220,9 +221,11 @@ impl Live {
 
 impl LivePool {
     fn new(view: PoolView, pool: &Pool, now: Time, scratch: &mut Scratch) -> LivePool {
+        // The configuration has weights, such as 1 and 3; whoever looks wants parts of one.
         let shares: f64 = view.arms.iter().map(|arm| arm.share).sum();
         let sentence = sentence_of(&view, pool, now, scratch);
         let arms = view.arms.into_iter().zip(pool.arms()).map(|(view, arm)| {
+            // Not a number otherwise, which JSON does not have.
             let share = if shares > 0.0 { view.share / shares } else { 0.0 };
             LiveArm::new(view, share, &arm.figures, pool, now, scratch)
         });
@@ -252,6 +255,7 @@ fn sentence_of(view: &PoolView, pool: &Pool, now: Time, scratch: &mut Scratch) -
 
 impl LiveArm {
     fn new(view: ArmView, share: f64, figures: &Figures, pool: &Pool, now: Time, scratch: &mut Scratch) -> LiveArm {
+        // An arm whose GPUs are not told counts as one: a figure for each GPU must not be infinite.
         let gpus = f64::from(view.gpus.max(1));
         let of_window = |window: Window| {
             let all = figures.summary(window, now, scratch);
@@ -264,6 +268,8 @@ impl LiveArm {
         };
         let by_window = Window::ALL.map(of_window).into_iter().collect();
         let backends = view.backends.into_iter().filter_map(|view| {
+            // The view is of the same snapshot, so a member is missing only if a later change breaks that: then a row less, no
+            // panic.
             let member = pool.members().iter().find(|member| member.backend.id == view.id)?;
             Some(LiveBackend::new(view, &member.backend.figures, now, scratch))
         });
@@ -284,6 +290,7 @@ impl LiveArm {
 impl LiveBackend {
     fn new(view: BackendView, figures: &Figures, now: Time, scratch: &mut Scratch) -> LiveBackend {
         let scrape = view.load.scrape.as_ref();
+        // A figure that is too old would look like one of now: its place stays empty, and its age is shown.
         let fresh = scrape.filter(|scrape| !scrape.stale);
         LiveBackend {
             id: view.id,
@@ -316,6 +323,7 @@ impl EventView {
 
 impl DecisionView {
     fn new(told: Told, now: Time) -> DecisionView {
+        // The log has both in one line; the page shows the words and keeps the figures for whoever opens it.
         let (why, figures) = told.line.split_once(" | ").unwrap_or((&told.line, ""));
         let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
         DecisionView {

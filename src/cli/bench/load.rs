@@ -180,6 +180,7 @@ impl DatasetArgs {
                 let (path, file) = self.file()?;
                 let turns = sharegpt::read(file, num_prompts, seed).map_err(|error| wrong(path, &error))?;
                 let fixed = self.sharegpt_output_len.or(self.output_len);
+                // Which of them fit is known once the server has counted their tokens.
                 let uncounted = Some((turns, fixed));
                 Ok(Chosen { uncounted, told_output_len: fixed, described: Some(self.of_file(path)), ..plain })
             }
@@ -192,6 +193,7 @@ impl DatasetArgs {
         let len = self.random_prefix_len.unwrap_or(0);
         let told_input_len = Some(plain.input_len.saturating_add(len));
         if len == 0 {
+            // Not described: a report names a dataset only where it is not the plain one.
             return Chosen { told_input_len, ..plain };
         }
         Chosen {
@@ -207,6 +209,7 @@ impl DatasetArgs {
         let input_len = self.prefix_repetition_suffix_len.unwrap_or(256);
         let count = self.prefix_repetition_num_prefixes.unwrap_or(10);
         let output_len = self.prefix_repetition_output_len.unwrap_or(plain.output_len);
+        // A beginning with a prompt more than another would be warmer than it.
         let (num_prompts, notes) =
             shared_out(plain.num_prompts, count, "--prefix-repetition-num-prefixes", "beginning")?;
         let prefixes = Prefixes { len, count };
@@ -232,8 +235,10 @@ impl DatasetArgs {
         };
         let trace = trace::read(file, form, plain.num_prompts).map_err(|error| wrong(path, &error))?;
         Ok(Chosen {
+            // A trace may be shorter than what was asked for.
             num_prompts: u32::try_from(trace.len()).unwrap_or(u32::MAX),
             dataset: Dataset::Trace(trace.into()),
+            // Each line of a trace has lengths of its own.
             told_output_len: None,
             described: Some(self.of_file(path)),
             speedup: (!self.no_self_timed).then_some(self.trace_speedup.unwrap_or(1.0)),

@@ -59,6 +59,7 @@ impl Running {
             let options = SimOptions {
                 served_model_names: vec![model.clone()],
                 time_scale,
+                // Two replicas with one seed would give equal answers of equal lengths, in step.
                 seed: seed.wrapping_add(u64::from(replica)),
                 ..SimOptions::of(profile.clone())
             };
@@ -106,6 +107,7 @@ impl Fleet {
         let mut fleet = Fleet { arms: Vec::new(), live: Vec::new() };
         for arm in arms {
             let model = Profile::load(&arm.profile).map_err(|error| error.to_string())?.model;
+            // A pool is chosen by its model, so each arm serves it under a name of its own.
             let model = format!("{model} {}", arm.name);
             fleet.arms.push(Running::start(arm, arm.name, model, time_scale, seed).await?);
         }

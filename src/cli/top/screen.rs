@@ -73,6 +73,7 @@ pub(super) struct TopState {
 pub(super) fn draw(frame: &mut Frame<'_>, state: &TopState) {
     let [body, foot] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
     let lines = lines(state);
+    // Held here and not at the key: the lines become fewer while somebody looks.
     let last = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_sub(body.height);
     frame.render_widget(Paragraph::new(lines).scroll((state.scroll.min(last), 0)), body);
     let keys = format!("q quit · s sort: {} · w window: {} · ↑↓ scroll", state.sort.words(), window_of(state));
@@ -101,6 +102,7 @@ fn of_proxy(proxy: &ProxySeen, window: &str, sort: Sort) -> Vec<Line<'static>> {
     if let Some(why) = &proxy.lost {
         lines.push(Line::from(bad(&format!("cannot be reached, trying again: {why}"))));
     }
+    // A proxy that is lost keeps its last figures, below the line that says so.
     let Some(tick) = &proxy.tick else { return lines };
     if let Some(why) = &tick.not_ready {
         lines.push(Line::from(bad(&format!("not ready: {why}"))));
@@ -127,6 +129,7 @@ fn of_pool(pool: &PoolTick, window: &str, sort: Sort) -> Vec<Line<'static>> {
     lines.push(Line::from(quiet("BACKEND               ARM         STATE         PRE  DEC  QUEUE   KV  TTFT p95")));
     let mut backends: Vec<(&str, &BackendTick)> =
         pool.arms.iter().flat_map(|arm| arm.backends.iter().map(|backend| (arm.name.as_str(), backend))).collect();
+    // Unknown counts as 0: the slow ones stand first.
     let ttft = |backend: &BackendTick| backend.figures.get(window).and_then(|of| of.ttft.p95_seconds).unwrap_or(0.0);
     // Stable, so that equals keep the order of the configuration and nothing jumps.
     match sort {

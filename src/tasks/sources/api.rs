@@ -67,6 +67,7 @@ impl<'a> Api<'a> {
             (None, None) if url.is_https() => read(account("ca.crt")).await?,
             _ => String::new(),
         };
+        // The connection is kept for as long as what it was made for is unchanged: a new one each round is a TLS handshake each.
         let made_for = Some((url.clone(), authorities));
         if self.made_for != made_for {
             let tls = match (&self.asked.ca, &made_for) {
@@ -104,6 +105,7 @@ impl<'a> Api<'a> {
             return Ok(stream);
         }
         let mut body = Vec::new();
+        // Without a length to go by: an error of a watch comes as a stream, too.
         while let (Ok(Some(data)), true) = (stream.next(CONNECT).await, body.len() < LARGEST_ERROR) {
             body.extend_from_slice(&data);
         }
@@ -154,6 +156,7 @@ fn in_cluster() -> Result<BackendUrl, Fault> {
         )));
     };
     let port = of(PORT).unwrap_or_else(|| "443".to_owned());
+    // Clusters of IPv6 give the bare address, and a URL needs brackets around it.
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let url = format!("https://{host}:{port}");
     url.parse().map_err(|error| setup(format!("{HOST} and {PORT} make no URL ({url}): {error}")))
