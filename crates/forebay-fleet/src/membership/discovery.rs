@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::controller::{Controller, Inner, MemberKey};
 use super::roster::{self, ArmKey, Found, Roster};
-use super::source::Source;
 use crate::config::model::PoolConfig;
 use crate::locked;
+use crate::source::Source;
 use forebay_core::clock::Time;
 
 /// The sources and what they have found.

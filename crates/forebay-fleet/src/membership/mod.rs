@@ -9,4 +9,3 @@ pub mod roster;
 mod serving;
 mod settings;
 pub mod snapshot;
-pub mod source;
