@@ -15,7 +15,7 @@ use http::header::{
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode};
 
-use super::answer::body::{AnswerBody, Ours};
+use super::body::{AnswerBody, Ours};
 use super::headers;
 use super::shared::Shared;
 use crate::upstream::{self, Asked, Connection, Pieces};

@@ -8,6 +8,7 @@
 pub(crate) mod answer;
 mod answered;
 mod attempt;
+mod body;
 mod cors;
 mod exchange;
 mod explain;
@@ -15,6 +16,7 @@ mod fingerprints;
 mod forwarded;
 mod headers;
 mod models;
+mod outlet;
 #[cfg(feature = "epp")]
 pub(crate) mod picked;
 mod record;
@@ -39,12 +41,12 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
 
-use self::answer::body::Ours;
-pub use self::answer::body::{AnswerBody, Cut};
-pub use self::answer::outlet::{Outlet, Passed};
 use self::answered::answered;
+use self::body::Ours;
+pub use self::body::{AnswerBody, Cut};
 use self::exchange::Exchange;
 use self::forwarded::Peer;
+pub use self::outlet::{Outlet, Passed};
 use self::record::Record;
 use self::request::intake::{self, BodyLimits};
 use self::request::work::{self, Work};
