@@ -1,9 +1,9 @@
 //! One request as a tower service: intake, attempts, relay, record. Sees `http` types and tower; never hyper's connections,
 //! and never the simulator, the benchmark or the planner.
 //!
-//! The way of a request: `route` (allow-list) → `request` (key, body within limits, what it is and what is sent on) → `exchange`
-//! (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved at work) → `answer` (the
-//! relay to the client) → `record` (what metrics and log are told).
+//! The way of a request: `route` (allow-list) → `request` (key) → `intake` (body within limits) → `request` (what it is and what
+//! is sent on) → `exchange` (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved
+//! at work) → `answer` (the relay to the client) → `record` (what metrics and log are told).
 
 pub(crate) mod answer;
 mod answered;
@@ -15,6 +15,7 @@ mod explain;
 mod fingerprints;
 mod forwarded;
 mod headers;
+pub(crate) mod intake;
 mod models;
 mod outlet;
 #[cfg(feature = "epp")]
@@ -46,11 +47,11 @@ use self::body::Ours;
 pub use self::body::{AnswerBody, Cut};
 use self::exchange::Exchange;
 use self::forwarded::Peer;
+use self::intake::{BodyLimits, decode};
 pub use self::outlet::{Outlet, Passed};
 use self::record::Record;
-use self::request::intake::{self, BodyLimits};
+use self::request::auth;
 use self::request::work::{self, Work};
-use self::request::{auth, decode};
 use self::route::{Route, Unserved};
 use self::shared::Shared;
 pub use self::shared::{Parts, Readiness};

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use super::cors::Allowances;
 use super::fingerprints::Fingerprints;
 use super::headers::Via;
-use super::request::intake::BodyMemory;
+use super::intake::BodyMemory;
 use super::responses::ResponseHomes;
 use super::shutdown::Shutdown;
 use crate::spans::Spans;
