@@ -122,7 +122,7 @@ where
         if let Some(mut answer) = probed {
             return Box::pin(async move {
                 if let Some(origin) = &origin {
-                    cors::finish(&shared, origin, &mut answer).await;
+                    shared.cors.finish(origin, &mut answer).await;
                 }
                 Ok(answer)
             });
@@ -145,7 +145,7 @@ where
             }
             if let Some(origin) = &origin {
                 // On the heap: few requests come from a page of another origin.
-                Box::pin(cors::finish(&shared, origin, &mut answer)).await;
+                Box::pin(shared.cors.finish(origin, &mut answer)).await;
             }
             Ok(answer)
         })
