@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::model::{ClientKey, Secret};
 use forebay_core::toml_reader::Wrong;
+use forebay_core::toml_reader::section::is_variable;
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
 
@@ -172,7 +173,7 @@ impl<'a> Outside<'a> {
     /// The key in the environment variable `name`.
     pub(super) fn variable(&self, name: &str) -> Result<Secret, Wrong> {
         // what is no name may be the key itself: it is not repeated
-        if !values::is_variable(name) {
+        if !is_variable(name) {
             return Err(Wrong::because("this is no name of an environment variable")
                 .hint("write the name, such as \"VLLM_KEY\", of the variable that holds the key"));
         }
