@@ -4,6 +4,7 @@
 
 pub mod affinity;
 pub mod candidate;
+mod choice;
 pub mod cost;
 pub mod decide;
 pub mod decision;
