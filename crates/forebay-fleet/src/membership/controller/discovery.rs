@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::controller::{Controller, Inner, MemberKey};
-use super::roster::{self, ArmKey, Found, Roster};
+use super::{Controller, Inner, MemberKey};
 use crate::config::model::PoolConfig;
 use crate::locked;
+use crate::membership::roster::{self, ArmKey, Found, Roster};
 use crate::source::Source;
 use forebay_core::clock::Time;
 
