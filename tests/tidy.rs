@@ -1,4 +1,4 @@
-//! The shape of the tree, held by a test: layers and siblings, the one home of each framework, file sizes and names, and
+//! The shape of the tree, held by a test: layers and siblings, circles, the one home of each framework, file sizes and names, and
 //! what must not stay in code. ARCHITECTURE.md says why; every message here says where, what and what to do about it.
 //!
 //! Standard library only, on the text of the files: comments and strings are blanked first, so that prose may name anything.
@@ -6,6 +6,9 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+#[path = "tidy/circles.rs"]
+mod circles;
 
 /// The crates whose modules have an order, top to bottom. A module imports from layers below its own, never from its own row:
 /// siblings do not know each other. What one crate may take from another is in its `Cargo.toml`, and the compiler holds it.
