@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode, header};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::routes::error;
+use super::error::error;
 use forebay_fleet::config::model::Secret;
 
 /// The bearer token that a client must send, as its SHA-256 hash.

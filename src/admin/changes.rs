@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::error::error;
 use super::host::{host_of, is_address};
-use super::routes::error;
 use super::{Admin, NotChanged};
 use forebay_fleet::membership::drains::DrainRequest;
 

@@ -8,7 +8,7 @@ use axum::response::Response;
 use http::uri::Authority;
 use http::{HeaderMap, StatusCode, Uri, header};
 
-use super::routes::error;
+use super::error::error;
 
 /// The host that a request names; HTTP/2 has it in the URI. Empty where there is none.
 pub(super) fn host_of<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> &'a str {

@@ -6,6 +6,7 @@
 mod auth;
 mod changes;
 pub mod dashboard;
+mod error;
 mod host;
 mod routes;
 pub mod views;

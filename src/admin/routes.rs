@@ -12,9 +12,10 @@ use serde_json::Value;
 
 use super::auth::{Token, require};
 use super::changes::{drain, no_page, undrain};
+use super::error::error;
 use super::host::own_host;
 use super::{Admin, Channel, Router, dashboard};
-use forebay_core::error::{ErrorShape, Refusal, error_json};
+use forebay_core::error::Refusal;
 use forebay_fleet::membership::drains::DrainByHand;
 
 const INDEX: &str = "forebay: admin API
@@ -119,12 +120,6 @@ async fn not_found(uri: Uri) -> Response {
 
 async fn method_not_allowed() -> Response {
     error(StatusCode::METHOD_NOT_ALLOWED, "forebay_method_not_allowed", "this path takes another method; / lists them")
-}
-
-/// An error in the shape of the data plane's.
-pub(super) fn error(status: StatusCode, kind: &str, words: &str) -> Response {
-    let body = error_json(ErrorShape::OpenAi, status.as_u16(), kind, words);
-    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 async fn with_headers(mut response: Response) -> Response {

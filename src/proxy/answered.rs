@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use http::Response;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
-use super::answer::body::AnswerBody;
+use super::body::AnswerBody;
 use super::exchange::Relaying;
 use crate::upstream::bell::Bell;
 use forebay_fleet::telemetry::Telemetry;

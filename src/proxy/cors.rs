@@ -4,9 +4,10 @@
 //! Hot path: nothing for a request without an `origin`; one short lock for an answer to one with it.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
@@ -15,13 +16,13 @@ use http::header::{
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode};
 
-use super::answer::body::{AnswerBody, Ours};
+use super::body::{AnswerBody, Ours};
 use super::headers;
-use super::shared::Shared;
-use crate::upstream::{self, Asked, Connection, Pieces};
-use forebay_core::clock::Time;
+use crate::upstream::{self, Asked, Connection, Pieces, Upstream};
+use forebay_core::clock::{Clock, Time};
 use forebay_core::error::Refusal;
 use forebay_core::rate_limit::{Bucket, PerMinute};
+use forebay_fleet::Fleet;
 use forebay_fleet::config::model::{Config, Origins};
 use forebay_fleet::lock::locked;
 
@@ -53,8 +54,17 @@ const CORS: [HeaderName; 6] = [
 /// The part of a backend's answer that says what an origin may: its values for the first three of [`CORS`].
 type Said = [Option<HeaderValue>; 3];
 
+/// The permissions of web pages, for all requests: what the settings say, and what backends said.
+pub(crate) struct Cors {
+    settings: Arc<ArcSwap<Config>>,
+    fleet: Fleet,
+    upstream: Arc<Upstream>,
+    clock: Clock,
+    allowances: Allowances,
+}
+
 /// The answers of backends about origins.
-pub(crate) struct Allowances {
+struct Allowances {
     inner: Mutex<Remembered>,
 }
 
@@ -67,7 +77,7 @@ struct Remembered {
 
 impl Allowances {
     /// Nothing is known yet.
-    pub(crate) fn new(now: Time) -> Allowances {
+    fn new(now: Time) -> Allowances {
         let questions = Bucket::full(QUESTIONS, now);
         Allowances { inner: Mutex::new(Remembered { said: HashMap::new(), any: None, questions }) }
     }
@@ -152,7 +162,7 @@ pub(super) struct Preflight {
 }
 
 impl Preflight {
-    /// Puts the answer on a response; who may is added to every answer, by [`finish`].
+    /// Puts the answer on a response; who may is added to every answer, by [`Cors::finish`].
     pub(super) fn answer(self, response: &mut Response<AnswerBody>) {
         *response.status_mut() = StatusCode::NO_CONTENT;
         let answer = response.headers_mut();
@@ -165,29 +175,63 @@ impl Preflight {
     }
 }
 
-/// Says on an answer to a page of `origin` whether it may read it.
-pub(super) async fn finish(shared: &Shared, origin: &HeaderValue, response: &mut Response<AnswerBody>) {
-    let settings = shared.settings.load_full();
-    let is_ours = response.extensions_mut().remove::<Ours>().is_some();
-    match &settings.cors.origins {
-        Origins::Backend if is_ours => {
-            let said = match shared.cors.known(origin, shared.clock.now()) {
-                Some(said) => Some(said),
-                None => ask(shared, origin).await,
-            };
-            put(response.headers_mut(), said.unwrap_or_default());
-        }
-        Origins::Backend => shared.cors.learn(origin, response.headers(), shared.clock.now()),
-        origins => {
-            // Of a preflight the last three are Forebay's own. Of any other answer all six were the backend's.
-            let is_preflight = is_ours && response.status() == StatusCode::NO_CONTENT;
-            for name in CORS.iter().take(if is_preflight { 3 } else { CORS.len() }) {
-                response.headers_mut().remove(name);
+impl Cors {
+    /// Makes one that was told nothing of any origin yet. `settings` are those in force.
+    pub(crate) fn new(settings: Arc<ArcSwap<Config>>, fleet: Fleet, upstream: Arc<Upstream>, clock: Clock) -> Cors {
+        let allowances = Allowances::new(clock.now());
+        Cors { settings, fleet, upstream, clock, allowances }
+    }
+
+    /// Says on an answer to a page of `origin` whether it may read it.
+    pub(super) async fn finish(&self, origin: &HeaderValue, response: &mut Response<AnswerBody>) {
+        let settings = self.settings.load_full();
+        let is_ours = response.extensions_mut().remove::<Ours>().is_some();
+        match &settings.cors.origins {
+            Origins::Backend if is_ours => {
+                let said = match self.allowances.known(origin, self.clock.now()) {
+                    Some(said) => Some(said),
+                    None => self.ask(origin).await,
+                };
+                put(response.headers_mut(), said.unwrap_or_default());
             }
-            if origins.lists(origin.as_bytes()) {
-                put(response.headers_mut(), [Some(origin.clone()), None, Some(HeaderValue::from_static(EXPOSED))]);
+            Origins::Backend => self.allowances.learn(origin, response.headers(), self.clock.now()),
+            origins => {
+                // Of a preflight the last three are Forebay's own. Of any other answer all six were the backend's.
+                let is_preflight = is_ours && response.status() == StatusCode::NO_CONTENT;
+                for name in CORS.iter().take(if is_preflight { 3 } else { CORS.len() }) {
+                    response.headers_mut().remove(name);
+                }
+                if origins.lists(origin.as_bytes()) {
+                    put(response.headers_mut(), [Some(origin.clone()), None, Some(HeaderValue::from_static(EXPOSED))]);
+                }
             }
         }
+    }
+
+    /// Asks a backend what it allows an origin: a page's first request may be one that we answer, and that it sends without asking.
+    async fn ask(&self, origin: &HeaderValue) -> Option<Said> {
+        if origin.len() > LONGEST || !self.allowances.may_ask(self.clock.now()) {
+            return None;
+        }
+        let snapshot = self.fleet.snapshot();
+        let mut members = snapshot.pools.iter().flat_map(|pool| pool.members());
+        let backend = &members.find(|member| member.state.is_usable())?.backend;
+        let mut request = Request::new(Pieces::default());
+        *request.method_mut() = Method::OPTIONS;
+        *request.uri_mut() = upstream::target(&backend.url, &PathAndQuery::from_static("/v1/models"));
+        let of = request.headers_mut();
+        of.insert(HOST, backend.url.host_header().clone());
+        of.insert(ORIGIN, origin.clone());
+        of.insert(ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("GET"));
+        if let Some(key) = &backend.key {
+            headers::authorize(of, key.expose());
+        }
+        let asked =
+            tokio::time::timeout(ASKED, self.upstream.send(backend, (Connection::Fresh, Asked::Document), request));
+        let answer = asked.await.ok()?.ok()?;
+        let now = self.clock.now();
+        self.allowances.learn(origin, answer.headers(), now);
+        self.allowances.known(origin, now)
     }
 }
 
@@ -199,32 +243,6 @@ fn put(answer: &mut HeaderMap, said: Said) {
     }
     // A cache in between would hand one origin's permission to another.
     answer.append(VARY, HeaderValue::from_static("origin"));
-}
-
-/// Asks a backend what it allows an origin: a page's first request may be one that we answer, and that it sends without asking.
-async fn ask(shared: &Shared, origin: &HeaderValue) -> Option<Said> {
-    if origin.len() > LONGEST || !shared.cors.may_ask(shared.clock.now()) {
-        return None;
-    }
-    let snapshot = shared.fleet.snapshot();
-    let mut members = snapshot.pools.iter().flat_map(|pool| pool.members());
-    let backend = &members.find(|member| member.state.is_usable())?.backend;
-    let mut request = Request::new(Pieces::default());
-    *request.method_mut() = Method::OPTIONS;
-    *request.uri_mut() = upstream::target(&backend.url, &PathAndQuery::from_static("/v1/models"));
-    let of = request.headers_mut();
-    of.insert(HOST, backend.url.host_header().clone());
-    of.insert(ORIGIN, origin.clone());
-    of.insert(ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("GET"));
-    if let Some(key) = &backend.key {
-        headers::authorize(of, key.expose());
-    }
-    let asked =
-        tokio::time::timeout(ASKED, shared.upstream.send(backend, (Connection::Fresh, Asked::Document), request));
-    let answer = asked.await.ok()?.ok()?;
-    let now = shared.clock.now();
-    shared.cors.learn(origin, answer.headers(), now);
-    shared.cors.known(origin, now)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use http::Uri;
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
-use super::request::heads::Heads;
+use super::intake::heads::Heads;
 use forebay_fleet::config::model::Forwarding;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

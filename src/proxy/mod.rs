@@ -1,20 +1,23 @@
 //! One request as a tower service: intake, attempts, relay, record. Sees `http` types and tower; never hyper's connections,
 //! and never the simulator, the benchmark or the planner.
 //!
-//! The way of a request: `route` (allow-list) → `request` (key, body within limits, what it is and what is sent on) → `exchange`
-//! (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved at work) → `answer` (the
-//! relay to the client) → `record` (what metrics and log are told).
+//! The way of a request: `route` (allow-list) → `request` (key) → `intake` (body within limits) → `request` (what it is and what
+//! is sent on) → `exchange` (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved
+//! at work) → `answer` (the relay to the client) → `record` (what metrics and log are told).
 
 pub(crate) mod answer;
 mod answered;
 mod attempt;
+mod body;
 mod cors;
 mod exchange;
 mod explain;
 mod fingerprints;
 mod forwarded;
 mod headers;
+pub(crate) mod intake;
 mod models;
+mod outlet;
 #[cfg(feature = "epp")]
 pub(crate) mod picked;
 mod record;
@@ -39,16 +42,16 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
 
-use self::answer::body::Ours;
-pub use self::answer::body::{AnswerBody, Cut};
-pub use self::answer::outlet::{Outlet, Passed};
 use self::answered::answered;
+use self::body::Ours;
+pub use self::body::{AnswerBody, Cut};
 use self::exchange::Exchange;
 use self::forwarded::Peer;
+use self::intake::{BodyLimits, decode};
+pub use self::outlet::{Outlet, Passed};
 use self::record::Record;
-use self::request::intake::{self, BodyLimits};
+use self::request::auth;
 use self::request::work::{self, Work};
-use self::request::{auth, decode};
 use self::route::{Route, Unserved};
 use self::shared::Shared;
 pub use self::shared::{Parts, Readiness};
@@ -119,7 +122,7 @@ where
         if let Some(mut answer) = probed {
             return Box::pin(async move {
                 if let Some(origin) = &origin {
-                    cors::finish(&shared, origin, &mut answer).await;
+                    shared.cors.finish(origin, &mut answer).await;
                 }
                 Ok(answer)
             });
@@ -142,7 +145,7 @@ where
             }
             if let Some(origin) = &origin {
                 // On the heap: few requests come from a page of another origin.
-                Box::pin(cors::finish(&shared, origin, &mut answer)).await;
+                Box::pin(shared.cors.finish(origin, &mut answer)).await;
             }
             Ok(answer)
         })

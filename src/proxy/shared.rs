@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::cors::Allowances;
+use super::cors::Cors;
 use super::fingerprints::Fingerprints;
 use super::headers::Via;
-use super::request::intake::BodyMemory;
+use super::intake::BodyMemory;
 use super::responses::ResponseHomes;
 use super::shutdown::Shutdown;
 use crate::spans::Spans;
@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) shutdown: Shutdown,
     pub(crate) bodies: Arc<BodyMemory>,
     pub(crate) responses: ResponseHomes,
-    pub(crate) cors: Allowances,
+    pub(crate) cors: Cors,
     pub(crate) fingerprints: Fingerprints,
     /// Its name to other proxies.
     pub(crate) via: Via,
@@ -72,7 +72,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(parts: Parts) -> Shared {
         let Parts { settings, fleet, clients, upstream, telemetry, access_log, spans, clock, ready, shutdown } = parts;
-        let cors = Allowances::new(clock.now());
+        let cors = Cors::new(Arc::clone(&settings), fleet.clone(), Arc::clone(&upstream), clock.clone());
         Shared {
             settings,
             fleet,

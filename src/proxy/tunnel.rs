@@ -10,8 +10,8 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Response, StatusCode, Version};
 
-use super::answer::body::AnswerBody;
 use super::attempt::{Attempted, Means, Upgraded, upgrade};
+use super::body::AnswerBody;
 use super::forwarded::host_asked;
 use super::headers;
 use super::record::Record;

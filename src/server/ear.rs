@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::ConnState;
 use super::sending::Sending;
-use crate::proxy::request::intake::{DRAIN_BYTES, DRAIN_PIECE, DRAIN_TIME};
+use crate::proxy::intake::{DRAIN_BYTES, DRAIN_PIECE, DRAIN_TIME};
 use crate::proxy::{Outlet, Passed};
 use forebay_fleet::lock::locked;
 

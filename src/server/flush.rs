@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::assemble::Common;
 use super::lifecycle::DrainEnd;
 use super::listener::Connections;
+use super::parts::Common;
 use forebay_fleet::telemetry::log::AccessLog;
 use forebay_fleet::telemetry::trace;
 

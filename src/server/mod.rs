@@ -11,6 +11,7 @@ mod flush;
 mod handover;
 mod lifecycle;
 mod listener;
+mod parts;
 #[cfg(feature = "epp")]
 mod picker;
 #[doc(hidden)]

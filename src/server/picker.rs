@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::accept::Listening;
-use super::assemble::Common;
 use super::listener::{Accepted, Connections, HyperApp, ServiceFor};
+use super::parts::Common;
 use crate::epp::{GatewayService, Picker, PickerParts};
 use crate::proxy::{Outlet, Proxy};
 use forebay_fleet::config::model::Config;

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::Source;
-use super::assemble::Common;
+use super::parts::Common;
 use super::signals::Caught;
 use crate::tasks::config_watcher::ConfigWatcher;
 use crate::tasks::discover::discover;

@@ -19,7 +19,7 @@ use forebay_core::clock::Clock;
 use forebay_fleet::config::model::{DiscoverySource, Whom};
 use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::membership::roster::Found;
-use forebay_fleet::membership::source::Source;
+use forebay_fleet::source::Source;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::labels::{DiscoveryFailure, Panicked};
 use forebay_fleet::telemetry::panics::caught;

@@ -18,6 +18,7 @@ pub mod obstacle;
 pub mod pool;
 pub mod probe;
 pub mod reach;
+pub mod source;
 pub mod telemetry;
 pub mod tls;
 pub mod view;

@@ -13,7 +13,7 @@ use forebay_core::units::BackendId;
 use forebay_fleet::clients::KnownClients;
 use forebay_fleet::clients::view::ClientsView;
 use forebay_fleet::config::Config;
-use forebay_fleet::membership::source::SourceView;
+use forebay_fleet::source::SourceView;
 use forebay_fleet::telemetry::Telemetry;
 use forebay_fleet::telemetry::decisions::Told;
 use forebay_fleet::telemetry::events::Event;

@@ -12,7 +12,7 @@ use axum::routing::get;
 use http::{HeaderName, StatusCode, header};
 
 use super::Admin;
-use super::routes::error;
+use super::error::error;
 use forebay_core::clock::Time;
 use forebay_fleet::Snapshot;
 use forebay_fleet::clients::KnownClients;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::sync::mpsc;
 
-use super::body::Message;
+use crate::proxy::body::Message;
 use forebay_core::error::{ErrorShape, Failure, Refusal, error_json};
 use forebay_core::stream::Api;
 

@@ -11,9 +11,9 @@ use http::{Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
-use super::body::{AnswerBody, Message, Ours};
-use super::outlet::Outlet;
+use crate::proxy::body::{AnswerBody, Message, Ours};
 use crate::proxy::headers;
+use crate::proxy::outlet::Outlet;
 
 /// Pieces between a request's task and its client's connection.
 pub(crate) const CHANNEL: usize = 8;

@@ -1,10 +1,8 @@
-//! An answer on its way out: where it goes, its bytes, and how an error is told once its status is spent.
+//! An answer on its way out: its head, its bytes, and how an error is told once its status is spent.
 
-pub(crate) mod body;
 pub(crate) mod error_event;
 pub(crate) mod front;
 pub(crate) mod injected;
-pub(crate) mod outlet;
 pub(crate) mod pace;
 pub(crate) mod relay;
 pub(crate) mod wire;

@@ -15,8 +15,8 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Sleep;
 
-use super::body::Message;
-use super::outlet::{Outlet, Passed};
+use crate::proxy::body::Message;
+use crate::proxy::outlet::{Outlet, Passed};
 use crate::proxy::shutdown::Shutdown;
 use crate::upstream::bell::Bell;
 use crate::upstream::{BackendBody, shortage_or};

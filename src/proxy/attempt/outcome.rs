@@ -10,8 +10,8 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use crate::proxy::answer::body::AnswerBody as ClientBody;
 use crate::proxy::answer::relay::Events;
+use crate::proxy::body::AnswerBody as ClientBody;
 use crate::upstream::BackendBody;
 use forebay_core::error::{Failure, Refusal};
 use forebay_fleet::health::alarm::Watch;

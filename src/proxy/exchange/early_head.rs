@@ -7,10 +7,10 @@ use bytes::Bytes;
 use http::StatusCode;
 use tokio::sync::mpsc;
 
-use crate::proxy::answer::body::Message;
 use crate::proxy::answer::relay::settle;
 use crate::proxy::answer::{error_event, wire};
 use crate::proxy::attempt::{Attempted, Committed, RealAnswer};
+use crate::proxy::body::Message;
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
 use forebay_core::clock::Clock;

@@ -20,14 +20,14 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
 
-use super::answer::body::{AnswerBody, Message};
 use super::answer::error_event::AtPanic;
 use super::answer::front::{CHANNEL, Front, Signs};
-use super::answer::outlet::Outlet;
 use super::answer::relay::{Document, settle};
 use super::answer::wire::{Deadlines, Wire};
 use super::attempt::{self, Attempted, Bounds, Committed, Form, Means};
+use super::body::{AnswerBody, Message};
 use super::headers;
+use super::outlet::Outlet;
 use super::record::Record;
 use super::request::work::Work;
 use super::shared::Shared;

@@ -20,8 +20,8 @@ use http_body::Body;
 pub(crate) use deaths::Deaths;
 pub(crate) use watched::{AnswerForm, Seen, WatchedAnswer};
 
-use super::answer::body::AnswerBody;
 use super::attempt::{Patience, place};
+use super::body::AnswerBody;
 use super::forwarded::Peer;
 use super::record::Record;
 use super::request::work::{Work, lane};

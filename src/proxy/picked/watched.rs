@@ -11,10 +11,10 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::deaths::Deaths;
 use super::{address, headers};
-use crate::proxy::answer::body::AnswerBody;
 use crate::proxy::answer::pace::Pace;
 use crate::proxy::answer::relay::{Document, USAGE_BODY_MAX, settle};
 use crate::proxy::attempt::{error_of, is_event_stream};
+use crate::proxy::body::AnswerBody;
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
 use crate::proxy::shared::Shared;

@@ -4,7 +4,7 @@ use http::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, 
 use http::{Response, StatusCode};
 
 use super::Record;
-use crate::proxy::answer::body::{AnswerBody, Ours};
+use crate::proxy::body::{AnswerBody, Ours};
 use crate::proxy::headers;
 use crate::proxy::route::error_shape;
 use forebay_core::error::{Refusal, refusal_json};

@@ -1,11 +1,8 @@
-//! A request on its way in: who sends it, its body within limits, what is peeked of it, and what is sent on.
+//! A request on its way in: who sends it, what is peeked of its body, and what is sent on.
 
 pub(crate) mod auth;
 pub mod counting;
-pub(crate) mod decode;
 mod form;
-pub(crate) mod heads;
-pub(crate) mod intake;
 mod lenient;
 pub(crate) mod lookup;
 pub mod multipart;

@@ -10,7 +10,6 @@ use twox_hash::XxHash3_64;
 
 use super::counting::endpoint_of;
 use super::form;
-use super::intake::Held;
 use super::lookup::{not_serving, pool_for, search_in};
 use super::parse::{Parsed, read_body};
 use super::peek::Peek;
@@ -18,6 +17,7 @@ use super::splice::Splice;
 use super::stored::{self, Home, Search};
 use crate::proxy::forwarded::host_asked;
 use crate::proxy::headers;
+use crate::proxy::intake::Held;
 use crate::proxy::record::Record;
 use crate::proxy::route::{BodyForm, Effort, Endpoint, Route};
 use crate::proxy::shared::Shared;

@@ -8,7 +8,7 @@ use super::*;
 use forebay_fleet::config::model::Config;
 use forebay_fleet::config::{Loaded, load_text};
 use forebay_fleet::membership::controller::Settings;
-use forebay_fleet::membership::source::SourceView;
+use forebay_fleet::source::SourceView;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -8,20 +8,16 @@
 mod cache;
 mod claims;
 mod index;
-mod marks;
 mod prior;
 mod set;
 mod worth;
 
+pub use super::marks::{BLOCK_ENDS, Mark, Marks};
 pub use cache::UNKNOWN_CAPACITY;
 pub use claims::compare;
 pub use index::{Index, Sent};
-pub use marks::{BLOCK_ENDS, Mark, Marks};
 pub use set::HOLDERS;
 pub use worth::{WORTH_PRIOR, WORTH_TAU, Worth};
-
-/// Tokens of an engine's block where the engine does not say: vLLM's default on a GPU. Only whole blocks are found again.
-pub const BLOCK: u32 = 16;
 
 #[cfg(test)]
 mod tests;

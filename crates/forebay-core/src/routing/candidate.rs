@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::affinity;
-use super::cost::Shape;
 use super::estimate::{self, Evidence};
+use super::shape::Shape;
 use crate::clock::Time;
 use crate::units::BackendId;
+
+/// Tokens of an engine's block where the engine does not say: vLLM's default on a GPU. Only whole blocks are found again.
+pub const BLOCK: u32 = 16;
 
 /// Load that others put on the backend: what vLLM reports beyond what this proxy sent. All zero where no fresh scrape says so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -123,7 +125,7 @@ impl Candidate {
             k: 1.0,
             v: 1.0,
             shape: Shape::PRIOR,
-            block_tokens: affinity::BLOCK,
+            block_tokens: BLOCK,
             worth: 1.0,
             claimed: 0,
             depth: 0.0,

@@ -7,20 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::candidate::Candidate;
 use super::facts::{Kind, RequestFacts};
+pub use super::shape::{STEP_BASE, STEP_PER_SEQUENCE, Shape, TOKEN};
 use crate::clock::Time;
 
 /// Steps that a request waits for beside its own prefill. Scales with the step time, so that decode load counts. 1.5 gives the
 /// same p99 within a point over w1-w13, but lets a backend that slowed down and recovered wait longer for work. Chosen with those
 /// workloads in view.
 pub const STEPS: f64 = 2.0;
-/// Seconds of one engine step with nothing in it (a0). Half or double moves p99 by at most 2 %, since k and v take it up; where
-/// sessions repeat, half costs 5 % and double 15 %.
-pub const STEP_BASE: f64 = 0.025;
-/// Seconds that each decoding sequence adds to a step (b0). None at all costs 3 %.
-pub const STEP_PER_SEQUENCE: f64 = 0.000_15;
-/// Seconds to prefill one token (s). The one constant that is not flat: double costs up to 17 % (and 12 % of TPOT); half up to 5 %
-/// where it was run, which was not with sessions.
-pub const TOKEN: f64 = 0.000_1;
 /// Weight of the delay that the prompt puts on the backend's other sequences (wu). 0 costs 12 % where sessions repeat and 15 % of
 /// TPOT on mixed speeds; double costs 13 % on mixed speeds.
 pub const OTHERS_WEIGHT: f64 = 0.005;
@@ -39,39 +32,6 @@ pub const HEAD_CREDIT: f64 = 0.9;
 pub const KV_FULL: f64 = 0.97;
 /// Completions a second below which the wait for KV room is no longer believed to grow.
 pub const MIN_DONE_RATE: f64 = 0.3;
-
-/// Expected times of an engine. Only its *shape* matters: a common factor ends in k and v, which are ratios to it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Shape {
-    /// Seconds of a step with nothing in it.
-    pub step_base: f64,
-    /// Seconds that each decoding sequence adds to a step.
-    pub step_per_sequence: f64,
-    /// Seconds to prefill one token.
-    pub token: f64,
-}
-
-impl Shape {
-    /// The prior of a backend of speed 1.
-    pub const PRIOR: Shape = Shape { step_base: STEP_BASE, step_per_sequence: STEP_PER_SEQUENCE, token: TOKEN };
-
-    /// The prior of a backend that the operator calls `speed` times as fast. It divides every time for good: what is
-    /// measured is a ratio to these times, so with samples the operator's figure cancels, and without it leads. A speed that
-    /// is not a positive number counts as 1.
-    #[must_use]
-    #[inline]
-    pub fn with_speed(speed: f64) -> Shape {
-        let speed = if speed.is_finite() && speed > 0.0 { speed } else { 1.0 };
-        Shape { step_base: STEP_BASE / speed, step_per_sequence: STEP_PER_SEQUENCE / speed, token: TOKEN / speed }
-    }
-
-    /// Seconds of one step with so many sequences decoding.
-    #[must_use]
-    #[inline]
-    pub fn step(self, sequences: f64) -> f64 {
-        self.step_base + self.step_per_sequence * sequences
-    }
-}
 
 /// Uncached prompt tokens that the request brings: at least `MIN_UNCACHED`, none if it never reaches the engine.
 #[must_use]

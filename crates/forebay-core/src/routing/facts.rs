@@ -2,7 +2,7 @@
 //!
 //! Hot path: plain copies, no allocation.
 
-use super::affinity::Marks;
+use super::marks::Marks;
 use crate::units::BackendId;
 
 /// The place of an arm in its pool's list.

@@ -4,6 +4,7 @@
 
 pub mod affinity;
 pub mod candidate;
+mod choice;
 pub mod cost;
 pub mod decide;
 pub mod decision;
@@ -11,8 +12,10 @@ pub mod eligible;
 pub mod estimate;
 pub mod explain;
 pub mod facts;
+mod marks;
 pub mod policy;
 pub mod retry;
 pub mod rows;
+mod shape;
 pub mod split;
 pub mod wait_room;

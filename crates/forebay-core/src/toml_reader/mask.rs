@@ -2,8 +2,7 @@
 //! (`api_key = "sk-…"`), and a user or a password in a URL. Reports of a reload go to the log, and no secret belongs there.
 //! Every blanked byte becomes a `*`, so that places in the text stay where they are.
 
-use super::section::Schema;
-use super::values::is_variable;
+use super::section::{Schema, is_variable};
 
 /// Parts of a key's name that say that its value is a secret.
 const SECRETIVE: [&str; 4] = ["key", "token", "secret", "passw"];

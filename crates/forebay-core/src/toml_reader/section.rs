@@ -126,6 +126,12 @@ impl Schema {
     }
 }
 
+/// Returns whether `name` can name an environment variable: letters, digits and `_`, no digit first.
+pub fn is_variable(name: &str) -> bool {
+    let start = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+    start && name.len() <= 128 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 /// The longest text that may be a slip: comparing costs its length times the candidate's.
 const LONGEST: usize = 64;
 

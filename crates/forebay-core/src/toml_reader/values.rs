@@ -74,12 +74,6 @@ pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
 
-/// Returns whether `name` can name an environment variable: letters, digits and `_`, no digit first.
-pub fn is_variable(name: &str) -> bool {
-    let start = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-    start && name.len() <= 128 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-}
-
 /// `true` or `false`.
 pub fn boolean(value: &Value<'_>) -> Result<bool, Wrong> {
     match value.value {

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::files::Outside;
 use super::keys::{ClientKey, KeyConfig};
+use super::keys_file;
 use forebay_core::toml_reader::kinds::{ValueKind, line};
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Keys, Table, quoted};
@@ -17,7 +18,7 @@ pub(super) fn client_keys(clients: &Table<'_>, outside: &mut Outside<'_>) -> Opt
     let file = clients.get("keys_file", None, |value| line(4096).read(value).map(Some));
     let named = file.value.is_some();
     let from_file =
-        file.value.zip(file.span).and_then(|(name, span)| outside.client_keys(&name, span, clients.notes()));
+        file.value.zip(file.span).and_then(|(name, span)| keys_file::from_file(outside, &name, span, clients.notes()));
     let tables = clients.tables("keys", KeyConfig::SECTION);
     if !named && tables.is_empty() {
         return None;

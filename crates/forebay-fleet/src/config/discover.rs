@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
+use super::backend_key::backend_key;
 use super::files::Outside;
-use super::pools::key as key_of;
 use super::secret::Secret;
 use super::tls::{PATH, key};
 use forebay_core::toml_reader::kinds::{ValueKind, choice, interval, whole};
@@ -193,7 +193,7 @@ pub(super) fn discover(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<D
     let max_backends = table.or("max_backends", MAX_BACKENDS, values::whole(1..=4096_u32));
     let https = table.or("scheme", false, |value| choice(SCHEMES).read(value));
     // All keys are read before any rule between them, so that every mistake is told at once.
-    let key = key_of(&table, outside);
+    let key = backend_key(&table, outside);
     let interval_got = table.get("interval", INTERVAL, |value| interval().read(value));
     let dns = table.get("dns", None, |value| name::read(value).map(Some));
     let pool = table.get("inference_pool", None, |value| kubernetes::dns_name(value).map(Some));

@@ -1,17 +1,16 @@
-//! What the configuration takes from outside its own file: the client keys, the admin token, the environment. Everything
+//! What the configuration takes from outside its own file: the files that it names, the admin token, the environment. Everything
 //! read is part of the hash, so that a rotated key is a changed configuration. Never repeats what such a file holds, not
-//! even in a complaint about it: a line that is no hash may well be the key itself.
+//! even in a complaint about it.
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::model::{ClientKey, Secret};
+use super::secret::Secret;
 use forebay_core::toml_reader::Wrong;
-use forebay_core::toml_reader::values;
+use forebay_core::toml_reader::section::is_variable;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
 
 /// The most that is read of any file.
@@ -63,7 +62,13 @@ impl<'a> Outside<'a> {
     }
 
     /// The file called `name` at `span`, unless it cannot be read, which is noted under `key`.
-    fn named(&mut self, key: &str, name: &str, span: Range<usize>, notes: &Notes) -> Option<(PathBuf, String)> {
+    pub(super) fn named(
+        &mut self,
+        key: &str,
+        name: &str,
+        span: Range<usize>,
+        notes: &Notes,
+    ) -> Option<(PathBuf, String)> {
         let path = self.dir.join(name);
         // A pipe or a device would be read for ever, also by `forebay check`.
         let regular = std::fs::metadata(&path).map(|metadata| metadata.is_file()).map_err(|error| error.to_string());
@@ -135,44 +140,10 @@ impl<'a> Outside<'a> {
         None
     }
 
-    /// The client keys in the file called `name`: lines of `name = sha256 of the key, in hex`; `#` begins a comment.
-    pub(super) fn client_keys(&mut self, name: &str, span: Range<usize>, notes: &Notes) -> Option<Vec<ClientKey>> {
-        let (path, text) = self.named("clients.keys_file", name, span, notes)?;
-        let path = path.display().to_string();
-        let mut keys = Vec::new();
-        let mut seen = HashMap::new();
-        let mut lines = 0;
-        for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            // Counted also where it is wrong: "names no key" would be a second complaint about the same line.
-            lines += 1;
-            let key = client_key(line).and_then(|key| unique(key, number, &mut seen));
-            match key {
-                Ok(key) => keys.push(key),
-                Err(wrong) => {
-                    let message = format!("clients.keys_file: {}", wrong.reason);
-                    let diagnostic = Diagnostic::elsewhere(path.as_str(), Some(number), message);
-                    notes.add(match wrong.hint {
-                        Some(hint) => diagnostic.hint(hint),
-                        None => diagnostic,
-                    });
-                }
-            }
-        }
-        if lines == 0 {
-            let message = "clients.keys_file: the file names no key, so that no client could get in";
-            notes.add(Diagnostic::elsewhere(path, None, message).hint(KEY_FORM));
-        }
-        Some(keys)
-    }
-
     /// The key in the environment variable `name`.
     pub(super) fn variable(&self, name: &str) -> Result<Secret, Wrong> {
         // what is no name may be the key itself: it is not repeated
-        if !values::is_variable(name) {
+        if !is_variable(name) {
             return Err(Wrong::because("this is no name of an environment variable")
                 .hint("write the name, such as \"VLLM_KEY\", of the variable that holds the key"));
         }
@@ -188,48 +159,6 @@ impl<'a> Outside<'a> {
         }
         Ok(Secret::new(value))
     }
-}
-
-const KEY_FORM: &str = "each line is `name = hash`; the hash is printed by: printf %s \"$KEY\" | sha256sum";
-
-/// One line of the keys file.
-fn client_key(line: &str) -> Result<ClientKey, Wrong> {
-    let (name, hash) = line.split_once('=').ok_or_else(|| Wrong::because("the line has no `=`").hint(KEY_FORM))?;
-    let name = name.trim();
-    if !values::is_name(name) {
-        return Err(Wrong::because("the part before the `=` is no name")
-            .hint("use letters, digits, `_`, `-` and `.`, at most 64 of them"));
-    }
-    let sha256 = from_hex(hash.trim()).ok_or_else(|| {
-        Wrong::because("the part after the `=` is no SHA-256 hash of 64 hexadecimal digits").hint(KEY_FORM)
-    })?;
-    Ok(ClientKey::unlimited(name, sha256))
-}
-
-/// Refuses a name or a hash that an earlier line has.
-fn unique(key: ClientKey, line: usize, seen: &mut HashMap<Vec<u8>, usize>) -> Result<ClientKey, Wrong> {
-    let by_name = seen.insert(key.name.clone().into_bytes(), line);
-    let by_hash = seen.insert([b"=".as_slice(), key.sha256.as_slice()].concat(), line);
-    match (by_name, by_hash) {
-        (Some(first), _) => Err(Wrong::because(format!("line {first} has the same name"))),
-        (None, Some(first)) => Err(Wrong::because(format!("line {first} has the same hash"))
-            .hint("a key that two names share cannot tell its clients apart")),
-        (None, None) => Ok(key),
-    }
-}
-
-fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    let mut bytes = [0; 32];
-    if digits.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let high = char::from(pair[0]).to_digit(16)?;
-        let low = char::from(pair[1]).to_digit(16)?;
-        *byte = u8::try_from(high << 4 | low).ok()?;
-    }
-    Some(bytes)
 }
 
 /// The content of a file that is text and not too large.
@@ -249,25 +178,6 @@ fn read(path: &Path) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const HASH: &str = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
-
-    #[test]
-    fn a_line_is_a_name_and_a_hash() {
-        let key = client_key(&format!("alice = {HASH}")).unwrap();
-        assert_eq!((key.name.as_str(), key.sha256[0], key.sha256[31]), ("alice", 0x2c, 0xae));
-        let digest: [u8; 32] = Sha256::digest(b"foo").into();
-        assert_eq!(key.sha256, digest);
-        assert!(client_key(&format!("alice = {}", HASH.to_uppercase())).is_ok());
-    }
-
-    #[test]
-    fn a_complaint_never_repeats_the_line() {
-        for line in ["sk-secret", "alice = sk-secret", "sk secret = x", &format!("sk-secret! = {HASH}")] {
-            let wrong = client_key(line).unwrap_err();
-            assert!(!wrong.reason.contains("secret"), "{}", wrong.reason);
-        }
-    }
 
     #[test]
     fn what_is_not_text_is_refused_with_its_line() {

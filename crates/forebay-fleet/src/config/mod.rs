@@ -2,6 +2,7 @@
 //! never lets a half-right file through: either everything in it is right, or a [`Report`] says all that is wrong.
 
 mod affinity;
+mod backend_key;
 mod between;
 mod client_keys;
 pub mod diff;
@@ -10,6 +11,7 @@ mod discover;
 mod document;
 mod files;
 mod keys;
+mod keys_file;
 mod kinds;
 pub mod model;
 mod origins;

@@ -7,12 +7,13 @@ use std::ops::Range;
 
 use toml::de::DeValue;
 
+use super::backend_key::backend_key;
 use super::between::both;
 use super::discover;
 use super::files::Outside;
 use super::keys::SESSION;
 use super::kinds::HeaderName;
-use super::model::{ArmConfig, BackendConfig, BackendUrl, PoolConfig, Secret, SessionKey, UnknownModels};
+use super::model::{ArmConfig, BackendConfig, BackendUrl, PoolConfig, SessionKey, UnknownModels};
 use super::pool_tls::{self, POOL_TLS};
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Diagnostic, Notes, quoted};
@@ -246,7 +247,7 @@ fn backends(
 fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &mut Around<'_, '_>) -> BackendConfig {
     let mut backend = BackendConfig::of(unread());
     backend.read(table);
-    backend.key = key(table, around.outside);
+    backend.key = backend_key(table, around.outside);
     let url = table.got("url", &backend.url);
     match url.span {
         None => table.note("backends.url: the backend has no URL", "add url = \"http://127.0.0.1:8001\""),
@@ -268,19 +269,6 @@ fn backend(table: &Table<'_>, urls: &mut Places<BackendUrl>, around: &mut Around
         Some(_) => {}
     }
     backend
-}
-
-/// The key that backends are sent: from the environment or from a file.
-pub(super) fn key(table: &Table<'_>, outside: &mut Outside<'_>) -> Option<Secret> {
-    let from_env = table.or("key_env", None, |value| outside.variable(values::text(value)?).map(Some));
-    let file = table.get("key_file", None, |value| values::line(4096)(value).map(Some));
-    let (Some(name), Some(span)) = (file.value, file.span) else { return from_env };
-    if table.value("key_env").is_some() {
-        let message = format!("{}: there is a key_env, too", table.full("key_file"));
-        table.notes().add(Diagnostic::at(span, message).hint("leave one of the two out"));
-        return None;
-    }
-    outside.word(&table.full("key_file"), "key", &name, span, table.notes())
 }
 
 /// Notes a backend that is this proxy itself, to which each request would come back.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::config::model::{ArmConfig, BackendConfig, BackendUrl, Discover, PoolConfig};
+use crate::source::Taken;
 
 /// The reason for the drain of a backend that its source no longer names.
 pub(crate) const GONE: &str = "its source no longer names it";
@@ -28,23 +29,6 @@ impl Found {
     pub fn ready(url: BackendUrl) -> Found {
         Found { url, drained: None }
     }
-}
-
-/// The changes that one answer of a source made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
-    /// Backends that take requests.
-    pub ready: usize,
-    /// Backends that the source names and that shall get none.
-    pub unready: usize,
-    /// Backends beyond `max_backends`.
-    pub left_out: usize,
-    /// URLs that are new.
-    pub joined: Vec<String>,
-    /// URLs that the source no longer names.
-    pub gone: Vec<String>,
-    /// True if anything is other than before.
-    pub changed: bool,
 }
 
 /// The backends of one arm that were found.

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use crate::config::model::{Affinity, SessionKey, WaitRoom};
 use crate::health::HealthState;
 use crate::locked;
-use crate::membership::source::Source;
+use crate::source::Source;
 use crate::telemetry::Telemetry;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::BackendMetrics;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::model::{ArmConfig, Discover, DiscoverySource, DnsName};
 use crate::membership::roster::Found;
-use crate::membership::source::Source;
+use crate::source::Source;
 use crate::telemetry::labels::DiscoveryFailure;
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 //! become a zero.
 
 use super::{ArmView, BackendView, FleetView, PoolView};
-use crate::membership::source::SourceView;
+use crate::source::SourceView;
 use crate::telemetry::live::{ArmRow, BackendRow, Reading};
 use crate::telemetry::metrics::{
     ARM_CROSSED, ARM_GPUS, ARM_SHARE, BackendState, DISCOVERED, DISCOVERY_AGE, DISCOVERY_ERRORS, IN_FLIGHT, KV_USAGE,

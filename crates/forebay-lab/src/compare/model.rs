@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::figure::Figure;
-use super::next::Step;
 use super::verdict::{Balance, Bounds, Crossover, Pair, SampleRatio, Scope};
 use crate::diagnosis::Diagnosis;
 use crate::rows::row_file::Offered;
@@ -41,6 +40,16 @@ pub struct Comparison {
     pub next: Vec<Step>,
     /// The loads at which the better arm changes: a line for each figure and arm with points on both sides.
     pub crossovers: Vec<Crossover>,
+}
+
+/// A step towards a verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// A sentence.
+    Say(String),
+    /// A command to be run as it stands.
+    Run(String),
 }
 
 /// The gravity of a warning.

@@ -1,9 +1,8 @@
 //! What to do next where no verdict is given: the commands that, followed to the letter, give one. Turns are added to those that the
 //! rows have until [`Design`] has nothing against the order, so that advice and rule cannot disagree. Pure.
 
-use serde::Serialize;
-
 use super::design::{Design, ENOUGH, Turn};
+use super::model::Step;
 use super::options::Options;
 use super::pair::Raw;
 use super::trial::{Group, Trial};
@@ -15,16 +14,6 @@ use crate::rows::row_file::{RunHead, Source};
 const MOST: usize = 40;
 /// The time between two turns that are yet to come, in milliseconds.
 const APART_MS: f64 = 60_000.0;
-
-/// A step towards a verdict.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// A sentence.
-    Say(String),
-    /// A command to be run as it stands.
-    Run(String),
-}
 
 /// An arm with the turns that it has had, and those that it is to have.
 struct ArmTurns<'a> {

@@ -17,7 +17,6 @@ use tokio::sync::{Mutex, Notify};
 use forebay_core::clock::Clock;
 use forebay_fleet::probe::{POOL_IDLE, ProbeClient, ProbeError};
 
-use super::counting::WordLengths;
 use crate::rows::record::Record;
 
 /// The time within which what is asked beside the load must be answered. A server that loads a model answers late.
@@ -28,6 +27,9 @@ const MAX_ANSWER: usize = 64 << 20;
 pub(super) const COUNTING: u32 = 16;
 /// Bytes of an error answer that are kept.
 pub(super) const ERROR_BYTES: usize = 500;
+
+/// The tokens of each word; none where a server does not tell them at once.
+pub(super) type WordLengths = Option<Vec<(&'static str, usize)>>;
 
 /// A server that requests go to.
 #[derive(Clone, Debug)]

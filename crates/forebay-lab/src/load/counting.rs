@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::client::{COUNTING, Client, ClientError};
+use super::client::{COUNTING, Client, ClientError, WordLengths};
 use super::workload::{Endpoint, WORDS};
 use crate::load::dataset::lines::Line;
 use crate::load::dataset::sharegpt::{self, PromptAndAnswer};
@@ -17,8 +17,6 @@ use crate::load::dataset::vocabulary::{ENOUGH, Vocabulary};
 const MARKS: i64 = 2;
 /// The number of times that a word stands in the counted text, so that marks around the text do not hide what a word is.
 const TIMES: i64 = 8;
-/// The tokens of each word; none where a server does not tell them at once.
-pub(super) type WordLengths = Option<Vec<(&'static str, usize)>>;
 
 /// Bytes of a token on average, where no server counts: English text in today's vocabularies.
 const BYTES: usize = 4;

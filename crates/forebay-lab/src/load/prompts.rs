@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::client::{COUNTING, Client, ClientError};
-use super::counting::{Counted, WordLengths, absent, words_within};
+use super::client::{COUNTING, Client, ClientError, WordLengths};
+use super::counting::{Counted, absent, words_within};
 use super::dataset::{Dataset, Prefixes, lines};
 use super::workload::{Endpoint, Length, Workload};
 use crate::load::dataset::conversations::Script;

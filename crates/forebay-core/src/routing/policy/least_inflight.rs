@@ -5,7 +5,7 @@
 use super::{Policy, least};
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
-use crate::routing::decision::{Choice, Considered};
+use crate::routing::choice::{Choice, Considered};
 use crate::routing::facts::RequestFacts;
 
 /// Fewest in flight.

@@ -17,7 +17,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::candidate::Candidate;
-use super::decision::{Choice, Considered, Reason};
+use super::choice::{Choice, Considered, Reason};
 use super::facts::RequestFacts;
 use crate::clock::Time;
 use crate::units::brief_seconds;

@@ -8,7 +8,7 @@ use super::{Policy, draw};
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
 use crate::routing::cost;
-use crate::routing::decision::{Choice, Reason};
+use crate::routing::choice::{Choice, Reason};
 use crate::routing::facts::RequestFacts;
 
 /// Scores within this share of the least one count as equal. 0 and 4 % differ by at most 3 % in p99.

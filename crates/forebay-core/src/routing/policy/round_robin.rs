@@ -6,7 +6,7 @@
 use super::Policy;
 use crate::clock::Time;
 use crate::routing::candidate::Candidate;
-use crate::routing::decision::{Choice, Considered, Reason};
+use crate::routing::choice::{Choice, Considered, Reason};
 use crate::routing::facts::RequestFacts;
 
 /// In turn.

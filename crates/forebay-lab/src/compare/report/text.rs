@@ -2,8 +2,7 @@
 
 use crate::compare::figure::Figure;
 use crate::compare::format;
-use crate::compare::model::{Cell, Comparison, Gravity, Point, Throughput};
-use crate::compare::next::Step;
+use crate::compare::model::{Cell, Comparison, Gravity, Point, Step, Throughput};
 use crate::compare::verdict::{Ratio, Verdict};
 use crate::rows::command::broken;
 use crate::rows::table::{WIDTH, aligned, benchmark_rows, cut, fitting, wrapped};

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use serde::Serialize;
 
-use super::roster::Taken;
 use crate::config::model::Discover;
 use crate::locked;
 use crate::telemetry::labels::DiscoveryFailure;
@@ -32,6 +31,23 @@ struct State {
     /// The conditions that gateways wrote about an InferencePool.
     gateways: Vec<GatewayCondition>,
     errors: [u64; DiscoveryFailure::ALL.len()],
+}
+
+/// The changes that one answer of a source made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Backends that take requests.
+    pub ready: usize,
+    /// Backends that the source names and that shall get none.
+    pub unready: usize,
+    /// Backends beyond `max_backends`.
+    pub left_out: usize,
+    /// URLs that are new.
+    pub joined: Vec<String>,
+    /// URLs that the source no longer names.
+    pub gone: Vec<String>,
+    /// True if anything is other than before.
+    pub changed: bool,
 }
 
 /// The source of one arm's backends at one moment.
@@ -112,7 +128,7 @@ impl Source {
     }
 
     /// Notes an answer. Returns whether more are left out than before.
-    pub(super) fn took(&self, taken: &Taken, now: Time) -> bool {
+    pub(crate) fn took(&self, taken: &Taken, now: Time) -> bool {
         let mut state = locked(&self.state);
         let cut = taken.left_out > 0 && state.taken.left_out == 0;
         (state.answered, state.fault, state.taken) = (Some(now), None, taken.clone());

@@ -4,18 +4,18 @@
 //! A backend is the same as before if pool model, arm name and URL are: it keeps its id, its load and its listed models. One
 //! that was removed and comes back is another: its old tickets count on the old load until they end.
 
+mod discovery;
+pub mod drains;
+mod settings;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 
-use super::discovery::Discovered;
-use super::drains::AddressDrain;
 use super::record::{Change, MemberRecord};
 use super::replicas::{agree, identity};
-pub use super::settings::Settings;
-use super::settings::bucket;
 use super::snapshot::{Fleet, Snapshot};
 use crate::config::model::{self, UnknownModels};
 use crate::health::reports::{HealthKeeper, Reports};
@@ -30,12 +30,16 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::figures::Figures;
 use crate::telemetry::metrics::NONE;
 use crate::tls::ClientTls;
+use discovery::Discovered;
+use drains::AddressDrain;
 use forebay_core::clock::Time;
 use forebay_core::error::Failure;
 use forebay_core::routing::eligible::Seat;
 use forebay_core::routing::facts::ArmIndex;
 use forebay_core::routing::split::Split;
 use forebay_core::units::BackendId;
+pub use settings::Settings;
+use settings::bucket;
 
 /// The writer.
 #[derive(Debug)]
@@ -57,7 +61,7 @@ pub(crate) struct Inner {
     telemetry: Arc<Telemetry>,
     /// The pools that hold: the configured ones with what was found.
     pools: Vec<model::PoolConfig>,
-    pub(super) discovered: Discovered,
+    discovered: Discovered,
     pub(crate) entries: HashMap<MemberKey, MemberRecord>,
     /// The drains by hand, by the address of the backends: an address may move to another arm, or be left out for a while.
     pub(crate) drains: BTreeMap<String, AddressDrain>,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::controller::{Controller, Inner};
+use super::{Controller, Inner};
 use crate::locked;
+use crate::membership::record::MemberRecord;
 use forebay_core::clock::Time;
 use forebay_core::units::BackendId;
 
@@ -121,7 +122,7 @@ impl Controller {
     fn set_drained(&self, name: &str, drain: Option<&AddressDrain>, now: Time) -> Option<Vec<BackendId>> {
         let core = self.core();
         let mut inner = locked(&core.inner);
-        let named = |entry: &&super::record::MemberRecord| entry.backend.id.to_string() == name;
+        let named = |entry: &&MemberRecord| entry.backend.id.to_string() == name;
         let by_id = inner.entries.values().find(named).map(|entry| entry.backend.url.authority().to_owned());
         let address = by_id.unwrap_or_else(|| name.to_owned());
         let here = inner.entries.values().filter(|entry| entry.backend.url.authority() == address);

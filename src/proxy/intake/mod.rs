@@ -1,6 +1,11 @@
 //! Reading a request's body before a backend is chosen: within the limit of one body and of all together, in time, and
 //! never trusting a declared length. Memory is taken from the common limit in steps as bytes arrive; when it is full only
 //! the oldest unfinished body may grow and others are refused at once, since waiting while holding would be an easy attack.
+//!
+//! `decode` undoes compression within the same limits. `heads` bounds the heads that one connection makes Forebay hold.
+
+pub(super) mod decode;
+pub(super) mod heads;
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -19,10 +24,9 @@ use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 
-use super::decode;
-use super::heads::HeadPlace;
 use forebay_core::error::Refusal;
 use forebay_fleet::lock::locked;
+use heads::HeadPlace;
 
 /// Memory is taken from the common limit in steps of this many bytes.
 const STEP: u64 = 64 << 10;

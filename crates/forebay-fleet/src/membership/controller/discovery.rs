@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::controller::{Controller, Inner, MemberKey};
-use super::roster::{self, ArmKey, Found, Roster};
-use super::source::Source;
+use super::{Controller, Inner, MemberKey};
 use crate::config::model::PoolConfig;
 use crate::locked;
+use crate::membership::roster::{self, ArmKey, Found, Roster};
+use crate::source::Source;
 use forebay_core::clock::Time;
 
 /// The sources and what they have found.

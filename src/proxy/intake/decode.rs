@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 
-use super::intake::{BodyLimits, Held};
+use super::{BodyLimits, Held};
 use forebay_core::error::{Refusal, repeated};
 
 /// Bytes that are decoded at once: a tenth of a millisecond.
@@ -137,8 +137,8 @@ impl Decoding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::intake::{self, BodyMemory};
     use super::*;
+    use crate::proxy::intake::{self, BodyMemory};
     use http_body_util::Full;
     use std::io::Write;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::controller::Controller;
+use super::Controller;
 use crate::config::model::{Budget, Config, Replicas};
 use crate::health::Rules;
 use crate::locked;
