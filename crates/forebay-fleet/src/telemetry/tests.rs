@@ -83,6 +83,16 @@ fn the_document_names_every_metric() {
 }
 
 #[test]
+fn the_document_explains_every_failure() {
+    let document = include_str!("../../../../docs/metrics.md");
+    let (list, table) = document.split_once("| word | what happened |").unwrap();
+    for word in labels::failure_labels() {
+        let word = format!("`{word}`");
+        assert!(list.contains(&word) && table.contains(&word), "docs/metrics.md does not list and explain {word}");
+    }
+}
+
+#[test]
 fn families_are_sorted_and_written_once() {
     let text = full_text();
     let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
