@@ -30,7 +30,7 @@ pub enum Failure {
     Reused,
     /// Reset or end of stream after the request was sent, or an answer of 200 that ended without an event.
     Died,
-    /// 500, 502 or 504 before anything was committed. A 101 that nobody asked for counts as 502.
+    /// 500, 502 or 504 before anything was committed, but of an engine that lives. A 101 that nobody asked for counts as 502.
     ServerError(u16),
     /// 503 or 429: backpressure. The backend may name how long to leave it alone.
     Busy {
@@ -43,9 +43,9 @@ pub enum Failure {
     Misconfigured(u16),
     /// 404 for a model that the backend's list promised (an adapter, an alias), or that any backend may have: another is asked.
     NotServed,
-    /// An error event as the first event of a stream, with a code of 500 or above.
+    /// An error event of a stream, first or later, with a code of 500 or above; or a 5xx answer that says that the engine is gone.
     ErrorEvent {
-        /// The code in the event; 500 where it has none.
+        /// The code in the event, 500 where it has none; or the status.
         code: u16,
         /// The engine behind the server is gone (a death).
         engine_dead: bool,
