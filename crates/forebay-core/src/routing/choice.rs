@@ -46,7 +46,7 @@ pub struct Choice {
     pub reason: Reason,
 }
 
-/// One row that a decision considered.
+/// One row that a decision considered. `forebay explain` reads it from a process that may be older: a field that is added has a default.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Considered {
     /// The backend.

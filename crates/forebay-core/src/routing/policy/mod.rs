@@ -1,13 +1,8 @@
 //! The policies, by name. A policy is a function of the rows, the request, the moment and a random number; it keeps nothing.
 //! It is given eligible rows only and may choose any of them, so it cannot pick a backend that must not have the request.
 //!
-//! To add one:
-//! 1. Write its file beside these. `pick` sees a [`Candidate`]; the words of an explanation see a [`Considered`], which needs a
-//!    field for a number that it lacks. `least` finds a least whole number; for seconds see `predicted_ttft`.
-//! 2. Add a line to the table below. The configuration, `forebay check`, the metrics, the live page, `forebay explain` and the
-//!    tests over all policies know it from there.
-//! 3. `UPDATE_GOLDEN=1 cargo test -p forebay-fleet --lib document` and `UPDATE_GOLDEN=1 cargo test --test config` write what lists the
-//!    names; say in CHANGELOG what it is for.
+//! To add one, write its file beside these and a line of the table below; CONTRIBUTING has the steps. `least` finds a least whole
+//! number; for seconds see `predicted_ttft`.
 //!
 //! Hot path: one or two passes over the rows, no allocation.
 
