@@ -180,6 +180,23 @@ fn a_file_that_writes_the_defaults_out_gives_the_defaults() {
 }
 
 #[test]
+fn the_example_of_every_limit_has_every_limit() {
+    let document = std::fs::read_to_string("docs/configuration.md").unwrap();
+    let example = std::fs::read_to_string("config/many-pools.toml").unwrap();
+    let written = |key: &str| example.lines().any(|line| line.starts_with(&format!("{key} = ")));
+    for section in ["limits", "stream", "retry", "health", "scrape"] {
+        let heading = format!("## `[{section}]`");
+        let table =
+            document.split(&heading).nth(1).unwrap_or_else(|| panic!("no {heading}")).split("\n#").next().unwrap();
+        let keys: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        assert!(!keys.is_empty(), "{heading} has no keys");
+        for key in keys {
+            assert!(written(key), "config/many-pools.toml lacks {section}.{key}, which it is said to write out");
+        }
+    }
+}
+
+#[test]
 fn every_limit_that_can_be_off_can_be_off() {
     let text = r#"
         listen = { max_connections = "off", header_timeout = "off", body_timeout = "off", keep_alive = "off", threads = 3 }
