@@ -243,7 +243,7 @@ impl Task {
             return self.refuse(watched.refuse(failure)).await;
         }
         watched.cut(failure);
-        self.fail(Status::unavailable("the backend's engine does not answer any more")).await
+        self.fail(Status::unavailable(format!("the answer was cut: {}", failure.label()))).await
     }
 
     /// Gives the client an answer of our own.
