@@ -40,7 +40,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("mkdir -p tls", "the folder is for the next command"),
     ("openssl ", "not every machine has it; tests/tls/run.sh makes certificates with it"),
     ("curl --cacert ", "it needs a Forebay with TLS; tests/it/tls.rs has one"),
-    ("SSL_CERT_FILE=", "it needs a Forebay with TLS; tests/it/tls_client.rs has servers with it"),
+    ("SSL_CERT_FILE=", "it needs a Forebay with TLS; tests/it/tls.rs has one"),
     ("packaging/release.sh", "it builds twice for a release; its head says what it needs"),
 ];
 
