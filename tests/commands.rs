@@ -37,6 +37,10 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("envoy -c", "it needs Envoy; tests/it/epp.rs runs it where there is one"),
     ("benches/gpu/peers.sh", "it needs a GPU"),
     ("SIM=1 benches/gpu/peers.sh", "four minutes; tests/it/peers.rs runs a short one"),
+    ("mkdir -p tls", "the folder is for the next command"),
+    ("openssl ", "not every machine has it; tests/tls/run.sh makes certificates with it"),
+    ("curl --cacert ", "it needs a Forebay with TLS; tests/it/tls.rs has one"),
+    ("SSL_CERT_FILE=", "it needs a Forebay with TLS; tests/it/tls.rs has one"),
     ("packaging/release.sh", "it builds twice for a release; its head says what it needs"),
 ];
 

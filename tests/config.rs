@@ -400,6 +400,7 @@ fn check_names_the_logs_that_serve_could_not_write() {
     let none = folder.path().join("none");
     for part in [
         format!("error: log.file: {} cannot be written: No such file", none.join("events.log").display()),
+        format!(" --> {}:2\n", path.display()),
         format!("  = help: make the folder {}, and let Forebay's user write to it\n", none.display()),
         "error: log.access_log_file: ".to_owned(),
         "cannot be written: Not a directory".to_owned(),
@@ -408,6 +409,31 @@ fn check_names_the_logs_that_serve_could_not_write() {
     }
     // Paths are relative to the file, and nothing is made.
     assert_eq!(with("file = \"events.log\""), (Some(0), String::new()));
-    assert_eq!(with("access_log_file = \"none/access.log\""), (Some(0), String::new()), "no access log is written");
+    let (code, said) = with("access_log_file = \"none/access.log\"");
+    assert_eq!(code, Some(0), "no access log is written");
+    for part in ["warning: log.access_log_file ", "f.toml:2\n", "  = help: add access_log = "] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn check_warns_of_a_model_of_a_key_that_no_pool_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f.toml");
+    let with = |model: &str| {
+        let keys = format!("[[clients.keys]]\nname = \"team\"\nkey_env = \"VLLM_KEY\"\nmodels = [\"{model}\"]\n");
+        let pool = "[[pools]]\nmodel = \"m\"\naliases = [\"a\"]\nbackends = [{ url = \"http://127.0.0.1:8001\" }]\n";
+        std::fs::write(&path, keys + pool).unwrap();
+        let output = check(&[path.to_str().unwrap()]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(with("m"), (Some(0), String::new()));
+    assert_eq!(with("a"), (Some(0), String::new()));
+    // It may be an adapter that a backend lists, so the file is right.
+    let (code, said) = with("adapter");
+    assert_eq!(code, Some(0));
+    for part in ["warning: clients.keys.models: the key `team` may use `adapter`, which no pool names", "f.toml:4\n"] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
 }

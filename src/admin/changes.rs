@@ -86,8 +86,10 @@ fn change(admin: &Admin, name: &str, drain: Option<&DrainRequest>) -> Response {
             return ([(header::RETRY_AFTER, "1"), (header::CONNECTION, "close")], refusal).into_response();
         }
     };
-    let words = drain.map(|drain| drain.words.as_str());
-    tracing::info!(backend = name, words, "drain changed through the admin API");
+    match drain {
+        Some(drain) => tracing::info!(backend = name, words = drain.words, "drained through the admin API"),
+        None => tracing::info!(backend = name, "no longer drained through the admin API"),
+    }
     let ids: Vec<String> = found.iter().map(ToString::to_string).collect();
     axum::Json(json!({"backends": ids, "drained": drain.is_some()})).into_response()
 }

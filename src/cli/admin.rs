@@ -22,7 +22,8 @@ const FORM: &str = "write it as http://127.0.0.1:8081, the proxy's admin address
 /// The proxies that a command is for.
 #[derive(Debug, clap::Args)]
 pub(super) struct Proxies {
-    /// The admin address of a running proxy; once for each, where several serve the same backends
+    /// The admin address of a running proxy, also with https; once for each, where several serve the same backends. The
+    /// environment's SSL_CERT_FILE names an authority of your own
     #[arg(long, default_value = DEFAULT_ADMIN, value_name = "URL")]
     pub(super) admin: Vec<String>,
     /// A file with the admin API's token [default: the environment's FOREBAY_ADMIN_TOKEN, if any]

@@ -40,10 +40,14 @@ pub fn run(args: Args) -> ExitCode {
     let file = args.file.or(args.config).unwrap_or_default();
     match config::load(&file) {
         Ok(loaded) => {
-            let mut faults = out_of_date(&loaded.config);
-            faults.extend(logs_that_cannot_be_written(&loaded.config, &file));
+            let written = Written { file: &file, text: std::fs::read_to_string(&file).unwrap_or_default() };
+            let mut faults = out_of_date(&loaded.config, &written);
+            faults.extend(logs_that_cannot_be_written(&loaded.config, &written));
+            let warnings = without_effect(&loaded.config, &written);
+            for message in warnings.iter().chain(&faults) {
+                eprintln!("{message}");
+            }
             if !faults.is_empty() {
-                eprintln!("{}", faults.join("\n"));
                 return ExitCode::from(2);
             }
             let mut text = format!("ok: {}\n", summary(&loaded.config));
@@ -68,8 +72,23 @@ pub fn print_report(report: &Report) {
     _ = stderr.lock().write_all(report.render(colour).as_bytes());
 }
 
+/// The file as it is written, for the places of what is wrong with right values.
+struct Written<'a> {
+    file: &'a Path,
+    text: String,
+}
+
+impl Written<'_> {
+    /// `level: words`, the line that has `key` with `value` in it, and what to do.
+    fn message(&self, words: &str, (key, value): (&str, &str), help: &str) -> String {
+        let has = |line: &str| line.contains(key) && line.contains(value) && !line.trim_start().starts_with('#');
+        let line = self.text.lines().position(has).map(|at| format!(":{}", at + 1)).unwrap_or_default();
+        format!("{words}\n --> {}{line}\n  = help: {help}", self.file.display())
+    }
+}
+
 /// Certificates that are not valid at present. `serve` warns of them and goes on, so that no reload fails for a date.
-fn out_of_date(config: &Config) -> Vec<String> {
+fn out_of_date(config: &Config, written: &Written<'_>) -> Vec<String> {
     let listeners = [("listen.tls", &config.listen.tls), ("admin.tls", &config.admin.tls)];
     let of_listeners = listeners.into_iter().filter_map(|(key, tls)| {
         let tls = tls.as_ref()?;
@@ -81,25 +100,48 @@ fn out_of_date(config: &Config) -> Vec<String> {
     });
     let faults = of_listeners.chain(of_pools).filter_map(|(key, file, validity)| {
         let fault = validity.fault_now()?;
-        Some(format!(
-            "error: {key}.cert_file: {file}: {fault}\n  = help: put a new certificate and its key into the files"
-        ))
+        let words = format!("error: {key}.cert_file: {file}: {fault}");
+        Some(written.message(&words, ("cert_file", file), "put a new certificate and its key into the files"))
     });
     faults.collect()
 }
 
 /// Log files without which `serve` would not start. Nothing is written.
-fn logs_that_cannot_be_written(config: &Config, file: &Path) -> Vec<String> {
-    let folder = file.parent().unwrap_or(Path::new(""));
+fn logs_that_cannot_be_written(config: &Config, written: &Written<'_>) -> Vec<String> {
+    let folder = written.file.parent().unwrap_or(Path::new(""));
     let of_access = config.log.access_log_file.as_ref().filter(|_| config.log.access_log.lines().is_some());
     let logs = [("log.file", config.log.file.as_ref()), ("log.access_log_file", of_access)];
     let faults = logs.into_iter().filter_map(|(key, path)| {
-        let path = folder.join(path?);
+        let name = path?;
+        let path = folder.join(name);
         let error = log_file::probe(&path).err()?;
         let (shown, help) = (path.display(), log_file::help(&path, &error));
-        Some(format!("error: {key}: {shown} cannot be written: {error}\n  = help: {help}"))
+        let words = format!("error: {key}: {shown} cannot be written: {error}");
+        let short = key.trim_start_matches("log.");
+        Some(written.message(&words, (short, &name.to_string_lossy()), &help))
     });
     faults.collect()
+}
+
+/// Warnings of keys that do nothing as they stand. A model that no pool names may be an adapter that a backend lists.
+fn without_effect(config: &Config, written: &Written<'_>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let (Some(file), None) = (&config.log.access_log_file, config.log.access_log.lines()) {
+        let words =
+            "warning: log.access_log_file names a file, but log.access_log is \"off\": no access log is written";
+        let place = ("access_log_file", &*file.to_string_lossy());
+        warnings.push(written.message(words, place, "add access_log = \"json\" or \"text\""));
+    }
+    let named = |model: &String| config.pools.iter().any(|pool| pool.model == *model || pool.aliases.contains(model));
+    for key in config.clients.keys.iter().flatten() {
+        for model in key.models.iter().flatten().filter(|model| !named(model)) {
+            let words =
+                format!("warning: clients.keys.models: the key `{}` may use `{model}`, which no pool names", key.name);
+            let help = "name a pool's model or alias; the name of an adapter works once a backend lists it";
+            warnings.push(written.message(&words, ("models", model), help));
+        }
+    }
+    warnings
 }
 
 /// `2 pools, 3 arms, 5 backends`, and sources of backends, where there are some.

@@ -40,6 +40,7 @@ struct Cli {
     command: Command,
 }
 
+// A command whose arguments have an `about` has no doc comment here: clap would show that in place of the longer text.
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy, from a configuration file or from backends' URLs.
@@ -48,28 +49,18 @@ enum Command {
     #[cfg(feature = "epp")]
     #[command(after_help = serve::ABOUT_EPP, mut_arg("listen", |listen| listen.help(serve::LISTEN_OF_EPP)))]
     Epp(Box<serve::Args>),
-    /// Check a configuration file and say everything that is wrong with it.
     Check(check::Args),
-    /// Show pools, arms and backends of a running proxy on one screen.
     Status(status::Args),
-    /// Take a backend out for maintenance.
     Drain(drain::DrainArgs),
-    /// End the drain of a backend.
     Undrain(drain::UndrainArgs),
-    /// Make keys for clients.
     Keys(keys::Args),
-    /// Send a load to a server and time it.
     #[cfg(feature = "bench")]
     Bench(Box<bench::Args>),
-    /// Say where a request would go, and why.
     Explain(explain::Args),
-    /// Watch arms, backends and decisions of running proxies in the terminal.
     #[cfg(feature = "top")]
     Top(top::Args),
-    /// List the layouts in which a host's GPUs can serve a model, with their launch lines.
     #[cfg(feature = "plan")]
     Plan(Box<plan::Args>),
-    /// Compare arms: from the rows of their runs, or by running an experiment.
     #[cfg(feature = "bench")]
     Compare(Box<compare::Args>),
     /// Run a simulated vLLM server.
@@ -78,9 +69,7 @@ enum Command {
     /// Compare layouts of two GPUs on simulated servers, through the real proxy.
     #[cfg(all(feature = "sim", feature = "bench"))]
     Demo(demo::Args),
-    /// Print a script that completes the command line in a shell.
     Completions(completions::Args),
-    /// Print the manual page.
     Man(man::Args),
 }
 

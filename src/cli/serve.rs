@@ -257,7 +257,7 @@ fn announce(handle: &Handle, (secure, from_file): (bool, bool), front: Serving) 
     tracing::info!(requests, admin = %handle.admin, %page, "forebay is listening");
     // Who starts it without a file has no older one that relied on the port.
     if from_file && handle.admin == Config::default().admin.address {
-        tracing::info!("the admin address moved: its default was port 9090, which is Prometheus's own");
+        tracing::info!("admin.address has its default, port 8081; in builds of before the first release it was 9090");
     }
 }
 

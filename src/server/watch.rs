@@ -78,7 +78,8 @@ impl Tasks {
         tasks.spawn(async move {
             while reopen.recv().await.is_some() {
                 trace::reopen(&log);
-                tracing::info!("log files are open again");
+                // The writers do it, and say which file they could not open.
+                tracing::info!("SIGUSR1: opening the log files again");
             }
         });
     }

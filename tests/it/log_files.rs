@@ -81,7 +81,7 @@ fn the_log_of_events_has_a_level_a_form_and_a_file_and_options_win() {
     let moved = place.path().join("events.log.1");
     std::fs::rename(&events, &moved).unwrap();
     forebay.signal("USR1");
-    eventually("a new file", || text(&events).contains("log files are open again").then_some(()));
+    eventually("a new file", || text(&events).contains("opening the log files again").then_some(()));
     forebay.signal("TERM");
     eventually("its last word is in it", || text(&events).contains("drained").then_some(()));
     drop(forebay);

@@ -266,7 +266,7 @@ fn a_process_that_waits_for_its_sockets_survives_a_rotation_and_a_reload_and_doe
     old.signal("QUIT");
     assert!(new.listens(), "{}", new.log());
     // Neither is lost, although nobody listened to it yet.
-    eventually("its log files are open again", || (new.logged("log files are open again") == 1).then_some(()));
+    eventually("its log files are open again", || (new.logged("opening the log files again") == 1).then_some(()));
     eventually("it read its configuration", || (new.logged("configuration read again") == 1).then_some(()));
     assert_eq!(new.post(PATH, STREAM).status, 200);
 }

@@ -323,8 +323,7 @@ impl<K: ValueKind> ValueKind for ListOf<K> {
     type Of = Vec<K::Of>;
 
     fn read(&self, value: &Value<'_>) -> Result<Vec<K::Of>, Wrong> {
-        let items = values::items(value)?;
-        items.iter().map(|item| self.0.read(item)).collect()
+        values::each(value, |item| self.0.read(item))
     }
 
     fn written(&self, value: &Vec<K::Of>) -> Notation {

@@ -10,6 +10,8 @@ pub mod section;
 pub mod table;
 pub mod values;
 
+use std::ops::Range;
+
 use toml::de::DeTable;
 
 pub use diagnostic::{Diagnostic, Notes, Report, quoted};
@@ -34,7 +36,16 @@ pub fn parse<T>(text: &str, schema: &'static Schema, read: impl FnOnce(&Table<'_
         Some(read(&Table::root(document.get_ref(), schema, &notes)))
     } else {
         // what follows a slip of syntax was not understood, so nothing is said about it
-        syntax.iter().take(MOST_SYNTAX).for_each(|error| notes.add(syntax_error(error, text.len())));
+        let mut lines: Vec<usize> = Vec::new();
+        for error in &syntax {
+            let span = error.span().unwrap_or(text.len()..text.len());
+            let line = text.as_bytes()[..span.start].iter().filter(|byte| **byte == b'\n').count();
+            // One slip often breaks the rest of its line, too.
+            if lines.len() < MOST_SYNTAX && !lines.contains(&line) {
+                lines.push(line);
+                notes.add(syntax_error(error, text, span));
+            }
+        }
         None
     };
     drop(document);
@@ -44,11 +55,38 @@ pub fn parse<T>(text: &str, schema: &'static Schema, read: impl FnOnce(&Table<'_
     }
 }
 
-fn syntax_error(error: &toml::de::Error, end: usize) -> Diagnostic {
-    let span = error.span().unwrap_or(end..end);
+const FORM: &str = "the form is key = \"text\", key = 3, key = true or key = [1, 2]";
+
+fn syntax_error(error: &toml::de::Error, text: &str, span: Range<usize>) -> Diagnostic {
     if error.message().starts_with("duplicate key") {
         return Diagnostic::at(span, "this is written twice").hint("write each key, and each [section], once");
     }
     let message = format!("this is not TOML: {}", error.message());
-    Diagnostic::at(span, message).hint("the form is key = \"text\", key = 3, key = true or key = [1, 2]")
+    let at = text.get(..span.start).map_or(0, |before| before.rfind('\n').map_or(0, |end| end + 1));
+    let line = text.get(at..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    let hint = match text.get(span.start..).and_then(|rest| rest.chars().next()) {
+        Some('“' | '”' | '„' | '‘' | '’' | '«' | '»') => {
+            "these are not the quotes of TOML: write key = \"text\""
+        }
+        // As YAML writes it.
+        _ if !line.contains('=') && (line.contains(": ") || line.ends_with(':')) => {
+            "write `=` in place of `:`; a file in YAML has to be written as TOML"
+        }
+        _ => FORM,
+    };
+    Diagnostic::at(span, message).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yaml_is_told_from_other_slips() {
+        for (text, yaml) in [("url: \"x\"\n", 1), ("pools:\n  - model: m\n", 2), ("url = \"a: b\n", 0), ("url\n", 0)] {
+            let wrong = parse(text, &section::SMALL, |_| ()).unwrap_err();
+            let report = Report::new(&section::SMALL, "f", text, wrong, [0; 32]).lines().join("\n");
+            assert_eq!(report.matches("a file in YAML").count(), yaml, "{report}");
+        }
+    }
 }

@@ -108,17 +108,23 @@ impl Schema {
         self.sections.iter().any(|section| section.has(key) || section.later.contains(&key))
     }
 
+    /// The section that has `key`, if one below the root does.
+    fn elsewhere(&self, key: &str) -> Option<&'static Section> {
+        self.sections.iter().find(|section| !section.name.is_empty() && section.has(key)).copied()
+    }
+
     /// Returns what was probably meant by the unknown `key` in `section`, as a hint.
     #[must_use]
     pub fn meant(&self, section: &Section, key: &str) -> String {
         if let Some(instead) = (self.instead)(section.name, key) {
             return instead.to_owned();
         }
-        // A slip of the finger is likelier than a key of another section.
-        if let Some(near) = nearest(key, &section.names()) {
+        // A slip of one letter is likelier than a key of another section, which is likelier than a slip of several.
+        let (near, elsewhere) = (nearest(key, &section.names()), self.elsewhere(key));
+        if let Some(near) = near.filter(|near| elsewhere.is_none() || strsim::damerau_levenshtein(key, near) == 1) {
             return format!("did you mean `{near}`?");
         }
-        if let Some(other) = self.sections.iter().find(|other| !other.name.is_empty() && other.has(key)) {
+        if let Some(other) = elsewhere {
             return format!("`{key}` belongs in {}", other.head);
         }
         let known = section.names().join(", ");

@@ -38,6 +38,10 @@ pub struct Wrong {
     pub reason: String,
     /// A text that says what would be right.
     pub hint: Option<String>,
+    /// The place, where it is a part of the value.
+    pub(super) at: Option<Range<usize>>,
+    /// Further parts of the value that are wrong.
+    pub(super) more: Vec<Wrong>,
 }
 
 /// A value that was asked for, or its default.
@@ -54,7 +58,21 @@ pub struct Got<T> {
 impl Wrong {
     /// A reason alone.
     pub fn because(reason: impl Into<String>) -> Wrong {
-        Wrong { reason: reason.into(), hint: None }
+        Wrong { reason: reason.into(), hint: None, at: None, more: Vec::new() }
+    }
+
+    /// Sets the place of the part that is wrong.
+    #[must_use]
+    pub fn at(mut self, part: Range<usize>) -> Wrong {
+        self.at = Some(part);
+        self
+    }
+
+    /// Several parts of one value that are wrong; `None` where there is none.
+    #[must_use]
+    pub fn all(parts: Vec<Wrong>) -> Option<Wrong> {
+        let mut parts = parts.into_iter();
+        parts.next().map(|first| Wrong { more: parts.collect(), ..first })
     }
 
     /// Adds what would be right.
@@ -189,7 +207,8 @@ impl<'a> Table<'a> {
 
     /// Notes that the value of `key` at `span` is wrong.
     pub fn wrong(&self, key: &str, span: Range<usize>, wrong: Wrong) {
-        let diagnostic = Diagnostic::at(span, format!("{}: {}", self.full(key), wrong.reason));
+        wrong.more.into_iter().for_each(|part| self.wrong(key, span.clone(), part));
+        let diagnostic = Diagnostic::at(wrong.at.unwrap_or(span), format!("{}: {}", self.full(key), wrong.reason));
         self.notes.add(match wrong.hint {
             Some(hint) => diagnostic.hint(hint),
             None => diagnostic,

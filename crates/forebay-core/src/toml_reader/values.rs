@@ -39,6 +39,18 @@ pub fn items<'a>(value: &Value<'a>) -> Result<Vec<Value<'a>>, Wrong> {
     }
 }
 
+/// The values of a list, each as `read` takes it. Every value that is wrong is told, at its own place.
+pub fn each<T>(value: &Value<'_>, read: impl Fn(&Value<'_>) -> Result<T, Wrong>) -> Result<Vec<T>, Wrong> {
+    let (mut right, mut wrong) = (Vec::new(), Vec::new());
+    for item in items(value)? {
+        match read(&item) {
+            Ok(value) => right.push(value),
+            Err(reason) => wrong.push(reason.at(item.span)),
+        }
+    }
+    Wrong::all(wrong).map_or(Ok(right), Err)
+}
+
 /// A string with something in it, on one line, of at most `most` bytes.
 pub fn line(most: usize) -> impl Fn(&Value<'_>) -> Result<String, Wrong> {
     move |value| {
@@ -89,7 +101,9 @@ pub fn boolean(value: &Value<'_>) -> Result<bool, Wrong> {
 pub fn whole<T: TryFrom<i64> + Into<u64> + Copy>(range: RangeInclusive<T>) -> impl Fn(&Value<'_>) -> Result<T, Wrong> {
     let (least, most): (u64, u64) = ((*range.start()).into(), (*range.end()).into());
     move |value| {
-        let DeValue::Integer(written) = value.value else { return Err(value.expected("a whole number")) };
+        let DeValue::Integer(written) = value.value else {
+            return Err(value.expected("a whole number").hint(unquoted(value, "a whole number", least, most)));
+        };
         let number = i64::from_str_radix(written.as_str(), written.radix()).ok();
         let fits = number.filter(|number| u64::try_from(*number).is_ok_and(|n| (least..=most).contains(&n)));
         fits.and_then(|number| T::try_from(number).ok()).ok_or_else(|| outside(written, least, most))
@@ -106,9 +120,21 @@ pub fn number(range: RangeInclusive<f64>) -> impl Fn(&Value<'_>) -> Result<f64, 
                 (number.map(|number| number as f64), whole.to_string())
             }
             DeValue::Float(float) => (float.as_str().parse().ok(), float.to_string()),
-            _ => return Err(value.expected("a number")),
+            _ => return Err(value.expected("a number").hint(unquoted(value, "a number", range.start(), range.end()))),
         };
         number.filter(|number| range.contains(number)).ok_or_else(|| outside(&written, range.start(), range.end()))
+    }
+}
+
+/// Returns how a number is written, for a value that is none. A number in quotes, or a percentage, is repeated as it should be.
+fn unquoted(value: &Value<'_>, what: &str, least: impl Display, most: impl Display) -> String {
+    let number = match value.value {
+        DeValue::String(text) => Some(text.trim().trim_end_matches('%').trim_end()),
+        _ => None,
+    };
+    match number.filter(|text| text.parse::<f64>().is_ok_and(f64::is_finite)) {
+        Some(number) => format!("write {number}, without quotes"),
+        None => format!("write {what} from {least} to {most}, without quotes"),
     }
 }
 
@@ -212,6 +238,11 @@ pub fn address(value: &Value<'_>) -> Result<SocketAddr, Wrong> {
         return Err(value.expected("an address").hint("write an IP address and a port, such as \"127.0.0.1:8080\""));
     };
     text.parse().map_err(|_| {
+        let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u64>().ok());
+        if port.is_some_and(|port| port > u64::from(u16::MAX)) {
+            return Wrong::because(format!("the port of {} is not between 1 and 65535", quoted(text)))
+                .hint("write an IP address and a port, such as \"127.0.0.1:8080\"");
+        }
         let hint = match text.rsplit_once(':') {
             Some(("", port)) if port.parse::<u16>().is_ok() => {
                 format!("write \"0.0.0.0:{port}\" for every interface, or \"127.0.0.1:{port}\" for this machine")

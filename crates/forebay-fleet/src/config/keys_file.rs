@@ -69,7 +69,8 @@ fn unique(key: ClientKey, line: usize, seen: &mut HashMap<Vec<u8>, usize>) -> Re
     let by_name = seen.insert(key.name.clone().into_bytes(), line);
     let by_hash = seen.insert([b"=".as_slice(), key.sha256.as_slice()].concat(), line);
     match (by_name, by_hash) {
-        (Some(first), _) => Err(Wrong::because(format!("line {first} has the same name"))),
+        (Some(first), _) => Err(Wrong::because(format!("line {first} has the same name"))
+            .hint("give each key a name of its own; a key is replaced by changing its line")),
         (None, Some(first)) => Err(Wrong::because(format!("line {first} has the same hash"))
             .hint("a key that two names share cannot tell its clients apart")),
         (None, None) => Ok(key),

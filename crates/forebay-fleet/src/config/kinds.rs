@@ -8,7 +8,9 @@ use ipnet::IpNet;
 
 use super::origins::{Origins, is_origin};
 use super::url::{BackendUrl, UrlError};
+use forebay_core::routing::policy::PolicyName;
 use forebay_core::routing::wait_room::Priority;
+use forebay_core::toml_reader::kinds::choice;
 use forebay_core::toml_reader::notation::Notation;
 use forebay_core::toml_reader::values;
 use forebay_core::toml_reader::{Value, ValueKind, Wrong, quoted};
@@ -169,12 +171,12 @@ impl ValueKind for OriginsKind {
             Ok(other) => return Err(Wrong::because(format!("{} is no choice", quoted(other))).hint(FORM)),
             Err(_) => {}
         }
-        let items = values::items(value).map_err(|wrong| wrong.hint(FORM))?;
+        values::items(value).map_err(|wrong| wrong.hint(FORM))?;
         let origin = |item: &Value<'_>| match values::text(item)? {
             text if text == "*" || is_origin(text) => Ok(text.to_owned()),
             text => Err(Wrong::because(format!("{} is no origin", quoted(text))).hint(FORM)),
         };
-        let origins = items.iter().map(origin).collect::<Result<Vec<_>, _>>()?;
+        let origins = values::each(value, origin)?;
         if origins.is_empty() {
             return Err(Wrong::because("the list is empty").hint("write \"off\" to allow no origin"));
         }
@@ -191,6 +193,35 @@ impl ValueKind for OriginsKind {
 
     fn takes(&self) -> String {
         "`\"backend\"`, `\"off\"` or a list of origins".to_owned()
+    }
+}
+
+/// The policy of a pool.
+pub(super) struct Policy;
+
+impl ValueKind for Policy {
+    type Of = PolicyName;
+
+    fn read(&self, value: &Value<'_>) -> Result<PolicyName, Wrong> {
+        let choices = choice(PolicyName::choices());
+        // By spelling alone, nginx's `least_conn` would be nearest to a policy that counts something else.
+        let ours = match values::text(value) {
+            Ok("least_conn" | "leastconn" | "least_connections" | "least_request" | "LEAST_REQUEST") => {
+                "least_inflight"
+            }
+            Ok("random" | "power_of_two") => "p2c",
+            Ok("roundrobin" | "rr" | "ROUND_ROBIN") => "round_robin",
+            _ => return choices.read(value),
+        };
+        choices.read(value).map_err(|wrong| wrong.hint(format!("its name is \"{ours}\" here")))
+    }
+
+    fn written(&self, value: &PolicyName) -> Notation {
+        choice(PolicyName::choices()).written(value)
+    }
+
+    fn takes(&self) -> String {
+        choice(PolicyName::choices()).takes()
     }
 }
 

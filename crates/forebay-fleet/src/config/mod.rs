@@ -84,7 +84,10 @@ fn resolve_text(path: &Path, text: Result<String, String>, mut outside: Outside<
                 &schema::SCHEMA,
                 &name,
                 "",
-                vec![Diagnostic::whole(format!("cannot read it: {reason}"))],
+                vec![
+                    Diagnostic::whole(format!("cannot read it: {reason}"))
+                        .hint("name a TOML file in UTF-8 that this user may read"),
+                ],
                 hash,
             )));
         }

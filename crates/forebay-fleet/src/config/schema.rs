@@ -68,6 +68,21 @@ fn instead(section: &str, key: &str) -> Option<&'static str> {
     if section == "clients.keys" && matches!(key, "key" | "sha256" | "hash" | "value" | "secret") {
         return Some("keys stay out of this file: write the hash into clients.keys_file, or key_env = \"NAME\"");
     }
+    if matches!((section, key), ("listen" | "admin" | "epp", "port" | "host" | "ip" | "bind")) {
+        return Some("write address = \"127.0.0.1:8080\": an IP address with the port");
+    }
+    // The words of nginx, which many write first.
+    match (section, key) {
+        ("backends", "weight") => {
+            return Some("Forebay measures how fast a backend is; until then, speed = 2.0 means twice as fast");
+        }
+        ("pools.arms", "weight") => return Some("write share, the arm's part of the sessions"),
+        ("backends", "max_fails" | "fail_timeout") => {
+            return Some("[health] has failures and ejection, for all backends");
+        }
+        ("backends", "down" | "backup") => return Some("write drain = true for a backend that shall get no requests"),
+        _ => {}
+    }
     if section == "trace" {
         return match key {
             "headers" | "timeout" => {
@@ -99,6 +114,20 @@ mod tests {
     fn a_key_of_another_section_is_sent_there() {
         assert_eq!(SCHEMA.meant(Stream::SECTION, "ttft"), "`ttft` belongs in [slo]");
         assert_eq!(SCHEMA.meant(PoolConfig::SECTION, "share"), "`share` belongs in [[pools.arms]]");
+    }
+
+    #[test]
+    fn a_key_of_another_section_wins_over_a_slip_of_several_letters() {
+        assert_eq!(SCHEMA.meant(Listen::SECTION, "total_timeout"), "`total_timeout` belongs in [stream]");
+        assert_eq!(SCHEMA.meant(Listen::SECTION, "body_timeuot"), "did you mean `body_timeout`?");
+    }
+
+    #[test]
+    fn the_words_of_other_proxies_lead_to_ours() {
+        assert!(SCHEMA.meant(Listen::SECTION, "port").contains("address = "));
+        assert!(SCHEMA.meant(BackendConfig::SECTION, "weight").contains("speed"));
+        assert!(SCHEMA.meant(ArmConfig::SECTION, "weight").contains("share"));
+        assert!(SCHEMA.meant(BackendConfig::SECTION, "max_fails").contains("[health]"));
     }
 
     #[test]

@@ -68,15 +68,22 @@ pub(super) fn pair(certificate: &str, key: &str) -> Result<Pair, Fault> {
             CERTIFICATE_HINT,
         ));
     };
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-        .map_err(|_| Fault::new(Part::Key, "the file holds no private key in PEM form", KEY_HINT))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| {
+        let hint = if key.contains("BEGIN CERTIFICATE") { SWAPPED } else { KEY_HINT };
+        Fault::new(Part::Key, "the file holds no private key in PEM form", hint)
+    })?;
     let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
         Error::InconsistentKeys(_) => Fault::new(
             Part::Key,
             "the key is not the key of the certificate",
             "give the key that the certificate was made with; the server's own certificate comes first in cert_file",
         ),
-        // Of version 1, most likely, as openssl makes them without extensions.
+        // As openssl makes them without extensions. webpki's own word, which rustls hands on.
+        Error::InvalidCertificate(reason) if format!("{reason:?}").contains("UnsupportedCertVersion") => Fault::new(
+            Part::Certificate,
+            "the certificate is of version 1, without the names of the server",
+            "make one of version 3 with its names: openssl x509 -req … -extfile <(echo subjectAltName=DNS:NAME)",
+        ),
         Error::InvalidCertificate(reason) => Fault::new(
             Part::Certificate,
             format!("the certificate cannot be used: {reason}"),
@@ -92,14 +99,22 @@ pub(super) fn pair(certificate: &str, key: &str) -> Result<Pair, Fault> {
 }
 
 const CERTIFICATE_HINT: &str = "the file begins with `-----BEGIN CERTIFICATE-----`: the server's own first, then those between it and its authority";
+const AUTHORITIES_HINT: &str =
+    "the file begins with `-----BEGIN CERTIFICATE-----`: the certificates of the authorities, one after the other";
+const SWAPPED: &str = "are cert_file and key_file swapped? this file has what belongs in the other";
 const KEY_HINT: &str = "it begins with `-----BEGIN PRIVATE KEY-----`; one with a password is opened by: openssl pkey -in KEY -out OPEN_KEY";
 
 fn certificates(pem: &str, part: Part) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let hint = match part {
+        Part::Authorities => AUTHORITIES_HINT,
+        _ if pem.contains("PRIVATE KEY-----") => SWAPPED,
+        _ => CERTIFICATE_HINT,
+    };
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     match read {
         Ok(all) if !all.is_empty() => Ok(all),
-        Ok(_) => Err(Fault::new(part, "the file holds no certificate in PEM form", CERTIFICATE_HINT)),
-        Err(_) => Err(Fault::new(part, "the file holds a certificate that is cut or damaged", CERTIFICATE_HINT)),
+        Ok(_) => Err(Fault::new(part, "the file holds no certificate in PEM form", hint)),
+        Err(_) => Err(Fault::new(part, "the file holds a certificate that is cut or damaged", hint)),
     }
 }
 

@@ -51,7 +51,10 @@ pub fn meaning(error: &Error) -> Option<String> {
         }
         _ => "the two do not agree on TLS",
     };
-    Some(format!("TLS: {error}; {hint}"))
+    // What rustls has no word for, it prints as it lies in memory; the hint says it in words.
+    let said = error.to_string();
+    let said = said.split(": Other(").next().unwrap_or_default();
+    Some(format!("TLS: {said}; {hint}"))
 }
 
 fn of_certificate(error: &CertificateError) -> &'static str {

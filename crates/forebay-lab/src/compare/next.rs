@@ -68,7 +68,10 @@ pub(super) fn steps(groups: &[Group], places: &[usize], raws: &[Raw], options: &
 fn mend(check: &str) -> &'static str {
     match check {
         "failed" => "Find out why requests failed (`forebay bench` prints the reasons), mend that, and measure again.",
-        "lag" => "Give the load generator a core of its own, or send less from one process. Then measure again.",
+        "lag" => {
+            "Give the load generator a core of its own, or send less from one process; of simulated servers, lower the time scale (`time_scale` \
+             in the experiment and in its commands). Then measure again."
+        }
         "balance" => {
             "Give all arms the same prompts and let all answers have one length (--ignore-eos). Then measure again."
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::affinity::Affinity;
 use super::super::discover::{Discover, OF_POOL};
-use super::super::kinds::{HeaderName, LineOrEmpty, Url};
+use super::super::kinds::{HeaderName, LineOrEmpty, Policy, Url};
 use super::super::pool_tls::PoolTls;
 use super::super::secret::Secret;
 use super::super::unknown_models::UnknownModels;
@@ -37,7 +37,7 @@ section! {
         },
         /// The policy that chooses a backend. See the [table of policies](#policies).
         policy: PolicyName {
-            takes: choice(PolicyName::choices()),
+            takes: Policy,
             default: PolicyName::default(),
             reload: AtOnce,
         },
