@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::client::{Answer, End, post};
 use crate::gateway::{Envoy, Gateway, picker};
 use crate::harness::{Forebay, Harness, eventually, ms, time_passes};
-use crate::mock::{CHAT, DONE, Gate, Mock, Script, Step, chunk, last_chunk, stream, stream_head, token};
+use crate::mock::{CHAT, DONE, Gate, Mock, Script, Step, answer, chunk, last_chunk, stream, stream_head, token};
 
 const PATH: &str = "/v1/chat/completions";
 const STREAM: &str = r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hello"}]}"#;
@@ -120,11 +120,33 @@ fn a_list_whose_first_is_dead_is_walked_and_the_served_one_is_read_back() {
     assert_eq!(list, format!("{},{}", dead.authority(), other.authority()));
     assert_eq!(answer.header("x-forebay-attempts"), Some("2"));
     let of_dead = format!("backend=\"{}\"", dead.authority());
-    eventually("the dead one is blamed", || {
-        (forebay.metric("forebay_retries_total", &[&of_dead, "reason=\"connect\""]) == 1.0).then_some(())
+    eventually("the dead one is counted", || {
+        (forebay.metric("forebay_retries_total", &[&of_dead, "reason=\"unreachable\""]) == 1.0).then_some(())
     });
-    assert_eq!(forebay.backend(&dead)["load"]["fails"], 1, "{}", forebay.backend(&dead));
     eventually("nothing in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
+}
+
+#[test]
+fn a_backend_that_sheds_is_left_alone_and_stays_in_its_pool() {
+    let Some(gateway) = Gateway::of(ENVOY) else { return };
+    let (full, other) = (Mock::start(), Mock::start());
+    let harness = Harness::new().config("[health]\nfailures = 1\n[epp]").pool("tiny", &[&full, &other]);
+    let (forebay, envoy) = between(gateway, harness, &[&full, &other]);
+    full.reply(|_| answer(503, &[("retry-after", "1")], "{}"));
+    let of_full = format!("backend=\"{}\"", full.authority());
+    eventually("it sheds, and again after its pause", || {
+        is_whole(&envoy.post(PATH, &[], STREAM));
+        (full.seen().len() >= 2).then_some(())
+    });
+    assert!(forebay.metric("forebay_retries_total", &[&of_full, "reason=\"unreachable\""]) >= 2.0);
+    assert_eq!(forebay.metric("forebay_ejections_total", &[&of_full]), 0.0);
+    // It is asked again, once it has a place.
+    full.reply(|_| stream(&[token("a"), DONE.to_owned()]));
+    eventually("it serves again", || {
+        let served = envoy.post(PATH, &[], STREAM);
+        is_whole(&served);
+        (served.header("x-forebay-backend") == Some(full.authority().as_str())).then_some(())
+    });
 }
 
 #[test]
