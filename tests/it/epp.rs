@@ -79,6 +79,23 @@ fn the_files_that_are_shipped_work_together() {
 }
 
 #[test]
+fn a_gateway_closes_an_idle_connection_before_vllm_does() {
+    for file in [ENVOY, "envoy-repeat.yaml"] {
+        let Some(gateway) = Gateway::of(file) else { return };
+        let mock = Mock::start();
+        let mut script = stream(&[token("a"), DONE.to_owned()]);
+        script.push(Step::AwaitClose);
+        mock.next(script);
+        let (_forebay, envoy) = between(gateway, streams(&[&mock], ""), &[&mock]);
+        is_whole(&envoy.post(PATH, &[], STREAM));
+        let served = Instant::now();
+        let idle = mock.await_closes(1).saturating_duration_since(served);
+        // uvicorn's limit, which is vLLM's, is 5 s.
+        assert!(idle < ms(4500), "{file}: {idle:?}");
+    }
+}
+
+#[test]
 fn header_and_metadata_say_the_same() {
     let metadata = "            - metadata: { key: envoy.lb, path: [ { key: x-gateway-destination-endpoint } ] }\n";
     let header = "            - header: x-gateway-destination-endpoint\n";
@@ -505,7 +522,15 @@ fn a_gateway_repeats_what_failed_before_its_first_token_and_stops_after_two_deat
 /// there were.
 fn under_load(envoy: &Envoy, clients: usize, meanwhile: impl FnOnce()) -> (Vec<u16>, usize) {
     let stop = AtomicBool::new(false);
+    // Also if `meanwhile` panics: the scope waits for its clients.
+    struct Stopping<'a>(&'a AtomicBool);
+    impl Drop for Stopping<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     std::thread::scope(|scope| {
+        let stopping = Stopping(&stop);
         let clients: Vec<_> = (0..clients)
             .map(|_| {
                 scope.spawn(|| {
@@ -522,7 +547,7 @@ fn under_load(envoy: &Envoy, clients: usize, meanwhile: impl FnOnce()) -> (Vec<u
             })
             .collect();
         meanwhile();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         let all: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
         (all.iter().flat_map(|(failed, _)| failed.clone()).collect(), all.iter().map(|(_, sent)| sent).sum())
     })
@@ -580,6 +605,27 @@ fn a_picker_that_is_killed_costs_what_it_has_not_decided_and_no_stream() {
         is_whole(&stream.answer());
     }
     assert!(failed.len() <= CLIENTS, "{failed:?} of {sent}");
+}
+
+#[test]
+fn a_follower_takes_over_from_a_leader_that_drains_or_is_killed() {
+    const CLIENTS: usize = 4;
+    for (signal, most) in [("TERM", 0), ("KILL", CLIENTS)] {
+        let Some(gateway) = Gateway::of(ENVOY) else { return };
+        let mock = Mock::start();
+        let keys = "[listen]\ndrain = { ready_delay = \"3s\", limit = \"10s\" }\n[epp]";
+        let [mut leader, follower] = [(); 2].map(|()| picker(Harness::new().config(keys).pool("tiny", &[&mock])));
+        let envoy = gateway.and_follower(follower.address).start(leader.address, &[&mock]);
+        let picked = |forebay: &Forebay| forebay.metric("forebay_requests_total", &["outcome=\"success\""]);
+        let (failed, sent) = under_load(&envoy, CLIENTS, || {
+            eventually("the leader picks", || (picked(&leader) > 20.0).then_some(()));
+            assert_eq!(picked(&follower), 0.0, "the follower is not asked meanwhile");
+            leader.signal(signal);
+            assert_eq!(leader.exit(Duration::from_secs(30)).success(), signal == "TERM");
+            eventually("the follower picks", || (picked(&follower) > 20.0).then_some(()));
+        });
+        assert!(failed.len() <= most, "{signal}: {failed:?} of {sent}");
+    }
 }
 
 /// A quarter of these leaves at a random moment.
