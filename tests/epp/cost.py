@@ -1,11 +1,11 @@
 """CPU of a request and of a token: Envoy alone, Envoy with a picker in each mode of `observe`, and Forebay as the proxy, in one run.
 
-    ENVOY_BIN=… python3 tests/epp/cost.py FOREBAY [ROUNDS]      FOREBAY: a release build; ROUNDS: 7
+    ENVOY_BIN=… python3 tests/epp/cost.py FOREBAY [ROUNDS]      FOREBAY: a release build; ROUNDS: 5
 
 All stand before the same two simulated servers, whose steps take 10 ms, and have one worker thread each. In each round they take
 turns, in another order each time. A turn has two works: unary requests on 16 connections, which give the cost of a request; and 40
-streams of 1500 tokens, which give that of a token, less what 40 requests cost. Prints the medians over the rounds, and the smallest and
-the largest. Loopback; five minutes for seven rounds. Exit 77 where there is no Envoy.
+streams of 1000 tokens, which give that of a token, less what 40 requests cost. Prints the medians over the rounds, and the smallest and
+the largest. Loopback; eight minutes for five rounds. Exit 77 where there is no Envoy.
 """
 
 import json
@@ -17,8 +17,8 @@ import time
 
 from stand import GIVEN, KEPT, Stand, cpu, envoy_program, skip
 
-ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 7
-REQUESTS, AT_ONCE, STREAMS, TOKENS = 2000, 16, 40, 1500
+ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+REQUESTS, AT_ONCE, STREAMS, TOKENS = 2000, 16, 40, 1000
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "why do rivers meander?"}], "temperature": 0, "ignore_eos": True}
 LIMIT = 120
 
