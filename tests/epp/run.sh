@@ -37,14 +37,7 @@ if [ -z "${ENVOY_BIN:-}" ]; then
     export ENVOY_BIN=$tools
 fi
 
-read -r one other embedding < <(python3 - <<'PY'
-import socket
-held = [socket.socket() for _ in range(3)]
-for one in held:
-    one.bind(("127.0.0.1", 0))
-print(*(one.getsockname()[1] for one in held))
-PY
-)
+read -r one other embedding < <(cd "$here" && python3 -c 'from stand import free_port; print(free_port(), free_port(), free_port())')
 engines=("$one" "$other" "$embedding")
 starting=()
 for port in "$one" "$other"; do

@@ -3,6 +3,7 @@ it and behind it. Each has ports of its own and ends with the stand, by its pid.
 
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -39,8 +40,14 @@ def skip(why):
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return one.getsockname()[1]
+    """A free port below those that Linux gives to connections, one of which could take it before its server does."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
 
 
 def read(url, timeout=5):
