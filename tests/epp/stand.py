@@ -114,6 +114,8 @@ class Stand:
     def __init__(self, forebay):
         self.forebay, self.running = os.path.abspath(forebay), []
         self.folder = pathlib.Path(tempfile.mkdtemp())
+        # Its processes end with it then, too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     def __enter__(self):
         return self
