@@ -54,6 +54,13 @@ impl Gateway {
         self.with(one, &format!("{one}\n{other}"))
     }
 
+    /// Lets it ask another picker where the one that it is started with is gone.
+    pub(crate) fn and_follower(self, other: SocketAddr) -> Gateway {
+        let one = "        - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: 9002 } } }";
+        let other = one.replace("9002", &other.port().to_string());
+        self.with(one, &format!("{one}\n      - priority: 1\n        lb_endpoints:\n{other}"))
+    }
+
     /// Starts it before these backends, with this picker.
     pub(crate) fn start(self, picker: SocketAddr, backends: &[&Mock]) -> Envoy {
         let addresses: Vec<SocketAddr> = backends.iter().map(|mock| mock.authority().parse().unwrap()).collect();

@@ -358,13 +358,14 @@ impl WatchedAnswer {
         let tried = [backend.id];
         let Ok(dispatched) = self.work.pool.dispatch(&facts, &tried, now, &mut fastrand::Rng::new()) else { return };
         let sent = self.record.sent;
-        self.record.retried(Failure::Connect);
+        // Gateways walk the list where a connection fails and where a backend sheds, and do not say which it was. So this blames nobody:
+        // a pause is right for both, and that nobody listens is for the probes to find.
+        self.record.retried(Failure::Unreachable);
         self.record.dispatched(&dispatched);
         self.record.sent = sent;
         self.watch = dispatched.ticket.watch(now);
-        // Gateways walk the list where a connection fails, and say no more.
         if let Some(first) = self.ticket.replace(dispatched.ticket) {
-            first.finish(AttemptOutcome::Failed(Failure::Connect), now);
+            first.finish(AttemptOutcome::Failed(Failure::Unreachable), now);
         }
         self.moved = true;
     }

@@ -81,9 +81,13 @@ impl Index {
         let wanted = usize::try_from(tokens / (TOKENS_FOR_EACH * WAYS as u64)).unwrap_or(SETS_MAX);
         let sets = wanted.clamp(SETS_MIN, SETS_MAX);
         // Never smaller, since that would have to throw away what is known.
-        if sets <= self.sets.len() {
+        let before = self.sets.len();
+        if sets <= before {
             return;
         }
+        // Capacities become known one by one, and all that is known is put in again each time. So it grows by a quarter at least:
+        // of a hundred backends a dozen make it grow and not each.
+        let sets = sets.max(before + before / 4).min(SETS_MAX);
         let old = std::mem::replace(&mut self.sets, vec![EMPTY; sets]);
         for set in old {
             for way in (0..WAYS).filter(|&way| set.used[way] > 0) {

@@ -16,6 +16,18 @@ fn an_index_takes_at_most_64_megabytes() {
 }
 
 #[test]
+fn capacities_that_become_known_one_by_one_seldom_make_an_index_grow() {
+    let mut index = index(128);
+    let mut sizes = vec![index.capacity()];
+    for slot in 0..128 {
+        index.set_capacity(slot, 400_000);
+        sizes.push(index.capacity());
+    }
+    sizes.dedup();
+    assert!(sizes.len() > 1 && sizes.len() <= 12, "{sizes:?}");
+}
+
+#[test]
 fn the_same_dispatches_leave_the_same_index_and_more_room_forgets_nothing() {
     let fill = |index: &mut Index| {
         for key in 0..3000 {
