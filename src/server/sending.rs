@@ -31,6 +31,8 @@ enum Owner {
     /// hyper's, until it has flushed what it holds.
     Offered,
     Relay,
+    /// hyper's answer looks for more, and all before was flushed. hyper looks once more after each flush, and flushes no more then.
+    Looking,
 }
 
 /// The state of the sending side.
@@ -42,14 +44,14 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// hyper may be given more.
+    /// hyper may be given more. A second time without an offer in between, it was given something.
     pub(super) fn take_back(&mut self) {
-        self.owner = Owner::Hyper;
+        self.owner = if self.owner == Owner::Relay { Owner::Looking } else { Owner::Hyper };
     }
 
     /// hyper has been given all there is.
     pub(super) fn offer(&mut self) {
-        self.owner = Owner::Offered;
+        self.owner = if self.owner == Owner::Looking { Owner::Relay } else { Owner::Offered };
     }
 
     /// hyper has flushed all that it was given.
@@ -65,8 +67,8 @@ impl Sending {
         io: &mut S,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.owner == Owner::Relay {
-            self.take_back();
+        if matches!(self.owner, Owner::Relay | Owner::Looking) {
+            self.owner = Owner::Hyper;
         }
         if self.owed.is_empty() { Poll::Ready(Ok(())) } else { self.poll_taken(io, cx) }
     }
@@ -188,6 +190,11 @@ mod tests {
         sending.flushed();
         assert_eq!(pass(&mut sending), Passed::NotNow, "hyper's answer looks for more");
         sending.offer();
+        assert_eq!(pass(&mut sending), Passed::Whole, "it has found nothing, so there is nothing to flush");
+        sending.take_back();
+        sending.take_back();
+        sending.offer();
+        assert_eq!(pass(&mut sending), Passed::NotNow, "it has found something");
         sending.flushed();
         assert_eq!(pass(&mut sending), Passed::Whole);
         let (mut other, _) = duplex(8);
