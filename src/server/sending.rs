@@ -61,6 +61,29 @@ impl Sending {
         }
     }
 
+    /// Returns whether the relay writes: hyper has nothing to write.
+    pub(super) fn is_relays(&self) -> bool {
+        self.owner == Owner::Relay
+    }
+
+    /// Returns whether hyper writes, or who takes its place.
+    pub(super) fn is_hypers(&self) -> bool {
+        matches!(self.owner, Owner::Hyper | Owner::Looking)
+    }
+
+    /// Keeps a piece, to be written as one chunk after what is owed already.
+    pub(super) fn owe(&mut self, piece: &[u8]) {
+        // An empty chunk would be the answer's end.
+        if !piece.is_empty() {
+            as_chunk(piece, |chunk| self.owed.extend_from_slice(chunk));
+        }
+    }
+
+    /// Keeps the end of an answer in chunks, to be written after what is owed already.
+    pub(super) fn owe_end(&mut self) {
+        self.owed.extend_from_slice(b"0\r\n\r\n");
+    }
+
     /// hyper is about to write; ready when it may.
     pub(super) fn poll_before_hyper<S: AsyncWrite + Unpin>(
         &mut self,
@@ -104,17 +127,12 @@ impl Sending {
         if piece.is_empty() {
             return Ok(Passed::Whole);
         }
-        SCRATCH.with_borrow_mut(|chunk| {
-            chunk.clear();
-            put_chunk(piece, chunk);
+        as_chunk(piece, |chunk| {
             let taken = match self.owed.is_empty().then(|| Pin::new(&mut *io).poll_write(cx, chunk)) {
                 Some(Poll::Ready(taken)) => taken?,
                 Some(Poll::Pending) | None => 0,
             };
             self.owed.extend_from_slice(&chunk[taken..]);
-            if chunk.capacity() > SCRATCH_KEPT {
-                *chunk = Vec::new();
-            }
             io::Result::Ok(())
         })?;
         if !self.owed.is_empty() {
@@ -125,6 +143,19 @@ impl Sending {
             Poll::Pending => Ok(Passed::InPart),
         }
     }
+}
+
+/// Calls `f` with a piece as one chunk.
+fn as_chunk<T>(piece: &[u8], f: impl FnOnce(&[u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|chunk| {
+        chunk.clear();
+        put_chunk(piece, chunk);
+        let done = f(chunk);
+        if chunk.capacity() > SCRATCH_KEPT {
+            *chunk = Vec::new();
+        }
+        done
+    })
 }
 
 /// Appends a piece as one chunk.
