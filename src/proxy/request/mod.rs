@@ -8,6 +8,7 @@ pub(crate) mod heads;
 pub(crate) mod intake;
 mod lenient;
 pub(crate) mod lookup;
+mod members;
 pub mod multipart;
 pub(crate) mod parse;
 pub mod peek;
