@@ -190,7 +190,10 @@ pub(crate) fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
 /// The request's id: the client's, if it is short and printable, else a new one of 128 random bits.
 pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     match headers.get(REQUEST_ID) {
-        Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX && id.to_str().is_ok() => id.clone(),
+        // A copy, since the value itself would keep the memory that the head was read into, for as long as a stream takes.
+        Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX && id.to_str().is_ok() => {
+            HeaderValue::from_bytes(id.as_bytes()).expect("it is one already")
+        }
         _ => {
             let random = fastrand::u128(..);
             let digits: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[(random >> (4 * at)) as usize & 15]);

@@ -4,9 +4,10 @@
 //!
 //! Hot path: a few atomic adds a request, one relaxed load a read.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::sync::Notify;
 
 use super::streams::{self, Rest};
 use forebay_core::clock::{Clock, Time};
+use forebay_fleet::lock::locked;
 
 /// Limits of a connection without a request; `None` is no limit.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,9 @@ pub(super) struct ConnState {
     head_since: AtomicU64,
     served: AtomicBool,
     h2: AtomicBool,
+    /// The latest request is to be the last one, as its client says.
+    closes: AtomicBool,
+    switch: AtomicU8,
     /// Requests of HTTP/2 that are over, and those of them that were reset at once.
     ended: AtomicU32,
     reset: AtomicU32,
@@ -52,6 +57,13 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// connection more than half of whose streams were reset within a second is closed then.
 const JUDGED_AT: u32 = 500;
 
+/// No request has asked for another protocol.
+const UNASKED: u8 = 0;
+/// One has, and hyper's connection cannot be handed over yet.
+const ASKED: u8 = 1;
+/// It can.
+const SWITCHABLE: u8 = 2;
+
 impl ConnState {
     pub(super) fn new(clock: Clock) -> Arc<ConnState> {
         let now = clock.now().as_micros();
@@ -62,6 +74,8 @@ impl ConnState {
             head_since: AtomicU64::new(0),
             served: AtomicBool::new(false),
             h2: AtomicBool::new(false),
+            closes: AtomicBool::new(false),
+            switch: AtomicU8::new(UNASKED),
             ended: AtomicU32::new(0),
             reset: AtomicU32::new(0),
             handed_over: AtomicUsize::new(0),
@@ -77,6 +91,33 @@ impl ConnState {
         self.h2.store(h2, Ordering::Relaxed);
         let begun = h2.then(|| self.clock.now());
         Active { state: Arc::clone(self), begun, whole: false }
+    }
+
+    /// Notes whether the client takes no answer after that of its latest request.
+    pub(super) fn set_closes(&self, closes: bool) {
+        self.closes.store(closes, Ordering::Relaxed);
+    }
+
+    /// Returns what was noted last.
+    pub(super) fn closes(&self) -> bool {
+        self.closes.load(Ordering::Relaxed)
+    }
+
+    /// A request asks for another protocol. Waits until the connection can be handed over; its task polls again as soon as it can.
+    pub(super) async fn switch(&self) {
+        _ = self.switch.compare_exchange(UNASKED, ASKED, Ordering::Relaxed, Ordering::Relaxed);
+        let can = || self.switch.load(Ordering::Relaxed) == SWITCHABLE;
+        poll_fn(|_| if can() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// Returns whether a request waits for that.
+    pub(super) fn asks_to_switch(&self) -> bool {
+        self.switch.load(Ordering::Relaxed) == ASKED
+    }
+
+    /// The connection can be handed over.
+    pub(super) fn may_switch(&self) {
+        self.switch.store(SWITCHABLE, Ordering::Relaxed);
     }
 
     /// The connection is handed over to another protocol; it is over when the guard is dropped.
@@ -192,18 +233,65 @@ impl Drop for Active {
 /// An answer's body that keeps its request under way until it is sent or dropped. Over HTTP/2 it gives what [`super::streams`] needs
 /// to see a client that takes nothing.
 pub(super) struct Counted<B: Body> {
+    /// None once it is the keeper's.
+    answer: Option<AnswerSoFar<B>>,
+    keeper: Arc<Keeper<B>>,
+}
+
+struct AnswerSoFar<B: Body> {
     body: B,
     active: Active,
     rest: Rest,
 }
 
+/// Keeps an answer over the end of hyper's side of its connection, which drops it.
+pub(super) struct Keeper<B: Body>(Mutex<Kept<B>>);
+
+enum Kept<B: Body> {
+    Nothing,
+    /// The one that is dropped next is wanted.
+    Wanted,
+    Answer(AnswerSoFar<B>),
+}
+
+impl<B: Body> Keeper<B> {
+    /// The keeper of one connection's answers.
+    pub(super) fn new() -> Arc<Keeper<B>> {
+        Arc::new(Keeper(Mutex::new(Kept::Nothing)))
+    }
+
+    /// Keeps the answer that is dropped next.
+    pub(super) fn want(&self) {
+        *locked(&self.0) = Kept::Wanted;
+    }
+
+    /// The answer that was kept.
+    pub(super) fn take(self: &Arc<Self>) -> Option<Counted<B>> {
+        match std::mem::replace(&mut *locked(&self.0), Kept::Nothing) {
+            Kept::Answer(answer) => Some(Counted { answer: Some(answer), keeper: Arc::clone(self) }),
+            Kept::Nothing | Kept::Wanted => None,
+        }
+    }
+}
+
 impl<B: Body> Counted<B> {
-    pub(super) fn new(body: B, active: Active) -> Counted<B> {
-        Counted { body, active, rest: Rest::default() }
+    pub(super) fn new(body: B, active: Active, keeper: Arc<Keeper<B>>) -> Counted<B> {
+        Counted { answer: Some(AnswerSoFar { body, active, rest: Rest::default() }), keeper }
     }
 }
 
 impl<B: Body> Drop for Counted<B> {
+    fn drop(&mut self) {
+        let mut kept = locked(&self.keeper.0);
+        if let Kept::Wanted = *kept
+            && let Some(answer) = self.answer.take()
+        {
+            *kept = Kept::Answer(answer);
+        }
+    }
+}
+
+impl<B: Body> Drop for AnswerSoFar<B> {
     fn drop(&mut self) {
         self.active.whole |= self.rest.len() == 0 && self.body.is_end_stream();
     }
@@ -214,14 +302,14 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let counted = &mut *self;
-        if counted.active.begun.is_none() {
-            return Pin::new(&mut counted.body).poll_frame(cx);
+        let Some(answer) = &mut self.answer else { return Poll::Ready(None) };
+        if answer.active.begun.is_none() {
+            return Pin::new(&mut answer.body).poll_frame(cx);
         }
-        if let Some(part) = counted.rest.next() {
+        if let Some(part) = answer.rest.next() {
             return Poll::Ready(Some(Ok(Frame::data(part))));
         }
-        let frame = match Pin::new(&mut counted.body).poll_frame(cx) {
+        let frame = match Pin::new(&mut answer.body).poll_frame(cx) {
             Poll::Pending => {
                 streams::waits();
                 return Poll::Pending;
@@ -231,20 +319,21 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
         };
         Poll::Ready(Some(Ok(match frame.into_data() {
             Ok(data) => {
-                let is_last = counted.body.is_end_stream();
-                Frame::data(counted.rest.split(data, is_last))
+                let is_last = answer.body.is_end_stream();
+                Frame::data(answer.rest.split(data, is_last))
             }
             Err(other) => other,
         })))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.len() == 0 && self.body.is_end_stream()
+        self.answer.as_ref().is_none_or(|answer| answer.rest.len() == 0 && answer.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let hint = self.body.size_hint();
-        hint.exact().map_or(hint, |bytes| SizeHint::with_exact(bytes + self.rest.len() as u64))
+        let Some(answer) = &self.answer else { return SizeHint::with_exact(0) };
+        let hint = answer.body.size_hint();
+        hint.exact().map_or(hint, |bytes| SizeHint::with_exact(bytes + answer.rest.len() as u64))
     }
 }
 

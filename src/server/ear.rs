@@ -4,12 +4,14 @@
 //!
 //! Hot path: one uncontended lock a read or a write; the ear reads only while a request is under way and hyper does not.
 
+use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
+use http_body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn::ConnState;
@@ -18,8 +20,13 @@ use crate::proxy::intake::{DRAIN_BYTES, DRAIN_PIECE, DRAIN_TIME};
 use crate::proxy::{Outlet, Passed};
 use forebay_fleet::lock::locked;
 
+/// The first bytes of a connection on which a client speaks HTTP/2 (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The ear keeps no more than this; behind it, the end of a connection is not heard.
 const AHEAD_MAX: usize = 64 << 10;
+
+/// The reason why an answer broke.
+type Broke = Box<dyn Error + Send + Sync>;
 
 struct Half<S> {
     io: S,
@@ -40,28 +47,50 @@ impl<S: AsyncRead + Unpin> Half<S> {
         let bytes = self.ahead.len().min(buf.remaining());
         buf.put_slice(&self.ahead[..bytes]);
         self.ahead.advance(bytes);
+        if self.ahead.is_empty() {
+            // Its memory is not for the whole life of the connection.
+            self.ahead = BytesMut::new();
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// Reads ahead; 0 at the end.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut piece = [0; 4096];
+        let mut buf = ReadBuf::new(&mut piece);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+        self.ahead.extend_from_slice(buf.filled());
+        Poll::Ready(Ok(buf.filled().len()))
     }
 
     /// Ready when the client has left.
     fn listen(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.awaited && self.ahead.len() < AHEAD_MAX {
-            let mut piece = [0; 4096];
-            let mut buf = ReadBuf::new(&mut piece);
-            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => self.ahead.extend_from_slice(buf.filled()),
-                Poll::Ready(_) => return Poll::Ready(()),
+            if !matches!(ready!(self.read_ahead(cx)), Ok(1..)) {
+                return Poll::Ready(());
             }
         }
         Poll::Pending
     }
 }
 
+/// A version of HTTP, as a connection's first bytes say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    Http1,
+    Http2,
+}
+
 /// hyper's side of a connection. Tells [`ConnState`] when bytes come.
 pub(super) struct Watched<S> {
     half: Arc<Mutex<Half<S>>>,
     state: Arc<ConnState>,
+}
+
+impl<S> Clone for Watched<S> {
+    fn clone(&self) -> Self {
+        Watched { half: Arc::clone(&self.half), state: Arc::clone(&self.state) }
+    }
 }
 
 /// The ear's side.
@@ -121,6 +150,73 @@ impl<S: AsyncWrite + Send + Unpin + 'static> Watched<S> {
     /// The way of the relays of its answers past hyper.
     pub(super) fn outlet(&self) -> Arc<dyn Outlet> {
         Arc::clone(&self.half) as Arc<dyn Outlet>
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+    /// Ready when what has come says which HTTP the client speaks. What is read for that is hyper's next.
+    pub(super) fn poll_version(&self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {
+        let half = &mut *locked(&self.half);
+        loop {
+            let seen = half.ahead.len().min(PREFACE.len());
+            if half.ahead[..seen] != PREFACE[..seen] {
+                return Poll::Ready(Ok(Version::Http1));
+            }
+            if seen == PREFACE.len() {
+                return Poll::Ready(Ok(Version::Http2));
+            }
+            if ready!(half.read_ahead(cx))? == 0 {
+                return Poll::Ready(Ok(Version::Http1));
+            }
+            self.state.on_bytes();
+        }
+    }
+
+    /// Returns whether the sending side is the relay's: hyper has nothing to write.
+    pub(super) fn is_relays(&self) -> bool {
+        locked(&self.half).sending.is_relays()
+    }
+
+    /// hyper reads no more for now, but the ear does. `unread`: what hyper has read and not used.
+    pub(super) fn listen_after(&self, unread: &[u8]) {
+        let half = &mut *locked(&self.half);
+        half.awaited = false;
+        if !unread.is_empty() {
+            let behind = std::mem::replace(&mut half.ahead, BytesMut::from(unread));
+            half.ahead.extend_from_slice(&behind);
+        }
+    }
+
+    /// Writes what an answer in chunks gives, in hyper's place, and its end. Ready when all is written.
+    ///
+    /// # Errors
+    /// The answer was cut, or the client cannot be written to.
+    pub(super) fn poll_rest<B>(&self, cx: &mut Context<'_>, answer: &mut B) -> Poll<Result<(), Broke>>
+    where
+        B: Body<Data = Bytes, Error: Into<Broke>> + Unpin,
+    {
+        loop {
+            let mut half = locked(&self.half);
+            let Half { io, sending, .. } = &mut *half;
+            if sending.is_hypers() {
+                ready!(sending.poll_taken(io, cx))?;
+                if answer.is_end_stream() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            // The answer takes the lock itself.
+            drop(half);
+            let Poll::Ready(frame) = Pin::new(&mut *answer).poll_frame(cx) else {
+                locked(&self.half).sending.flushed();
+                return Poll::Pending;
+            };
+            // Anything but data is a trailer, which vLLM has none of.
+            match frame.transpose().map_err(Into::into)?.map(Frame::into_data) {
+                Some(Ok(piece)) => locked(&self.half).sending.owe(&piece),
+                Some(Err(_)) => {}
+                None => locked(&self.half).sending.owe_end(),
+            }
+        }
     }
 }
 

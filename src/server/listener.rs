@@ -3,28 +3,27 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONNECTION, HeaderMap};
 use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::{self, UpgradeableConnection};
 use metrics::Gauge;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::conn::{ConnState, Counted, IdleLimits};
+use super::conn::{ConnState, Counted, IdleLimits, Keeper};
 use super::ear::watched;
 use super::proxy_protocol;
-use super::streams::StreamExecutor;
+use super::spoken::{Protocols, Spoken};
 use super::tls::{Secured, Transport, handshake, within};
 use super::until::{ConnectionCourse, ConnectionEnd};
 use crate::proxy::Outlet;
@@ -36,21 +35,11 @@ use forebay_fleet::config::model::Config;
 use forebay_fleet::reach::Wire;
 use forebay_fleet::telemetry::throttle::Throttle;
 
-/// An h2 connection is pinged this often, and has as long to answer.
-const PING: Duration = Duration::from_secs(20);
 /// Clients over the connection cap that are heard out at a time.
 const MOST_LINGERING: usize = 64;
 /// The answer to a client over the connection cap.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n";
-
-/// The most headers of one request, where the limit on their bytes allows so many. hyper takes room for all of them with each head.
-const MOST_HEADERS: usize = 1024;
-
-/// Returns how many headers a head of at most so many bytes may have.
-fn most_headers(bytes: usize) -> usize {
-    (bytes / 64).clamp(100, MOST_HEADERS)
-}
 
 /// The client's end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +70,7 @@ pub(super) type Connections = Arc<AtomicUsize>;
 /// The server of the connections of one listener.
 pub(super) struct HyperApp<F> {
     services: F,
-    builder: auto::Builder<StreamExecutor>,
+    protocols: Protocols,
     tls: Secured,
     /// Connections begin with the header of the PROXY protocol.
     behind_proxy: bool,
@@ -105,24 +94,9 @@ pub(super) struct HyperApp<F> {
 
 impl<F: ServiceFor> HyperApp<F> {
     pub(super) fn new(services: F, config: &Config, connections: Connections, clock: Clock) -> HyperApp<F> {
-        let mut builder = auto::Builder::new(StreamExecutor { stall: config.limits.write_stall });
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .max_headers(most_headers(config.limits.head))
-            .max_buf_size(config.limits.head.max(8 << 10));
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            // A peer that vanished, or whose streams all stand still, is found out by its missing answer to a ping.
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING)
-            .max_concurrent_streams(config.limits.h2_streams)
-            .max_header_list_size(u32::try_from(config.limits.head).unwrap_or(u32::MAX));
         HyperApp {
             services,
-            builder,
+            protocols: Protocols::new(config),
             tls: Secured::default(),
             behind_proxy: false,
             expects_resets: false,
@@ -248,16 +222,23 @@ impl<F: ServiceFor> HyperApp<F> {
         let inner = self.services.service_for(peer, io.outlet());
         // Called here and not in the future, as a oneshot would: a request whose client leaves at once is counted too. Both
         // services are always ready, so that nothing need be awaited before.
+        let keeper = Keeper::new();
+        let keeps = Arc::clone(&keeper);
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            offer(&mut request, &requests);
+            let switches = offer(&mut request, &requests).then(|| Arc::clone(&requests));
+            requests.set_closes(asks_to_close(request.headers()));
             let active = requests.begin(request.version() == Version::HTTP_2);
-            let answer = inner.clone().call(request);
-            async move { Ok::<_, Infallible>(answer.await?.map(|body| Counted::new(body, active))) }
+            let (answer, keeper) = (inner.clone().call(request), Arc::clone(&keeps));
+            async move {
+                if let Some(connection) = switches {
+                    connection.switch().await;
+                }
+                Ok::<_, Infallible>(answer.await?.map(|body| Counted::new(body, active, keeper)))
+            }
         });
-        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(io), service);
-        tokio::pin!(connection);
+        let mut connection = pin!(Spoken::new(io, service, (&self.protocols, state), keeper));
         let course = ConnectionCourse { state, limits: self.idle, clock: &self.clock, judges: !self.expects_resets };
-        let tell = |connection: Pin<&mut _>| UpgradeableConnection::graceful_shutdown(connection);
+        let tell = |connection: Pin<&mut Spoken<_, _, _>>| connection.get_mut().end();
         let ended = match course.until_over(connection.as_mut(), tell, ear.gone(), &mut shutdown).await {
             ConnectionEnd::Http(ended) => ended,
             // Dropping the connection drops its request, too.
@@ -287,13 +268,20 @@ fn is_of_a_head(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
 }
 
-/// Lets the service have the connection of a request that asks for another protocol.
-fn offer(request: &mut Request<Incoming>, state: &Arc<ConnState>) {
+/// Lets the service have the connection of a request that asks for another protocol. Returns whether it does.
+fn offer(request: &mut Request<Incoming>, state: &Arc<ConnState>) -> bool {
     // hyper puts it there for such a request, and for no other.
-    if let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() {
-        let open = Arc::new(state.hand_over());
-        request.extensions_mut().insert(ClientEnd::new(upgrade, open));
-    }
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else { return false };
+    let open = Arc::new(state.hand_over());
+    request.extensions_mut().insert(ClientEnd::new(upgrade, open));
+    true
+}
+
+/// Returns whether a client that sends these headers takes no answer after this one.
+fn asks_to_close(headers: &HeaderMap) -> bool {
+    let said = headers.get_all(CONNECTION).iter();
+    said.flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 /// Counts a connection while it lives.

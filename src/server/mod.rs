@@ -18,6 +18,7 @@ mod picker;
 pub mod proxy_protocol;
 mod sending;
 mod signals;
+mod spoken;
 mod streams;
 mod tls;
 mod until;

@@ -31,6 +31,8 @@ enum Owner {
     /// hyper's, until it has flushed what it holds.
     Offered,
     Relay,
+    /// hyper's answer looks for more, and all before was flushed. hyper looks once more after each flush, and flushes no more then.
+    Looking,
 }
 
 /// The state of the sending side.
@@ -42,14 +44,14 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// hyper may be given more.
+    /// hyper may be given more. A second time without an offer in between, it was given something.
     pub(super) fn take_back(&mut self) {
-        self.owner = Owner::Hyper;
+        self.owner = if self.owner == Owner::Relay { Owner::Looking } else { Owner::Hyper };
     }
 
     /// hyper has been given all there is.
     pub(super) fn offer(&mut self) {
-        self.owner = Owner::Offered;
+        self.owner = if self.owner == Owner::Looking { Owner::Relay } else { Owner::Offered };
     }
 
     /// hyper has flushed all that it was given.
@@ -59,14 +61,37 @@ impl Sending {
         }
     }
 
+    /// Returns whether the relay writes: hyper has nothing to write.
+    pub(super) fn is_relays(&self) -> bool {
+        self.owner == Owner::Relay
+    }
+
+    /// Returns whether hyper writes, or who takes its place.
+    pub(super) fn is_hypers(&self) -> bool {
+        matches!(self.owner, Owner::Hyper | Owner::Looking)
+    }
+
+    /// Keeps a piece, to be written as one chunk after what is owed already.
+    pub(super) fn owe(&mut self, piece: &[u8]) {
+        // An empty chunk would be the answer's end.
+        if !piece.is_empty() {
+            as_chunk(piece, |chunk| self.owed.extend_from_slice(chunk));
+        }
+    }
+
+    /// Keeps the end of an answer in chunks, to be written after what is owed already.
+    pub(super) fn owe_end(&mut self) {
+        self.owed.extend_from_slice(b"0\r\n\r\n");
+    }
+
     /// hyper is about to write; ready when it may.
     pub(super) fn poll_before_hyper<S: AsyncWrite + Unpin>(
         &mut self,
         io: &mut S,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.owner == Owner::Relay {
-            self.take_back();
+        if matches!(self.owner, Owner::Relay | Owner::Looking) {
+            self.owner = Owner::Hyper;
         }
         if self.owed.is_empty() { Poll::Ready(Ok(())) } else { self.poll_taken(io, cx) }
     }
@@ -102,17 +127,12 @@ impl Sending {
         if piece.is_empty() {
             return Ok(Passed::Whole);
         }
-        SCRATCH.with_borrow_mut(|chunk| {
-            chunk.clear();
-            put_chunk(piece, chunk);
+        as_chunk(piece, |chunk| {
             let taken = match self.owed.is_empty().then(|| Pin::new(&mut *io).poll_write(cx, chunk)) {
                 Some(Poll::Ready(taken)) => taken?,
                 Some(Poll::Pending) | None => 0,
             };
             self.owed.extend_from_slice(&chunk[taken..]);
-            if chunk.capacity() > SCRATCH_KEPT {
-                *chunk = Vec::new();
-            }
             io::Result::Ok(())
         })?;
         if !self.owed.is_empty() {
@@ -123,6 +143,19 @@ impl Sending {
             Poll::Pending => Ok(Passed::InPart),
         }
     }
+}
+
+/// Calls `f` with a piece as one chunk.
+fn as_chunk<T>(piece: &[u8], f: impl FnOnce(&[u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|chunk| {
+        chunk.clear();
+        put_chunk(piece, chunk);
+        let done = f(chunk);
+        if chunk.capacity() > SCRATCH_KEPT {
+            *chunk = Vec::new();
+        }
+        done
+    })
 }
 
 /// Appends a piece as one chunk.
@@ -188,6 +221,11 @@ mod tests {
         sending.flushed();
         assert_eq!(pass(&mut sending), Passed::NotNow, "hyper's answer looks for more");
         sending.offer();
+        assert_eq!(pass(&mut sending), Passed::Whole, "it has found nothing, so there is nothing to flush");
+        sending.take_back();
+        sending.take_back();
+        sending.offer();
+        assert_eq!(pass(&mut sending), Passed::NotNow, "it has found something");
         sending.flushed();
         assert_eq!(pass(&mut sending), Passed::Whole);
         let (mut other, _) = duplex(8);

@@ -28,6 +28,9 @@ use forebay_fleet::health::alarm::{Heard, Watch};
 /// The time after which the timer looks again where no deadline is set.
 const FAR: Duration = Duration::from_secs(3600);
 
+/// Bytes that go to a client which takes all at once, until others have a turn: a piece that goes past hyper waits for nobody.
+const AT_ONCE: usize = 64 << 10;
+
 /// The deadlines of an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadlines {
@@ -49,6 +52,8 @@ pub(crate) struct Wire {
     outlet: Option<Arc<dyn Outlet>>,
     /// The client's socket has taken the last piece in part.
     owes: bool,
+    /// Bytes that came since the task last waited.
+    at_once: usize,
     /// The client left, the backend is given up from outside, or the process ends.
     over: Pin<Box<dyn Future<Output = Failure> + Send>>,
     /// Rings for `over` and `timer`.
@@ -89,6 +94,7 @@ impl Wire {
             tx,
             outlet,
             owes: false,
+            at_once: 0,
             over: Box::pin(over),
             bell: Bell::new(),
             heard,
@@ -145,6 +151,11 @@ impl Wire {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(Bytes, Time)>, Failure>> {
+        let came_before = std::mem::take(&mut self.at_once);
+        if came_before >= AT_ONCE {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         // First, so that a piece costs one look at the rest: a client that left is met by `send`.
         while let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             match frame {
@@ -156,6 +167,7 @@ impl Wire {
                 // Anything but data is a trailer, which vLLM has none of.
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
+                        self.at_once = came_before + data.len();
                         return Poll::Ready(self.came().map(|now| Some((data, now))));
                     }
                 }

@@ -30,6 +30,8 @@ use heads::HeadPlace;
 
 /// Memory is taken from the common limit in steps of this many bytes.
 const STEP: u64 = 64 << 10;
+/// Room is made for so many times what came, where so much is declared.
+const AHEAD: u64 = 16;
 /// A body that comes at least this fast has all the time that it takes, in bytes a second: so many give it a second more.
 const SLOWEST: u64 = 4 << 10;
 /// The cost of a header beside its bytes.
@@ -246,9 +248,10 @@ where
             first = data;
         } else {
             if rest.capacity() - rest.len() < data.len() {
-                // Growing by doubling would copy a large body once more. What is declared is believed up to three times what came.
+                // Growing by doubling would copy a large body once more. What is declared is believed up to sixteen times what came:
+                // memory is taken by what comes, and what is never written to is none.
                 let declared = body.size_hint().upper().unwrap_or(0).saturating_add(data.len() as u64);
-                let ahead = declared.min(3 * so_far.max(STEP)) + first.len() as u64;
+                let ahead = declared.min(AHEAD * so_far.max(STEP)) + first.len() as u64;
                 rest.reserve(usize::try_from(ahead).unwrap_or(data.len()));
             }
             if rest.is_empty() {

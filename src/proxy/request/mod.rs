@@ -5,6 +5,7 @@ pub mod counting;
 mod form;
 mod lenient;
 pub(crate) mod lookup;
+mod members;
 pub mod multipart;
 pub(crate) mod parse;
 pub mod peek;

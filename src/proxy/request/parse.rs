@@ -10,8 +10,9 @@ use forebay_core::error::Refusal;
 use forebay_fleet::Snapshot;
 use forebay_fleet::config::model::SessionKey;
 
-/// Bodies over this size are parsed on a blocking thread: a MiB takes about a millisecond.
-const PARSE_INLINE: usize = 256 << 10;
+/// Bodies over this size are parsed on a blocking thread. A MiB takes about a third of a millisecond. To give it to another thread,
+/// whose cache has none of it, costs a good part of that.
+const PARSE_INLINE: usize = 1 << 20;
 /// Forms over this size are parsed on a blocking thread.
 const FORM_INLINE: usize = 16 << 10;
 
