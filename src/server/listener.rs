@@ -150,6 +150,9 @@ impl<F: ServiceFor> HyperApp<F> {
     #[cfg(feature = "epp")]
     pub(super) fn expecting_resets(mut self) -> Self {
         self.expects_resets = true;
+        // What a gateway sends of a body while the answer ends its exchange comes too late, and each such stream is reset. h2 ends a
+        // connection after 1,024 of them, over its whole life, and with it every exchange that is open.
+        self.builder.http2().max_local_error_reset_streams(None);
         self
     }
 

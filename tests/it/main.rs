@@ -44,6 +44,8 @@ mod failover;
 mod faults;
 mod fidelity;
 mod figures;
+#[cfg(feature = "epp")]
+mod gateway_connection;
 mod h2;
 mod health;
 mod hints;
