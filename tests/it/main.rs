@@ -70,6 +70,7 @@ mod prometheus;
 mod realtime;
 mod refusals;
 mod reload;
+mod replica_count;
 mod replicas;
 mod requests;
 mod shortage;

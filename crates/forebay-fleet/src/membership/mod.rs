@@ -4,7 +4,7 @@ pub mod controller;
 mod discovery;
 pub mod drains;
 mod record;
-mod replicas;
+pub mod replicas;
 pub mod roster;
 mod serving;
 mod settings;
