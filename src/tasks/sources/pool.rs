@@ -50,7 +50,7 @@ async fn follow_pool(
     times: &WatchTimes,
     pods: &watch::Sender<Option<Kubernetes>>,
 ) {
-    let (mut api, mut pauses) = (Api::new(asked), Pauses::new(times));
+    let (mut api, mut pauses, mut missed) = (Api::new(asked), Pauses::new(times), false);
     loop {
         let started = question.all.clock.now();
         let take = |pool| {
@@ -63,15 +63,19 @@ async fn follow_pool(
                     *old = new;
                     true
                 }
-            });
+            })
         };
         let ended = match list(&mut api, name).await {
             Ok((pool, version)) => {
-                take(pool);
+                // A pool that is back with the same pods: their own watch may say nothing for a minute, and the error would stand.
+                if !take(pool) && std::mem::take(&mut missed) {
+                    question.source.confirmed(question.all.clock.now());
+                }
                 watch_pool(&api, (name, &version), question, times, &take).await
             }
             Err(fault) => Err(fault),
         };
+        missed |= ended.is_err();
         pauses.after(question, started, ended).await;
     }
 }
@@ -91,7 +95,7 @@ async fn watch_pool(
     (name, version): (&str, &str),
     question: &SourceQuestion,
     times: &WatchTimes,
-    take: &impl Fn(InferencePool),
+    take: &impl Fn(InferencePool) -> bool,
 ) -> Result<(), Fault> {
     let seconds = fastrand::u64(times.watch.clone());
     let (started, limit) = (question.all.clock.now(), Duration::from_secs(seconds) + times.grace);
@@ -103,7 +107,7 @@ async fn watch_pool(
         lines.push(&data);
         while let Some(line) = lines.next_line().map_err(|error: TooLong| too_long(&error))? {
             match pool_event(&line, name).map_err(|error| unusable(&error))? {
-                PoolEvent::Is(pool) => take(pool),
+                PoolEvent::Is(pool) => _ = take(pool),
                 PoolEvent::Gone => return Err(missing(name)),
                 PoolEvent::Same => {}
                 PoolEvent::Ended(code, message) => {
