@@ -5,10 +5,10 @@
 //! is sent on) → `exchange` (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved
 //! at work) → `answer` (the relay to the client) → `record` (what metrics and log are told).
 
-pub(crate) mod answer;
+mod answer;
 mod answered;
 mod attempt;
-mod body;
+pub(crate) mod body;
 mod cors;
 mod exchange;
 mod explain;

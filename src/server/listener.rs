@@ -124,6 +124,7 @@ impl<F: ServiceFor> HyperApp<F> {
     #[cfg(feature = "epp")]
     pub(super) fn expecting_resets(mut self) -> Self {
         self.expects_resets = true;
+        self.protocols.expect_resets();
         self
     }
 

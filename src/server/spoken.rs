@@ -65,6 +65,14 @@ impl Protocols {
             .max_header_list_size(u32::try_from(config.limits.head).unwrap_or(u32::MAX));
         Protocols { http1, http2 }
     }
+
+    /// Takes a stream that has to be reset for an end like any other.
+    #[cfg(feature = "epp")]
+    pub(super) fn expect_resets(&mut self) {
+        // What a gateway sends of a body while the answer ends its exchange comes too late, and each such stream is reset. h2 ends a
+        // connection after 1,024 of them, over its whole life, and with it every exchange that is open.
+        self.http2.max_local_error_reset_streams(None);
+    }
 }
 
 /// The reason why a connection broke.

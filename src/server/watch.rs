@@ -43,12 +43,11 @@ impl Tasks {
     }
 
     fn pace(&self, of: fn(&Config) -> (Duration, Duration)) -> Arc<dyn Fn() -> Rhythm + Send + Sync> {
-        let settings = Arc::clone(&self.common.settings);
+        let (settings, fleet) = (Arc::clone(&self.common.settings), self.common.controller.fleet().clone());
         Arc::new(move || {
-            let config = settings.load();
-            let (interval, timeout) = of(&config);
+            let (interval, timeout) = of(&settings.load());
             // Read at each round, so that a reload holds at once; and stretched, so that several replicas ask as often as one.
-            Rhythm { interval: config.replicas.stretch(interval), timeout }
+            Rhythm { interval: fleet.snapshot().replication.count.stretch(interval), timeout }
         })
     }
 
@@ -127,7 +126,8 @@ impl Common {
     /// backends then.
     pub(super) fn find_backends(self: &Arc<Common>) {
         let snapshot = self.controller.fleet().snapshot();
-        if !snapshot.pools.iter().flat_map(|pool| pool.arms()).any(|arm| arm.source.is_some()) {
+        let of_arms = snapshot.pools.iter().flat_map(|pool| pool.arms()).any(|arm| arm.source.is_some());
+        if !of_arms && snapshot.replication.source.is_none() {
             return;
         }
         let sources = Arc::clone(self).sources();
@@ -140,7 +140,9 @@ impl Common {
             std::io::Result::Ok(all)
         });
         if !matches!(asked.join(), Ok(Ok(true))) {
-            tracing::warn!("not every source of backends has answered yet: its requests get a 503 until it does");
+            tracing::warn!(
+                "not every source of backends or replicas has answered yet: requests for backends that are to be found get a 503 until it does"
+            );
         }
     }
 

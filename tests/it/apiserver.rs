@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
-use crate::cluster_objects::{inference_pool, pod, slice};
+use crate::cluster_objects::{inference_pool, pod, replicas_slice, slice};
 use crate::harness::eventually;
 use crate::mock::Mock;
 
@@ -101,6 +101,11 @@ impl ApiServer {
     /// Makes or changes an EndpointSlice of the Service `vllm` with this backend alone.
     pub(crate) fn put_slice(&self, name: &str, mock: &Mock, conditions: &Value) {
         self.put(name, slice(name, mock, conditions));
+    }
+
+    /// Makes or changes the EndpointSlice of the Service `forebay`: its replicas, each Ready or not.
+    pub(crate) fn put_replicas(&self, ready: &[bool]) {
+        self.put("forebay-1", replicas_slice("forebay-1", ready));
     }
 
     /// Makes or changes an InferencePool of the pods with `app=vllm`.

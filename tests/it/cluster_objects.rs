@@ -41,6 +41,20 @@ pub(crate) fn slice(name: &str, mock: &Mock, conditions: &Value) -> Value {
     })
 }
 
+/// An EndpointSlice of the Service `forebay`, with a host for each replica that is Ready or not.
+pub(crate) fn replicas_slice(name: &str, ready: &[bool]) -> Value {
+    let endpoint = |(n, is_ready): (usize, &bool)| {
+        let conditions = json!({"ready": is_ready, "serving": is_ready, "terminating": false});
+        json!({"addresses": [format!("10.0.{}.{}", n / 200, n % 200 + 1)], "conditions": conditions})
+    };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": "inference", "labels": {"kubernetes.io/service-name": "forebay"}},
+        "addressType": "IPv4", "endpoints": ready.iter().enumerate().map(endpoint).collect::<Vec<_>>(),
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+    })
+}
+
 /// An InferencePool of the pods with `app=vllm`, with these target ports and what gateways say.
 pub(crate) fn inference_pool(name: &str, ports: &[u16], parents: &Value) -> Value {
     let ports: Vec<Value> = ports.iter().map(|port| json!({"number": port})).collect();

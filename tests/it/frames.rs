@@ -102,6 +102,19 @@ impl Frames {
         assert!(self.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
     }
 
+    /// Sends a byte of a stream's body, whatever became of the stream; whether the connection takes it.
+    #[cfg(feature = "epp")]
+    pub(crate) fn late(&mut self, stream: u32) -> bool {
+        self.send(DATA, 0, stream, b"x")
+    }
+
+    /// Returns whether the server answers a ping.
+    #[cfg(feature = "epp")]
+    pub(crate) fn is_alive(&mut self) -> bool {
+        let asked = self.send(PING, 0, 0, &[9; 8]);
+        asked && std::iter::from_fn(|| self.next()).any(|frame| frame.kind == PING && frame.flags == ACK)
+    }
+
     /// Waits for the head of an answer; whether its status is 200.
     pub(crate) fn is_served(&mut self, stream: u32) -> bool {
         loop {

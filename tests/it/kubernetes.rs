@@ -378,6 +378,13 @@ fn an_inference_pool_names_pods_and_ports_and_shows_what_gateways_say_of_it() {
         assert_eq!(serving(forebay).len(), 2);
         api.put_pool("m", &[first, other[0]], &json!([]));
         cluster.await_serving(&[0, 1]);
+        // The same once more: the pods' own watch has nothing to say then.
+        let missed = cluster.errors("empty");
+        api.remove("m");
+        eventually("it is missed again", || (cluster.errors("empty") > missed).then_some(()));
+        assert!(cluster.source()["error"].is_string());
+        api.put_pool("m", &[first, other[0]], &json!([]));
+        eventually("the error is over", || cluster.source()["error"].is_null().then_some(()));
         answers(answered, 20);
     });
 }

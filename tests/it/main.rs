@@ -44,6 +44,8 @@ mod failover;
 mod faults;
 mod fidelity;
 mod figures;
+#[cfg(feature = "epp")]
+mod gateway_connection;
 mod h2;
 mod health;
 mod hints;
@@ -68,6 +70,7 @@ mod prometheus;
 mod realtime;
 mod refusals;
 mod reload;
+mod replica_count;
 mod replicas;
 mod requests;
 mod shortage;

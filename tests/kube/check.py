@@ -5,6 +5,9 @@ Service, and each pod is a simulated vLLM server on its address. Every check wai
 """
 import json, os, re, signal, ssl, subprocess, sys, time, urllib.error, urllib.request
 
+import gateway
+from relay import Relay
+
 FOREBAY = sys.argv[1]
 HERE = os.path.dirname(os.path.abspath(__file__))
 ADMIN = open("admin.token").read().strip()
@@ -14,8 +17,8 @@ SLICES = "/apis/discovery.k8s.io/v1/namespaces/inference/endpointslices"
 INFERENCE_POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/inference/inferencepools"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 ROLES = "/apis/rbac.authorization.k8s.io/v1/namespaces/inference"
-MODELS = ["m", "by-service", "by-pool"]
-FIRST, SECOND = 16443, 16444
+MODELS = ["m", "by-service", "by-pool", "by-relay"]
+FIRST, SECOND, RELAY = 16443, 16444, 16480
 LIMIT = 30
 failed = []
 
@@ -245,6 +248,52 @@ def define():
         "ports": [{"name": "http", "port": 8000, "protocol": "TCP"}],
     })
     create_pool()
+    api("POST", SLICES, {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [],
+        "metadata": {"name": "forebay", "labels": {"kubernetes.io/service-name": "forebay"}},
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    })
+
+
+def replicas():
+    """The number of replicas, as a Service of Forebay's own has it."""
+    def now(ready, unready):
+        def endpoint(n, is_ready):
+            return {"addresses": [f"10.244.1.{n}"], "conditions": {"ready": is_ready, "serving": is_ready, "terminating": False}}
+        endpoints = [endpoint(n, n <= ready) for n in range(1, ready + unready + 1)]
+        api("PATCH", f"{SLICES}/forebay", {"endpoints": endpoints}, "application/merge-patch+json")
+
+    def counted():
+        return json.load(urllib.request.urlopen("http://127.0.0.1:9090/api/fleet", timeout=5))["replicas"]
+
+    def count():
+        return int(re.search(r"^forebay_replicas (\d+)", metrics(), re.M)[1])
+
+    until("nobody is Ready: the number is the configured one", lambda: count() == 1)
+    now(2, 1)
+    until("two of three replicas are Ready", lambda: count() == 2)
+    now(3, 0)
+    until("three replicas", lambda: count() == 3)
+    now(0, 3)
+    begun = time.monotonic()
+    until("none is Ready, as it was told", lambda: counted()["source"]["age_seconds"] < time.monotonic() - begun)
+    until("the number stays", lambda: count() == 3 == counted()["count"], 0)
+    now(1, 0)
+    until("one replica is left", lambda: count() == 1)
+
+
+def expired(pods, relay):
+    """A watch from a version that the server no longer has: one that was started anew has none from before that."""
+    before = errors("expired")
+    relay.old(True)
+    # After what the server went through, lists are up to ten seconds apart.
+    until("410: it is counted", lambda: errors("expired") >= before + 3, 60)
+    expect("410", [1, 2])
+    pods.status("vllm-1", "10.244.0.2", False)
+    expect("410 to each watch, and the next list tells", [1])
+    relay.old(False)
+    pods.status("vllm-1", "10.244.0.2", True)
+    expect("watches hold again", [1, 2])
 
 
 def trouble(pods, first):
@@ -316,11 +365,52 @@ def record(pods):
     pods.add("vllm-3", 3)
 
 
+class Load:
+    """Clients that ask for streams all the time, in a folder of their own."""
+
+    def __init__(self, name, port, models):
+        self.folder, self.name = f"load-{name}", name
+        os.mkdir(self.folder)
+        settings = {"FOREBAY_URL": f"http://127.0.0.1:{port}", "FOREBAY_MODELS": " ".join(models)}
+        with open("load.log", "a") as log:
+            arguments = [sys.executable, os.path.join(HERE, "../dns/load.py")]
+            self.process = subprocess.Popen(arguments, cwd=self.folder, env={**os.environ, **settings}, stdout=log, stderr=log)
+
+    def end(self):
+        """Ends it, and holds it to no failed request."""
+        open(f"{self.folder}/stop", "w").close()
+        self.process.wait(60)
+        with open(f"{self.folder}/counts") as file:
+            counts = file.read()
+        until(f"failed requests through the {self.name}: {counts}", lambda: re.fullmatch("0 of [1-9][0-9]*", counts) is not None, 0)
+
+
+def loads(processes):
+    """Begins to send requests: to the proxy, and to a gateway that asks the picker, if there is an Envoy."""
+    all_loads = [Load("proxy", 8080, MODELS)]
+    if os.environ.get("ENVOY"):
+        processes.append(gateway.start(os.environ["ENVOY"]))
+
+        def answers():
+            body = {"model": "by-pool", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+            url, headers = "http://127.0.0.1:10000/v1/chat/completions", {"content-type": "application/json"}
+            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+            return urllib.request.urlopen(request, timeout=5).status == 200
+
+        until("Envoy answers, by the picker", answers)
+        all_loads.append(Load("gateway", 10000, ["by-pool"]))
+    else:
+        print("SKIPPED: the picker, since there is no Envoy", flush=True)
+    processes.extend(load.process for load in all_loads)
+    return all_loads
+
+
 def main():
     pods, processes = Pods(), []
     try:
         first = apiserver(FIRST)
         processes.append(first)
+        relay = Relay(RELAY, FIRST, TLS)
         for path, body in json.load(open("objects.json")):
             api("POST", path, body)
         account = "/api/v1/namespaces/inference/serviceaccounts/forebay/token"
@@ -337,17 +427,14 @@ def main():
         expect("three pods", [1, 2, 3])
         record(pods)
         expect("three pods", [1, 2, 3])
-        with open("load.log", "w") as log:
-            os.environ["FOREBAY_MODELS"] = " ".join(MODELS)
-            load = subprocess.Popen([sys.executable, os.path.join(HERE, "../dns/load.py")], stdout=log, stderr=log)
-        processes.append(load)
+        all_loads = loads(processes)
         scenario(pods)
         inference_pool(pods)
+        replicas()
         processes.append(trouble(pods, first))
-        open("stop", "w").close()
-        load.wait(60)
-        counts = open("counts").read()
-        until(f"failed requests: {counts}", lambda: re.fullmatch("0 of [1-9][0-9]*", counts) is not None, 0)
+        expired(pods, relay)
+        for load in all_loads:
+            load.end()
     finally:
         for name in list(pods.servers):
             pods.end(name)

@@ -186,7 +186,8 @@ impl<'a> World<'a> {
         let proxies = (0..fleet.proxies)
             .map(|number| {
                 let rng = fastrand::Rng::with_seed(seed.wrapping_mul(1000).wrapping_add(number as u64));
-                let config = Config { replicas: Replicas { count: fleet.told }, ..Config::default() };
+                let config =
+                    Config { replicas: Replicas { count: fleet.told, ..Replicas::default() }, ..Config::default() };
                 let settings = Settings::from(&config);
                 let controller = Controller::new(settings, Arc::new(Telemetry::new())).seeded(rng.clone().u64(..));
                 let mut proxy = Proxy { controller, places: Vec::new(), rng };

@@ -20,6 +20,7 @@ mod discovery;
 mod ejection;
 mod explain;
 mod leases;
+mod replicas;
 mod wait_room;
 
 const MODEL: &str = "m";

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::super::ear::watched;
 use super::*;
-use crate::proxy::answer::body::{AnswerBody, Message};
+use crate::proxy::body::{AnswerBody, Message};
 use crate::proxy::{Outlet, Passed};
 use forebay_core::clock::Clock;
 

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ArmSource, Fault};
+use super::{Fault, SourceQuestion};
 use crate::tasks::until_next;
 use forebay_fleet::config::model::{BackendUrl, DnsName};
 use forebay_fleet::membership::roster::Found;
@@ -40,21 +40,21 @@ impl Resolve {
 }
 
 /// Asks until it is dropped.
-pub(super) async fn follow(arm: &ArmSource, name: &DnsName, interval: Duration) {
+pub(super) async fn follow(question: &SourceQuestion, name: &DnsName, interval: Duration) {
     loop {
-        let started = arm.all.clock.now();
-        arm.take(ask(arm, name).await);
-        let pause = if arm.source.has_answered() { interval } else { interval.min(FIRST) };
-        until_next(pause, started, &arm.all.clock).await;
+        let started = question.all.clock.now();
+        question.take(ask(question, name).await);
+        let pause = if question.source.has_answered() { interval } else { interval.min(FIRST) };
+        until_next(pause, started, &question.all.clock).await;
     }
 }
 
 /// Asks once.
-pub(super) async fn ask(arm: &ArmSource, name: &DnsName) -> Result<Vec<Found>, Fault> {
-    let addresses = (arm.all.resolve.0)(name.host.clone(), name.port).await;
+pub(super) async fn ask(question: &SourceQuestion, name: &DnsName) -> Result<Vec<Found>, Fault> {
+    let addresses = (question.all.resolve.0)(name.host.clone(), name.port).await;
     let addresses = addresses
         .map_err(|error| Fault::new(DiscoveryFailure::Unresolved, format!("{name} does not resolve: {error}")))?;
-    let found = backends(&addresses, arm.source.discover.https, &name.url(arm.source.discover.https));
+    let found = backends(&addresses, question.source.discover.https, &name.url(question.source.discover.https));
     if found.is_empty() {
         return Err(Fault::new(DiscoveryFailure::Empty, format!("{name} has no address")));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::api::{Api, fault, of_code};
-use super::{ArmSource, Fault};
+use super::{Fault, SourceQuestion};
 use forebay_core::clock::Time;
 use forebay_core::kubernetes::{EventMeaning, Lines, Members, Objects, Readiness, TooLong, Unusable};
 use forebay_fleet::config::model::{BackendUrl, Kubernetes, Whom};
@@ -46,19 +46,19 @@ pub(super) const WATCH_TIMES: WatchTimes = WatchTimes {
 };
 
 /// Lists and watches pods or slices until it is dropped.
-pub(super) async fn follow(arm: &ArmSource, asked: &Kubernetes, times: &WatchTimes) {
+pub(super) async fn follow(question: &SourceQuestion, asked: &Kubernetes, times: &WatchTimes) {
     let (mut api, mut members) = (Api::new(asked), members(asked));
     let mut pauses = Pauses::new(times);
     loop {
-        let started = arm.all.clock.now();
+        let started = question.all.clock.now();
         let ended = match list(&mut api, &mut members).await {
             Ok(()) => {
-                arm.take(Ok(backends(&members, arm.source.discover.https)));
-                watch(&api, &mut members, arm, times).await
+                question.take_members(&members);
+                watch(&api, &mut members, question, times).await
             }
             Err(fault) => Err(fault),
         };
-        pauses.after(arm, started, ended).await;
+        pauses.after(question, started, ended).await;
     }
 }
 
@@ -74,12 +74,12 @@ impl<'a> Pauses<'a> {
     }
 
     /// Notes how a list and its watch ended, and waits.
-    pub(super) async fn after(&mut self, arm: &ArmSource, started: Time, ended: Result<(), Fault>) {
+    pub(super) async fn after(&mut self, question: &SourceQuestion, started: Time, ended: Result<(), Fault>) {
         match &ended {
-            Ok(()) => debug!(pool = arm.pool, arm = arm.arm, "the watch is over; listing anew"),
-            Err(fault) => arm.note(fault),
+            Ok(()) => debug!(about = %question.about, "the watch is over; listing anew"),
+            Err(fault) => question.note(fault),
         }
-        let lasted = arm.all.clock.now().since(started);
+        let lasted = question.all.clock.now().since(started);
         let was_steady = lasted >= self.times.steady;
         let pause = if was_steady { self.times.pause } else { self.next };
         tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
@@ -117,14 +117,19 @@ async fn list(api: &mut Api<'_>, members: &mut Members) -> Result<(), Fault> {
 }
 
 /// Follows the list until the watch ends. `Ok`: the server ended it in its time.
-async fn watch(api: &Api<'_>, members: &mut Members, arm: &ArmSource, times: &WatchTimes) -> Result<(), Fault> {
+async fn watch(
+    api: &Api<'_>,
+    members: &mut Members,
+    question: &SourceQuestion,
+    times: &WatchTimes,
+) -> Result<(), Fault> {
     let seconds = fastrand::u64(times.watch.clone());
     // Not only silence is an end: a server that never ends a watch would put off the next list for ever.
-    let (started, limit) = (arm.all.clock.now(), Duration::from_secs(seconds) + times.grace);
+    let (started, limit) = (question.all.clock.now(), Duration::from_secs(seconds) + times.grace);
     let mut stream = api.watch(members.version(), seconds).await?;
     let mut lines = Lines::of_at_most(LARGEST_EVENT);
     loop {
-        let left = limit.saturating_sub(arm.all.clock.now().since(started));
+        let left = limit.saturating_sub(question.all.clock.now().since(started));
         let Some(data) = stream.next(left).await.map_err(fault)? else { return Ok(()) };
         lines.push(&data);
         let (mut alive, mut changed) = (false, false);
@@ -139,9 +144,9 @@ async fn watch(api: &Api<'_>, members: &mut Members, arm: &ArmSource, times: &Wa
             }
         }
         if changed {
-            arm.take(Ok(backends(members, arm.source.discover.https)));
+            question.take_members(members);
         } else if alive {
-            arm.source.confirmed(arm.all.clock.now());
+            question.source.confirmed(question.all.clock.now());
         }
     }
 }

@@ -196,7 +196,7 @@ async fn broken_watch(says: &'static str) -> (Vec<String>, SourceView) {
         "[[pools]]\nmodel = \"m\"\ndiscover = {{ kubernetes = {{ selector = \"app=vllm\", namespace = \"n\", port = 80, \
          api = \"http://{address}\" }} }}\n"
     ));
-    let arm = world.sources.arms().remove(0);
+    let arm = world.sources.wanted().remove(0);
     let DiscoverySource::Kubernetes(asked) = arm.source.discover.source.clone() else { unreachable!() };
     let task = tokio::spawn(async move { kubernetes::follow(&arm, &asked, &SHORT).await });
     let listed = || lists.lock().unwrap().iter().filter(|line| line.contains("limit=")).count();

@@ -1,6 +1,6 @@
 //! The endpoints that there are, by the last whole list and the events since.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
@@ -167,6 +167,13 @@ impl Members {
         }
         fittest.into_iter().map(|(address, readiness)| Endpoint { address, readiness }).collect()
     }
+
+    /// The hosts with a Ready endpoint, whatever its port.
+    #[must_use]
+    pub fn ready_hosts(&self) -> usize {
+        let ready = self.endpoints().into_iter().filter(|endpoint| endpoint.readiness == Readiness::Ready);
+        ready.map(|endpoint| endpoint.address.ip()).collect::<HashSet<_>>().len()
+    }
 }
 
 impl Listing {
@@ -213,11 +220,12 @@ fn of_pod(pod: &Pod, port: &Port) -> Option<Endpoint> {
     }
     // A pod that waits for a node, or for its network, has none.
     let address: IpAddr = pod.status.address.parse().ok()?;
+    let ports = || pod.spec.containers.iter().flat_map(|container| &container.ports);
     let port = match port {
         Port::Number(number) => *number,
+        Port::Any => ports().next().map_or(0, |port| port.container_port),
         Port::Name(name) => {
-            let mut ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
-            ports.find(|port| port.name == *name).map(|port| port.container_port).filter(|port| *port > 0)?
+            ports().find(|port| port.name == *name).map(|port| port.container_port).filter(|port| *port > 0)?
         }
     };
     let is_ready = |kind: &str, status: &str| kind == "Ready" && status == "True";
@@ -243,6 +251,7 @@ fn of_slice(slice: &Slice, port: &Port) -> Vec<Endpoint> {
         // A slice without ports has every one.
         Port::Number(number) if slice.ports.is_empty() || numbers().any(|one| one == *number) => *number,
         Port::Number(_) => return Vec::new(),
+        Port::Any => numbers().next().unwrap_or(0),
         Port::Name(name) => match slice.ports.iter().find(|one| one.name == *name).and_then(|one| one.port) {
             Some(number) if number > 0 => number,
             _ => return Vec::new(),

@@ -27,6 +27,8 @@ pub enum Port {
     Number(u16),
     /// By the name that the pod or the Service gives it.
     Name(String),
+    /// The first one, or 0 where there is none: for servers that are counted and not asked.
+    Any,
 }
 
 /// Returns the code and the message of a `Status` object, as far as the body is one.

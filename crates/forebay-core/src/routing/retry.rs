@@ -261,6 +261,13 @@ impl TokenBucket {
         }
     }
 
+    /// Returns the bucket with this share of its burst in it, 0 to 1.
+    #[must_use]
+    pub fn filled(self, share: f64) -> TokenBucket {
+        let share = if share.is_nan() { 1.0 } else { share.clamp(0.0, 1.0) };
+        TokenBucket { tokens: self.burst * share, ..self }
+    }
+
     /// Pays in for one request.
     pub fn deposit(&mut self) {
         self.tokens = (self.tokens + self.ratio).min(self.burst);
@@ -472,6 +479,16 @@ mod tests {
     #[test]
     fn a_shortage_of_ours_ends_a_request_whatever_was_answered_before() {
         assert_eq!(after(&[BUSY, Failure::Shortage]).ending(NothingSent), Ending::Ours(Failure::Shortage));
+    }
+
+    #[test]
+    fn a_bucket_of_another_size_may_be_as_full_as_the_old_one() {
+        let mut bucket = TokenBucket::new(100.0, 0.2, 0.0, Time::ZERO);
+        assert!((0..75).all(|_| bucket.withdraw(Time::ZERO)));
+        let half = TokenBucket::new(50.0, 0.2, 0.0, Time::ZERO).filled(bucket.left(Time::ZERO) / 100.0);
+        assert!((half.left(Time::ZERO) - 12.5).abs() < 1e-9);
+        assert_eq!(bucket.filled(f64::NAN).left(Time::ZERO), 100.0);
+        assert_eq!(bucket.filled(7.0).left(Time::ZERO), 100.0);
     }
 
     #[test]

@@ -17,12 +17,14 @@ use forebay_core::toml_reader::kinds::{ValueKind, choice, interval, whole};
 use forebay_core::toml_reader::notation::duration_text;
 use forebay_core::toml_reader::{DefaultText, Diagnostic, Key, Section, Table, values};
 
-pub(super) use kubernetes::KUBERNETES;
+pub(super) use kubernetes::{KUBERNETES, ServiceName};
 pub use kubernetes::{Kubernetes, Whom};
 pub use name::DnsName;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 const MAX_BACKENDS: u32 = 256;
+/// Replicas of Forebay that are counted at most.
+const MOST_REPLICAS: usize = 1_000;
 const SCHEMES: [(&str, bool); 2] = [("http", false), ("https", true)];
 const FORM: &str = "write discover = { dns = \"vllm.example:8000\" }, discover = { kubernetes = { selector = \"app=vllm\", port = 8000 } } or discover = { inference_pool = \"m\" }";
 
@@ -132,6 +134,13 @@ pub enum DiscoverySource {
 }
 
 impl Discover {
+    /// The source that counts the replicas of Forebay, by the endpoints of their Service.
+    #[must_use]
+    pub fn of_replicas(service: Kubernetes) -> Discover {
+        let source = DiscoverySource::Kubernetes(Box::new(service));
+        Discover { source, https: false, max_backends: MOST_REPLICAS, key: None, gpus_each: false }
+    }
+
     /// Returns whether it follows an InferencePool.
     #[must_use]
     pub fn is_of_pool(&self) -> bool {
@@ -182,6 +191,22 @@ impl Serialize for Discover {
         fields.serialize_entry("key", &self.key)?;
         fields.end()
     }
+}
+
+/// Reads `service` and `kubernetes` of `[replicas]`: the Service whose endpoints are the replicas. `None`: there is none, or it is wrong,
+/// which was noted.
+pub(super) fn of_replicas(table: &Table<'_>, service: Option<&str>, outside: &mut Outside<'_>) -> Option<Kubernetes> {
+    let Some(service) = service else {
+        // A service that is wrong was noted already.
+        if let (Some(span), None) = (table.key_span("kubernetes"), table.key_span("service")) {
+            let message = "replicas.kubernetes: it says where a Service is, and none is named";
+            table
+                .notes()
+                .add(Diagnostic::at(span, message).hint("add service = \"forebay\", the Service of Forebay itself"));
+        }
+        return None;
+    };
+    kubernetes::of_service(table, service, outside)
 }
 
 /// Reads `discover` of the pool or arm in `owner`. `None`: it is wrong, which was noted.

@@ -7,7 +7,7 @@ use super::between::both;
 use super::files::Outside;
 use super::model::{Admin, Config, Secret, Tables};
 use super::tls;
-use super::{client_keys, pools};
+use super::{client_keys, discover, pools};
 use forebay_core::toml_reader::kinds::{ValueKind, line};
 use forebay_core::toml_reader::{Diagnostic, Got, Table, values};
 
@@ -25,6 +25,7 @@ pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
     check_picker(&config, &tables, &data);
     config.clients.keys = client_keys::client_keys(&tables.clients, outside);
     config.pools = pools::pools(root, &mut pools::Around { outside, listener: &data });
+    config.replicas.kubernetes = discover::of_replicas(&tables.replicas, config.replicas.service.as_deref(), outside);
     check_replicas(&config, &tables.replicas);
     config
 }
@@ -32,13 +33,18 @@ pub(super) fn config(root: &Table<'_>, outside: &mut Outside<'_>) -> Config {
 /// Notes replicas that would not agree on anything: each pool's salt is what they have in common.
 fn check_replicas(config: &Config, table: &Table<'_>) {
     let count = table.got("count", config.replicas.count);
-    let alone = config.pools.iter().find(|pool| pool.split_salt.is_empty());
-    if let (true, false, Some(pool)) = (count.value > 1, count.wrong, alone) {
-        let message =
-            format!("replicas.count: {} replicas, but the pool of {} has no split_salt", count.value, pool.model);
-        let hint = "give the pool a split_salt, the same in all replicas: by it they assign sessions and prompts alike";
-        table.notes().add(Diagnostic::at(count.span.clone().unwrap_or_default(), message).hint(hint));
-    }
+    let Some(alone) = config.pools.iter().find(|pool| pool.split_salt.is_empty()) else { return };
+    let (span, message) = match table.key_span("service") {
+        Some(span) => (span, format!("replicas.service: the pool of {} has no split_salt", alone.model)),
+        None if count.value > 1 && !count.wrong => {
+            let message =
+                format!("replicas.count: {} replicas, but the pool of {} has no split_salt", count.value, alone.model);
+            (count.span.unwrap_or_default(), message)
+        }
+        None => return,
+    };
+    let hint = "give the pool a split_salt, the same in all replicas: by it they assign sessions and prompts alike";
+    table.notes().add(Diagnostic::at(span, message).hint(hint));
 }
 
 /// Reads the file that `admin.token_file` names.

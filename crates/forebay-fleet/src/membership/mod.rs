@@ -2,7 +2,7 @@
 
 pub mod controller;
 mod record;
-mod replicas;
+pub mod replicas;
 pub mod roster;
 mod serving;
 pub mod snapshot;

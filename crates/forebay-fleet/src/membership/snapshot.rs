@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::replicas::Replication;
 use crate::pool::Pool;
 use crate::pool::backend::Backend;
 use forebay_core::units::BackendId;
@@ -36,12 +37,14 @@ pub struct Snapshot {
     pub generation: u64,
     /// The pools, in the order of the config.
     pub pools: Vec<Arc<Pool>>,
+    /// The replicas of this proxy.
+    pub replication: Replication,
     names: HashMap<String, usize>,
     backends: HashMap<BackendId, Arc<Backend>>,
 }
 
 impl Snapshot {
-    pub(crate) fn new(generation: u64, pools: Vec<Arc<Pool>>) -> Snapshot {
+    pub(crate) fn new(generation: u64, pools: Vec<Arc<Pool>>, replication: Replication) -> Snapshot {
         let mut names = HashMap::new();
         for (at, pool) in pools.iter().enumerate() {
             for name in std::iter::once(&pool.model).chain(&pool.aliases) {
@@ -51,7 +54,7 @@ impl Snapshot {
         }
         let backends =
             pools.iter().flat_map(|pool| pool.members()).map(|member| (member.backend.id, Arc::clone(&member.backend)));
-        Snapshot { generation, names, backends: backends.collect(), pools }
+        Snapshot { generation, names, backends: backends.collect(), pools, replication }
     }
 
     /// The pool that serves this model, by its name or an alias.

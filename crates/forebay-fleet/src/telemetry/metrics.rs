@@ -100,6 +100,7 @@ defs! {
     CONFIG_RELOADS = "forebay_config_reloads_total", Kind::Counter, "Times a new configuration was read, by result.";
     CONFIG_LAST_RELOAD = "forebay_config_last_reload_successful", Kind::Gauge, "1 if the configuration that was last read is in force, 0 if it was rejected.";
     CERTIFICATE_EXPIRY = "forebay_certificate_expiry_timestamp_seconds", Kind::Gauge, "Last second in which a certificate of the configuration is valid, since unix epoch; by the key that names it.";
+    REPLICAS = "forebay_replicas", Kind::Gauge, "Replicas of Forebay that this one takes there to be, with itself.";
     PANICS = "forebay_panics_total", Kind::Counter, "Panics that were caught, by what they ended: bugs of Forebay's.";
     LOG_DROPPED = "forebay_access_log_dropped_total", Kind::Counter, "Access log lines dropped because their reader did not keep up.";
     PROCESS_LOG_DROPPED = "forebay_log_dropped_total", Kind::Counter, "Lines of the process's own log dropped because their reader did not keep up.";
@@ -306,6 +307,8 @@ pub struct ProcessMetrics {
     pub log_dropped: Counter,
     /// Lines of the process's own log dropped.
     pub process_log_dropped: Counter,
+    /// Replicas of this proxy, with this one.
+    pub replicas: Gauge,
     reloads: ByLabel,
     last_reload: Gauge,
     slo_limits: [Gauge; 2],
@@ -331,6 +334,7 @@ impl ProcessMetrics {
             connections: registry.gauge(&CONNECTIONS, &[]),
             log_dropped: registry.counter(&LOG_DROPPED, &[]),
             process_log_dropped: registry.counter(&PROCESS_LOG_DROPPED, &[]),
+            replicas: registry.gauge(&REPLICAS, &[]),
             last_reload,
             slo_limits: ["ttft", "tpot"].map(|limit| registry.gauge(&SLO_LIMIT, &[("limit", limit)])),
             reloads: ByLabel(Reload::ALL.iter().map(reload).collect()),

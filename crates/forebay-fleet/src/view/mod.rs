@@ -12,6 +12,7 @@ use crate::config::model::{Affinity, SessionKey};
 use crate::health::HealthState;
 use crate::load::view::LoadView;
 use crate::locked;
+use crate::membership::replicas::ReplicationView;
 use crate::membership::snapshot::Snapshot;
 use crate::pool::{Member, Pool};
 use crate::source::SourceView;
@@ -34,6 +35,8 @@ pub struct FleetView {
     pub generation: u64,
     /// Now, in microseconds of the process's own clock: what the times in `row` and `standing` are measured by.
     pub now: Time,
+    /// The replicas of this proxy.
+    pub replicas: ReplicationView,
     /// The pools, in the order of the config.
     pub pools: Vec<PoolView>,
 }
@@ -156,6 +159,7 @@ impl FleetView {
         FleetView {
             generation: snapshot.generation,
             now,
+            replicas: snapshot.replication.view(now),
             pools: snapshot.pools.iter().map(|pool| PoolView::new(pool, now)).collect(),
         }
     }

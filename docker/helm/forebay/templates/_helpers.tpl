@@ -96,8 +96,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $file := dict "keys_file" "/etc/forebay-secrets/clients/clients.keys" -}}
 {{- $_ := set $config "clients" (merge $file (get $config "clients" | default dict)) -}}
 {{- end -}}
-{{- $_ := set $config "replicas" (merge (get $config "replicas" | default dict) (dict "count" .Values.replicas)) -}}
-{{- if gt (int .Values.replicas) 1 -}}
+{{- $replicas := dict "count" .Values.replicas -}}
+{{- if .Values.discovery.enabled -}}{{- $_ := set $replicas "service" (include "forebay.name" .) -}}{{- end -}}
+{{- $_ := set $config "replicas" (merge (get $config "replicas" | default dict) $replicas) -}}
+{{- if or (gt (int .Values.replicas) 1) $config.replicas.service -}}
 {{- range $config.pools -}}
 {{- if not .split_salt -}}{{- $_ := set . "split_salt" "forebay" -}}{{- end -}}
 {{- end -}}

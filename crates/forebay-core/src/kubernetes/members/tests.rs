@@ -139,6 +139,28 @@ fn slices_say_what_is_ready_and_what_is_terminating() {
 }
 
 #[test]
+fn hosts_that_are_ready_count_once_whatever_their_ports() {
+    let endpoints = |hosts: &[&str]| {
+        let of = |host: &&str| json!({"addresses": [host]});
+        Value::from(hosts.iter().map(of).collect::<Vec<_>>())
+    };
+    let out = json!([
+        {"addresses": ["10.0.0.7"], "conditions": {"ready": false}},
+        {"addresses": ["10.0.0.8"], "conditions": {"ready": true, "terminating": true}},
+    ]);
+    let mut other = slice("b", "IPv4", &endpoints(&["10.0.0.2", "10.0.0.3"]));
+    other["ports"] = json!([{"name": "admin", "port": 8081}]);
+    // A headless Service may have no ports at all.
+    let mut bare = slice("c", "IPv4", &endpoints(&["10.0.0.4"]));
+    bare["ports"] = Value::Null;
+    let first = slice("a", "IPv4", &endpoints(&["10.0.0.1", "10.0.0.2"]));
+    let six = slice("six", "IPv6", &endpoints(&["fd00::1", "fd00::2"]));
+    let all = listed(Objects::EndpointSlices, Port::Any, &json!([first, other, bare, six, slice("out", "IPv4", &out)]));
+    assert_eq!(all.ready_hosts(), 4);
+    assert_eq!(listed(Objects::Pods, Port::Any, &json!([ready("a", 1), pod("b", 2, "False")])).ready_hosts(), 1);
+}
+
+#[test]
 fn a_list_comes_in_pages_and_holds_once_it_is_whole() {
     let mut members = pods(&json!([ready("old", 9)]));
     let mut listing = members.begin();

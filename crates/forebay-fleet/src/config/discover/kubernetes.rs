@@ -11,6 +11,8 @@ use crate::config::tls::{PATH, key, optional};
 use crate::config::url::{BackendUrl, UrlError};
 use crate::tls::ClientTls;
 use forebay_core::kubernetes::Port;
+use forebay_core::toml_reader::kinds::ValueKind;
+use forebay_core::toml_reader::notation::Notation;
 use forebay_core::toml_reader::{DefaultText, Diagnostic, Section, Table, Value, Wrong, quoted, values};
 
 /// `kubernetes` in `pools.discover`.
@@ -131,6 +133,8 @@ impl Serialize for Kubernetes {
             match port {
                 Port::Number(number) => fields.serialize_entry("port", number)?,
                 Port::Name(name) => fields.serialize_entry("port", name)?,
+                // Nothing is sent there.
+                Port::Any => {}
             }
         }
         fields.serialize_entry("api", &self.api)?;
@@ -175,18 +179,34 @@ pub(super) fn read(owner: &Table<'_>, outside: &mut Outside<'_>) -> Option<Kuber
 /// Reads the `discover` in `owner` that names an InferencePool: its `kubernetes` may say where that is. `None`: it is wrong, which was
 /// noted, here or where `pool` was read.
 pub(super) fn of_pool(owner: &Table<'_>, pool: Option<String>, outside: &mut Outside<'_>) -> Option<Kubernetes> {
-    let table = owner.table("kubernetes", KUBERNETES);
+    let told = ("the InferencePool names its pods and ports itself", "leave it out, or leave inference_pool out");
+    let cluster = cluster_alone(&owner.table("kubernetes", KUBERNETES), "pools.discover.kubernetes", told, outside)?;
+    Some(cluster(Whom::Pool(pool?), Vec::new()))
+}
+
+/// Reads the `kubernetes` in `owner` that says in which cluster a Service of Forebay's own is, if it must be said. `None`: it is wrong,
+/// which was noted.
+pub(super) fn of_service(owner: &Table<'_>, service: &str, outside: &mut Outside<'_>) -> Option<Kubernetes> {
+    let told = ("the Service is named beside it, and no port matters", "leave it out");
+    let cluster = cluster_alone(&owner.table("kubernetes", KUBERNETES), "replicas.kubernetes", told, outside)?;
+    Some(cluster(Whom::Service(service.to_owned()), vec![Port::Any]))
+}
+
+/// Reads a table that may say no more than which cluster and which namespace are meant. `why` and `hint` are for one that names pods.
+fn cluster_alone(
+    table: &Table<'_>,
+    full: &str,
+    (why, hint): (&str, &str),
+    outside: &mut Outside<'_>,
+) -> Option<impl FnOnce(Whom, Vec<Port>) -> Kubernetes + use<>> {
     let mut fits = true;
     for key in ["selector", "service", "port"] {
         if let Some(span) = table.key_span(key) {
-            let message = format!("pools.discover.kubernetes.{key}: the InferencePool names its pods and ports itself");
-            table.notes().add(Diagnostic::at(span, message).hint("leave it out, or leave inference_pool out"));
+            table.notes().add(Diagnostic::at(span, format!("{full}.{key}: {why}")).hint(hint));
             fits = false;
         }
     }
-    let cluster = cluster(&table, outside)?;
-    let pool = pool.filter(|_| fits)?;
-    Some(cluster(Whom::Pool(pool), Vec::new()))
+    cluster(table, outside).filter(|_| fits)
 }
 
 /// Reads where the API server is and which namespace is meant. Returns what makes a source of that, for given pods.
@@ -240,6 +260,25 @@ pub(super) fn dns_name(value: &Value<'_>) -> Result<String, Wrong> {
 fn is_label(text: &str) -> bool {
     let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len()) && text.bytes().all(is_inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// The name of a Service.
+pub(in crate::config) struct ServiceName;
+
+impl ValueKind for ServiceName {
+    type Of = String;
+
+    fn read(&self, value: &Value<'_>) -> Result<String, Wrong> {
+        dns_label(value)
+    }
+
+    fn written(&self, value: &String) -> Notation {
+        Notation::Text(value.clone())
+    }
+
+    fn takes(&self) -> String {
+        "name of a Service".to_owned()
+    }
 }
 
 /// Reads the name of a Service or a namespace.

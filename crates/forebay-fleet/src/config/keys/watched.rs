@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::super::between::{both, in_time, shown};
-use super::pool::WaitRoom;
+use super::super::discover::{Kubernetes, ServiceName};
 use forebay_core::section;
-use forebay_core::toml_reader::kinds::{interval, limit, or_off, whole};
+use forebay_core::toml_reader::kinds::{interval, limit, or_off, set, whole};
 use forebay_core::toml_reader::notation::duration_text;
-use forebay_core::toml_reader::{Nested, Table};
+use forebay_core::toml_reader::{ByHand, Nested, Table};
 
 section! {
     name: "health", head: "[health]", form: "[health] and its keys below", check: probes_are_in_time;
@@ -59,38 +59,24 @@ section! {
 section! {
     name: "replicas", head: "[replicas]", form: "[replicas] and its keys below";
     /// Replicas of Forebay before the same backends. They share nothing at run time.
-    #[derive(Clone, Copy, Debug, PartialEq)]
+    #[derive(Clone, Debug, PartialEq)]
     pub struct Replicas {
-        /// Replicas, with this one. The intervals of scrapes and probes and `scrape.stale_after` become so many times as long. Each
-        /// replica takes its part of `backend_max_in_flight`, the wait room and the retry budget. A prompt that it has not seen goes
-        /// where the others would send it, if all have the same `split_salt`. Limits of client keys are not divided.
+        /// Replicas, with this one. With `service`, the number until that has answered. The intervals of scrapes and probes and
+        /// `scrape.stale_after` become so many times as long. Each replica takes its part of `backend_max_in_flight`, the wait room and
+        /// the retry budget. A prompt that it has not seen goes where the others would send it, if all have the same `split_salt`. Limits
+        /// of client keys are not divided.
         count: u32 { takes: whole(1..=1_000), default: 1, reload: AtOnce },
-    }
-}
-
-impl Replicas {
-    /// Returns whether there are others beside this one.
-    #[must_use]
-    pub fn are_several(self) -> bool {
-        self.count > 1
-    }
-
-    /// The part of a limit that is this replica's: rounded up, so that a limit of 1 is still one for each.
-    #[must_use]
-    pub fn part(self, limit: u32) -> u32 {
-        limit.div_ceil(self.count.max(1))
-    }
-
-    /// This replica's part of a wait room.
-    #[must_use]
-    pub fn part_of_room(self, room: WaitRoom) -> WaitRoom {
-        WaitRoom { size: room.size.div_ceil(self.count.max(1) as usize), ..room }
-    }
-
-    /// The interval at which one replica does what all together do at this one.
-    #[must_use]
-    pub fn stretch(self, interval: Duration) -> Duration {
-        interval.saturating_mul(self.count.max(1))
+        /// Service of Forebay itself in Kubernetes. Its Ready endpoints are the replicas, and the number follows them. An error
+        /// leaves the number as it is.
+        service: Option<String> { takes: set(ServiceName), default: None, said: "not set: the number is `count`", reload: AtOnce },
+        /// Cluster and namespace of that Service, where they are not those that Forebay runs in: `namespace`, `api`, `token_file` and
+        /// `ca_file`, as in `pools.discover.kubernetes`.
+        kubernetes: Option<Kubernetes> {
+            takes: ByHand("the keys of `pools.discover.kubernetes` that name a cluster"),
+            default: None,
+            said: "the cluster and the namespace that Forebay runs in",
+            reload: AtOnce,
+        },
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod discovery;
 pub mod drains;
+mod replication;
 mod settings;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, Weak};
 use arc_swap::ArcSwap;
 
 use super::record::{Change, MemberRecord};
-use super::replicas::{agree, identity};
+use super::replicas::{Replication, agree, identity};
 use super::snapshot::{Fleet, Snapshot};
 use crate::config::model::{self, UnknownModels};
 use crate::health::reports::{HealthKeeper, Reports};
@@ -57,7 +58,9 @@ pub(crate) struct Core {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// Those of all replicas together.
     pub(super) settings: Settings,
+    pub(super) replication: Replication,
     telemetry: Arc<Telemetry>,
     /// The pools that hold: the configured ones with what was found.
     pools: Vec<model::PoolConfig>,
@@ -88,6 +91,7 @@ impl Controller {
     #[must_use]
     pub fn new(settings: Settings, telemetry: Arc<Telemetry>) -> Controller {
         let inner = Inner {
+            replication: Replication::configured(settings.replicas, settings.counted_by.as_ref()),
             settings,
             telemetry,
             pools: Vec::new(),
@@ -222,10 +226,11 @@ impl Core {
 
     pub(crate) fn publish(&self, inner: &mut Inner, now: Time) {
         inner.generation += 1;
+        inner.telemetry.process.replicas.set(f64::from(inner.replication.count.get()));
         let configs = std::mem::take(&mut inner.pools);
         let pools: Vec<Arc<Pool>> = configs.iter().map(|config| Arc::new(inner.pool(config, now))).collect();
         inner.pools = configs;
-        self.fleet.publish(Snapshot::new(inner.generation, pools.clone()));
+        self.fleet.publish(Snapshot::new(inner.generation, pools.clone(), inner.replication.clone()));
         // Whoever waits may now have somewhere to go, or nothing left to wait for.
         pools.iter().for_each(Pool::take_over);
     }
@@ -278,7 +283,7 @@ impl Inner {
                     reports,
                     ..Backend::clone(&entry.backend)
                 });
-                entry.backend.load.retune(config.speed, self.settings.stale_after);
+                entry.backend.load.retune(config.speed, self.stale_after());
                 if entry.config.key != config.key || !old_way {
                     // A backend that refused our key or our certificate may take the new one.
                     entry.health.configured();
@@ -292,7 +297,7 @@ impl Inner {
         self.next_id += 1;
         let gate = self.gate(&key.pool, now);
         // The slot is in the pool's gate, where a decision reads all loads under one lock.
-        let slot = locked(&gate).slots.take(LoadState::new(config.speed, self.settings.stale_after));
+        let slot = locked(&gate).slots.take(LoadState::new(config.speed, self.stale_after()));
         let backend = Backend {
             id,
             identity: identity(&config.url),
@@ -341,7 +346,7 @@ impl Inner {
         // Now, so that no dispatch allocates under the lock.
         let mut held = locked(&gate);
         held.reserve(members.len(), arms.len(), config.affinity);
-        agree(&mut held.affinity, self.settings.replicas, &members);
+        agree(&mut held.affinity, self.replication.count, &members);
         drop(held);
         Pool {
             model: config.model.clone(),
@@ -353,8 +358,8 @@ impl Inner {
             affinity: config.affinity,
             split_salt: config.split_salt.clone(),
             cross_arm: config.cross_arm,
-            max_in_flight: config.backend_max_in_flight.map(|limit| self.settings.replicas.part(limit)),
-            wait_room: self.settings.replicas.part_of_room(config.wait_room),
+            max_in_flight: config.backend_max_in_flight.map(|limit| self.replication.count.part(limit)),
+            wait_room: self.replication.count.part_of_room(config.wait_room),
             telemetry: Arc::clone(&self.telemetry),
             unrouted: self.telemetry.backend(&config.model, NONE, NONE),
             split: Split::new(&config.split_salt, config.arms.iter().map(|arm| (arm.name.clone(), arm.share))),
@@ -368,7 +373,7 @@ impl Inner {
 
     /// The gate of this pool, made when the pool is.
     fn gate(&mut self, model: &str, now: Time) -> Arc<Mutex<Gate<Pool>>> {
-        let budget = self.settings.budget;
+        let budget = self.replication.count.part_of_budget(self.settings.budget);
         let gate =
             self.gates.entry(model.to_owned()).or_insert_with(|| Arc::new(Mutex::new(Gate::new(bucket(budget, now)))));
         Arc::clone(gate)

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use super::Controller;
-use crate::config::model::{Budget, Config, Replicas};
+use crate::config::model::{Budget, Config, Discover};
 use crate::health::Rules;
 use crate::locked;
+use crate::membership::replicas::ReplicaCount;
 use forebay_core::clock::Time;
 use forebay_core::routing::retry::TokenBucket;
 
-/// The settings that the fleet takes from the configuration beside its pools.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The settings that the fleet takes from the configuration beside its pools. They are those of all replicas together; each takes its
+/// part.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The age from which a scraped figure counts as absent.
     pub stale_after: Duration,
@@ -18,27 +20,24 @@ pub struct Settings {
     pub rules: Rules,
     /// The retry budget of each pool.
     pub budget: Budget,
-    /// Replicas of this proxy before the same backends.
-    pub replicas: Replicas,
+    /// Replicas of this proxy before the same backends, as far as the configuration knows.
+    pub replicas: ReplicaCount,
+    /// The source that counts them, if one does.
+    pub counted_by: Option<Discover>,
 }
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Settings {
         Settings {
-            // A figure is as old again for each replica that scrapes in turn.
-            stale_after: config.replicas.stretch(config.scrape.stale_after),
+            stale_after: config.scrape.stale_after,
             rules: Rules {
                 failures: config.health.failures,
                 base: config.health.ejection.base,
                 max: config.health.ejection.max,
             },
-            // What each request pays in needs no division: each replica has its part of the requests.
-            budget: Budget {
-                burst: config.retry.budget.burst / f64::from(config.replicas.count),
-                per_second: config.retry.budget.per_second / f64::from(config.replicas.count),
-                ..config.retry.budget
-            },
-            replicas: config.replicas,
+            budget: config.retry.budget,
+            replicas: ReplicaCount::of(config.replicas.count),
+            counted_by: config.replicas.kubernetes.clone().map(Discover::of_replicas),
         }
     }
 }
@@ -48,16 +47,16 @@ impl Controller {
     pub fn configure(&self, settings: Settings, now: Time) {
         let mut inner = locked(&self.core().inner);
         let budget_changed = inner.settings.budget != settings.budget;
+        let before = inner.replication.count;
+        inner.replication.configure(settings.replicas, settings.counted_by.as_ref());
         inner.settings = settings;
+        inner.divide(before, now);
         // A reload of an unchanged budget must not fill it again: retries in a storm are what it is for.
         if budget_changed {
+            let budget = inner.replication.count.part_of_budget(inner.settings.budget);
             for gate in inner.gates.values() {
-                locked(gate).budget = bucket(settings.budget, now);
+                locked(gate).budget = bucket(budget, now);
             }
-        }
-        for entry in inner.entries.values() {
-            // In place: requests under way hold this load, and what was learned stays.
-            entry.backend.load.retune(entry.config.speed, settings.stale_after);
         }
     }
 }
