@@ -10,6 +10,14 @@ use crate::pool::backend::Backend;
 use crate::telemetry::events::Events;
 use forebay_core::clock::Time;
 
+/// The place of a backend in the configuration, by which it stays the same over reloads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MemberKey {
+    pub(super) pool: String,
+    pub(super) arm: String,
+    pub(super) url: String,
+}
+
 /// The tools of a change of health.
 pub(crate) struct Change<'a> {
     pub(crate) health: &'a mut Health,

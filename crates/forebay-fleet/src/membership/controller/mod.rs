@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 
-use super::record::{Change, MemberRecord};
+use super::record::{Change, MemberKey, MemberRecord};
 use super::replicas::{Replication, agree, identity};
 use super::snapshot::{Fleet, Snapshot};
 use crate::config::model::{self, UnknownModels};
@@ -77,13 +77,6 @@ pub(crate) struct Inner {
     lists: Option<Lists>,
     /// Spreads ejections.
     rng: fastrand::Rng,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct MemberKey {
-    pub(super) pool: String,
-    pub(super) arm: String,
-    pub(super) url: String,
 }
 
 impl Controller {
