@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
@@ -39,6 +40,8 @@ pub(super) struct ConnState {
     h2: AtomicBool,
     /// The latest request is to be the last one, as its client says.
     closes: AtomicBool,
+    /// The latest answer says that its request was wrong.
+    refused: AtomicBool,
     switch: AtomicU8,
     /// Requests of HTTP/2 that are over, and those of them that were reset at once.
     ended: AtomicU32,
@@ -75,6 +78,7 @@ impl ConnState {
             served: AtomicBool::new(false),
             h2: AtomicBool::new(false),
             closes: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             switch: AtomicU8::new(UNASKED),
             ended: AtomicU32::new(0),
             reset: AtomicU32::new(0),
@@ -101,6 +105,11 @@ impl ConnState {
     /// Returns what was noted last.
     pub(super) fn closes(&self) -> bool {
         self.closes.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the latest answer said that its request was wrong. Its client may still be sending that.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// A request asks for another protocol. Waits until the connection can be handed over; its task polls again as soon as it can.
@@ -216,6 +225,13 @@ pub(super) struct Active {
     begun: Option<Time>,
     /// Its answer was given whole.
     whole: bool,
+}
+
+impl Active {
+    /// Notes the status of its answer.
+    pub(super) fn answered(&self, status: StatusCode) {
+        self.state.refused.store(status.is_client_error(), Ordering::Relaxed);
+    }
 }
 
 impl Drop for Active {

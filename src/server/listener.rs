@@ -234,7 +234,9 @@ impl<F: ServiceFor> HyperApp<F> {
                 if let Some(connection) = switches {
                     connection.switch().await;
                 }
-                Ok::<_, Infallible>(answer.await?.map(|body| Counted::new(body, active, keeper)))
+                let answer = answer.await?;
+                active.answered(answer.status());
+                Ok::<_, Infallible>(answer.map(|body| Counted::new(body, active, keeper)))
             }
         });
         let mut connection = pin!(Spoken::new(io, service, (&self.protocols, state), keeper));
@@ -256,8 +258,10 @@ impl<F: ServiceFor> HyperApp<F> {
         }
         // What is handed over has another reader, and HTTP/2 tells an answer from the end of a connection.
         if !state.is_h2() && !state.is_handed_over() {
+            // The rest of its request may come a moment after the end: looking once would find nothing of it.
+            let expected = state.was_refused() || ended.is_err_and(|error| is_of_a_head(&*error));
             tokio::select! {
-                () = ear.linger(ended.is_err_and(|error| is_of_a_head(&*error))) => {}
+                () = ear.linger(expected) => {}
                 _ = shutdown.wait_for(|stop| *stop) => {}
             }
         }

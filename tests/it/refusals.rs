@@ -86,6 +86,22 @@ fn what_hyper_itself_refuses_reaches_a_client_that_sends_all_before_it_reads() {
 }
 
 #[test]
+fn a_client_that_sends_the_rest_after_the_refusal_is_read_on() {
+    let mock = Mock::start();
+    let forebay = Harness::new().pool("tiny", &[&mock]).start();
+    let mut conn = forebay.open();
+    conn.send(
+        format!("POST {PATH} HTTP/1.1\r\nhost: f\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\nno size\r\n")
+            .as_bytes(),
+    );
+    // Nothing more was on its way when the connection ended.
+    assert_eq!(conn.answer().status, 400);
+    for piece in vec![b'x'; 12 << 20].chunks(1 << 20) {
+        assert!(conn.try_send(piece), "a reset, which may take the answer with it");
+    }
+}
+
+#[test]
 fn a_client_that_stops_sending_a_refused_body_is_not_waited_for() {
     let mock = Mock::start();
     let forebay = Harness::new().pool("tiny", &[&mock]).start();
