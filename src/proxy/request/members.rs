@@ -144,8 +144,11 @@ fn string_end(json: &[u8], mut i: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
+    /// Keys and values as they are written; none where the text is no object.
+    type Written = Option<Vec<(String, String)>>;
+
     /// The members as serde_json has them, and as the outline has them where there is one.
-    fn both(text: &str, long: usize) -> (Option<Vec<(String, String)>>, Option<Vec<(String, String)>>) {
+    fn both(text: &str, long: usize) -> (Written, Written) {
         let mut whole = Vec::new();
         let parsed = parse(text, |key, value| whole.push((key.into_owned(), value.get().to_owned())));
         let outline = Outline::of(text, long);
