@@ -114,8 +114,8 @@ impl<S: AsyncRead + Unpin> Ear<S> {
     }
 
     /// Reads a bounded part of what the client still sends after hyper has ended the connection, and throws it away: a close while
-    /// there is something unread would reset the connection, and with it the answer. `expected`: the client was answered in the middle
-    /// of its request. Else only a client that has something on its way already is heard out.
+    /// there is something unread would reset the connection, and with it the answer. `expected`: the client may have been
+    /// answered in the middle of its request. Else only one that has something on its way already is heard out.
     pub(super) async fn linger(&self, expected: bool) {
         let mut piece = vec![0; 16 << 10];
         if !expected {
