@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue};
 use tokio::signal::unix::{SignalKind, signal};
 
-use forebay_fleet::probe::bearer;
 use forebay_lab::load::client::{Client, Progress, Sending, Target};
 use forebay_lab::load::counting::Counted;
 use forebay_lab::load::run::{self, RunSpec, WarmUp};
@@ -17,6 +16,7 @@ use forebay_lab::rows::results;
 use forebay_lab::rows::row_file::{Load, Offered, RunHead, RunRows};
 use forebay_lab::rows::slo::Slo;
 
+mod headers;
 mod interrupt;
 mod load;
 mod next;
@@ -24,14 +24,12 @@ mod output;
 mod progress;
 mod servers;
 
+use headers::headers;
 use interrupt::{INTERRUPTED, interrupted, until_interrupt};
 use load::{Chosen, DatasetArgs};
 use output::{opened, written};
 use progress::Shown;
 use servers::{listed, scraped, told_start};
-
-/// The environment variable with the API key, which `vllm bench serve` reads as well.
-const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
 /// The arguments of `forebay bench`.
 #[derive(Clone, Debug, clap::Args)]
@@ -382,46 +380,9 @@ fn spec(
     }
 }
 
-fn headers(args: &Args) -> Result<HeaderMap, String> {
-    let mut headers: HeaderMap = args.header.iter().cloned().collect();
-    let key = match &args.api_key_file {
-        Some(path) => {
-            Some(std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?)
-        }
-        None => std::env::var(KEY_VARIABLE).ok(),
-    };
-    if let Some(key) = key.as_deref().map(str::trim).filter(|key| !key.is_empty()) {
-        let value = bearer(key).map_err(|_| "the API key has characters that no header may have".to_owned())?;
-        // A header of the user's own wins, and two of this name would be refused.
-        headers.entry(header::AUTHORIZATION).or_insert(value);
-    }
-    Ok(headers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(clap::Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
-
-    #[test]
-    fn a_header_of_the_users_own_takes_the_place_of_the_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("key");
-        std::fs::write(&file, "secret\n").unwrap();
-        let sent = |more: &[&str]| -> Vec<String> {
-            let line = ["bench", "http://127.0.0.1:1", "--api-key-file", file.to_str().unwrap()];
-            let args = <Cli as clap::Parser>::try_parse_from(line.iter().chain(more)).unwrap().args;
-            let headers = headers(&args).unwrap();
-            headers.get_all(header::AUTHORIZATION).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
-        };
-        assert_eq!(sent(&[]), ["Bearer secret"]);
-        assert_eq!(sent(&["--header", "Authorization: Basic x"]), ["Basic x"]);
-    }
 
     #[test]
     fn sweeps_are_read() {
