@@ -156,7 +156,7 @@ fn addresses_come_and_go_under_load_and_no_request_fails() {
     assert!(forebay.metric("forebay_discovery_age_seconds", &["source=\"dns\""]) < 10.0);
     let seen = mocks[2].last();
     assert_eq!(seen.header("host"), Some(format!("{NAME}:{port}").as_str()), "the name is the Host");
-    assert_eq!(forebay.logged("the source of backends gave no answer"), 1, "an error is told once");
+    assert_eq!(forebay.tells("the source of backends gave no answer"), 1, "an error is told once");
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn one_hundred_and_fifty_addresses_are_as_many_backends_and_the_cap_leaves_the_r
     names.set(NAME, hosts(&(1..=150).collect::<Vec<_>>()));
     let forebay = Harness::new().names(&names).pools(&pool(port, ", max_backends = 149")).start();
     eventually("149 backends", || (serving(&forebay) == 149).then_some(()));
-    assert_eq!(forebay.logged("more backends are found than max_backends"), 1);
+    assert_eq!(forebay.tells("more backends are found than max_backends"), 1);
     for _ in 0..149 {
         assert_eq!(forebay.post(CHAT_PATH, STREAM).status, 200);
     }
@@ -230,5 +230,5 @@ fn a_backend_by_a_name_of_several_addresses_names_discover_in_its_warning() {
     let listed = format!("[[pools]]\nmodel = \"tiny\"\nbackends = [{{ url = \"http://{NAME}:{port}\" }}]\n");
     let forebay = Harness::new().names(&names).pools(&listed).start();
     assert_eq!(forebay.post(CHAT_PATH, STREAM).status, 200);
-    assert!(forebay.logged(&format!("discover = {{ dns = \"{NAME}:{port}\" }}")) > 0, "{}", forebay.log());
+    forebay.tells(&format!("discover = {{ dns = \"{NAME}:{port}\" }}"));
 }

@@ -69,7 +69,7 @@ fn a_drain_for_a_time_ends_by_itself() {
     assert_eq!(forebay.backend(&a)["state"], "drained");
     forebay.await_state(&a, "healthy");
     assert!(drains(&forebay).is_empty());
-    assert_eq!(forebay.logged("the time of a drain by hand is over"), 1);
+    assert_eq!(forebay.tells("the time of a drain by hand is over"), 1);
 }
 
 #[test]

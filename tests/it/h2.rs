@@ -109,7 +109,7 @@ fn a_client_that_resets_most_of_its_requests_at_once_is_closed() {
     assert!(sent < 5000);
     assert!(frames.is_closed(), "{sent} requests were reset, and it is still open");
     eventually("nothing is in flight", || (forebay.metric("forebay_in_flight", &[]) == 0.0).then_some(()));
-    assert_eq!(forebay.logged("resets most of its requests"), 1, "{}", forebay.log());
+    assert_eq!(forebay.tells("resets most of its requests"), 1, "{}", forebay.log());
     gate.open();
 }
 

@@ -323,7 +323,12 @@ impl Forebay {
         self.log.lock().unwrap().join("\n")
     }
 
-    /// How many lines of its log say this.
+    /// How many lines of its log say this, once one does: what it logs gets here later than what it shows elsewhere.
+    pub(crate) fn tells(&self, text: &str) -> usize {
+        eventually(&format!("a log line with: {text}"), || Some(self.logged(text)).filter(|lines| *lines > 0))
+    }
+
+    /// How many lines of its log say this by now.
     pub(crate) fn logged(&self, text: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }

@@ -162,7 +162,7 @@ fn a_closed_port_is_out_at_once() {
     let out = || forebay.metric("forebay_backend_state", &["state=\"ejected\""]);
     eventually("the ejection", || (out() == 1.0).then_some(()));
     assert_eq!(forebay.metric("forebay_ejections_total", &["reason=\"health\""]), 1.0);
-    assert!(forebay.log().contains("its port refuses connections"), "{}", forebay.log());
+    forebay.tells("its port refuses connections");
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_backend_is_drained_by_hand_and_finishes_what_it_has() {
     gate.open();
     client.until("[DONE]");
     forebay.signal("HUP");
-    eventually("the reload", || (forebay.logged("configuration read again") > 0).then_some(()));
+    forebay.tells("configuration read again");
     assert_eq!(forebay.backend(&one)["state"], "drained", "a reload keeps it");
     assert_eq!(forebay.metric("forebay_backend_state", &["state=\"drained\""]), 1.0);
     assert_eq!(change("undrain"), 200);

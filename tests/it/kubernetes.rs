@@ -263,7 +263,7 @@ fn what_an_api_server_may_answer_takes_no_backend_away() {
             cluster.await_serving(&[1, 2]);
             cluster.is_quiet(0, answered);
         });
-        assert!(forebay.logged("the source of backends gave no answer") >= 1);
+        forebay.tells("the source of backends gave no answer");
         assert!(forebay.rss_kib() < 400_000, "a line without an end is not kept");
     }
 }
@@ -338,7 +338,7 @@ fn a_server_that_does_not_serve_a_kind_is_named_with_what_to_do() {
         let api = ApiServer::start();
         api.trouble(Some(Trouble::Unserved));
         let forebay = start_with(&source.replace("CLUSTER", &api.cluster()));
-        eventually(advice, || (forebay.logged(advice) >= 1).then_some(()));
+        forebay.tells(advice);
         let error = fleet(&forebay)["pools"][0]["arms"][0]["source"]["error"].as_str().unwrap_or_default().to_owned();
         assert!(error.contains("answered 404") && error.contains(advice), "{error}");
     }
@@ -397,5 +397,5 @@ fn outside_of_a_cluster_it_says_what_is_missing_and_serves_the_other_pools() {
     assert_eq!(forebay.post(CHAT_PATH, STREAM).status, 200);
     let refused = forebay.post(CHAT_PATH, &STREAM.replace("tiny", "by-kube"));
     assert_eq!(refused.status, 503, "{}", refused.text());
-    assert_eq!(forebay.logged("KUBERNETES_SERVICE_HOST is not set"), 1, "{}", forebay.log());
+    assert_eq!(forebay.tells("KUBERNETES_SERVICE_HOST is not set"), 1, "{}", forebay.log());
 }

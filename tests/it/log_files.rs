@@ -52,7 +52,7 @@ fn log_files_are_opened_again_on_sigusr1_and_no_line_is_lost() {
     std::fs::remove_file(&access).unwrap();
     std::fs::create_dir(&access).unwrap();
     forebay.signal("USR1");
-    eventually("it says so", || (forebay.logged("cannot be opened again") == 1).then_some(()));
+    assert_eq!(forebay.tells("cannot be opened again"), 1);
     assert_eq!(forebay.post(PATH, UNARY).status, 200);
 }
 
@@ -124,19 +124,18 @@ fn an_end_says_what_it_waits_for_and_what_it_cuts() {
     client.until("Hi");
     forebay.signal("TERM");
     let says = "SIGTERM: draining, /ready says no; waiting for 1 request on backends (1 past the first token), 0 waiting for a place";
-    eventually("what it waits for", || (forebay.logged(says) == 1).then_some(()));
-    eventually("and again, with the end", || {
-        (forebay.logged("no new connections; waiting for 1 request") == 1).then_some(())
-    });
-    assert!(forebay.log().contains("until 20") && forebay.log().contains("SIGINT ends at once"), "{}", forebay.log());
+    assert_eq!(forebay.tells(says), 1);
+    assert_eq!(forebay.tells("no new connections; waiting for 1 request"), 1);
+    forebay.tells("until 20");
+    forebay.tells("SIGINT ends at once");
     forebay.signal("INT");
-    eventually("what it cuts", || (forebay.logged("ending at once, which cuts 1 request") == 1).then_some(()));
+    assert_eq!(forebay.tells("ending at once, which cuts 1 request"), 1);
     assert_eq!(forebay.exit(ms(5000)).code(), Some(0));
     gate.open();
     let mut idle = Harness::new().pool("tiny", &[&mock]).start();
     idle.signal("INT");
     assert!(idle.exit(ms(5000)).success());
-    eventually("nothing is cut", || (idle.logged("nothing is under way") == 1).then_some(()));
+    assert_eq!(idle.tells("nothing is under way"), 1);
 }
 
 #[test]
@@ -151,16 +150,16 @@ fn one_slow_scrape_is_no_warning_and_three_are_one_that_names_the_path() {
         let first = path.contains("/metrics") && once.swap(false, std::sync::atomic::Ordering::Relaxed);
         first.then(|| vec![Step::Hold(held.clone())])
     });
-    eventually("one is late", || (forebay.logged("scrape failed") == 1).then_some(()));
+    assert_eq!(forebay.tells("scrape failed"), 1);
     time_passes(Duration::from_millis(300));
     assert_eq!(forebay.logged("metrics cannot be read"), 0, "{}", forebay.log());
     let held = slow.clone();
     mock.probes(move |path| path.contains("/metrics").then(|| vec![Step::Hold(held.clone())]));
     let words = "metrics cannot be read: it is routed by what Forebay counts itself";
-    eventually("a warning", || (forebay.logged(words) == 1).then_some(()));
-    assert!(forebay.log().contains("/metrics gave no answer within 100ms"), "{}", forebay.log());
+    assert_eq!(forebay.tells(words), 1);
+    forebay.tells("/metrics gave no answer within 100ms");
     mock.probes(|_| None);
-    eventually("it says that they are read again", || (forebay.logged("metrics are read again") == 1).then_some(()));
+    assert_eq!(forebay.tells("metrics are read again"), 1);
     slow.open();
 }
 
@@ -175,7 +174,7 @@ fn the_reason_of_an_ejection_names_what_did_not_answer_and_that_it_answers_again
     forebay.await_state(&mock, "ejected");
     let reason = || forebay.backend(&mock)["reason"].as_str().unwrap_or_default().to_owned();
     assert!(reason().contains("/health gave no answer within 100ms"), "{}", reason());
-    assert!(forebay.log().contains("WARN"), "{}", forebay.log());
+    forebay.tells("WARN");
     mock.probes(|path| path.contains("/health").then(|| answer(200, &[], "")));
     eventually("it answers again", || reason().contains("/health answers again").then_some(()));
     silent.open();

@@ -95,7 +95,7 @@ fn a_request_that_comes_back_is_found_out() {
     let looped = format!("[[pools]]\nmodel = \"tiny\"\nbackends = [{{ url = \"{}\" }}]\n", relay(between.address));
     std::fs::write(&forebay.config, looped).unwrap();
     forebay.signal("HUP");
-    eventually("the loop is closed", || forebay.log().contains("configuration in force").then_some(()));
+    forebay.tells("configuration in force");
     let answer = forebay.post(PATH, UNARY);
     assert_eq!(answer.status, 508, "{}", answer.text());
     assert_eq!(answer.json()["error"]["type"], "forebay_loop");

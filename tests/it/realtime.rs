@@ -122,7 +122,7 @@ fn a_drain_waits_for_it_until_the_limit() {
     let mut forebay = forebay;
     let (mut socket, _) = connect(&forebay, "/v1/realtime").unwrap();
     forebay.signal("TERM");
-    eventually("it drains", || (forebay.logged("draining") > 0).then_some(()));
+    forebay.tells("draining");
     socket.send(Message::text("still here")).unwrap();
     assert_eq!(socket.read().unwrap(), Message::text("still here"));
     assert!(forebay.is_running());
@@ -136,7 +136,7 @@ fn a_drain_ends_when_the_last_one_does() {
     let mut forebay = Harness::new().config(OPEN).pools(&pool(&echo())).start();
     let (mut socket, _) = connect(&forebay, "/v1/realtime").unwrap();
     forebay.signal("TERM");
-    eventually("it drains", || (forebay.logged("draining") > 0).then_some(()));
+    forebay.tells("draining");
     socket.close(None).unwrap();
     while socket.read().is_ok() {}
     drop(socket);

@@ -140,7 +140,7 @@ fn a_file_with_mistakes_keeps_the_last_good_one_and_says_why_once() {
     write(&forebay, &pools(&[("a", 50, &[&mock])]).replace("round_robin", "round_robbin"));
     eventually("the file is rejected", || (reloads(&forebay, REJECTED) == 1.0).then_some(()));
     assert_eq!(reloads(&forebay, APPLIED), 0.0);
-    eventually("the log says why", || forebay.log().contains("round_robbin").then_some(()));
+    forebay.tells("round_robbin");
     assert_eq!(forebay.post(CHAT_PATH, STREAM).status, 200);
 
     std::fs::remove_file(&forebay.config).unwrap();

@@ -75,7 +75,7 @@ fn neither_an_error_nor_a_service_without_a_ready_endpoint_changes_the_number() 
     let error = || fleet(&forebay)["replicas"]["source"]["error"].as_str().map(str::to_owned);
     let error = eventually("an error", error);
     assert!(error.contains("answered 403"), "{error}");
-    assert_eq!(forebay.logged("replicas of Forebay cannot be counted"), 1, "{}", forebay.log());
+    assert_eq!(forebay.tells("replicas of Forebay cannot be counted"), 1, "{}", forebay.log());
     api.kill();
     eventually("another error", || {
         fleet(&forebay)["replicas"]["source"]["error"].as_str().filter(|now| **now != error).map(drop)

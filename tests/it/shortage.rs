@@ -41,7 +41,7 @@ fn out_of_file_descriptors_clients_get_a_503_at_once_and_the_backend_stays_in() 
         .pool("tiny", &[&mock])
         .ulimit("-n 256")
         .start();
-    assert_eq!(forebay.logged("fewer client connections fit"), 1, "{}", forebay.log());
+    assert_eq!(forebay.tells("fewer client connections fit"), 1, "{}", forebay.log());
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             let address = forebay.address;
@@ -52,7 +52,7 @@ fn out_of_file_descriptors_clients_get_a_503_at_once_and_the_backend_stays_in() 
             })
         })
         .collect();
-    eventually("a warning of the shortage", || (forebay.logged("no file descriptor") > 0).then_some(()));
+    forebay.tells("no file descriptor");
     // Those that have a backend's connection wait for it; the rest is refused meanwhile, and so others are let in.
     eventually("as many refused as do not fit", || {
         let waiting = mock.seen().len();
@@ -89,7 +89,7 @@ fn a_listener_that_cannot_accept_waits_and_goes_on_at_once_when_it_can() {
     let forebay = Harness::new().pool("tiny", &[&mock]).ulimit("-n 128").start();
     // Connections of the admin API have no cap, so that these take every descriptor.
     let idle: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(forebay.admin).unwrap()).collect();
-    eventually("it is told", || (forebay.logged("connections cannot be accepted") > 0).then_some(()));
+    forebay.tells("connections cannot be accepted");
     let before = ticks(forebay.pid());
     time_passes(ms(1000));
     let used = ticks(forebay.pid()) - before;
@@ -125,7 +125,7 @@ fn a_backend_that_cannot_be_reached_from_here_pauses_and_the_next_one_serves() {
         let until = probes.load(Ordering::Relaxed) + 10;
         eventually("many probes", || (probes.load(Ordering::Relaxed) >= until).then_some(()));
         assert_eq!(ejections(&forebay), 0.0, "{out_of_reach}: {}", forebay.log());
-        assert_eq!(forebay.logged("cannot be reached from this host"), 1, "{}", forebay.log());
+        assert_eq!(forebay.tells("cannot be reached from this host"), 1, "{}", forebay.log());
     }
 }
 

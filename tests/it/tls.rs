@@ -124,9 +124,7 @@ fn a_handshake_that_says_nothing_or_half_of_it_holds_no_place_for_long() {
     eventually("they are gone", || (forebay.metric("forebay_connections", &[]) == 0.0).then_some(()));
     let mut conn = TlsConn::open(forebay.address, "forebay.test", &config).unwrap();
     assert!(conn.ask(HEALTH, "\r\n\r\n").unwrap().starts_with("HTTP/1.1 200"));
-    eventually("the log has it", || {
-        (forebay.logged("no TLS handshake, or no PROXY header, in time") > 0).then_some(())
-    });
+    forebay.tells("no TLS handshake, or no PROXY header, in time");
 }
 
 /// Whether a client with this certificate, or none, is served at an address.
@@ -184,10 +182,8 @@ fn a_new_certificate_cuts_no_stream_and_one_that_does_not_fit_is_not_taken() {
     let mut streams: Vec<TlsConn> = (0..STREAMS).map(|_| start()).collect();
 
     write(&forebay, "tls.key", &new.key);
-    eventually("the pair is refused", || {
-        (forebay.logged("the key is not the key of the certificate") > 0).then_some(())
-    });
-    assert!(forebay.log().contains("listen.tls.key_file"), "{}", forebay.log());
+    forebay.tells("the key is not the key of the certificate");
+    forebay.tells("listen.tls.key_file");
     streams.push(start());
     expiry(3000.0).expect("the old one stays");
 
@@ -225,7 +221,7 @@ fn tls_may_come_and_go_with_a_reload() {
 fn a_certificate_that_is_out_of_date_is_told_and_still_served() {
     let (ca, mock) = (Authority::new("ca"), Mock::start());
     let forebay = secured(&mock, &ca.server_until(2020), TLS).start();
-    assert_eq!(forebay.logged("the certificate is out of date since 2020-12-31T00:00:00Z"), 1, "{}", forebay.log());
+    assert_eq!(forebay.tells("the certificate is out of date since 2020-12-31T00:00:00Z"), 1, "{}", forebay.log());
     let refused = TlsConn::open(forebay.address, "forebay.test", &client(&ca, BOTH, &[], None)).map(drop);
     assert!(refused.unwrap_err().to_string().contains("xpired"));
 }

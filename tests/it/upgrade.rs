@@ -133,7 +133,7 @@ fn an_upgrade_under_load_fails_no_request_no_scrape_and_no_stream() {
             .collect();
         load.await_answers(around());
         let mut new = old.another(&["--upgrade"]);
-        eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+        new.tells(WAITS);
         old.signal("QUIT");
         assert!(new.listens(), "{}", new.log());
         gate.open();
@@ -155,7 +155,7 @@ fn an_upgrade_under_load_fails_no_request_no_scrape_and_no_stream() {
     );
     // What has taken over can be replaced in its turn.
     let mut next = new.another(&["--upgrade"]);
-    eventually("the next waits", || next.log().contains(WAITS).then_some(()));
+    next.tells(WAITS);
     new.signal("QUIT");
     assert!(next.listens());
     assert_eq!(next.post(PATH, STREAM).status, 200);
@@ -181,10 +181,10 @@ fn an_upgrade_keeps_drains_by_hand_and_their_ends() {
     // Long enough for the upgrade, and short enough to be waited for.
     assert_eq!(change(&old, &b.authority(), "drain", r#"{"for": "12s"}"#).status, 200);
     let mut new = old.another(&["--upgrade"]);
-    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    new.tells(WAITS);
     old.signal("QUIT");
     assert!(new.listens(), "{}", new.log());
-    assert!(new.log().contains("taken over: these backends stay drained by hand"), "{}", new.log());
+    new.tells("taken over: these backends stay drained by hand");
     assert!(!new.log().contains("No incoming socket transfer") && !new.log().contains("ERROR"), "{}", new.log());
     let served: Vec<String> =
         (0..6).map(|_| new.post(PATH, STREAM).header("x-forebay-backend").unwrap().to_owned()).collect();
@@ -209,14 +209,14 @@ fn an_old_process_that_tells_no_drains_is_named_in_the_log() {
     let listen = format!("[listen]\nupgrade_socket = \"{}\"", socket.display());
     let old = Harness::new().config(&listen).pool("tiny", &[&mock]).start();
     let mut new = old.another(&["--upgrade"]);
-    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    new.tells(WAITS);
     // As before a version that knows of drains: nobody finds the socket.
     let drains = runtime.path().join("upgrade.sock.drains");
     eventually("the socket is there", || std::fs::remove_file(&drains).ok());
     old.signal("QUIT");
     assert!(new.listens(), "{}", new.log());
-    assert!(new.log().contains("the old process did not tell which backends"), "{}", new.log());
-    eventually("so does the old one", || old.log().contains("cannot be told which backends").then_some(()));
+    new.tells("the old process did not tell which backends");
+    old.tells("cannot be told which backends");
     assert_eq!(new.post(PATH, STREAM).status, 200);
 }
 
@@ -225,7 +225,7 @@ fn sigquit_without_a_new_process_changes_nothing() {
     let mock = Mock::start();
     let mut forebay = Harness::new().pool("tiny", &[&mock]).start();
     forebay.signal("QUIT");
-    eventually("it says so", || forebay.log().contains("start it with --upgrade").then_some(()));
+    forebay.tells("start it with --upgrade");
     assert_eq!(forebay.post(PATH, STREAM).status, 200);
     forebay.signal("TERM");
     assert_eq!(forebay.exit(ms(3000)).code(), Some(0));
@@ -246,10 +246,10 @@ fn a_new_process_that_is_given_nothing_says_so_and_the_old_one_serves_on() {
     let listen = format!("[listen]\nupgrade_socket = \"{}\"", place.display());
     let old = Harness::new().config(&listen).pool("tiny", &[&mock]).start();
     let mut new = old.another(&["--upgrade"]);
-    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    new.tells(WAITS);
     eventually("its socket is at the place of the config", || place.exists().then_some(()));
     assert_eq!(new.exit(ms(15_000)).code(), Some(1));
-    assert!(new.log().contains("nobody hands the listening sockets over, giving up"), "{}", new.log());
+    new.tells("nobody hands the listening sockets over, giving up");
     assert!(!new.log().contains("No incoming socket transfer"), "{}", new.log());
     assert_eq!(old.post(PATH, STREAM).status, 200);
 }
@@ -260,14 +260,14 @@ fn a_process_that_waits_for_its_sockets_survives_a_rotation_and_a_reload_and_doe
     let runtime = tempfile::tempdir().unwrap();
     let old = Harness::new().env("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap()).pool("tiny", &[&mock]).start();
     let mut new = old.another(&["--upgrade"]);
-    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    new.tells(WAITS);
     new.signal("USR1");
     new.signal("HUP");
     old.signal("QUIT");
     assert!(new.listens(), "{}", new.log());
     // Neither is lost, although nobody listened to it yet.
-    eventually("its log files are open again", || (new.logged("opening the log files again") == 1).then_some(()));
-    eventually("it read its configuration", || (new.logged("configuration read again") == 1).then_some(()));
+    assert_eq!(new.tells("opening the log files again"), 1);
+    assert_eq!(new.tells("configuration read again"), 1);
     assert_eq!(new.post(PATH, STREAM).status, 200);
 }
 
@@ -305,7 +305,7 @@ fn the_command_of_the_systemd_unit_starts_and_meets_where_the_unit_says() {
     let place = runtime.path().to_str().unwrap();
     let old = Harness::new().env("XDG_RUNTIME_DIR", place).arg("--upgrade").pool("tiny", &[&mock]).start();
     let mut new = old.another(&[]);
-    eventually("the new process waits", || new.log().contains(WAITS).then_some(()));
+    new.tells(WAITS);
     assert!(runtime.path().join("forebay").is_dir());
     old.signal("QUIT");
     assert!(new.listens(), "{}", new.log());

@@ -59,7 +59,7 @@ fn a_server_with_tls_is_asked_probed_and_scraped_over_it() {
         assert_eq!(answer.header("x-forebay-backend"), Some(front.authority()));
         assert_eq!(mock.last().header("host"), Some(front.authority()));
         await_state(&forebay, front.url(), "healthy");
-        eventually("its list is known", || (forebay.logged("backend lists its models") > 0).then_some(()));
+        forebay.tells("backend lists its models");
         eventually("it is scraped", || forebay.metrics().contains("forebay_backend_queue_depth{").then_some(()));
         assert_eq!(forebay.metric("forebay_backend_scrape_errors_total", &[]), 0.0);
         let shown = forebay.metric("forebay_certificate_expiry_timestamp_seconds", &["certificate=\"pools.tls\""]);
@@ -231,7 +231,7 @@ fn a_prefix_comes_before_every_path() {
     assert_eq!(mock.only().header("host"), Some(mock.authority().as_str()));
     let name = format!("{}/gpu-1", mock.authority());
     assert_eq!(answer.header("x-forebay-backend"), Some(name.as_str()));
-    eventually("it lists its models", || (forebay.logged("backend lists its models") > 0).then_some(()));
+    forebay.tells("backend lists its models");
     assert_eq!(forebay.metric("forebay_requests_total", &[&format!("backend=\"{name}\""), "outcome=\"success\""]), 1.0);
     assert_eq!(fleet(&forebay)[0]["state"], "healthy");
 }
