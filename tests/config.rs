@@ -295,6 +295,7 @@ fn check_accepts_every_example_with_exit_code_0() {
 fn check_shows_backends_when_asked_and_no_key() {
     let shown = String::from_utf8(check(&["-v", "config/keys.toml"]).stdout).unwrap();
     assert!(shown.contains("http://127.0.0.1:8002  speed 1, own key\n"), "{shown}");
+    assert!(shown.contains("  bob: 600 requests a minute, 200000 tokens a minute, 16 at once, models "), "{shown}");
     assert!(!shown.contains(KEY), "{shown}");
 }
 

@@ -6,7 +6,11 @@ use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use forebay_fleet::config::model::{ArmConfig, BackendConfig, Config, Discover, PoolConfig, SessionKey, WaitRoom};
+use forebay_core::rate_limit::Limits;
+use forebay_core::routing::wait_room::Priority;
+use forebay_fleet::config::model::{
+    ArmConfig, BackendConfig, ClientKey, Config, Discover, ListenerTls, PoolConfig, SessionKey, WaitRoom,
+};
 use forebay_fleet::config::{self, Report};
 use forebay_fleet::telemetry::log_file;
 
@@ -28,7 +32,7 @@ pub struct Args {
     /// The configuration file, given as `forebay serve` takes it
     #[arg(long, value_name = "FILE", conflicts_with = "file")]
     config: Option<PathBuf>,
-    /// Also print every pool, arm and backend
+    /// Also print every listener, client key, pool, arm and backend
     #[arg(short, long)]
     pub verbose: bool,
 }
@@ -164,15 +168,39 @@ fn counted(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
-/// Every pool, arm and backend, one a line.
+/// Every listener, key, pool, arm and backend, one a line.
 fn details(config: &Config) -> String {
     let clients = match &config.clients.keys {
         Some(keys) => format!("clients: {}", counted(keys.len(), "key")),
         None => "clients: no key asked for, their authorization is passed on".to_owned(),
     };
-    let mut text = format!("listen {}, admin {}, {clients}\n", config.listen.address, config.admin.address);
+    let (requests, admin) = (encryption(config.listen.tls.as_ref()), encryption(config.admin.tls.as_ref()));
+    let (listen, admin_address) = (config.listen.address, config.admin.address);
+    let mut text = format!("listen {listen}{requests}, admin {admin_address}{admin}, {clients}\n");
+    config.clients.keys.iter().flatten().for_each(|key| key_details(&mut text, key));
     config.pools.iter().for_each(|pool| pool_details(&mut text, pool));
     text
+}
+
+/// What a listener asks of its clients, to be put behind its address.
+fn encryption(tls: Option<&ListenerTls>) -> String {
+    let Some(tls) = tls else { return String::new() };
+    let clients = if tls.client_ca_file.is_some() { ", clients need a certificate" } else { "" };
+    format!(" (TLS, certificate valid until {}{clients})", tls.server.validity().until())
+}
+
+fn key_details(text: &mut String, key: &ClientKey) {
+    let Limits { requests, tokens, concurrent } = &key.limits;
+    let mut parts: Vec<String> = Vec::new();
+    parts.extend(requests.as_ref().map(|limit| format!("{} requests a minute", limit.limit)));
+    parts.extend(tokens.as_ref().map(|limit| format!("{} tokens a minute", limit.limit)));
+    parts.extend(concurrent.map(|limit| format!("{limit} at once")));
+    parts.extend(key.models.as_ref().map(|models| format!("models {}", models.join(" "))));
+    if key.priority != Priority::default() {
+        parts.push(format!("priority {}", key.priority.0));
+    }
+    let limits = if parts.is_empty() { "no limits".to_owned() } else { parts.join(", ") };
+    append(text, format_args!("  {}: {limits}\n", key.name));
 }
 
 fn pool_details(text: &mut String, pool: &PoolConfig) {
@@ -183,6 +211,12 @@ fn pool_details(text: &mut String, pool: &PoolConfig) {
     let names = pool.aliases.iter().fold(pool.model.clone(), |names, alias| names + ", " + alias);
     let total: f64 = pool.arms.iter().map(|arm| arm.share).sum();
     append(text, format_args!("\npool {names}\n  policy {}, session by {session}\n", pool.policy));
+    if let Some(tls) = &pool.tls {
+        let authority = tls.ca_file.as_ref().map_or(String::new(), |file| format!(", authority {file}"));
+        let ours =
+            tls.client.validity().map_or(String::new(), |own| format!(", our certificate until {}", own.until()));
+        append(text, format_args!("  TLS to https backends{authority}{ours}\n"));
+    }
     if let Some(limit) = pool.backend_max_in_flight {
         let WaitRoom { size, timeout, .. } = pool.wait_room;
         let each = counted(limit as usize, "sequence");
@@ -242,6 +276,17 @@ mod tests {
         for part in ["a GPU for each backend\n", "    at most 256 backends, found by dns: vllm.example:8000\n"] {
             assert!(details.contains(part), "{part} is not in:\n{details}");
         }
+    }
+
+    #[test]
+    fn the_details_name_every_key_with_its_limits_and_nothing_secret() {
+        let text = "[[clients.keys]]\nname = \"ada\"\nkey_env = \"ADA\"\nrequests_per_minute = 60\nmodels = [\"m\"]\npriority = 9\n\
+            [[clients.keys]]\nname = \"bob\"\nkey_env = \"BOB\"\n[[pools]]\nmodel = \"m\"\nbackends = [{ url = \"http://a\" }]\n";
+        let secret = |name: &str| Some(format!("sk-{name}-0123456789"));
+        let config = config::load_text(std::path::Path::new("f.toml"), text, &secret).unwrap().config;
+        let details = details(&config);
+        let lines = "clients: 2 keys\n  ada: 60 requests a minute, models m, priority 9\n  bob: no limits\n";
+        assert!(details.contains(lines) && !details.contains("sk-"), "{details}");
     }
 
     #[test]
