@@ -104,6 +104,8 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             upgrade_sock: meeting.socket().display().to_string(),
             ..ServerConf::default()
         };
+        #[cfg(tokio_unstable)]
+        let conf = super::loops::counted(conf);
         let mut server = Server::new_with_opt_and_conf(Opt { upgrade: inherits, ..Opt::default() }, conf);
         if inherits {
             // Ends the process if nobody comes.
