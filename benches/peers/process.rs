@@ -11,6 +11,11 @@ use nix::unistd::Pid;
 
 use super::Fallible;
 
+/// Open files of a proxy for one stream: the client's connection, and that to the upstream.
+pub(super) const EACH: u64 = 2;
+/// Open files of a proxy beside its streams, and some to spare.
+pub(super) const OTHERS: u64 = 500;
+
 /// A child process. Dropping it ends the child and the child's own children.
 pub(super) struct Process(Child);
 
@@ -56,7 +61,8 @@ impl Drop for Process {
     }
 }
 
-fn send(pid: u32, signal: Signal) {
+/// Sends a signal to one process.
+pub(super) fn send(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         let _ = kill(Pid::from_raw(pid), signal);
     }
@@ -114,6 +120,20 @@ pub(super) fn memory(pids: &[u32]) -> Fallible<f64> {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("smaps_rollup has no Pss")?;
         total += line.trim().trim_end_matches(" kB").parse::<f64>()?;
+    }
+    Ok(total)
+}
+
+/// The context switches of all threads of some processes. Those of threads that have ended are not in it.
+pub(super) fn switches(pids: &[u32]) -> Fallible<u64> {
+    let mut total = 0;
+    for pid in pids {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            // It may have ended meanwhile.
+            let Ok(status) = fs::read_to_string(thread?.path().join("status")) else { continue };
+            let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+            total += counts.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum::<u64>();
+        }
     }
     Ok(total)
 }
