@@ -47,7 +47,7 @@ pub(super) struct Options {
     pub(super) memory_streams: u32,
     /// Streams in the work `growth`. Memory is measured at all sizes but the first. Sizes that need more open files than a process
     /// may have (`ulimit -Hn`) become what fits, and the output says so.
-    #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 10_000], value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 10_000], value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub(super) streams: Vec<u32>,
     /// Backends in the work `growth`. `disturbance` has the most.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 128], value_parser = clap::value_parser!(u32).range(1..=1_000))]
