@@ -70,8 +70,8 @@ pub(super) struct Options {
     /// File for the tables, as Markdown.
     #[arg(long)]
     pub(super) markdown: Option<PathBuf>,
-    /// Exit with 1 where Forebay misses a target: a ratio to nginx or to `base`, or memory of a stream. A target is missed where
-    /// the whole interval is above it.
+    /// Exit with 1 where Forebay misses a target: of a figure against nginx's or that of `base`, or of a figure itself. The first is
+    /// missed where the whole interval is above it.
     #[arg(long)]
     pub(super) check: bool,
     /// Passed by `cargo bench`; without effect.
