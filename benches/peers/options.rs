@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-use super::process::{EACH, OTHERS};
+use super::process::{files_for, streams_in};
 
 /// Measures Forebay beside nginx, HAProxy, Envoy, a bare relay and an earlier Forebay.
 ///
@@ -82,10 +82,10 @@ pub(super) struct Options {
 impl Options {
     /// Puts sizes into order, and takes those back that need more files than a process may open.
     pub(super) fn fit(&mut self, files: u64) {
-        let fits = u32::try_from(files.saturating_sub(OTHERS) / EACH).unwrap_or(u32::MAX).max(1);
+        let fits = streams_in(files);
         let wanted = self.streams.iter().copied().max().unwrap_or_default();
         if self.works.contains(&Work::Growth) && wanted > fits {
-            let needed = u64::from(wanted) * EACH + OTHERS;
+            let needed = files_for(wanted);
             println!(
                 "note: growth has {fits} streams and not {wanted}, for which a proxy needs {needed} open files: \
                  `ulimit -Hn` is {files}"

@@ -11,10 +11,19 @@ use nix::unistd::Pid;
 
 use super::Fallible;
 
-/// Open files of a proxy for one stream: the client's connection, and that to the upstream.
-pub(super) const EACH: u64 = 2;
 /// Open files of a proxy beside its streams, and some to spare.
-pub(super) const OTHERS: u64 = 500;
+const OTHERS: u64 = 500;
+
+/// The open files that a proxy needs for so many streams. Each has the client's connection and that to the upstream, and Forebay keeps
+/// a sixteenth of all for newcomers.
+pub(super) fn files_for(streams: u32) -> u64 {
+    (u64::from(streams) * 2 * 16).div_ceil(15) + OTHERS
+}
+
+/// The streams for which so many open files are enough.
+pub(super) fn streams_in(files: u64) -> u32 {
+    u32::try_from(files.saturating_sub(OTHERS) * 15 / 32).unwrap_or(u32::MAX).max(1)
+}
 
 /// A child process. Dropping it ends the child and the child's own children.
 pub(super) struct Process(Child);

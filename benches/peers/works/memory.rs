@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::Fallible;
 use super::super::client::open_streams as open;
 use super::super::contenders::Contender;
-use super::super::process::{EACH, OTHERS, file_limit};
+use super::super::process::{file_limit, files_for};
 use super::super::upstream::Mode;
 
 /// Streams that are opened and closed first, so that what a process takes once does not count.
@@ -15,7 +15,7 @@ const SETTLE: Duration = Duration::from_millis(300);
 
 /// KiB of memory for an open stream that has had its first event. The contender's process must be fresh.
 pub(super) async fn open_streams(contender: &Contender, number: usize) -> Fallible<f64> {
-    let (needed, limit) = (number as u64 * EACH + OTHERS, file_limit());
+    let (needed, limit) = (files_for(u32::try_from(number)?), file_limit());
     if limit < needed {
         return Err(format!("{number} streams need {needed} open files, and `ulimit -Hn` is {limit}").into());
     }
