@@ -20,6 +20,8 @@ use tempfile::TempDir;
 const NOT_RUN: &[(&str, &str)] = &[
     ("forebay top", "it needs a terminal: tests/it/top.rs runs it in one"),
     ("cargo ", "it builds, and may run this very test; .ci/run does what it says"),
+    ("RUSTFLAGS=", "it builds every dependency anew"),
+    ("FOREBAY_BIN=", "it takes two minutes, and needs what the command before it builds"),
     ("docker ", "it needs a Docker daemon and a registry of images"),
     ("install ", "it changes the machine"),
     ("kubectl ", "it needs a cluster; tests/helm/run.sh renders what it would apply"),

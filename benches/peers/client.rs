@@ -12,6 +12,10 @@ use super::Fallible;
 use super::tls::At;
 use super::upstream::{MOMENT, Mode, monotonic};
 
+/// The model of all requests but those of a disturbance.
+pub(super) const MODEL: &str = "mock";
+/// The model of those, which has servers of its own.
+pub(super) const OTHER_MODEL: &str = "other";
 /// Connections that are opened at once.
 const AT_ONCE: usize = 64;
 /// Time for one answer's head, and for one connection.
@@ -42,11 +46,11 @@ impl Connection {
         }
     }
 
-    /// Sends a request and reads its whole answer. Returns the answer's bytes.
-    pub(super) async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Fallible<usize> {
+    /// Sends a request and reads its whole answer.
+    pub(super) async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Fallible<Bytes> {
         let body = self.send(request).await?.into_body();
         let whole = tokio::time::timeout(PATIENCE, body.collect()).await.map_err(|_| "no end came in 30 s")??;
-        Ok(whole.to_bytes().len())
+        Ok(whole.to_bytes())
     }
 
     /// Opens a stream and waits for its first bytes.
@@ -91,23 +95,34 @@ pub(super) async fn open_connections(at: &At, number: usize) -> Fallible<Vec<Con
 
 /// A chat request. `text` is what the user says, without characters that JSON escapes.
 pub(super) fn request(mode: Mode, text: &str) -> Fallible<Request<Full<Bytes>>> {
+    Ok(post(MODEL, chat(MODEL, mode, text))?)
+}
+
+/// The body of a chat request for a model.
+pub(super) fn chat(model: &str, mode: Mode, text: &str) -> Bytes {
     let stream = mode != Mode::Unary;
-    Ok(post(Bytes::from(format!(
-        "{{\"user\":\"{}\",\"model\":\"mock\",\"stream\":{stream},\"max_tokens\":256,\"temperature\":0.7,\"messages\":[\
+    Bytes::from(format!(
+        "{{\"user\":\"{}\",\"model\":\"{model}\",\"stream\":{stream},\"max_tokens\":256,\"temperature\":0.7,\"messages\":[\
          {{\"role\":\"system\",\"content\":\"You are a careful assistant who answers in one short sentence.\"}},\
          {{\"role\":\"user\",\"content\":\"{text} Please keep to one sentence, and name your source.\"}}]}}",
         mode.word()
-    )))?)
+    ))
 }
 
-/// A chat request with a body that is there already, so that a large one is not made anew each time.
-pub(super) fn post(body: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+/// A chat request with a body that is there already, so that a large one is not made anew each time. nginx knows a model by the
+/// host.
+pub(super) fn post(model: &str, body: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
     Request::builder()
         .method(Method::POST)
         .uri("/v1/chat/completions")
-        .header(header::HOST, "bench")
+        .header(header::HOST, model)
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(body))
+}
+
+/// A request of a page.
+pub(super) fn get(path: &str) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    Request::builder().uri(path).header(header::HOST, "localhost").body(Full::default())
 }
 
 /// Finds the events of one stream.

@@ -74,11 +74,36 @@ impl Table {
         let ratio = self.figure.against == Against::Ratio;
         let pairs: Vec<(f64, f64)> = pairs.map(|(a, b)| if ratio { (a.ln(), b.ln()) } else { (a, b) }).collect();
         let back = |value: f64| if ratio { value.exp() } else { value };
-        if let [(a, b)] = pairs.as_slice() {
-            return Some(Compared { middle: back(b - a), interval: None });
-        }
-        let estimate = estimate::paired(&pairs).filter(|estimate| estimate.mean.is_finite())?;
-        let (low, high) = estimate.interval(0.95);
-        Some(Compared { middle: back(estimate.mean), interval: Some((back(low), back(high))) })
+        let compared = paired(&pairs)?;
+        let interval = compared.interval.map(|(low, high)| (back(low), back(high)));
+        Some(Compared { middle: back(compared.middle), interval })
     }
+
+    /// How much more a contender adds to the figure of a direct connection than `most` times what another adds, in the figure's own
+    /// unit.
+    pub(super) fn excess(&self, name: Name, other: Name, most: f64) -> Option<Compared> {
+        let of = |name| self.rounds.get(&name);
+        let (ours, theirs, direct) = (of(name)?, of(other)?, of(Name::Direct)?);
+        let pair = |(round, ours): (&u32, &f64)| {
+            let direct = direct.get(round)?;
+            Some((most * (theirs.get(round)? - direct), ours - direct))
+        };
+        paired(&ours.iter().filter_map(pair).collect::<Vec<_>>())
+    }
+}
+
+/// The mean difference of pairs, the second less the first, with its interval.
+fn paired(pairs: &[(f64, f64)]) -> Option<Compared> {
+    if let [(a, b)] = pairs {
+        return Some(Compared { middle: b - a, interval: None }).filter(|compared| compared.middle.is_finite());
+    }
+    let estimate = estimate::paired(pairs).filter(|estimate| estimate.mean.is_finite())?;
+    Some(Compared { middle: estimate.mean, interval: Some(estimate.interval(0.95)) })
+}
+
+/// The value below which this share of the values lies.
+pub(super) fn quantile(values: &mut [f64], share: f64) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().checked_sub(1)?;
+    Some(values[(share * last as f64).round() as usize])
 }

@@ -11,11 +11,14 @@
 
 mod client;
 mod contenders;
+mod disturb;
 mod figures;
 mod options;
+mod polls;
 mod process;
 mod relay;
 mod report;
+mod rhythm;
 mod rounds;
 mod tls;
 mod upstream;
@@ -35,11 +38,13 @@ const ROLE: &str = "FOREBAY_PEERS_ROLE";
 
 fn main() -> ExitCode {
     let result = match std::env::var(ROLE).as_deref() {
-        Ok("upstream") => runtime(1).block_on(upstream::serve()).map(|()| true),
+        Ok(role) if role.starts_with("upstream ") => runtime(1).block_on(upstream::serve(role)).map(|()| true),
+        Ok(role) if role.starts_with("disturb ") => runtime(1).block_on(disturb::run(role)).map(|()| true),
         Ok(role) => relay::run(role).map(|()| true),
         Err(_) => {
-            let options = Options::parse();
+            let mut options = Options::parse();
             process::open_many_files();
+            options.fit(process::file_limit());
             runtime(1).block_on(async {
                 tokio::select! {
                     result = rounds::run(&options) => result,

@@ -11,6 +11,20 @@ use nix::unistd::Pid;
 
 use super::Fallible;
 
+/// Open files of a proxy beside its streams, and some to spare.
+const OTHERS: u64 = 500;
+
+/// The open files that a proxy needs for so many streams. Each has the client's connection and that to the upstream, and Forebay keeps
+/// a sixteenth of all for newcomers.
+pub(super) fn files_for(streams: u32) -> u64 {
+    (u64::from(streams) * 2 * 16).div_ceil(15) + OTHERS
+}
+
+/// The streams for which so many open files are enough.
+pub(super) fn streams_in(files: u64) -> u32 {
+    u32::try_from(files.saturating_sub(OTHERS) * 15 / 32).unwrap_or(u32::MAX).max(1)
+}
+
 /// A child process. Dropping it ends the child and the child's own children.
 pub(super) struct Process(Child);
 
@@ -56,7 +70,8 @@ impl Drop for Process {
     }
 }
 
-fn send(pid: u32, signal: Signal) {
+/// Sends a signal to one process.
+pub(super) fn send(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         let _ = kill(Pid::from_raw(pid), signal);
     }
@@ -114,6 +129,20 @@ pub(super) fn memory(pids: &[u32]) -> Fallible<f64> {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("smaps_rollup has no Pss")?;
         total += line.trim().trim_end_matches(" kB").parse::<f64>()?;
+    }
+    Ok(total)
+}
+
+/// The context switches of all threads of some processes. Those of threads that have ended are not in it.
+pub(super) fn switches(pids: &[u32]) -> Fallible<u64> {
+    let mut total = 0;
+    for pid in pids {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            // It may have ended meanwhile.
+            let Ok(status) = fs::read_to_string(thread?.path().join("status")) else { continue };
+            let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+            total += counts.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum::<u64>();
+        }
     }
     Ok(total)
 }

@@ -6,13 +6,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::Fallible;
+use super::client::{MODEL, OTHER_MODEL};
 use super::contenders::{Contender, Field};
 use super::figures::Table;
 use super::options::{Name, Options, Work};
 use super::process::Process;
 use super::report::{self, Report};
 use super::tls::Tls;
-use super::works::{figures, measure};
+use super::works::{apart, figures, standing};
 
 /// The most that one contender may take for one round of one work.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -35,17 +36,19 @@ pub(super) async fn run(options: &Options) -> Fallible<bool> {
 }
 
 async fn measured(options: &Options, found: Vec<(Name, String)>, dir: std::path::PathBuf) -> Fallible<bool> {
-    let (_upstream, upstreams) = start_upstream()?;
+    let (_upstream, upstreams) = start_upstream(options.upstreams(), MODEL)?;
+    let (_other, others) = start_upstream(2, OTHER_MODEL)?;
     let tables = options
         .works
         .iter()
-        .flat_map(|work| figures(*work, options.tls).into_iter().map(|figure| Table::new(*work, figure)));
+        .flat_map(|work| figures(*work, options).into_iter().map(|figure| Table::new(*work, figure)));
     let mut run = Run {
         options,
         field: Field {
             tls: options.tls.then(|| Tls::make(&dir)).transpose()?,
             dir,
             upstreams,
+            others,
             threads: options.threads,
         },
         tables: tables.collect(),
@@ -75,26 +78,26 @@ async fn measured(options: &Options, found: Vec<(Name, String)>, dir: std::path:
     Ok(report.failed.is_empty() && (!options.check || report::targets_met(&report)))
 }
 
-/// Starts the upstream, a child of this binary.
-fn start_upstream() -> Fallible<(Process, [u16; 2])> {
+/// Starts an upstream of so many servers, a child of this binary.
+fn start_upstream(servers: u32, model: &str) -> Fallible<(Process, Vec<u16>)> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.env(super::ROLE, "upstream").stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.env(super::ROLE, format!("upstream {servers} {model}")).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut process = Process::start(&mut command)?;
     let mut lines = BufReader::new(process.stdout()?).lines();
     let mut port = || -> Fallible<u16> { Ok(lines.next().ok_or("the upstream ended")??.parse()?) };
-    let ports = [port()?, port()?];
+    let ports = (0..servers).map(|_| port()).collect::<Fallible<Vec<u16>>>()?;
     Ok((process, ports))
 }
 
 impl Run<'_> {
-    /// Starts the contenders that serve all works but `memory`, which needs fresh ones.
+    /// Starts the contenders that serve all works but those that start their own.
     async fn start_standing(&mut self, names: &[Name]) -> Vec<Contender> {
         let mut standing = Vec::new();
-        if self.options.works.iter().all(|work| *work == Work::Memory) {
+        if self.options.works.iter().all(|work| work.starts_its_own()) {
             return standing;
         }
         for name in names {
-            match self.field.start(*name).await {
+            match self.field.start(*name, &self.field.setup()).await {
                 Ok(contender) => standing.push(contender),
                 Err(error) => self.fail("start", *name, &*error),
             }
@@ -113,35 +116,33 @@ impl Run<'_> {
             if self.failed.contains_key(&(work.to_string(), name)) {
                 continue;
             }
-            let measuring = async {
-                if work == Work::Memory {
-                    return self.measure(work, &self.field.start(name).await?).await;
-                }
-                if name == Name::Direct {
-                    return self.measure(work, &Contender::direct(self.field.upstreams[0])).await;
-                }
-                match standing.iter().find(|contender| contender.name == name) {
-                    Some(contender) => self.measure(work, contender).await,
-                    None => Err("it did not start".into()),
-                }
-            };
-            match measuring.await {
+            match self.measure(work, name, standing).await {
                 Ok(values) => self.push(work, name, round, &values),
                 Err(error) => self.fail(&work.to_string(), name, &*error),
             }
         }
     }
 
-    async fn measure(&self, work: Work, contender: &Contender) -> Fallible<Vec<f64>> {
-        let measuring = measure(work, contender, self.options);
+    async fn measure(&self, work: Work, name: Name, contenders: &[Contender]) -> Fallible<Vec<Option<f64>>> {
+        let measuring = async {
+            if work.starts_its_own() {
+                return apart(work, &self.field, name, self.options).await;
+            }
+            let direct = (name == Name::Direct).then(|| Contender::direct(self.field.upstreams[0]));
+            let contender = direct.as_ref().or_else(|| contenders.iter().find(|contender| contender.name == name));
+            let values = standing(work, contender.ok_or("it did not start")?, self.options).await?;
+            Ok(values.into_iter().map(Some).collect())
+        };
         tokio::time::timeout(PATIENCE, measuring).await.map_err(|_| "it took more than 180 s")?
     }
 
-    fn push(&mut self, work: Work, name: Name, round: u32, values: &[f64]) {
-        let shown: Vec<String> = values.iter().map(|value| report::number(*value)).collect();
+    fn push(&mut self, work: Work, name: Name, round: u32, values: &[Option<f64>]) {
+        let shown: Vec<String> = values.iter().map(|value| value.map_or("-".to_owned(), report::number)).collect();
         println!("  {:8} {:8} {}", work.to_string(), name.text(), shown.join("  "));
         for (table, value) in self.tables.iter_mut().filter(|table| table.work == work).zip(values) {
-            table.push(name, round, *value);
+            if let Some(value) = value {
+                table.push(name, round, *value);
+            }
         }
     }
 

@@ -1,9 +1,10 @@
-//! The mock of two vLLM servers: chat completions, unary and streamed, and the paths that a router asks. Events and answers have
+//! The mock of vLLM servers: chat completions, unary and streamed, and the paths that a router asks. Events and answers have
 //! the members and the size of vLLM 0.32's. An event's `id` holds the moment at which it was sent.
 
 use std::convert::Infallible;
 use std::io::{Read as _, Write as _};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,10 +16,12 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc::Receiver;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Fallible;
 use super::relay::listen;
+use super::rhythm::{self, Rhythm};
 
 /// Bytes of one event.
 pub(super) const EVENT_BYTES: usize = 218;
@@ -33,6 +36,8 @@ pub(super) const TURN_PACE: Duration = Duration::from_millis(50);
 /// Time between two events of a stream of [`Mode::Paced`].
 pub(super) const PACE: Duration = Duration::from_millis(10);
 
+/// Bytes of a body that are kept.
+const START: usize = 200;
 const END: &str = "data: [DONE]\n\n";
 const ANSWER: &str = "{\"id\":\"chatcmpl-b382a3865df1be9c\",\"object\":\"chat.completion\",\"created\":1795429251,\"model\":\"mock\",\
     \"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"A short answer.\",\"refusal\":null,\"tool_calls\":[]},\
@@ -52,29 +57,39 @@ pub(super) enum Mode {
     Turn,
     /// One event, and then nothing until the client leaves.
     Silent,
+    /// Events as fast as they are taken, until the client leaves.
+    Endless,
+    /// Events at a rate that all streams of the rhythm share, until the client leaves.
+    Shared(Rhythm),
 }
 
 impl Mode {
-    const ALL: [Mode; 5] = [Mode::Unary, Mode::Paced, Mode::Burst, Mode::Turn, Mode::Silent];
-
     /// The value of the request's member `user`.
-    pub(super) fn word(self) -> &'static str {
+    pub(super) fn word(self) -> String {
         match self {
-            Mode::Unary => "unary",
-            Mode::Paced => "paced",
-            Mode::Burst => "burst",
-            Mode::Turn => "turn",
-            Mode::Silent => "silent",
+            Mode::Unary => "unary".to_owned(),
+            Mode::Paced => "paced".to_owned(),
+            Mode::Burst => "burst".to_owned(),
+            Mode::Turn => "turn".to_owned(),
+            Mode::Silent => "silent".to_owned(),
+            Mode::Endless => "endless".to_owned(),
+            Mode::Shared(rhythm) => rhythm.to_string(),
         }
     }
 
+    /// The mode that a body names, of which the first bytes are enough.
     fn of(body: &[u8]) -> Mode {
-        let start = &body[..body.len().min(200)];
-        let says = |mode: &&Mode| {
-            let member = format!("\"user\":\"{}\"", mode.word());
-            start.windows(member.len()).any(|window| window == member.as_bytes())
-        };
-        Mode::ALL.iter().find(says).copied().unwrap_or(Mode::Unary)
+        let start = String::from_utf8_lossy(body);
+        let word = start.split_once("\"user\":\"").and_then(|(_, rest)| rest.split_once('"')).map(|(word, _)| word);
+        match word {
+            Some("paced") => Mode::Paced,
+            Some("burst") => Mode::Burst,
+            Some("turn") => Mode::Turn,
+            Some("silent") => Mode::Silent,
+            Some("endless") => Mode::Endless,
+            Some(word) => word.parse().map_or(Mode::Unary, Mode::Shared),
+            None => Mode::Unary,
+        }
     }
 }
 
@@ -84,10 +99,14 @@ pub(super) fn monotonic() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Serves two ports, prints them, and ends when its standard input does.
-pub(super) async fn serve() -> Fallible<()> {
-    for _ in 0..2 {
-        let listener = listen(0)?;
+/// Serves as many ports as `role` says, with a model of its name: `upstream PORTS MODEL`. Prints the ports, and ends when its
+/// standard input does.
+pub(super) async fn serve(role: &str) -> Fallible<()> {
+    let mut words = role.split_whitespace().skip(1);
+    let (ports, model) = (words.next().ok_or("how many ports?")?.parse::<u32>()?, words.next().ok_or("which model?")?);
+    let model: Arc<str> = model.into();
+    for _ in 0..ports {
+        let (listener, model) = (listen(0)?, Arc::clone(&model));
         println!("{}", listener.local_addr()?.port());
         tokio::spawn(async move {
             loop {
@@ -95,31 +114,53 @@ pub(super) async fn serve() -> Fallible<()> {
                     let _ = stream.set_nodelay(true);
                     let mut http = hyper::server::conn::http1::Builder::new();
                     http.timer(TokioTimer::new());
-                    tokio::spawn(http.serve_connection(TokioIo::new(stream), service_fn(answer)));
+                    let model = Arc::clone(&model);
+                    let service = service_fn(move |request| answer(request, Arc::clone(&model)));
+                    tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
                 }
             }
         });
     }
     std::io::stdout().flush()?;
+    parent_gone().await;
+    Ok(())
+}
+
+/// Waits until the standard input ends, which this process has from its parent.
+pub(super) async fn parent_gone() {
     let (gone, ended) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         let _ = gone.send(());
     });
     let _ = ended.await;
-    Ok(())
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, hyper::Error> {
+/// Reads a body to its end. Returns its first bytes: to keep 50 MB would hold up the events of this thread.
+async fn start_of(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
+    let mut start = Vec::with_capacity(START);
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            start.extend_from_slice(&data[..data.len().min(START - start.len())]);
+        }
+    }
+    Ok(start)
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    model: Arc<str>,
+) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, hyper::Error> {
     let path = request.uri().path().to_owned();
-    let body = request.into_body().collect().await?.to_bytes();
+    let body = start_of(request.into_body()).await?;
     let (kind, body) = match path.as_str() {
         "/v1/chat/completions" => match Mode::of(&body) {
             Mode::Unary => ("application/json", text(ANSWER.to_owned())),
             mode => ("text/event-stream; charset=utf-8", Events::new(mode).boxed_unsync()),
         },
         "/v1/models" => {
-            ("application/json", text(r#"{"object":"list","data":[{"id":"mock","object":"model"}]}"#.to_owned()))
+            let list = format!(r#"{{"object":"list","data":[{{"id":"{model}","object":"model"}}]}}"#);
+            ("application/json", text(list))
         }
         "/metrics" => ("text/plain; version=1.0.0; charset=utf-8", text(metrics())),
         "/health" | "/version" => ("application/json", text(String::new())),
@@ -161,43 +202,70 @@ fn event() -> Bytes {
     ))
 }
 
+/// The moments at which the events of a stream are due.
+enum Pace {
+    /// As soon as the one before is taken. Each is a write of its own, as vLLM's are: hyper writes what it has when the body has
+    /// nothing more, so every other poll has nothing.
+    AtOnce { yielded: bool },
+    /// By the stream's own clock.
+    Every(Interval),
+    /// By the clock of a rhythm.
+    Told(Receiver<()>),
+    /// Never.
+    Never,
+}
+
+impl Pace {
+    fn of(mode: Mode) -> Pace {
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        let (every, phase) = match mode {
+            // Streams tick out of step with each other, as those of an engine's many clients would through a proxy. Those of a turn
+            // do so already, and a phase would lengthen their first gap.
+            Mode::Paced => (PACE, Duration::from_millis(STARTED.fetch_add(7, Ordering::Relaxed) % 10)),
+            Mode::Turn => (TURN_PACE, Duration::ZERO),
+            Mode::Shared(rhythm) => return Pace::Told(rhythm::join(rhythm)),
+            Mode::Silent => return Pace::Never,
+            Mode::Unary | Mode::Burst | Mode::Endless => return Pace::AtOnce { yielded: false },
+        };
+        let mut pace = tokio::time::interval_at(tokio::time::Instant::now() + every + phase, every);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        Pace::Every(pace)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Pace::AtOnce { yielded } => {
+                *yielded = !*yielded;
+                if *yielded {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Poll::Ready(())
+            }
+            Pace::Every(interval) => interval.poll_tick(cx).map(|_| ()),
+            // The clock runs as long as the process.
+            Pace::Told(due) => due.poll_recv(cx).map(|_| ()),
+            Pace::Never => Poll::Pending,
+        }
+    }
+}
+
 /// The body of a stream. Its first event comes at once.
 struct Events {
-    mode: Mode,
-    pace: Option<Interval>,
+    pace: Pace,
+    /// How many events come before the end; `None` is no end.
+    total: Option<u32>,
     sent: u32,
-    yielded: bool,
 }
 
 impl Events {
     fn new(mode: Mode) -> Events {
-        static STARTED: AtomicU64 = AtomicU64::new(0);
-        let every = match mode {
-            Mode::Paced => Some(PACE),
-            Mode::Turn => Some(TURN_PACE),
-            _ => None,
-        };
-        let pace = every.map(|every| {
-            // Streams tick out of step with each other, as those of an engine's many clients would through a proxy. Those of a turn
-            // do so already, and a phase would lengthen their first gap.
-            let phase = match mode {
-                Mode::Paced => Duration::from_millis(STARTED.fetch_add(7, Ordering::Relaxed) % 10),
-                _ => Duration::ZERO,
-            };
-            let mut pace = tokio::time::interval_at(tokio::time::Instant::now() + every + phase, every);
-            pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            pace
-        });
-        Events { mode, pace, sent: 0, yielded: false }
-    }
-
-    /// How many events come before the end; `None` is no end.
-    fn total(&self) -> Option<u32> {
-        match self.mode {
+        let total = match mode {
             Mode::Burst => Some(BURST),
             Mode::Turn => Some(TURN),
-            Mode::Unary | Mode::Paced | Mode::Silent => None,
-        }
+            Mode::Unary | Mode::Paced | Mode::Silent | Mode::Endless | Mode::Shared(_) => None,
+        };
+        Events { pace: Pace::of(mode), total, sent: 0 }
     }
 }
 
@@ -206,27 +274,14 @@ impl Body for Events {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let total = self.total();
-        if total.is_some_and(|total| self.sent > total) {
+        if self.total.is_some_and(|total| self.sent > total) {
             return Poll::Ready(None);
         }
         if self.sent > 0 {
-            if self.mode == Mode::Silent {
-                return Poll::Pending;
-            }
-            if let Some(pace) = &mut self.pace {
-                std::task::ready!(pace.poll_tick(cx));
-            } else {
-                self.yielded = !self.yielded;
-                // hyper writes what it has when the body has nothing more: so each event is a write of its own, as vLLM's are.
-                if self.yielded {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-            }
+            std::task::ready!(self.pace.poll(cx));
         }
-        self.sent += 1;
-        let over = total.is_some_and(|total| self.sent > total);
+        self.sent = self.sent.saturating_add(1);
+        let over = self.total.is_some_and(|total| self.sent > total);
         let data = if over { Bytes::from_static(END.as_bytes()) } else { event() };
         Poll::Ready(Some(Ok(Frame::data(data))))
     }

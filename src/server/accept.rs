@@ -97,6 +97,8 @@ impl<F> Listening<F> {
 #[async_trait]
 impl<F: ServiceFor> Service for Listening<F> {
     async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _: usize) {
+        #[cfg(tokio_unstable)]
+        super::loops::watch(self.name);
         let listener = match listener(self.address, fds).await {
             Ok(listener) => listener,
             // Whoever starts the process waits for the listener, and says that it does not come.

@@ -92,18 +92,26 @@ struct Way {
     front: Serving,
 }
 
+/// pingora's own settings.
+fn settings(config: &Config, meeting: &Meeting) -> ServerConf {
+    let conf = ServerConf {
+        grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
+        graceful_shutdown_timeout_seconds: Some(0),
+        upgrade_sock: meeting.socket().display().to_string(),
+        ..ServerConf::default()
+    };
+    #[cfg(tokio_unstable)]
+    let conf = super::loops::counted(conf);
+    conf
+}
+
 /// The work of the server's thread. pingora's services are made on it, since they are not all `Send` once built.
 fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl FnOnce() + Send {
     move || {
         let Way { signals: caught, meeting, inherits, taken_over, front } = way;
         let signals = caught.is_some();
         let connections = Connections::default();
-        let conf = ServerConf {
-            grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
-            graceful_shutdown_timeout_seconds: Some(0),
-            upgrade_sock: meeting.socket().display().to_string(),
-            ..ServerConf::default()
-        };
+        let conf = settings(&config, &meeting);
         let mut server = Server::new_with_opt_and_conf(Opt { upgrade: inherits, ..Opt::default() }, conf);
         if inherits {
             // Ends the process if nobody comes.

@@ -11,6 +11,8 @@ mod flush;
 mod handover;
 mod lifecycle;
 mod listener;
+#[cfg(tokio_unstable)]
+mod loops;
 mod parts;
 #[cfg(feature = "epp")]
 mod picker;

@@ -110,7 +110,10 @@ impl Common {
         let handed_over = Arc::clone(&self.handed_over);
         Admin {
             metrics: Arc::new(move || {
-                admin::views::metrics(&telemetry, &fleet.snapshot(), &in_force.load(), clock.now())
+                let text = admin::views::metrics(&telemetry, &fleet.snapshot(), &in_force.load(), clock.now());
+                #[cfg(tokio_unstable)]
+                let text = text + &super::loops::render();
+                text
             }),
             ready: self.readiness(),
             fleet: Arc::new(move || admin::views::fleet(&shown.snapshot(), now.now())),

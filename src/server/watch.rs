@@ -182,6 +182,8 @@ impl Common {
 #[async_trait]
 impl BackgroundService for Tasks {
     async fn start(&self, mut shutdown: ShutdownWatch) {
+        #[cfg(tokio_unstable)]
+        super::loops::watch("tasks");
         let mut tasks = JoinSet::new();
         let hup = Arc::new(Notify::new());
         let caught = self.caught.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -10,6 +10,7 @@ use tokio::task::LocalSet;
 use super::super::Fallible;
 use super::super::client::{Connection, Events, open_connections, request};
 use super::super::contenders::Contender;
+use super::super::figures::quantile;
 use super::super::upstream::{Mode, TURN, TURN_PACE};
 
 const STREAMS: usize = 500;
@@ -80,11 +81,4 @@ async fn one_after_another(mut connection: Connection, begin: Duration, times: R
         }
     }
     Ok(())
-}
-
-/// The value below which this share of the values lies.
-fn quantile(values: &mut [f64], share: f64) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let last = values.len().checked_sub(1)?;
-    Some(values[(share * last as f64).round() as usize])
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
+use tokio::task::JoinSet;
 
 use super::super::Fallible;
 use super::super::client::{Connection, open_connections, open_streams, request};
@@ -15,14 +16,35 @@ use super::super::upstream::{BURST, EVENT_BYTES, Mode, PACE};
 const PACED: usize = 64;
 /// Streams that start at once.
 const UNPACED: usize = 128;
+/// Time from the first event of the last stream to the measurement.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Time after which a batch of streams without pace has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Microseconds of CPU time for an event of 64 streams at a fixed pace.
 pub(super) async fn paced(contender: &Contender, window: Duration) -> Fallible<Vec<f64>> {
+    let rate = PACED as f64 / PACE.as_secs_f64();
+    Ok(vec![event_cost(contender, (Mode::Paced, PACED), rate, window).await?.cpu])
+}
+
+/// What an event costs a contender.
+pub(super) struct EventCost {
+    /// Microseconds of CPU time.
+    pub(super) cpu: f64,
+    /// Context switches.
+    pub(super) switches: f64,
+}
+
+/// Measures what an event costs of so many streams, whose events come at `rate` a second in all.
+pub(super) async fn event_cost(
+    contender: &Contender,
+    (mode, streams): (Mode, usize),
+    rate: f64,
+    window: Duration,
+) -> Fallible<EventCost> {
     let bytes = Arc::new(AtomicU64::new(0));
-    let mut readers = tokio::task::JoinSet::new();
-    for (connection, mut body) in open_streams(&contender.at, Mode::Paced, PACED).await? {
+    let mut readers = JoinSet::new();
+    for (connection, mut body) in open_streams(&contender.at, mode, streams).await? {
         let bytes = Arc::clone(&bytes);
         readers.spawn(async move {
             while let Some(Ok(frame)) = body.frame().await {
@@ -31,19 +53,27 @@ pub(super) async fn paced(contender: &Contender, window: Duration) -> Fallible<V
             drop(connection);
         });
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let (cpu_before, bytes_before) = (contender.cpu()?, bytes.load(Ordering::Relaxed));
+    tokio::time::sleep(SETTLE).await;
+    let look = || Fallible::Ok((contender.cpu()?, contender.switches()?, bytes.load(Ordering::Relaxed)));
+    let (cpu_before, switches_before, bytes_before) = look()?;
     tokio::time::sleep(window).await;
-    let (cpu_after, bytes_after) = (contender.cpu()?, bytes.load(Ordering::Relaxed));
+    let (cpu_after, switches_after, bytes_after) = look()?;
     if let Some(ended) = readers.try_join_next() {
         return Err(format!("a paced stream ended by itself: {ended:?}").into());
     }
-    let events = (bytes_after - bytes_before) as f64 / EVENT_BYTES as f64;
-    let due = PACED as f64 * window.as_secs_f64() / PACE.as_secs_f64();
+    end(readers).await;
+    let (events, due) = ((bytes_after - bytes_before) as f64 / EVENT_BYTES as f64, rate * window.as_secs_f64());
     if events < 0.8 * due {
         println!("  note: {}: {events:.0} events came of {due:.0} that were due; the machine is busy", contender.name);
     }
-    Ok(vec![(cpu_after - cpu_before).as_secs_f64() * 1e6 / events])
+    let cpu = (cpu_after - cpu_before).as_secs_f64() * 1e6 / events;
+    Ok(EventCost { cpu, switches: switches_after.saturating_sub(switches_before) as f64 / events })
+}
+
+/// Ends streams, and closes their connections: a contender that is ended next would wait for them.
+pub(super) async fn end(mut readers: JoinSet<()>) {
+    readers.shutdown().await;
+    tokio::time::sleep(SETTLE / 2).await;
 }
 
 /// Microseconds of CPU time for an event, and events a second, of batches of 128 streams that start together.
@@ -63,12 +93,12 @@ pub(super) async fn unpaced(contender: &Contender, window: Duration) -> Fallible
 
 /// One stream on each connection, all at once, to their ends.
 async fn batch(connections: Vec<Connection>) -> Fallible<Vec<Connection>> {
-    let mut streams = tokio::task::JoinSet::new();
+    let mut streams = JoinSet::new();
     for mut connection in connections {
         streams.spawn(async move {
             let bytes = connection.exchange(request(Mode::Burst, "Tell me of queues, at once.")?).await?;
-            if bytes < BURST as usize * EVENT_BYTES {
-                return Err(format!("a stream was cut: {bytes} bytes").into());
+            if bytes.len() < BURST as usize * EVENT_BYTES {
+                return Err(format!("a stream was cut: {} bytes", bytes.len()).into());
             }
             Fallible::Ok(connection)
         });
