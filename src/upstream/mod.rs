@@ -9,6 +9,7 @@ mod body;
 mod connect;
 pub mod descriptors;
 mod driven;
+pub(crate) mod gate;
 mod idle;
 mod past;
 pub mod stall;
