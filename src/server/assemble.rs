@@ -102,6 +102,8 @@ fn build(config: Config, source: Source, way: Way, common: Arc<Common>) -> impl 
             grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
             graceful_shutdown_timeout_seconds: Some(0),
             upgrade_sock: meeting.socket().display().to_string(),
+            // One thread has nobody to steal from: a runtime without queues that others may look into takes fewer steps.
+            work_stealing: config.listen.threads > 1,
             ..ServerConf::default()
         };
         let mut server = Server::new_with_opt_and_conf(Opt { upgrade: inherits, ..Opt::default() }, conf);
