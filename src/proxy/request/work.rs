@@ -150,6 +150,7 @@ impl Work {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = upstream::target(&backend.url, &self.path);
         *request.headers_mut() = self.headers.clone();
+        // In the place of the client's: a copy of a map has no room for one more.
         request.headers_mut().insert(HOST, backend.url.host_header().clone());
         if let Some(key) = &backend.key {
             headers::authorize(request.headers_mut(), key.expose());
