@@ -73,8 +73,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Turns a client's request headers into those sent to any backend: everything but `authorization`'s replacement, which
-/// depends on the backend ([`authorize`]).
+/// Turns a client's request headers into those sent to any backend: everything but `host` and `authorization`'s replacement, which
+/// depend on the backend and are overwritten for each attempt ([`authorize`]).
 pub(crate) fn for_backend(
     headers: &mut HeaderMap,
     (request_id, via): (&HeaderValue, &HeaderValue),
@@ -82,8 +82,8 @@ pub(crate) fn for_backend(
     keep_authorization: bool,
 ) {
     remove_hop_by_hop(headers);
-    // The host is the backend's, put on with the target; the length is the client library's; `Expect` was answered here.
-    for name in [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN] {
+    // The length is the client library's; `Expect` was answered here. The host stays, so that its place is there for the backend's.
+    for name in [CONTENT_LENGTH, EXPECT, EXPLAIN] {
         headers.remove(name);
     }
     join_cookies(headers);
@@ -236,7 +236,7 @@ mod tests {
         let via = Via::new();
         let id = HeaderValue::from_static("id");
         for_backend(&mut headers, (&id, via.entry(Version::HTTP_11)), true, false);
-        assert_eq!(headers.len(), 2);
+        assert_eq!(headers.len(), 3, "the host is put on with the target");
         assert_eq!(headers[REQUEST_ID], "id");
         assert!(via.is_in(&headers) && !Via::new().is_in(&headers));
     }

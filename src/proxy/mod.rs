@@ -128,7 +128,7 @@ where
             });
         }
         // From here on everything is counted: the record's drop writes the log, whatever happens.
-        let record = Record::new(&shared, Arc::clone(&self.peer), &head);
+        let record = Box::new(Record::new(&shared, Arc::clone(&self.peer), &head));
         let is_nameless = !record.settings().forwarding.own_headers;
         let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
         let telemetry = Arc::clone(&shared.telemetry);
@@ -154,7 +154,7 @@ where
 
 async fn serve<B>(
     shared: Arc<Shared>,
-    mut record: Record,
+    mut record: Box<Record>,
     mut head: http::request::Parts,
     body: B,
     outlet: Option<Arc<dyn Outlet>>,
@@ -167,7 +167,7 @@ where
     let work = match admit(&shared, &settings, &mut record, &mut head, body).await {
         Ok(Admitted::Work(work)) => work,
         Ok(Admitted::Answer(json)) => return record.local(StatusCode::OK, json),
-        Ok(Admitted::Tunnel(tunnel)) => return Box::pin(tunnel.open(&shared, record)).await,
+        Ok(Admitted::Tunnel(tunnel)) => return Box::pin(tunnel.open(&shared, *record)).await,
         Ok(Admitted::Preflight(preflight)) => {
             let mut response = record.local(StatusCode::NO_CONTENT, String::new());
             preflight.answer(&mut response);
@@ -178,7 +178,7 @@ where
     let (reply, answer) = oneshot::channel();
     let (request_id, shape) = (record.request_id.clone(), route::error_shape(head.uri.path()));
     let telemetry = Arc::clone(&shared.telemetry);
-    let exchange = Box::new(Exchange { shared, settings, work: *work, record, outlet });
+    let exchange = Box::new(Exchange { shared, settings, work, record, outlet });
     answered(telemetry, Box::pin(exchange.run(reply)), answer)
         .await
         .unwrap_or_else(|| internal_error(&request_id, shape))
@@ -258,7 +258,7 @@ where
     let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
     // Prompt tokens are known only now. What the answer costs is taken when it is over.
     record.charge(work.facts.kind, work.facts.est_tokens)?;
-    Ok(Admitted::Work(Box::new(work)))
+    Ok(Admitted::Work(work))
 }
 
 /// Reads a request's body, and decodes it where it came compressed. Returns it, its place in the memory of all bodies, and whether it was

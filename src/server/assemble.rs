@@ -98,6 +98,8 @@ fn settings(config: &Config, meeting: &Meeting) -> ServerConf {
         grace_period_seconds: Some(config.listen.drain.limit.as_secs().saturating_add(GRACE_BEYOND_DRAIN)),
         graceful_shutdown_timeout_seconds: Some(0),
         upgrade_sock: meeting.socket().display().to_string(),
+        // One thread has nobody to steal from: a runtime without queues that others may look into takes fewer steps.
+        work_stealing: config.listen.threads > 1,
         ..ServerConf::default()
     };
     #[cfg(tokio_unstable)]

@@ -34,6 +34,8 @@ struct Half<S> {
     ahead: BytesMut,
     /// hyper waits for bytes, and so for the end.
     awaited: bool,
+    /// hyper has not read all that is there, and is polled again at once.
+    goes_on: bool,
     sending: Sending,
 }
 
@@ -65,6 +67,10 @@ impl<S: AsyncRead + Unpin> Half<S> {
 
     /// Ready when the client has left.
     fn listen(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Of a large body hyper takes a piece at a time. What is read ahead of it is copied once more, and in small pieces.
+        if self.goes_on {
+            return Poll::Pending;
+        }
         while !self.awaited && self.ahead.len() < AHEAD_MAX {
             if !matches!(ready!(self.read_ahead(cx)), Ok(1..)) {
                 return Poll::Ready(());
@@ -101,7 +107,8 @@ pub(super) struct Ear<S> {
 
 /// Both sides of a connection, to be polled by the same task.
 pub(super) fn watched<S>(io: S, state: &Arc<ConnState>) -> (Watched<S>, Ear<S>) {
-    let half = Arc::new(Mutex::new(Half { io, ahead: BytesMut::new(), awaited: false, sending: Sending::default() }));
+    let (ahead, sending) = (BytesMut::new(), Sending::default());
+    let half = Arc::new(Mutex::new(Half { io, ahead, awaited: false, goes_on: false, sending }));
     (Watched { half: Arc::clone(&half), state: Arc::clone(state) }, Ear { half, state: Arc::clone(state) })
 }
 
@@ -172,15 +179,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         }
     }
 
-    /// Returns whether the sending side is the relay's: hyper has nothing to write.
-    pub(super) fn is_relays(&self) -> bool {
-        locked(&self.half).sending.is_relays()
+    /// hyper was polled; `goes_on`: it is polled again at once. Returns whether the sending side is the relay's: hyper has nothing to
+    /// write.
+    pub(super) fn polled(&self, goes_on: bool) -> bool {
+        let half = &mut *locked(&self.half);
+        half.goes_on = goes_on;
+        half.sending.is_relays()
     }
 
     /// hyper reads no more for now, but the ear does. `unread`: what hyper has read and not used.
     pub(super) fn listen_after(&self, unread: &[u8]) {
         let half = &mut *locked(&self.half);
-        half.awaited = false;
+        (half.awaited, half.goes_on) = (false, false);
         if !unread.is_empty() {
             let behind = std::mem::replace(&mut half.ahead, BytesMut::from(unread));
             half.ahead.extend_from_slice(&behind);

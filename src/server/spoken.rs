@@ -27,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::conn::{ConnState, Counted, Keeper};
 use super::ear::{Version, Watched};
 use super::streams::StreamExecutor;
+use crate::upstream::gate::Gate;
 use forebay_fleet::config::model::Config;
 
 /// An h2 connection is pinged this often, and has as long to answer.
@@ -85,6 +86,8 @@ pub(super) struct Spoken<'a, T, S: HttpService<Incoming>, B: Body> {
     protocols: &'a Protocols,
     state: &'a ConnState,
     keeper: Arc<Keeper<B>>,
+    /// The waker of HTTP/1.1.
+    gate: Gate,
     /// It takes no further request.
     ending: bool,
 }
@@ -118,7 +121,7 @@ where
         (protocols, state): (&'a Protocols, &'a ConnState),
         keeper: Arc<Keeper<B>>,
     ) -> Spoken<'a, T, S, B> {
-        Spoken { stage: Stage::Beginning(service), io, protocols, state, keeper, ending: false }
+        Spoken { stage: Stage::Beginning(service), io, protocols, state, keeper, gate: Gate::new(), ending: false }
     }
 
     /// Ends it with the requests that are under way.
@@ -195,12 +198,14 @@ where
                     spoken.begin(version);
                 }
                 Stage::Http1(connection) => {
-                    if let Poll::Ready(ended) = Pin::new(&mut **connection).poll(cx) {
+                    if let Poll::Ready(ended) = spoken.gate.poll(cx, |cx| Pin::new(&mut **connection).poll(cx)) {
                         return Poll::Ready(ended.map_err(Broke::from));
                     }
-                    if spoken.state.asks_to_switch() {
+                    let switches = spoken.state.asks_to_switch();
+                    let is_relays = spoken.io.polled(spoken.gate.yields() && !switches);
+                    if switches {
                         spoken.may_switch();
-                    } else if spoken.io.is_relays() {
+                    } else if is_relays {
                         spoken.take_apart();
                     } else {
                         return Poll::Pending;

@@ -1,16 +1,12 @@
 //! A connection to a backend that is polled by the request that uses it. A connection with a task of its own costs two wake-ups for
 //! each piece of an answer: one of its task, and one of the request's.
 //!
-//! Hot path: a piece polls hyper's connection once, and the answer's body once. hyper wakes the connection for what the request
-//! itself does; such a wake becomes another round of the poll under way, and not another poll of the task.
+//! Hot path: a piece polls hyper's connection once, and the answer's body once.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
-use futures_util::task::AtomicWaker;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -20,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use super::Asked;
 use super::body::Pieces;
 use super::connect::{BackendIo, UseMark};
+use super::gate::Gate;
 use super::past::{Handover, Past, Sent, Tap};
 
 /// The most that is read of an answer at once, and the longest head of one. With hyper's own 408 KiB, a stream whose backend is
@@ -27,33 +24,6 @@ use super::past::{Handover, Past, Sent, Tap};
 const READ_BUFFER: usize = 64 << 10;
 /// The most headers of an answer.
 const MOST_HEADERS: usize = 1024;
-/// Rounds of one poll. A task whose share of time is used up is woken at once by whatever it polls, until it yields.
-const MOST_ROUNDS: u8 = 8;
-
-/// Nobody polls the connection: a wake is the task's.
-const IDLE: u8 = 0;
-/// It is being polled, or was polled with a result, after which it is polled again in any case.
-const POLLED: u8 = 1;
-/// It was woken meanwhile.
-const WOKEN: u8 = 2;
-
-/// The connection's waker.
-struct Gate {
-    state: AtomicU8,
-    task: AtomicWaker,
-}
-
-impl Wake for Gate {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.state.compare_exchange(POLLED, WOKEN, Ordering::AcqRel, Ordering::Acquire) == Err(IDLE) {
-            self.task.wake();
-        }
-    }
-}
 
 /// The limits of every connection.
 pub(super) fn builder() -> Builder {
@@ -72,8 +42,7 @@ pub(super) struct Driven {
     requests: SendRequest<Sent>,
     mark: UseMark,
     handover: Handover,
-    gate: Arc<Gate>,
-    waker: Waker,
+    gate: Gate,
 }
 
 impl Driven {
@@ -81,9 +50,7 @@ impl Driven {
     pub(super) async fn new(io: BackendIo) -> hyper::Result<Box<Driven>> {
         let (mark, handover) = (io.mark(), Handover::default());
         let (requests, connection) = builder().handshake(TokioIo::new(Tap::new(io, handover.clone()))).await?;
-        let gate = Arc::new(Gate { state: AtomicU8::new(IDLE), task: AtomicWaker::new() });
-        let waker = Waker::from(Arc::clone(&gate));
-        Ok(Box::new(Driven { connection: Some(connection), requests, mark, handover, gate, waker }))
+        Ok(Box::new(Driven { connection: Some(connection), requests, mark, handover, gate: Gate::new() }))
     }
 
     /// The facts known of it.
@@ -103,9 +70,10 @@ impl Driven {
         self.handover.begin(asked == Asked::Stream);
         let request = request.map(|pieces| Sent::new(pieces, &self.handover));
         let mut answer = pin!(self.requests.try_send_request(request));
-        let Driven { connection, gate, waker, handover, .. } = self;
+        let Driven { connection, gate, handover, .. } = self;
         let answered = poll_fn(|cx| {
-            gate.poll(cx, waker, connection, |cx| {
+            gate.poll(cx, |cx| {
+                poll(connection, cx);
                 let polled = answer.as_mut().poll(cx);
                 if polled.is_pending() && handover.read_on() {
                     cx.waker().wake_by_ref();
@@ -132,9 +100,16 @@ impl Driven {
     }
 
     /// Polls the connection, and then what waits for something of it.
-    pub(super) fn poll_with<T>(&mut self, cx: &Context<'_>, waits: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        let Driven { connection, gate, waker, .. } = self;
-        gate.poll(cx, waker, connection, waits)
+    pub(super) fn poll_with<T>(
+        &mut self,
+        cx: &Context<'_>,
+        mut waits: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let Driven { connection, gate, .. } = self;
+        gate.poll(cx, |cx| {
+            poll(connection, cx);
+            waits(cx)
+        })
     }
 
     /// Returns whether it could carry another request when it was polled last.
@@ -154,30 +129,4 @@ impl Driven {
 /// Polls a connection, and drops it once it is over. How it ended, whoever waits is told by hyper.
 fn poll(connection: &mut Option<Http>, cx: &mut Context<'_>) {
     drop(connection.take_if(|connection| Pin::new(connection).poll(cx).is_ready()));
-}
-
-impl Gate {
-    fn poll<T>(
-        &self,
-        cx: &Context<'_>,
-        waker: &Waker,
-        connection: &mut Option<Http>,
-        mut waits: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        self.task.register(cx.waker());
-        let mut gated = Context::from_waker(waker);
-        for _ in 0..MOST_ROUNDS {
-            self.state.store(POLLED, Ordering::Release);
-            poll(connection, &mut gated);
-            if let Poll::Ready(value) = waits(&mut gated) {
-                return Poll::Ready(value);
-            }
-            if self.state.compare_exchange(POLLED, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                return Poll::Pending;
-            }
-        }
-        self.state.store(IDLE, Ordering::Release);
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
 }

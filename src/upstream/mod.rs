@@ -9,6 +9,7 @@ mod body;
 mod connect;
 pub mod descriptors;
 mod driven;
+pub(crate) mod gate;
 mod idle;
 mod past;
 pub mod stall;
@@ -137,7 +138,6 @@ impl Upstream {
     ) -> Result<Response<BackendBody>, Failure> {
         // The time before the first try: a free second try is only for a break that came at once.
         let (idle, sent) = (self.idle(backend), self.clock.now());
-        to_path_alone(&mut request);
         loop {
             let kept = if connection == Connection::Pooled { idle.take(sent) } else { None };
             let mut driven = match kept {
@@ -175,9 +175,8 @@ impl Upstream {
     pub async fn send_upgrade(
         &self,
         backend: &Backend,
-        mut request: Request<Pieces>,
+        request: Request<Pieces>,
     ) -> Result<Response<TunnelBody>, Failure> {
-        to_path_alone(&mut request);
         let io = self.connect(backend).await?;
         let mark = io.mark();
         let sent = self.clock.now();
@@ -223,12 +222,6 @@ impl Upstream {
     }
 }
 
-/// Leaves of the URI what goes on the wire: the path.
-fn to_path_alone(request: &mut Request<Pieces>) {
-    let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(path);
-}
-
 fn classify(error: &hyper::Error, mark: &UseMark, unsent: bool, after: Duration) -> Failure {
     // Before a death is thought of: under TLS 1.3 a server refuses after the handshake, when the request may be with it.
     if mistrust(error).is_some() {
@@ -251,8 +244,8 @@ pub fn shortage_or(otherwise: Failure, broke: &Broken) -> Failure {
     obstacle(broke).filter(|failure| *failure == Failure::Shortage).unwrap_or(otherwise)
 }
 
-/// The URI of a request on a backend.
+/// The URI of a request on a backend, as it goes on the wire: the path alone.
 #[must_use]
 pub fn target(backend: &BackendUrl, path: &PathAndQuery) -> Uri {
-    backend.at(path)
+    Uri::from(backend.path(path))
 }

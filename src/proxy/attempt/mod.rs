@@ -18,7 +18,7 @@ use std::time::Duration;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 
-pub(crate) use outcome::{Attempted, Committed, Form, RealAnswer};
+pub(crate) use outcome::{Attempted, BackendAnswer, Committed, Form, RealAnswer};
 pub(crate) use upgrade::{Upgraded, upgrade};
 
 use super::record::Record;
@@ -34,7 +34,7 @@ use forebay_core::stream::says_engine_dead;
 use forebay_core::units::BackendId;
 use forebay_fleet::health::alarm::{Heard, Watch};
 use forebay_fleet::{AttemptOutcome, Dispatched, Fleet, Ticket};
-use outcome::{Answer, Uncommitted};
+use outcome::Uncommitted;
 pub(crate) use place::{Patience, place};
 
 /// The ways to the backends.
@@ -97,22 +97,24 @@ pub(crate) async fn run(
             record.attempt_over(uncommitted.failure(), clock.now());
         }
         let end = match ended {
-            Ok((head, body, form)) => {
+            Ok(answer) => {
                 // From here on tokens may have reached the client, and no other server can go on where this one was.
                 watch.may_move(false);
-                course.found(work, &head, ticket.backend().id);
-                return Attempted::Committed(Committed { ticket, watch, head, body, form });
+                course.found(work, &answer.head, ticket.backend().id);
+                return Attempted::Committed(Committed { ticket, watch, answer });
             }
-            Err(Uncommitted::Theirs(answer)) => {
-                ticket.finish(AttemptOutcome::Neutral, clock.now());
-                return Attempted::LastAnswer(answer);
-            }
-            Err(Uncommitted::NotHere(answer)) => course.not_here(work, record, ticket, answer),
-            Err(Uncommitted::Failed(failure, answer)) => course.failed(work, record, ticket, failure, answer),
-            Err(Uncommitted::Moved(dispatched)) => {
-                (may_move, elsewhere) = (false, Some(dispatched));
-                course.failed(work, record, ticket, Failure::Silent, None)
-            }
+            Err(uncommitted) => match *uncommitted {
+                Uncommitted::Theirs(answer) => {
+                    ticket.finish(AttemptOutcome::Neutral, clock.now());
+                    return Attempted::LastAnswer(answer);
+                }
+                Uncommitted::NotHere(answer) => course.not_here(work, record, ticket, answer),
+                Uncommitted::Failed(failure, answer) => course.failed(work, record, ticket, failure, answer),
+                Uncommitted::Moved(dispatched) => {
+                    (may_move, elsewhere) = (false, Some(dispatched));
+                    course.failed(work, record, ticket, Failure::Silent, None)
+                }
+            },
         };
         if let Some(end) = end {
             return end;
@@ -127,7 +129,7 @@ async fn attempt(
     bounds: Bounds,
     (ticket, watch): (&mut Ticket, &mut Watch),
     (seen, tried): (&mut Attempts, &[BackendId]),
-) -> Result<Answer, Uncommitted> {
+) -> Result<Box<BackendAnswer>, Box<Uncommitted>> {
     let (clock, heard) = (means.clock, watch.heard());
     // A pooled connection may just have been closed at its other end. That says nothing of the server, so a fresh one is
     // tried for free.
@@ -143,7 +145,10 @@ async fn attempt(
             }
         };
         match until_ended(trying, watch, clock, || elsewhere(work, means, backend, tried)).await {
-            Err(Uncommitted::Failed(Failure::Reused, _)) if verdict(Failure::Reused, seen) == Verdict::SameFresh => {
+            Err(uncommitted)
+                if uncommitted.failure() == Some(Failure::Reused)
+                    && verdict(Failure::Reused, seen) == Verdict::SameFresh =>
+            {
                 seen.note(Failure::Reused);
                 record.retried(Failure::Reused);
                 record.attempt_over(Some(Failure::Reused), clock.now());
@@ -157,11 +162,11 @@ async fn attempt(
 /// Waits for an attempt's result, or for what ends it from outside. Where a silent server would end it and it has nowhere to go,
 /// it stays: the server may yet speak.
 async fn until_ended<T>(
-    trying: impl Future<Output = Result<T, Uncommitted>>,
+    trying: impl Future<Output = Result<T, Box<Uncommitted>>>,
     watch: &mut Watch,
     clock: &Clock,
     elsewhere: impl Fn() -> Option<Dispatched>,
-) -> Result<T, Uncommitted> {
+) -> Result<T, Box<Uncommitted>> {
     let mut trying = pin!(trying);
     loop {
         let failure = tokio::select! {
@@ -173,7 +178,7 @@ async fn until_ended<T>(
             return Err(failure.into());
         }
         match elsewhere() {
-            Some(dispatched) => return Err(Uncommitted::Moved(dispatched)),
+            Some(dispatched) => return Err(Box::new(Uncommitted::Moved(dispatched))),
             // Without another place, to give up would turn a slow answer into none.
             None => watch.stays(),
         }
@@ -198,7 +203,7 @@ async fn try_once(
     means: &Means<'_>,
     (ticket, heard): (&mut Ticket, &Heard),
     connection: Connection,
-) -> Result<Answer, Uncommitted> {
+) -> Result<Box<BackendAnswer>, Box<Uncommitted>> {
     let clock = means.clock;
     let backend = Arc::clone(ticket.backend());
     // Made for each attempt: path, key and model name are the backend's own.
@@ -217,7 +222,7 @@ async fn try_once(
     // By what came, not by what was asked for: a backend may answer a stream with a document.
     if head.status.is_success() && is_event_stream(&head.headers) {
         let (events, body) = hold(work, record, means, (ticket, heard), body).await?;
-        return Ok((head, body, Form::Events(events)));
+        return Ok(Box::new(BackendAnswer { head, body, form: Form::Events(events) }));
     }
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for another protocol: `upgrade` ends here.
@@ -228,7 +233,7 @@ async fn try_once(
     // A server that does not have a response, or nothing to serve this request for it by: another may.
     let lacks = work.search.is_some() && matches!(head.status.as_u16(), 404 | 405 | 501);
     if failure.is_none() && !lacks {
-        return Ok((head, body, Form::Unary));
+        return Ok(Box::new(BackendAnswer { head, body, form: Form::Unary }));
     }
     // On the heap, as few answers are errors.
     let answer = Box::pin(RealAnswer::read(&backend, head, body)).await;
@@ -239,7 +244,7 @@ async fn try_once(
         }
         (failure, _) => failure,
     };
-    Err(match (failure, answer) {
+    Err(Box::new(match (failure, answer) {
         (Some(Failure::Misconfigured(404)), Some(answer)) => match work.denied_model(&backend, &answer.body) {
             Some(failure) => Uncommitted::Failed(failure, Some(answer)),
             None if lacks => Uncommitted::NotHere(answer),
@@ -248,7 +253,7 @@ async fn try_once(
         (None, Some(answer)) => Uncommitted::NotHere(answer),
         (None | Some(Failure::Misconfigured(404)), None) => Failure::Died.into(),
         (Some(failure), answer) => Uncommitted::Failed(failure, answer),
-    })
+    }))
 }
 
 /// Returns whether an answer is a stream of events.

@@ -67,16 +67,25 @@ impl From<Failure> for Uncommitted {
     }
 }
 
-/// The answer of an attempt that did: the head, the body, and how to relay it.
-pub(crate) type Answer = (Parts, BackendBody, Form);
+impl From<Failure> for Box<Uncommitted> {
+    fn from(failure: Failure) -> Box<Uncommitted> {
+        Box::new(failure.into())
+    }
+}
+
+/// The answer of an attempt that did. On the heap, as is an attempt that did not: each passes through a few futures, which copy it.
+pub(crate) struct BackendAnswer {
+    pub(crate) head: Parts,
+    pub(crate) body: BackendBody,
+    /// The form in which it is relayed.
+    pub(crate) form: Form,
+}
 
 /// An attempt that proved the engine at work: its place, what ends it from outside, and the answer.
 pub(crate) struct Committed {
     pub(crate) ticket: Ticket,
     pub(crate) watch: Watch,
-    pub(crate) head: Parts,
-    pub(crate) body: BackendBody,
-    pub(crate) form: Form,
+    pub(crate) answer: Box<BackendAnswer>,
 }
 
 impl Uncommitted {

@@ -54,7 +54,7 @@ pub(crate) async fn upgrade(work: &mut Work, record: &mut Record, means: Means<'
             Err(uncommitted) => uncommitted,
         };
         record.attempt_over(uncommitted.failure(), clock.now());
-        let end = match uncommitted {
+        let end = match *uncommitted {
             Uncommitted::Failed(failure, answer) => course.failed(work, record, ticket, failure, answer),
             Uncommitted::Moved(_) => course.failed(work, record, ticket, Failure::Silent, None),
             Uncommitted::Theirs(answer) | Uncommitted::NotHere(answer) => {
@@ -73,7 +73,7 @@ async fn ask(
     record: &mut Record,
     means: &Means<'_>,
     backend: &Arc<Backend>,
-) -> Result<Response<TunnelBody>, Uncommitted> {
+) -> Result<Response<TunnelBody>, Box<Uncommitted>> {
     let mut request = work.request_to(backend);
     record.sending(means.clock.now(), request.headers_mut());
     let answer = means.upstream.send_upgrade(backend, request).await?;
@@ -85,9 +85,9 @@ async fn ask(
     // A text model has no such path, and vLLM says so by a 403 or a 404, which are no fault of the key or the model.
     let failure = error_of(head.status, &head.headers, false)
         .filter(|failure| matches!(failure, Failure::ServerError(_) | Failure::Busy { .. }));
-    Err(match (failure, RealAnswer::read(backend, head, body).await) {
+    Err(Box::new(match (failure, RealAnswer::read(backend, head, body).await) {
         (Some(failure), answer) => Uncommitted::Failed(failure, answer),
         (None, Some(answer)) => Uncommitted::Theirs(answer),
         (None, None) => Failure::Died.into(),
-    })
+    }))
 }

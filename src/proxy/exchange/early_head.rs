@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::proxy::answer::relay::settle;
 use crate::proxy::answer::{error_event, wire};
-use crate::proxy::attempt::{Attempted, Committed, RealAnswer};
+use crate::proxy::attempt::{Attempted, BackendAnswer, Committed, RealAnswer};
 use crate::proxy::body::Message;
 use crate::proxy::record::Record;
 use crate::proxy::request::work::Work;
@@ -40,7 +40,8 @@ impl EarlyClient<'_> {
 
     /// A document where a stream was asked for: an error of the request's own, or nothing that can still be passed on.
     async fn document(self, work: &Work, record: &mut Record, committed: Committed) {
-        let Committed { ticket, head, body, .. } = committed;
+        let Committed { ticket, answer, .. } = committed;
+        let BackendAnswer { head, body, .. } = *answer;
         let backend = ticket.backend().clone();
         let is_error = head.status >= StatusCode::BAD_REQUEST;
         let answer = if is_error { RealAnswer::read(&backend, head, body).await } else { None };

@@ -24,7 +24,7 @@ use super::answer::error_event::AtPanic;
 use super::answer::front::{CHANNEL, Front, Signs};
 use super::answer::relay::{Document, settle};
 use super::answer::wire::{Deadlines, Wire};
-use super::attempt::{self, Attempted, Bounds, Committed, Form, Means};
+use super::attempt::{self, Attempted, BackendAnswer, Bounds, Committed, Form, Means};
 use super::body::{AnswerBody, Message};
 use super::headers;
 use super::outlet::Outlet;
@@ -48,8 +48,9 @@ const WHOLE_ANSWER_MAX: u64 = 64 << 10;
 pub(super) struct Exchange {
     pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<Config>,
-    pub(super) work: Work,
-    pub(super) record: Record,
+    /// On the heap, as is the record: each is moved several times.
+    pub(super) work: Box<Work>,
+    pub(super) record: Box<Record>,
     /// The way to the client's socket past hyper, where there is one.
     pub(super) outlet: Option<Arc<dyn Outlet>>,
 }
@@ -138,11 +139,11 @@ impl Exchange {
                 None
             }
             Attempted::Committed(committed) => {
-                self.record.answered(committed.head.status);
+                self.record.answered(committed.answer.head.status);
                 // A request that is committed is not sent again: its memory is free.
                 self.work.release();
-                match committed.form {
-                    Form::Unary if is_small(&committed.head) => {
+                match committed.answer.form {
+                    Form::Unary if is_small(&committed.answer.head) => {
                         self.whole(committed, reply, deadline).await;
                         None
                     }
@@ -161,9 +162,9 @@ impl Exchange {
     ) -> Option<Relaying> {
         self.record.head_went_early();
         match attempted {
-            Attempted::Committed(Committed { ticket, watch, body, form: form @ Form::Events(_), .. }) => {
+            Attempted::Committed(Committed { ticket, watch, answer }) if matches!(answer.form, Form::Events(_)) => {
                 self.work.release();
-                Some(self.relay_to(tx, (ticket, watch), body, form, deadline))
+                Some(self.relay_to(tx, (ticket, watch), answer.body, answer.form, deadline))
             }
             attempted => {
                 let Exchange { shared, settings, work, record, .. } = &mut *self;
@@ -192,7 +193,8 @@ impl Exchange {
         reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
     ) -> Option<Relaying> {
-        let Committed { ticket, watch, mut head, body, form } = committed;
+        let Committed { ticket, watch, answer } = committed;
+        let BackendAnswer { mut head, body, form } = *answer;
         self.finish(&mut head);
         if matches!(form, Form::Events(_)) {
             // Comments may be gone from it, our usage event too.
@@ -229,7 +231,7 @@ impl Exchange {
         let told = matches!(form, Form::Events(_)).then(|| AtPanic { api: work.api, tx: tx.clone() });
         let ends = (watch, ticket.engine_load(), shutdown);
         let wire = Box::new(Wire::new(body, ends, (tx, outlet), clock.clone(), deadlines));
-        Relaying { api: work.api, clock, form, told, record: Box::new(record), ticket, wire }
+        Relaying { api: work.api, clock, form, told, record, ticket, wire }
     }
 
     /// A small document, read whole.
@@ -239,7 +241,8 @@ impl Exchange {
         reply: oneshot::Sender<Response<AnswerBody>>,
         total: Option<Time>,
     ) {
-        let Committed { ticket, mut watch, mut head, body, .. } = committed;
+        let Committed { ticket, mut watch, answer } = committed;
+        let BackendAnswer { mut head, body, .. } = *answer;
         self.finish(&mut head);
         let (clock, shutdown) = (self.shared.clock.clone(), self.shared.shutdown.clone());
         let mut reading = pin!(small(body));

@@ -13,7 +13,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -24,6 +24,7 @@ use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 
+use crate::upstream::gate;
 use forebay_core::error::Refusal;
 use forebay_fleet::lock::locked;
 use heads::HeadPlace;
@@ -224,7 +225,7 @@ where
     loop {
         let so_far = (first.len() + rest.len()) as u64;
         // A small body came with its head: no timer is made for it.
-        let there = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+        let there = poll_fn(|cx| Poll::Ready(poll_piece(&mut body, cx))).await;
         let next = match there {
             Poll::Ready(next) => next,
             Poll::Pending => {
@@ -261,6 +262,19 @@ where
         }
     }
     Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+/// Polls for the next piece of a body. hyper wakes its connection for each that is taken, to read another; after the last there is
+/// none, and the poll would be in vain.
+fn poll_piece<B>(body: &mut B, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let (polled, woken) = gate::held(|| Pin::new(&mut *body).poll_frame(cx));
+    if woken && !body.is_end_stream() {
+        cx.waker().wake_by_ref();
+    }
+    polled
 }
 
 /// Waits for the next piece of a body of which so many bytes came.

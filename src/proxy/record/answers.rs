@@ -60,7 +60,9 @@ impl Record {
             if let Some(arm) = assigned.filter(|arm| arm.name != backend.arm) {
                 answer.insert(headers::ASSIGNED_ARM, value(&arm.name));
             }
-            answer.insert(headers::ATTEMPTS, HeaderValue::from(self.attempts));
+            // Nearly always one, whose text need not be made.
+            let attempts = if self.attempts == 1 { HeaderValue::from_static("1") } else { self.attempts.into() };
+            answer.insert(headers::ATTEMPTS, attempts);
             self.why.mark(answer);
         }
         // A gateway repeats one attempt at a time, and each of its questions sees one death. Of one call no more than two backends die, also if the client's library would repeat it.

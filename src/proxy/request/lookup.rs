@@ -86,8 +86,9 @@ pub(crate) fn not_serving(pool: &Pool, asked: Option<&str>, now: Time) -> Vec<Ba
     let ids = |out: &dyn Fn(&Backend) -> bool| -> Vec<BackendId> {
         members().filter(|backend| out(backend)).map(|backend| backend.id).collect()
     };
-    if members().any(|backend| backend.lists(asked)) {
-        return ids(&|backend| !backend.lists(asked));
+    let without = ids(&|backend| !backend.lists(asked));
+    if without.len() < pool.members().len() {
+        return without;
     }
     let denied = ids(&|backend| backend.doubt.denies(asked, now));
     if denied.len() == pool.members().len() { Vec::new() } else { denied }

@@ -10,6 +10,7 @@ pub mod multipart;
 pub(crate) mod parse;
 pub mod peek;
 mod prefix;
+mod scan;
 pub mod splice;
 pub(crate) mod stored;
 mod stream_options;

@@ -180,7 +180,7 @@ pub fn in_utf8(body: &[u8]) -> Option<Bytes> {
 }
 
 fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekError> {
-    let text = std::str::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
+    let text = simdutf8::compat::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     // serde skips white space, too. The place of the brace is needed for what is spliced in behind it.
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
     // One pass finds the members, a second one looks into the few that count: most bytes are seen once.

@@ -150,6 +150,7 @@ impl Work {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = upstream::target(&backend.url, &self.path);
         *request.headers_mut() = self.headers.clone();
+        // In the place of the client's: a copy of a map has no room for one more.
         request.headers_mut().insert(HOST, backend.url.host_header().clone());
         if let Some(key) = &backend.key {
             headers::authorize(request.headers_mut(), key.expose());
@@ -192,7 +193,7 @@ pub(crate) async fn prepare(
     snapshot: &Snapshot,
     record: &mut Record,
     intake: Intake<'_>,
-) -> Result<Work, Refusal> {
+) -> Result<Box<Work>, Refusal> {
     let Intake { method, uri, version, mut headers, route, target, mut bytes, held, decoded } = intake;
     let route = match route {
         // Nothing says that an engine has work with a request without a body, or for which model.
@@ -239,7 +240,8 @@ pub(crate) async fn prepare(
         headers.remove(CONTENT_ENCODING);
     }
     record.peer.tell(host, &mut headers, &settings.forwarding);
-    Ok(Work {
+    // On the heap at once: what follows moves it several times.
+    Ok(Box::new(Work {
         facts: RequestFacts { arm, pinned, marks, ..weigh(endpoint, parsed.peek.as_ref()) },
         lane: lane(client, session.as_deref()),
         session: kept,
@@ -253,7 +255,7 @@ pub(crate) async fn prepare(
         headers,
         body,
         held: Some(held),
-    })
+    }))
 }
 
 /// Returns the lane of the wait room for a client's key and, within it, a session.

@@ -1,8 +1,11 @@
 //! Token counts as vLLM reports them, under every name that its APIs use. Never guesses: what is not there stays `None`.
 //!
-//! Hot path: only events that hold `"usage"`; a borrowed parse, no allocation.
+//! Hot path: only events that hold `"usage"`; a borrowed parse, no allocation. Of a document the part from its last `"usage"` on is
+//! copied and parsed, if that is its smaller half.
 
-use memchr::memmem;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 use serde::Deserialize;
 
 use super::Api;
@@ -72,15 +75,39 @@ impl Written {
     }
 }
 
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
+
+/// An answer that is one document, as far as it is read.
+#[derive(Deserialize)]
+struct Answer {
+    usage: Option<Written>,
+}
+
+impl Answer {
+    fn read(body: &[u8]) -> Option<Answer> {
+        let last = USAGE.find_iter(body).last()?;
+        Answer::read_from(last, body).or_else(|| serde_json::from_slice(body).ok())
+    }
+
+    /// The answer by its part from a `"usage"` on; `None` where that is no member of the answer itself, or in the larger half.
+    fn read_from(at: usize, body: &[u8]) -> Option<Answer> {
+        let rest = &body[at..];
+        // Most of a document is its text, which need not be read for the few counts behind it.
+        if rest.len() > body.len() / 2 || body.trim_ascii_start().first() != Some(&b'{') {
+            return None;
+        }
+        // A member of something within the answer leaves more braces to close than the one, and a text has no colon behind it.
+        let mut object = Vec::with_capacity(rest.len() + 1);
+        object.push(b'{');
+        object.extend_from_slice(rest);
+        serde_json::from_slice(&object).ok()
+    }
+}
+
 /// The usage in the JSON body of an answer that is no stream. `None` where the body has none, or is no JSON.
 #[must_use]
 pub fn usage_of_body(api: Api, body: &[u8]) -> Option<Usage> {
-    #[derive(Deserialize)]
-    struct AnswerWithUsage {
-        usage: Option<Written>,
-    }
-    memmem::find(body, b"\"usage\"")?;
-    serde_json::from_slice::<AnswerWithUsage>(body).ok()?.usage?.over(None, api)
+    Answer::read(body)?.usage?.over(None, api)
 }
 
 #[cfg(test)]
@@ -99,6 +126,36 @@ mod tests {
         for body in [r#"{"usage":null}"#, r#"{"usage":{}}"#, r#"{"text":"\"usage\""}"#, "", "x", r#"{"usage":5}"#] {
             assert_eq!(usage_of_body(Api::Chat, body.as_bytes()), None, "{body}");
         }
+    }
+
+    /// The answer as all of its JSON has it.
+    fn by_all(api: Api, body: &str) -> Option<Usage> {
+        serde_json::from_str::<Answer>(body).ok()?.usage?.over(None, api)
+    }
+
+    #[test]
+    fn usage_behind_the_text_is_found_without_it() {
+        let text = "so it is, ".repeat(50);
+        let counts = r#"{"prompt_tokens":31,"total_tokens":35,"completion_tokens":4,"prompt_tokens_details":null}"#;
+        let usage = Some(Usage { prompt_tokens: 31, completion_tokens: 4, cached_tokens: None });
+        for (body, found) in [
+            (format!(r#"{{"text":"{text}","usage":{counts},"prompt_logprobs":null}}"#), usage),
+            (format!(" {{\"text\":\"{text}\", \"usage\" : {counts} }}\n"), usage),
+            (format!(r#"{{"usage":{counts},"text":"{text}"}}"#), usage),
+            (format!(r#"{{"text":"{text}","usage":{counts},"x":{{"usage":{{"prompt_tokens":9}}}}}}"#), usage),
+            (format!(r#"{{"text":"{text}","x":{{"usage":{counts}}}}}"#), None),
+            (format!(r#"{{"text":"{text}","x":[{{"usage":{counts}}}]}}"#), None),
+            (format!(r#"{{"text":"{text} \"usage\":{{}}","usage":{counts},"end":"usage"}}"#), usage),
+            (format!(r#"{{"text":"{text}","end":["usage"]}}"#), None),
+            (format!(r#"{{"text":"{text}","usage":null}}"#), None),
+        ] {
+            assert_eq!(usage_of_body(Api::Chat, body.as_bytes()), found, "{body}");
+            assert_eq!(by_all(Api::Chat, &body), found, "{body}");
+        }
+        let cut = format!(r#"{{"text":"{text}","usage":{{"prompt_tokens":31"#);
+        assert_eq!(usage_of_body(Api::Chat, cut.as_bytes()), None);
+        let list = format!(r#"[{{"text":"{text}","usage":{counts}}}"#);
+        assert_eq!(usage_of_body(Api::Chat, list.as_bytes()), None);
     }
 
     #[test]

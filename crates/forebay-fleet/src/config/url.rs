@@ -186,12 +186,20 @@ impl BackendUrl {
     #[must_use]
     pub fn at(&self, path: &PathAndQuery) -> Uri {
         let mut parts = self.uri.clone().into_parts();
-        parts.path_and_query = Some(if self.prefix.is_empty() {
-            path.clone()
-        } else {
-            format!("{}{path}", self.prefix).parse().expect("a checked prefix before a path is a path")
-        });
+        parts.path_and_query = Some(self.path(path));
         Uri::from_parts(parts).expect("a backend's URL has a scheme and an authority")
+    }
+
+    /// The path of a request to the backend: this one under the URL's own.
+    ///
+    /// # Panics
+    /// `path` does not begin with a slash.
+    #[must_use]
+    pub fn path(&self, path: &PathAndQuery) -> PathAndQuery {
+        if self.prefix.is_empty() {
+            return path.clone();
+        }
+        format!("{}{path}", self.prefix).parse().expect("a checked prefix before a path is a path")
     }
 }
 
