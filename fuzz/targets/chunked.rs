@@ -18,8 +18,8 @@ use libfuzzer_sys::fuzz_target;
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 /// The most trailers, few so that an input can have more.
 const MOST_TRAILERS: usize = 8;
-/// Polls after which hyper must have read an answer of this many pieces. It is far above what it takes.
-const POLLS_FOR_A_PIECE: usize = 100;
+/// Polls after which hyper must have read an answer, by its bytes and pieces. It takes a few for each chunk and each piece.
+const POLLS: usize = 100;
 
 /// The data of a body in pieces of this size, and how far it came.
 fn decoded(bytes: &[u8], size: usize) -> (Vec<u8>, Progress) {
@@ -76,7 +76,7 @@ fn read_by_hyper(bytes: &[u8], size: usize) -> (Vec<u8>, bool) {
     let body = Bytes::copy_from_slice(bytes);
     let pieces = (0..body.len()).step_by(size.max(1)).map(|at| body.slice(at..body.len().min(at + size.max(1))));
     let pieces: VecDeque<Bytes> = std::iter::once(Bytes::from_static(HEAD)).chain(pieces).collect();
-    let polls = (pieces.len() + 1) * POLLS_FOR_A_PIECE;
+    let polls = (bytes.len() + pieces.len()) * POLLS;
     let mut builder = Builder::new();
     builder.max_headers(MOST_TRAILERS);
     let handshake = pin!(builder.handshake(Server { pieces, asked: false }));
