@@ -86,7 +86,7 @@ fn the_document_names_every_metric() {
 fn the_document_explains_every_failure() {
     let document = include_str!("../../../../docs/metrics.md");
     let (list, table) = document.split_once("| word | what happened |").unwrap();
-    for word in labels::failure_labels() {
+    for word in Failure::LABELS {
         let word = format!("`{word}`");
         assert!(list.contains(&word) && table.contains(&word), "docs/metrics.md does not list and explain {word}");
     }
@@ -175,6 +175,26 @@ fn outcomes_of_every_failure_and_refusal_are_declared() {
     let exhausted = Refusal::Exhausted { model: "m".into(), attempts: 3, failure: Failure::Died };
     assert_eq!(Outcome::from(&exhausted), Outcome::Failed(Failure::Died));
     backend.request(Api::Chat, Outcome::from(&exhausted));
+}
+
+#[test]
+fn each_failure_is_counted_under_its_word() {
+    let telemetry = Telemetry::new();
+    let backend = telemetry.backend("m", "tp2", "a");
+    for failure in [Failure::Connect, Failure::Busy { status: 429, retry_after: None }, Failure::ClientLeft] {
+        backend.request(Api::Chat, Outcome::Failed(failure));
+        backend.retry(failure);
+        let text = telemetry.render(&[], &[]);
+        let word = failure.label();
+        for series in [
+            format!(
+                "forebay_requests_total{{pool=\"m\",arm=\"tp2\",backend=\"a\",api=\"chat\",outcome=\"{word}\"}} 1\n"
+            ),
+            format!("forebay_retries_total{{pool=\"m\",arm=\"tp2\",backend=\"a\",reason=\"{word}\"}} 1\n"),
+        ] {
+            assert!(text.contains(&series), "no {series} in {text}");
+        }
+    }
 }
 
 #[test]
