@@ -1,5 +1,6 @@
 //! What happens to headers on the way: hop-by-hop ones end here in both directions, ours are added, the rest passes.
 
+use bytes::Bytes;
 use http::Version;
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderMap, HeaderName,
@@ -27,10 +28,9 @@ pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The beginning of the names of Forebay's own headers.
 const OURS: &str = "x-forebay-";
 
-/// Number of the headers that are for one hop alone.
-const HOPS: usize = 9;
-/// RFC 9110 section 7.6.1, and what is between the two ends of a connection by section 11.7 or by custom.
-const HOP_BY_HOP: [HeaderName; HOPS] = [
+/// The headers that may end here, the ones for a single hop first: RFC 9110 section 7.6.1, and what is between the two ends of a
+/// connection by section 11.7 or by custom. At most 32, since [`There`] has a bit for each.
+static KNOWN: [HeaderName; 16] = [
     CONNECTION,
     TE,
     TRAILER,
@@ -40,35 +40,99 @@ const HOP_BY_HOP: [HeaderName; HOPS] = [
     PROXY_AUTHORIZATION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
+    CONTENT_LENGTH,
+    EXPECT,
+    EXPLAIN,
+    ACCEPT_ENCODING,
+    AUTHORIZATION,
+    API_KEY,
+    COOKIE,
 ];
+
+/// Returns the place of a header in [`KNOWN`]. By its text: names of the two kinds that `HeaderName` has take long to compare.
+fn place(name: &HeaderName) -> Option<u32> {
+    Some(match name.as_str() {
+        "connection" => 0,
+        "te" => 1,
+        "trailer" => 2,
+        "transfer-encoding" => 3,
+        "upgrade" => 4,
+        "proxy-authenticate" => 5,
+        "proxy-authorization" => 6,
+        "keep-alive" => 7,
+        "proxy-connection" => 8,
+        "content-length" => 9,
+        "expect" => 10,
+        "x-forebay-explain" => 11,
+        "accept-encoding" => 12,
+        "authorization" => 13,
+        "x-api-key" => 14,
+        "cookie" => 15,
+        _ => return None,
+    })
+}
+
+/// Some of the headers of [`KNOWN`], each a bit.
+#[derive(Clone, Copy)]
+struct There(u32);
+
+impl There {
+    const CONNECTION: There = There(1);
+    const HOPS: There = There((1 << 9) - 1);
+    /// The length is the client library's; `Expect` was answered here. The host stays, so that its place is there for the backend's.
+    const OURS_TO_SAY: There = There(0b111 << 9);
+    const ACCEPT_ENCODING: There = There(1 << 12);
+    const KEYS: There = There(0b11 << 13);
+    const COOKIE: There = There(1 << 15);
+
+    /// The ones that a message has. One pass over its headers: to look each one up takes several times as long.
+    fn of(headers: &HeaderMap) -> There {
+        There(headers.keys().filter_map(place).fold(0, |there, place| there | 1 << place))
+    }
+
+    fn has(self, other: There) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    fn with(self, other: There, wanted: bool) -> There {
+        if wanted { There(self.0 | other.0) } else { self }
+    }
+
+    /// Removes those of the others that are there.
+    fn remove(self, others: There, headers: &mut HeaderMap) {
+        let mut left = self.0 & others.0;
+        while left != 0 {
+            headers.remove(&KNOWN[left.trailing_zeros() as usize]);
+            left &= left - 1;
+        }
+    }
+}
 
 /// A client's request id longer than this is replaced.
 const REQUEST_ID_MAX: usize = 128;
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none or one. Each removal looks its name up, so only what is there is removed.
-    let mut there = [false; HOPS];
-    for name in headers.keys() {
-        if let Some(place) = HOP_BY_HOP.iter().position(|ends_here| ends_here == name) {
-            there[place] = true;
-        }
+/// The two hexadecimal digits of each byte.
+const HEX: [[u8; 2]; 256] = {
+    let (mut digits, mut byte) = ([[0; 2]; 256], 0);
+    while byte < digits.len() {
+        digits[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 15]];
+        byte += 1;
     }
-    // What `connection`, the first of them, names is for this hop alone. Taken down before that header goes as well.
-    if there[0] {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .map(<[u8]>::trim_ascii)
-            // What nearly every client says names no header but one that goes anyway.
-            .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close"))
-            .filter_map(|name| HeaderName::from_bytes(name).ok())
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-    }
-    for (name, _) in HOP_BY_HOP.into_iter().zip(there).filter(|(_, there)| *there) {
+    digits
+};
+
+/// Removes what `connection` names: it is for this hop alone.
+fn remove_named(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        // What nearly every client says names no header but one that goes anyway.
+        .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close"))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .collect();
+    for name in named {
         headers.remove(name);
     }
 }
@@ -81,20 +145,16 @@ pub(crate) fn for_backend(
     streamed: bool,
     keep_authorization: bool,
 ) {
-    remove_hop_by_hop(headers);
-    // The length is the client library's; `Expect` was answered here. The host stays, so that its place is there for the backend's.
-    for name in [CONTENT_LENGTH, EXPECT, EXPLAIN] {
-        headers.remove(name);
+    let there = There::of(headers);
+    if there.has(There::CONNECTION) {
+        remove_named(headers);
     }
-    join_cookies(headers);
-    if streamed {
-        headers.remove(ACCEPT_ENCODING);
+    if there.has(There::COOKIE) {
+        join_cookies(headers);
     }
     // A client key of Forebay's is none of the backend's business.
-    if !keep_authorization {
-        headers.remove(AUTHORIZATION);
-        headers.remove(API_KEY);
-    }
+    let ends_here = There::HOPS.with(There::OURS_TO_SAY, true).with(There::KEYS, !keep_authorization);
+    there.remove(ends_here.with(There::ACCEPT_ENCODING, streamed), headers);
     headers.insert(REQUEST_ID, request_id.clone());
     headers.append(VIA, via.clone());
 }
@@ -109,7 +169,11 @@ pub(crate) fn authorize(headers: &mut HeaderMap, key: &str) {
 
 /// Turns a backend's answer headers into those sent to the client. What begins as ours do is not the backend's to say.
 pub(crate) fn for_client(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
+    let there = There::of(headers);
+    if there.has(There::CONNECTION) {
+        remove_named(headers);
+    }
+    there.remove(There::HOPS, headers);
     remove_ours(headers);
 }
 
@@ -195,9 +259,12 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
             HeaderValue::from_bytes(id.as_bytes()).expect("it is one already")
         }
         _ => {
-            let random = fastrand::u128(..);
-            let digits: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[(random >> (4 * at)) as usize & 15]);
-            HeaderValue::from_bytes(&digits).expect("hexadecimal digits are a valid value")
+            let mut digits = [0; 32];
+            for (pair, byte) in digits.chunks_exact_mut(2).zip(fastrand::u128(..).to_le_bytes()) {
+                pair.copy_from_slice(&HEX[usize::from(byte)]);
+            }
+            // Owned by what is counted, for it is cloned soon: a `Bytes` of a vector would take memory a second time for that.
+            HeaderValue::from_maybe_shared(Bytes::from_owner(digits)).expect("hexadecimal digits are a valid value")
         }
     }
 }
@@ -215,6 +282,22 @@ mod tests {
         headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
         for_client(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-public"]);
+    }
+
+    #[test]
+    fn a_known_header_is_found_at_its_place() {
+        for (at, name) in KNOWN.iter().enumerate() {
+            assert_eq!(place(name), Some(at as u32), "{name}");
+        }
+        assert_eq!(place(&REQUEST_ID), None);
+        let names =
+            |there: There| KNOWN.iter().filter(|name| there.0 >> place(name).unwrap() & 1 == 1).collect::<Vec<_>>();
+        assert_eq!(names(There::CONNECTION), [CONNECTION]);
+        assert_eq!((names(There::HOPS).len(), names(There::HOPS)[8].as_str()), (9, "proxy-connection"));
+        assert_eq!(names(There::OURS_TO_SAY), [HOST, CONTENT_LENGTH, EXPECT, EXPLAIN]);
+        assert_eq!(names(There::ACCEPT_ENCODING), [ACCEPT_ENCODING]);
+        assert_eq!(names(There::KEYS), [AUTHORIZATION, API_KEY]);
+        assert_eq!(names(There::COOKIE), [COOKIE]);
     }
 
     #[test]

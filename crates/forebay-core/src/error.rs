@@ -73,6 +73,54 @@ pub enum Failure {
     ClientLeft,
 }
 
+/// The words for failures, in one list: a failure that it lacks does not compile, so each has its label and its counters.
+macro_rules! labels {
+    ($($failure:ident = $label:literal,)*) => {
+        /// The places of the failures in [`Failure::LABELS`].
+        enum Place { $($failure,)* }
+
+        impl Failure {
+            /// Every value of [`Failure::label`].
+            pub const LABELS: &'static [&'static str] = &[$($label,)*];
+
+            /// The place of its label in [`Failure::LABELS`]: what is kept for each failure is found without a search.
+            #[must_use]
+            pub fn place(self) -> usize {
+                (match self { $(Failure::$failure { .. } => Place::$failure,)* }) as usize
+            }
+
+            /// The value of the `reason` and `outcome` labels.
+            #[must_use]
+            pub fn label(self) -> &'static str {
+                match self { $(Failure::$failure { .. } => $label,)* }
+            }
+        }
+    };
+}
+
+labels! {
+    Connect = "connect",
+    Shortage = "shortage",
+    Unreachable = "unreachable",
+    Tls = "tls",
+    Reused = "reused_connection",
+    Died = "died",
+    ServerError = "server_error",
+    Busy = "busy",
+    Misconfigured = "misconfigured",
+    NotServed = "not_served",
+    ErrorEvent = "error_event",
+    FirstToken = "first_token_timeout",
+    Stalled = "stalled",
+    ListenerGone = "listener_gone",
+    Silent = "silent",
+    Idle = "idle_timeout",
+    Truncated = "truncated",
+    Deadline = "total_timeout",
+    Shutdown = "shutdown",
+    ClientLeft = "client_left",
+}
+
 /// The pause of a backend that is full or cannot be reached, where it names none itself.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -134,33 +182,6 @@ impl Failure {
         }
     }
 
-    /// The value of the `reason` and `outcome` labels.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Failure::Connect => "connect",
-            Failure::Shortage => "shortage",
-            Failure::Unreachable => "unreachable",
-            Failure::Tls => "tls",
-            Failure::Reused => "reused_connection",
-            Failure::Died => "died",
-            Failure::ServerError(_) => "server_error",
-            Failure::Busy { .. } => "busy",
-            Failure::Misconfigured(_) => "misconfigured",
-            Failure::NotServed => "not_served",
-            Failure::ErrorEvent { .. } => "error_event",
-            Failure::FirstToken => "first_token_timeout",
-            Failure::Stalled => "stalled",
-            Failure::ListenerGone => "listener_gone",
-            Failure::Silent => "silent",
-            Failure::Idle => "idle_timeout",
-            Failure::Truncated => "truncated",
-            Failure::Deadline => "total_timeout",
-            Failure::Shutdown => "shutdown",
-            Failure::ClientLeft => "client_left",
-        }
-    }
-
     /// The status of our own answer where attempts ended with this failure and no backend gave an answer to pass on.
     #[must_use]
     pub fn status(self) -> u16 {
@@ -199,5 +220,12 @@ mod tests {
     fn a_client_that_left_blames_nobody() {
         assert_eq!(Failure::ClientLeft.blame(), Blame::Nobody);
         assert_eq!(Failure::ClientLeft.status(), 499);
+    }
+
+    #[test]
+    fn the_place_of_a_failure_is_that_of_its_word() {
+        for failure in [Failure::Connect, Failure::ServerError(500), Failure::ClientLeft] {
+            assert_eq!(Failure::LABELS[failure.place()], failure.label());
+        }
     }
 }

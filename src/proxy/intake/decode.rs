@@ -29,6 +29,10 @@ pub(crate) enum Coding {
 /// # Errors
 /// It is coded in another way, or in several.
 pub(crate) fn coding(headers: &HeaderMap, strict: bool) -> Result<Option<Coding>, Refusal> {
+    // Nearly all bodies come as they are.
+    if !headers.contains_key(CONTENT_ENCODING) {
+        return Ok(None);
+    }
     let lines = headers.get_all(CONTENT_ENCODING).iter().map(http::HeaderValue::as_bytes);
     let mut codings = lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
     // As a list, in which proxies write one coding after the other, also on lines of their own.

@@ -163,13 +163,14 @@ pub fn peek<'s>(
     seed: Option<u64>,
 ) -> Result<Peek, PeekError> {
     let sessions: Vec<&str> = sessions.into_iter().collect();
-    read(body, &sessions, seed).or_else(|error| match lenient::shadow(body) {
+    let strict = read(body, &sessions, seed);
+    // Returned where it was made: what was read is large to move.
+    let Err(PeekError::NotUtf8(_) | PeekError::NotJson(_)) = strict else { return strict };
+    match lenient::shadow(body) {
         // What vLLM's parser takes beyond the standard.
-        Some(shadow) if matches!(error, PeekError::NotUtf8(_) | PeekError::NotJson(_)) => {
-            read(&shadow, &sessions, seed)
-        }
-        _ => Err(error),
-    })
+        Some(shadow) => read(&shadow, &sessions, seed),
+        None => strict,
+    }
 }
 
 /// Returns a body that is not in UTF-8, which vLLM's parser takes, in UTF-8; nothing where it is in no encoding of JSON. Only for a
@@ -251,8 +252,8 @@ impl<'a> Members<'a> {
     /// Weighs the members of the prompt, and returns the numbers that an API may make sequences of, and whose members these are.
     fn weigh(&self, weight: &mut Weight, prefix: &mut Prefix) -> (Claims, Shape) {
         let (mut claims, mut shape) = (Claims::default(), Shape::Other);
-        for (name, value) in PROMPT.iter().zip(self.prompt) {
-            let Some(value) = value else { continue };
+        for (name, value) in PROMPT.iter().zip(&self.prompt) {
+            let Some(value) = *value else { continue };
             // Tools are put into the prompt as JSON, keys included, so that all of their bytes are text.
             if *name == "tools" {
                 weight.text += value.len() as u64;
@@ -306,6 +307,12 @@ fn wrong(text: &str, value: &str, member: &'static str, expected: &'static str) 
 
 fn read_string(text: &str, name: &'static str, value: Option<&str>) -> Result<Option<String>, PeekError> {
     let Some(value) = value else { return Ok(None) };
+    // Valid JSON already, so that without a backslash what is between the quotes is the string.
+    if let Some(plain) = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'))
+        && memchr::memchr(b'\\', plain.as_bytes()).is_none()
+    {
+        return Ok(Some(plain.to_owned()));
+    }
     serde_json::from_str(value).map_err(|_| wrong(text, value, name, "a string"))
 }
 

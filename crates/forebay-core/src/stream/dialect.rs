@@ -81,11 +81,18 @@ impl Dialect {
 
     /// Returns what `event` is, with its usage, error or end noted.
     pub(super) fn classify(&mut self, event: &Event<'_>) -> Class {
-        let data = match event.data.as_deref() {
-            None if event.silent => return Class::quiet(EventKind::Comment),
-            None | Some(b"") => return Class::quiet(EventKind::Other),
-            Some(data) => data,
-        };
+        match event.data.as_deref() {
+            None if event.silent => Class::quiet(EventKind::Comment),
+            None => Class::quiet(EventKind::Other),
+            Some(data) => self.classify_data(event.name, data),
+        }
+    }
+
+    /// Returns what an event with this name and this data is, with its usage, error or end noted.
+    pub(super) fn classify_data(&mut self, name: &[u8], data: &[u8]) -> Class {
+        if data.is_empty() {
+            return Class::quiet(EventKind::Other);
+        }
         // No API has an event that could be taken for it, so it ends a stream of any.
         // Looked at first by its first byte: nearly every event is an object.
         let class = if data[0] != b'{' && data.trim_ascii() == b"[DONE]" {
@@ -94,8 +101,8 @@ impl Dialect {
         } else {
             match self.api {
                 Api::Chat | Api::Completions | Api::Other => self.chunk(data),
-                Api::Responses => self.response(event.name, data),
-                Api::Messages => self.message(event.name, data),
+                Api::Responses => self.response(name, data),
+                Api::Messages => self.message(name, data),
             }
         };
         self.note(class)

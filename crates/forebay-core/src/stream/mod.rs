@@ -162,9 +162,9 @@ impl Parser {
             }
         // vLLM writes one event a chunk. Then nothing is framed, held or copied.
         } else if self.framer.at_boundary()
-            && let Some(event) = sse::simple(&chunk)
+            && let Some((name, data)) = sse::simple(&chunk)
         {
-            let class = self.dialect.classify(&event);
+            let class = self.dialect.classify_data(name, data);
             // The framer did not see these line ends, by which it judges a later CR.
             self.framer.skip_lf_event();
             self.first = false;

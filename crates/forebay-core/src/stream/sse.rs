@@ -101,7 +101,7 @@ impl Framer {
         }
         if self.pending.is_empty() {
             // The rest of an event that was cut is mostly short: with room for it, it is copied once.
-            self.pending.reserve(piece.len() + REST);
+            self.pending = BytesMut::with_capacity(piece.len() + REST);
         }
         self.pending.extend_from_slice(&piece);
         if self.pending.len() > self.max_event {
@@ -168,9 +168,10 @@ pub(super) struct Event<'a> {
     pub(super) silent: bool,
 }
 
-/// The event that `chunk` is, if it is just one event in vLLM's form: an optional `event:` line, one `data:` line, LF line
-/// ends.
-pub(super) fn simple(chunk: &[u8]) -> Option<Event<'_>> {
+/// The name and the data of the event that `chunk` is, if it is just one event in vLLM's form: an optional `event:` line, one `data:`
+/// line, LF line ends.
+#[inline]
+pub(super) fn simple(chunk: &[u8]) -> Option<(&[u8], &[u8])> {
     let body = chunk.strip_suffix(b"\n\n")?;
     let (name, line) = match body.strip_prefix(b"event: ") {
         Some(rest) => {
@@ -186,7 +187,7 @@ pub(super) fn simple(chunk: &[u8]) -> Option<Event<'_>> {
     if memchr2(b'\n', b'\r', data).is_some() {
         return None;
     }
-    Some(Event { name, data: Some(Cow::Borrowed(data)), silent: false })
+    Some((name, data))
 }
 
 /// Reads the lines of one event, or of the beginning of one. `first`: it is the stream's first, which a byte order mark may
@@ -309,7 +310,8 @@ mod tests {
     #[test]
     fn the_fast_form_is_read_as_the_slow_one() {
         for text in ["data: x\n\n", "event: a\ndata: {}\n\n", "event: \ndata: \n\n"] {
-            assert_eq!(simple(text.as_bytes()), Some(parse(text.as_bytes(), false)), "{text:?}");
+            let event = parse(text.as_bytes(), false);
+            assert_eq!(simple(text.as_bytes()), event.data.as_deref().map(|data| (event.name, data)), "{text:?}");
         }
         for text in [
             "data: x\n\ndata: y\n\n",

@@ -319,10 +319,12 @@ impl Pool {
         explain: bool,
     ) -> Sought {
         let mut trace = explain.then(Box::<Trace>::default);
-        match self.seek(gate, query, rng, Aside { policy, trace: trace.as_deref_mut(), alter: None }) {
-            Sought::Placed(dispatched) => Sought::Placed(Dispatched { trace, ..dispatched }),
-            other => other,
+        let mut sought = self.seek(gate, query, rng, Aside { policy, trace: trace.as_deref_mut(), alter: None });
+        // In place: a decision is large, and hardly any is traced.
+        if let (Sought::Placed(dispatched), Some(_)) = (&mut sought, &trace) {
+            dispatched.trace = trace;
         }
+        sought
     }
 
     /// Returns how many sequences a request counts for on a backend. A client's `n` is a claim: more than run there at once would

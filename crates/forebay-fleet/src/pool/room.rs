@@ -146,6 +146,10 @@ impl<P> Served<P> {
 
     /// Tells the waiters.
     pub(crate) fn deliver(self) {
+        // Nearly every change finds nobody waiting.
+        if self.answers.is_empty() {
+            return;
+        }
         for (waiter, answer) in self.answers {
             // One that is gone drops its place here.
             drop(waiter.answer.send(answer));

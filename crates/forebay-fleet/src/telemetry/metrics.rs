@@ -3,16 +3,18 @@
 //! Handles are made when a backend is. Where no backend was chosen, `backend` is [`NONE`].
 //! It must never look up a metric by name, or format a label, while a request is served.
 //!
-//! Hot path: `handle.increment` and `handle.record` only; by reason, a search through at most 32 static words first.
+//! Hot path: `handle.increment` and `handle.record` only. A failure has its place, other reasons a search through at most 32 static
+//! words first.
 
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
+use super::counters::{ByFailure, ByLabel, ByOutcome};
 pub use super::labels::{
     AbortPhase, BackendState, Ejection, Outcome, Panicked, ProbeFailure, Reload, SpanEnd, TokenSource,
 };
-use super::labels::{failure_labels, labels_of, later_refusal_labels, refusal_labels};
+use super::labels::{labels_of, later_refusal_labels, refusal_labels};
 use super::recorder::{Def, Kind, Registry};
 use forebay_core::error::{Failure, Over};
 use forebay_core::stream::Api;
@@ -115,25 +117,6 @@ defs! {
     PROCESS_THREADS = "process_threads", Kind::Gauge, "Number of OS threads in the process.";
 }
 
-/// One counter for each value of a bounded label.
-#[derive(Debug)]
-struct ByLabel(Vec<(&'static str, Counter)>);
-
-impl ByLabel {
-    fn add(&self, label: &'static str, n: u64) {
-        // A label comes from the function that declared it, so mostly it is the very same text. Texts are compared only where the
-        // linker has kept two copies.
-        let same = |(known, _): &&(&'static str, Counter)| {
-            std::ptr::eq(known.as_ptr(), label.as_ptr()) && known.len() == label.len()
-        };
-        let found = self.0.iter().find(same).or_else(|| self.0.iter().find(|(known, _)| *known == label));
-        debug_assert!(found.is_some() || self.0.is_empty(), "label value {label} is not declared");
-        if let Some((_, counter)) = found {
-            counter.increment(n);
-        }
-    }
-}
-
 /// The handles of one backend (or of a pool's, an arm's or the process's [`NONE`]). Recording never blocks.
 #[derive(Debug)]
 pub struct BackendMetrics {
@@ -157,8 +140,8 @@ pub struct BackendMetrics {
     pub expected_cached_tokens: Counter,
     output_tokens: ByLabel,
     /// By API, in the order of `Api::ALL`.
-    requests: [ByLabel; Api::ALL.len()],
-    retries: ByLabel,
+    requests: [ByOutcome; Api::ALL.len()],
+    retries: ByFailure,
     aborts: ByLabel,
     slo: ByLabel,
     scrape_errors: ByLabel,
@@ -180,12 +163,10 @@ impl BackendMetrics {
         let counters = |def, label: &'static str, values: Vec<&'static str>| {
             // Every value of a label is there from the start, at zero, so that a rate over the first error is right.
             let one = |value| (value, registry.counter(def, &[labels[0], labels[1], labels[2], (label, value)]));
-            ByLabel(values.into_iter().map(one).collect())
+            ByLabel::new(values.into_iter().map(one))
         };
-        let of_backend = |def, label, values| if real { counters(def, label, values) } else { ByLabel(Vec::new()) };
-        let mut outcomes = vec![Outcome::Success.label(), Outcome::ClientError.label()];
-        outcomes.extend(failure_labels());
-        outcomes.extend(if real { later_refusal_labels() } else { refusal_labels() });
+        let of_backend = |def, label, values| if real { counters(def, label, values) } else { ByLabel::new([]) };
+        let retries = |reason| registry.counter(&RETRIES, &[labels[0], labels[1], labels[2], ("reason", reason)]);
         BackendMetrics {
             ttft: histogram(&TTFT),
             backend_ttft: histogram(&BACKEND_TTFT),
@@ -198,13 +179,13 @@ impl BackendMetrics {
             expected_cached_tokens: if real { registry.counter(&EXPECTED_CACHED, &labels) } else { Counter::noop() },
             output_tokens: of_backend(&OUTPUT_TOKENS, "source", labels_of(TokenSource::ALL, TokenSource::label)),
             requests: Api::ALL.map(|api| {
-                let one = |outcome: &&'static str| {
-                    let of_api = [labels[0], labels[1], labels[2], ("api", api.label()), ("outcome", *outcome)];
-                    (*outcome, registry.counter(&REQUESTS, &of_api))
-                };
-                ByLabel(outcomes.iter().map(one).collect())
+                let refusals = if real { later_refusal_labels() } else { refusal_labels() };
+                ByOutcome::new(refusals, |outcome| {
+                    let of_api = [labels[0], labels[1], labels[2], ("api", api.label()), ("outcome", outcome)];
+                    registry.counter(&REQUESTS, &of_api)
+                })
             }),
-            retries: of_backend(&RETRIES, "reason", failure_labels()),
+            retries: if real { ByFailure::new(retries) } else { ByFailure::none() },
             aborts: counters(&ABORTS, "phase", labels_of(AbortPhase::ALL, AbortPhase::label)),
             slo: of_backend(&SLO, "met", vec!["true", "false"]),
             scrape_errors: of_backend(&SCRAPE_ERRORS, "reason", labels_of(ProbeFailure::ALL, ProbeFailure::label)),
@@ -214,12 +195,12 @@ impl BackendMetrics {
 
     /// A request ended here.
     pub fn request(&self, api: Api, outcome: Outcome) {
-        self.requests[api as usize].add(outcome.label(), 1);
+        self.requests[api as usize].add(outcome);
     }
 
     /// An attempt here failed and is followed by another.
     pub fn retry(&self, failure: Failure) {
-        self.retries.add(failure.label(), 1);
+        self.retries.add(failure);
     }
 
     /// The client left.
@@ -278,7 +259,7 @@ impl ClientMetrics {
             in_flight: registry.gauge(&CLIENT_IN_FLIGHT, &[label]),
             prompt_tokens: tokens("prompt"),
             output_tokens: tokens("output"),
-            limited: ByLabel(Over::ALL.iter().map(limited).collect()),
+            limited: ByLabel::new(Over::ALL.iter().map(limited)),
         }
     }
 
@@ -337,9 +318,9 @@ impl ProcessMetrics {
             replicas: registry.gauge(&REPLICAS, &[]),
             last_reload,
             slo_limits: ["ttft", "tpot"].map(|limit| registry.gauge(&SLO_LIMIT, &[("limit", limit)])),
-            reloads: ByLabel(Reload::ALL.iter().map(reload).collect()),
-            panics: ByLabel(Panicked::ALL.iter().map(panic).collect()),
-            spans: ByLabel(SpanEnd::ALL.iter().map(span).collect()),
+            reloads: ByLabel::new(Reload::ALL.iter().map(reload)),
+            panics: ByLabel::new(Panicked::ALL.iter().map(panic)),
+            spans: ByLabel::new(SpanEnd::ALL.iter().map(span)),
             _build_info: build_info,
         }
     }

@@ -2,6 +2,7 @@
 //! one harness in a test: nothing here is global but the trace subscriber). It must never know the fleet: whoever asks for
 //! the text of `/metrics` hands in the live figures as rows.
 
+mod counters;
 pub mod decisions;
 pub mod events;
 pub mod figures;

@@ -86,7 +86,7 @@ fn the_document_names_every_metric() {
 fn the_document_explains_every_failure() {
     let document = include_str!("../../../../docs/metrics.md");
     let (list, table) = document.split_once("| word | what happened |").unwrap();
-    for word in labels::failure_labels() {
+    for word in Failure::LABELS {
         let word = format!("`{word}`");
         assert!(list.contains(&word) && table.contains(&word), "docs/metrics.md does not list and explain {word}");
     }
@@ -175,6 +175,17 @@ fn outcomes_of_every_failure_and_refusal_are_declared() {
     let exhausted = Refusal::Exhausted { model: "m".into(), attempts: 3, failure: Failure::Died };
     assert_eq!(Outcome::from(&exhausted), Outcome::Failed(Failure::Died));
     backend.request(Api::Chat, Outcome::from(&exhausted));
+}
+
+#[test]
+fn each_failure_is_counted_under_its_word() {
+    let telemetry = Telemetry::new();
+    for failure in [Failure::Connect, Failure::Busy { status: 429, retry_after: None }, Failure::ClientLeft] {
+        telemetry.unrouted.request(Api::Chat, Outcome::Failed(failure));
+        let labels = format!(r#"pool="none",arm="none",backend="none",api="chat",outcome="{}""#, failure.label());
+        let series = format!("forebay_requests_total{{{labels}}} 1\n");
+        assert!(telemetry.render(&[], &[]).contains(&series), "no {series}");
+    }
 }
 
 #[test]

@@ -100,7 +100,8 @@ impl Slot {
             Outcome::Failed(_) => &mut counts.failed,
             Outcome::Refused(_) => &mut counts.refused,
         } += 1;
-        if ended.outcome != Outcome::Success {
+        // By its variant: to compare two outcomes compares what is in them, too.
+        if !matches!(ended.outcome, Outcome::Success) {
             add(&mut self.outcomes, ended.outcome.label(), 1);
         }
         counts.crossed += u64::from(ended.crossed);
