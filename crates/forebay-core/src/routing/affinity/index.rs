@@ -216,13 +216,17 @@ impl Index {
             self.settle(rows, everywhere, &row_of);
         }
         if let Some(key) = own {
-            let (key, reuse) = (in_arm(key, facts.arm), self.found / self.sent.max(1.0));
-            if facts.marks.session.is_none() {
-                found |= self.prior.gather(key, reuse, rows, &row_of);
-            }
-            found |= self.prior.expect(key, facts.est_tokens, reuse, rows, row_of);
+            found |= self.presume(key, facts, rows, row_of);
         }
         found
+    }
+
+    /// Writes to the rows what other replicas would do with the prompt whose home is that of `key`. Returns whether one was written to.
+    fn presume(&self, key: u64, facts: &RequestFacts, rows: &mut [Candidate], row_of: impl Fn(u16) -> usize) -> bool {
+        let (key, reuse) = (in_arm(key, facts.arm), self.found / self.sent.max(1.0));
+        // A session that is known has no key here. One that is not is more than the prefix that it begins with.
+        let gathered = facts.marks.session.is_none() && self.prior.gather(key, reuse, rows, &row_of);
+        self.prior.expect(key, facts.est_tokens, reuse, rows, row_of) || gathered
     }
 
     /// Writes to each row how far its backend has come, as the blocks noted it in `reached`: once, not once for each block.
