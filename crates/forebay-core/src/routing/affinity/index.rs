@@ -159,16 +159,18 @@ impl Index {
         }
         let mut found = false;
         let (mut everywhere, mut gaps) = (0, 0);
-        // The first part of the prompt that nobody is known to hold: what replicas agree on a home by.
-        let mut unseen = None;
+        // The first part of the prompt that is not common: what replicas agree on a home by. A part that all backends hold, or that comes
+        // more often than one backend is chosen, needs more than a home.
+        let mut own = None;
+        let (all, often) = (rows.len().min(HOLDERS), rows.len() as u32);
         // Blocks in a row mostly have the same holders: only the last of such a run says how far these have come.
         let mut run: Option<(Holders, u32, usize)> = None;
         for mark in facts.marks.prefix() {
             // Who holds more of a prompt holds less of it as well: past a few unknown blocks there is nothing. One
             // may have had to make room for another.
-            let (holders, tokens) = match self.holders(in_arm(mark.key, facts.arm)) {
-                Some((holders, tokens)) => (holders, tokens.min(mark.tokens).min(facts.est_tokens)),
-                None => (Holders::NOBODY, 0),
+            let (holders, tokens, ago) = match self.holders(in_arm(mark.key, facts.arm)) {
+                Some((holders, tokens, ago)) => (holders, tokens.min(mark.tokens).min(facts.est_tokens), ago),
+                None => (Holders::NOBODY, 0, u32::MAX),
             };
             let valid = match &mut run {
                 Some((same, until, valid)) if *same == holders => {
@@ -184,8 +186,8 @@ impl Index {
                     valid
                 }
             };
-            if valid == 0 {
-                unseen = unseen.or(Some(mark.key));
+            if valid < all && ago >= often {
+                own = own.or(Some(mark.key));
             }
             match valid {
                 0 if gaps + 1 == GAPS => break,
@@ -203,20 +205,28 @@ impl Index {
         }
         if let Some(key) = facts.marks.session {
             let known = self.holders(in_arm(key, facts.arm));
-            let holds = known
-                .is_some_and(|(holders, tokens)| self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0);
+            let holds = known.is_some_and(|(holders, tokens, _)| {
+                self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0
+            });
             found |= holds;
             // A session is more than the text at its beginning, which others may share.
-            unseen = if holds { None } else { Some(key) };
+            own = if holds { None } else { Some(key) };
         }
         if found {
             self.settle(rows, everywhere, &row_of);
         }
-        if let Some(key) = unseen {
-            let reuse = self.found / self.sent.max(1.0);
-            found |= self.prior.expect(in_arm(key, facts.arm), facts.est_tokens, reuse, rows, row_of);
+        if let Some(key) = own {
+            found |= self.presume(key, facts, rows, row_of);
         }
         found
+    }
+
+    /// Writes to the rows what other replicas would do with the prompt whose home is that of `key`. Returns whether one was written to.
+    fn presume(&self, key: u64, facts: &RequestFacts, rows: &mut [Candidate], row_of: impl Fn(u16) -> usize) -> bool {
+        let (key, reuse) = (in_arm(key, facts.arm), self.found / self.sent.max(1.0));
+        // A session that is known has no key here. One that is not is more than the prefix that it begins with.
+        let gathered = facts.marks.session.is_none() && self.prior.gather(key, reuse, rows, &row_of);
+        self.prior.expect(key, facts.est_tokens, reuse, rows, row_of) || gathered
     }
 
     /// Writes to each row how far its backend has come, as the blocks noted it in `reached`: once, not once for each block.
@@ -233,12 +243,16 @@ impl Index {
         compare(rows);
     }
 
-    /// Returns who was sent this block, and the tokens that it had.
+    /// Returns who was sent this block, the tokens that it had, and how many dispatches ago it was last sent; 0 for the last one.
     #[inline]
-    fn holders(&self, key: u64) -> Option<(Holders, u32)> {
+    fn holders(&self, key: u64) -> Option<(Holders, u32, u32)> {
         let set = &self.sets[self.place(key)];
         let way = (0..WAYS).find(|&way| set.keys[way] == key && set.used[way] > 0)?;
-        Some((Holders { slots: set.slots[way], epochs: set.epochs[way] }, set.tokens[way]))
+        Some((
+            Holders { slots: set.slots[way], epochs: set.epochs[way] },
+            set.tokens[way],
+            self.dispatches.wrapping_sub(set.used[way]),
+        ))
     }
 
     /// Takes down how far the holders of a block have come; how many of them may have the request.
