@@ -182,7 +182,7 @@ fn details(config: &Config) -> String {
     text
 }
 
-/// What a listener asks of its clients, to be put behind its address.
+/// The TLS of a listener in words, to be put behind its address.
 fn encryption(tls: Option<&ListenerTls>) -> String {
     let Some(tls) = tls else { return String::new() };
     let clients = if tls.client_ca_file.is_some() { ", clients need a certificate" } else { "" };

@@ -77,7 +77,7 @@ pub enum Failure {
 macro_rules! labels {
     ($($failure:ident = $label:literal,)*) => {
         /// The places of the failures in [`Failure::LABELS`].
-        enum Place { $($failure,)* }
+        enum Ordinal { $($failure,)* }
 
         impl Failure {
             /// Every value of [`Failure::label`].
@@ -86,7 +86,7 @@ macro_rules! labels {
             /// The place of its label in [`Failure::LABELS`]: what is kept for each failure is found without a search.
             #[must_use]
             pub fn place(self) -> usize {
-                (match self { $(Failure::$failure { .. } => Place::$failure,)* }) as usize
+                (match self { $(Failure::$failure { .. } => Ordinal::$failure,)* }) as usize
             }
 
             /// The value of the `reason` and `outcome` labels.

@@ -23,7 +23,6 @@ const ERROR_ANSWER_MAX: usize = 256 << 10;
 const ERROR_ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// The end of a request's attempts.
-#[expect(clippy::large_enum_variant, reason = "most attempts commit: a box would be an allocation for each request")]
 pub(crate) enum Attempted {
     /// A backend's answer, committed; its body is to be relayed.
     Committed(Committed),

@@ -210,6 +210,10 @@ impl Exchange {
     }
 
     /// The relay of the body behind a head that has gone out.
+    #[expect(
+        clippy::boxed_local,
+        reason = "it comes in its box, and a move out of it only to be taken apart would copy it"
+    )]
     fn relay_to(
         self: Box<Self>,
         tx: mpsc::Sender<Message>,

@@ -205,9 +205,9 @@ impl Index {
         }
         if let Some(key) = facts.marks.session {
             let known = self.holders(in_arm(key, facts.arm));
-            let holds = known.is_some_and(|(holders, tokens, _)| {
-                self.reach(&holders, tokens.min(facts.est_tokens), rows, &row_of) > 0
-            });
+            let mut holds =
+                |held: Holders, tokens: u32| self.reach(&held, tokens.min(facts.est_tokens), rows, &row_of) > 0;
+            let holds = known.is_some_and(|(holders, tokens, _)| holds(holders, tokens));
             found |= holds;
             // A session is more than the text at its beginning, which others may share.
             own = if holds { None } else { Some(key) };
@@ -248,11 +248,8 @@ impl Index {
     fn holders(&self, key: u64) -> Option<(Holders, u32, u32)> {
         let set = &self.sets[self.place(key)];
         let way = (0..WAYS).find(|&way| set.keys[way] == key && set.used[way] > 0)?;
-        Some((
-            Holders { slots: set.slots[way], epochs: set.epochs[way] },
-            set.tokens[way],
-            self.dispatches.wrapping_sub(set.used[way]),
-        ))
+        let ago = self.dispatches.wrapping_sub(set.used[way]);
+        Some((Holders { slots: set.slots[way], epochs: set.epochs[way] }, set.tokens[way], ago))
     }
 
     /// Takes down how far the holders of a block have come; how many of them may have the request.

@@ -19,8 +19,8 @@ const PATIENCE: f64 = 200.0;
 /// Weight of a copy elsewhere, for each other replica, none of which would look for it there. Over sessions and shared prefixes
 /// through four replicas half costs 15 to 25 % of P99 TTFT, and double up to 35 %.
 const ASTRAY: f64 = 1.5;
-/// Weight of a known copy elsewhere than at home. With 1 the home costs as much as the copy, and less with more. Over shared prefixes
-/// through four replicas 1 to 2.5 differ by less than 5 % of P99 TTFT.
+/// Weight of a known copy elsewhere than at home. With 1 the home costs as much as the copy, and less with more. In a first
+/// form of the rule, over shared prefixes through four replicas, 1 to 2.5 differed by less than 5 % of P99 TTFT.
 const HOMEWARD: f64 = 1.5;
 
 /// The presumption, and the identities of the backends that it goes by.
