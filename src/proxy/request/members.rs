@@ -1,8 +1,7 @@
 //! The members of a JSON object, each with its value as it is written. The grammar is serde_json's. What a large body consists of is
-//! the text in its long strings, so that is searched here, by SIMD and with the rules of a string, and serde_json gets the rest. A
-//! small one is [`scan`]'s.
+//! the text in its long strings, so that is searched here, by SIMD and with the rules of a string, and serde_json gets the rest.
 //!
-//! Hot path: one pass over a small body. Of one over 16 KiB two passes over its long strings, and one copy of what is between them.
+//! Hot path: of a body over 16 KiB two passes over its long strings, and one copy of what is between them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,8 +11,6 @@ use memchr::{memchr, memchr2};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
-
-use super::scan;
 
 /// A body under this size is serde_json's as it is.
 const LARGE: usize = 16 << 10;
@@ -27,12 +24,6 @@ pub(super) fn each<'a>(text: &'a str, mut f: impl FnMut(Cow<'_, str>, &'a str)) 
         && let Some(members) = outline.members()
     {
         members.into_iter().for_each(|(key, at)| f(key, &text[at]));
-        return Ok(());
-    }
-    if text.len() < LARGE
-        && let Some(members) = scan::members(text)
-    {
-        members.into_iter().for_each(|(key, at)| f(key.into(), &text[at]));
         return Ok(());
     }
     // Where something is wrong, this says what and where.
@@ -193,62 +184,7 @@ mod tests {
         assert!(each(&cut, |_, _| {}).unwrap_err().to_string().contains("EOF"));
     }
 
-    fn scanned(text: &str) -> Written {
-        let members = scan::members(text)?;
-        Some(members.into_iter().map(|(key, at)| (key.to_owned(), text[at].to_owned())).collect())
-    }
-
-    #[test]
-    fn a_scan_has_what_serde_json_has() {
-        let deep = |depth: usize| format!(r#"{{"a":{}1{}}}"#, "[".repeat(depth), "]".repeat(depth));
-        for text in [
-            r#"{"model":"a","messages":[{"role":"user","content":"x\n\u00e9 \"y\""},{"a":[1,[],{}]}],"n":-1.5e+3,"s":true}"#,
-            " {} \n",
-            r#"{"a" : null , "b":[ 1 , 2 ] ,"a":{"b":{"c":"d"},"e":[{}]}}"#,
-            r#"{"long":"0123456789 0123456789 0123456789 é","e":0}"#,
-            &deep(64),
-        ] {
-            assert!(both(text, LONG).0.is_some() && scanned(text) == both(text, LONG).0, "{text}");
-        }
-        for text in [
-            "",
-            "{",
-            "[]",
-            "{}x",
-            r#"{"a":01}"#,
-            r#"{"a":1.}"#,
-            r#"{"a":-}"#,
-            r#"{"a":1e}"#,
-            r#"{"a":tru}"#,
-            r#"{"a":1,}"#,
-            r#"{"a":[1,]}"#,
-            r#"{"a":[1}}"#,
-            r#"{"a":{"b"}}"#,
-            r#"{"a":"\x"}"#,
-            r#"{"a":"\u12g4"}"#,
-            "{\"a\":\"\n\"}",
-            "{\"a\":\"0123456789 0123456789\n\"}",
-            r#"{"a" 1}"#,
-            r#"{a:1}"#,
-            r#"{"a":+1}"#,
-            r#"{"a":.5}"#,
-            r#"{,}"#,
-        ] {
-            assert!(both(text, LONG).0.is_none() && scanned(text).is_none(), "{text}");
-        }
-        assert_eq!((scanned(r#"{"\u0061":1}"#), scanned(&deep(65))), (None, None), "serde_json reads these");
-    }
-
     proptest::proptest! {
-        #[test]
-        fn a_scan_of_anything_has_what_serde_json_has(body in "[\\[\\]{}\",:0-9aeE.+tru\\\\\u{1}é \n-]{0,40}") {
-            for text in [body.clone(), format!("{{\"a\":{body}}}"), format!("{{\"a\":\"{body}\",\"b\":{{\"c\":[{body}]}}}}")] {
-                if let Some(found) = scanned(&text) {
-                    proptest::prop_assert_eq!(Some(found), both(&text, LONG).0, "{}", text);
-                }
-            }
-        }
-
         #[test]
         fn an_outline_has_what_the_whole_has(body in "[\\[\\]{}\",:0-9a\\\\u\u{1}é \n-]{0,60}") {
             for text in [body.clone(), format!("{{\"a\":{body}}}"), format!("{{\"a\":\"{body}\",\"b\":{{\"c\":\"{body}\"}}}}")] {

@@ -10,7 +10,6 @@ pub mod multipart;
 pub(crate) mod parse;
 pub mod peek;
 mod prefix;
-mod scan;
 pub mod splice;
 pub(crate) mod stored;
 mod stream_options;
