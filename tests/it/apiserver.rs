@@ -37,6 +37,8 @@ pub(crate) enum Trouble {
 struct State {
     objects: BTreeMap<String, Value>,
     version: u64,
+    /// Every event so far, but for those that were lost: the version, the line, and the object.
+    events: Vec<(u64, String, Value)>,
     trouble: Option<Trouble>,
     /// Events are lost while it is set.
     deaf: bool,
@@ -139,7 +141,7 @@ impl ApiServer {
         let version = state.version;
         let Some(mut object) = state.objects.remove(name) else { return };
         object["metadata"]["resourceVersion"] = version.to_string().into();
-        self.tell(&state, "DELETED", &object);
+        self.tell(&mut state, "DELETED", &object);
     }
 
     fn put(&self, name: &str, mut object: Value) {
@@ -147,14 +149,15 @@ impl ApiServer {
         state.version += 1;
         object["metadata"]["resourceVersion"] = state.version.to_string().into();
         let kind = if state.objects.insert(name.to_owned(), object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
-        self.tell(&state, kind, &object);
+        self.tell(&mut state, kind, &object);
     }
 
-    fn tell(&self, state: &State, kind: &str, object: &Value) {
+    fn tell(&self, state: &mut State, kind: &str, object: &Value) {
         if state.deaf {
             return;
         }
         let line = format!("{}\n", json!({"type": kind, "object": object}));
+        state.events.push((state.version, line.clone(), object.clone()));
         let mut watchers = self.shared.watchers.lock().unwrap();
         watchers.retain(|_, (target, stream)| !is_asked_for(target, object) || send_chunk(stream, &line).is_ok());
     }
@@ -368,6 +371,12 @@ fn watch(
         send_chunk(&mut stream, &format!("{}\n", json!({"type": "ERROR", "object": status})))?;
         stream.write_all(b"0\r\n\r\n")?;
         return stream.shutdown(Shutdown::Both);
+    }
+    // What came after the list, and before the watch.
+    let since = target.split('&').find_map(|part| part.strip_prefix("resourceVersion=")).and_then(|at| at.parse().ok());
+    let missed = |version: u64| since.is_some_and(|since: u64| version > since);
+    for (_, line, _) in state.events.iter().filter(|(at, _, object)| missed(*at) && is_asked_for(&target, object)) {
+        send_chunk(&mut stream, line)?;
     }
     let bookmark = json!({"kind": kind_of(&target), "metadata": {"resourceVersion": state.version.to_string()}});
     send_chunk(&mut stream, &format!("{}\n", json!({"type": "BOOKMARK", "object": bookmark})))?;
