@@ -205,9 +205,8 @@ impl Index {
         }
         if let Some(key) = facts.marks.session {
             let known = self.holders(in_arm(key, facts.arm));
-            let mut holds =
-                |held: Holders, tokens: u32| self.reach(&held, tokens.min(facts.est_tokens), rows, &row_of) > 0;
-            let holds = known.is_some_and(|(holders, tokens, _)| holds(holders, tokens));
+            let holds = known
+                .is_some_and(|(held, tokens, _)| self.reach(&held, tokens.min(facts.est_tokens), rows, &row_of) > 0);
             found |= holds;
             // A session is more than the text at its beginning, which others may share.
             own = if holds { None } else { Some(key) };
@@ -216,17 +215,10 @@ impl Index {
             self.settle(rows, everywhere, &row_of);
         }
         if let Some(key) = own {
-            found |= self.presume(key, facts, rows, row_of);
+            let reuse = self.found / self.sent.max(1.0);
+            found |= self.prior.presume(in_arm(key, facts.arm), facts, reuse, rows, row_of);
         }
         found
-    }
-
-    /// Writes to the rows what other replicas would do with the prompt whose home is that of `key`. Returns whether one was written to.
-    fn presume(&self, key: u64, facts: &RequestFacts, rows: &mut [Candidate], row_of: impl Fn(u16) -> usize) -> bool {
-        let (key, reuse) = (in_arm(key, facts.arm), self.found / self.sent.max(1.0));
-        // A session that is known has no key here. One that is not is more than the prefix that it begins with.
-        let gathered = facts.marks.session.is_none() && self.prior.gather(key, reuse, rows, &row_of);
-        self.prior.expect(key, facts.est_tokens, reuse, rows, row_of) || gathered
     }
 
     /// Writes to each row how far its backend has come, as the blocks noted it in `reached`: once, not once for each block.

@@ -12,6 +12,7 @@
 //! Hot path: a few operations for each backend, and only where there are replicas and some part of the prompt is new.
 
 use crate::routing::candidate::Candidate;
+use crate::routing::facts::RequestFacts;
 use crate::units::BackendId;
 
 /// Requests over which a replica goes from presuming that everything comes again to what it has seen come again.
@@ -50,6 +51,25 @@ impl Prior {
         self.sent += 1.0;
     }
 
+    /// Writes to the rows what other replicas would do with the prompt whose home is that of `key`. `reuse` is the share of prompt
+    /// tokens that this replica has seen come again, 0 to 1. Returns whether a row was written to.
+    pub(super) fn presume(
+        &self,
+        key: u64,
+        facts: &RequestFacts,
+        reuse: f64,
+        rows: &mut [Candidate],
+        row_of: impl Fn(u16) -> usize,
+    ) -> bool {
+        let Some(home) = self.home(key, rows, row_of) else { return false };
+        // A session that is known has no key here. One that is not is more than the prefix that it begins with.
+        if facts.marks.session.is_none() {
+            self.gather(home, reuse, rows);
+        }
+        self.expect(home, facts.est_tokens, reuse, rows);
+        true
+    }
+
     /// Returns the row of the home of `key`, if any replica would look for it.
     fn home(&self, key: u64, rows: &[Candidate], row_of: impl Fn(u16) -> usize) -> Option<usize> {
         if self.replicas <= 1 {
@@ -71,17 +91,9 @@ impl Prior {
         reuse.max(PATIENCE / (PATIENCE + self.sent))
     }
 
-    /// Presumes that the home of `key` has what nobody is known to have of a prompt of so many tokens. `reuse` is the share of prompt
-    /// tokens that this replica has seen come again, 0 to 1. Returns whether a row was written to.
-    pub(super) fn expect(
-        &self,
-        key: u64,
-        tokens: u32,
-        reuse: f64,
-        rows: &mut [Candidate],
-        row_of: impl Fn(u16) -> usize,
-    ) -> bool {
-        let Some(home) = self.home(key, rows, row_of) else { return false };
+    /// Presumes that `home` has what nobody is known to have of a prompt of so many tokens. `reuse` is the share of prompt tokens that
+    /// this replica has seen come again, 0 to 1.
+    fn expect(&self, home: usize, tokens: u32, reuse: f64, rows: &mut [Candidate]) {
         let known = rows.iter().map(|row| row.matched).max().unwrap_or(0);
         let others = f64::from(self.replicas - 1);
         let presumed = (ASTRAY * others * self.again(reuse) * f64::from(tokens.saturating_sub(known))) as u32;
@@ -90,13 +102,11 @@ impl Prior {
                 row.redundant = row.redundant.saturating_add(presumed);
             }
         }
-        true
     }
 
-    /// Presumes that the home of `key` also has what other backends are known to have: nothing is redundant there, and what
+    /// Presumes that `home` also has what other backends are known to have: nothing is redundant there, and what
     /// another has beyond all of them is as if it were computed anew.
-    pub(super) fn gather(&self, key: u64, reuse: f64, rows: &mut [Candidate], row_of: impl Fn(u16) -> usize) -> bool {
-        let Some(home) = self.home(key, rows, row_of) else { return false };
+    fn gather(&self, home: usize, reuse: f64, rows: &mut [Candidate]) {
         let again = self.again(reuse);
         let common = rows.iter().map(|row| row.matched).min().unwrap_or(0);
         for (index, row) in rows.iter_mut().enumerate() {
@@ -107,7 +117,6 @@ impl Prior {
                 row.redundant = row.redundant.saturating_add(pull);
             }
         }
-        true
     }
 }
 
@@ -137,10 +146,18 @@ mod tests {
         (prior, rows)
     }
 
+    /// Presumes what nobody is known to have of this prompt at its home. Returns whether it has one.
+    fn expect(prior: &Prior, tokens: u32, reuse: f64, (key, rows): (u64, &mut [Candidate])) -> bool {
+        prior.home(key, rows, usize::from).is_some_and(|home| {
+            prior.expect(home, tokens, reuse, rows);
+            true
+        })
+    }
+
     /// The backend that this replica presumes to have the prompt.
     fn home(backends: &[u32], key: u64) -> u32 {
         let (prior, mut rows) = replica(backends);
-        assert!(prior.expect(key, 1_000, 0.0, &mut rows, usize::from));
+        assert!(expect(&prior, 1_000, 0.0, (key, &mut rows)));
         let at: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].redundant == 0).collect();
         assert_eq!(at.len(), 1, "{rows:?}");
         backends[at[0]]
@@ -172,11 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_is_alone_presumes_nothing() {
-        let (mut prior, mut rows) = replica(&[1, 2]);
+    fn a_proxy_that_is_alone_presumes_nothing_and_draws_nothing_home() {
+        let (mut prior, rows) = replica(&[1, 2]);
+        assert!(prior.home(7, &rows, usize::from).is_some());
         prior.set_replicas(1);
-        assert!(!prior.expect(7, 1_000, 1.0, &mut rows, usize::from));
-        assert!(rows.iter().all(|row| row.redundant == 0));
+        assert_eq!(prior.home(7, &rows, usize::from), None);
     }
 
     #[test]
@@ -185,7 +202,7 @@ mod tests {
             let (mut prior, mut rows) = replica(&[1, 2]);
             (0..sent).for_each(|_| prior.count());
             rows[0].matched = matched;
-            prior.expect(7, 1_000, reuse, &mut rows, usize::from);
+            assert!(expect(&prior, 1_000, reuse, (7, &mut rows)));
             rows.iter().map(|row| row.redundant).max().unwrap_or(0)
         };
         assert_eq!(presumed(0, 0.0, 0), 4_500);
@@ -199,12 +216,10 @@ mod tests {
     fn gathered(home: u32, other: u32, reuse: f64) -> (u32, u32) {
         let (mut prior, mut rows) = replica(&[1, 2]);
         (0..20_000).for_each(|_| prior.count());
-        let mut fresh = rows.clone();
-        assert!(prior.expect(7, 1_000, 1.0, &mut fresh, usize::from));
-        let at = usize::from(fresh[0].redundant > 0);
+        let at = prior.home(7, &rows, usize::from).unwrap();
         (rows[at].matched, rows[1 - at].matched) = (home, other);
         crate::routing::affinity::compare(&mut rows);
-        assert!(prior.gather(7, reuse, &mut rows, usize::from));
+        prior.gather(at, reuse, &mut rows);
         (rows[at].redundant, rows[1 - at].redundant)
     }
 
@@ -215,14 +230,5 @@ mod tests {
         assert_eq!(gathered(1_000, 0, 1.0), (0, 1_000), "what is at home already stays there");
         assert_eq!(gathered(600, 1_000, 1.0), (0, 600), "beyond what all have");
         assert_eq!(gathered(1_000, 1_000, 1.0), (0, 0), "everywhere");
-    }
-
-    #[test]
-    fn a_proxy_that_is_alone_draws_nothing_home() {
-        let (mut prior, mut rows) = replica(&[1, 2]);
-        prior.set_replicas(1);
-        rows[0].matched = 1_000;
-        assert!(!prior.gather(7, 1.0, &mut rows, usize::from));
-        assert!(rows.iter().all(|row| row.redundant == 0));
     }
 }
