@@ -12,6 +12,7 @@ mod driven;
 pub(crate) mod gate;
 mod idle;
 mod past;
+mod share;
 pub mod stall;
 pub mod tunnel;
 

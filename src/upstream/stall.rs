@@ -2,7 +2,9 @@
 //! body while the peer is not reading (hyperium/hyper #3121), so no deadline inside a body can fire, and an answer that
 //! completes while our request body is unsent leaves the connection open (#4176).
 //!
-//! Hot path: one branch a write; the timer exists only while a write is blocked.
+//! It is also where both sides keep to their share of a thread's time (`share`).
+//!
+//! Hot path: two branches an operation; the timer exists only while a write is blocked.
 
 use std::future::Future;
 use std::io;
@@ -11,7 +13,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop;
 use tokio::time::Sleep;
+
+use super::share;
 
 /// Fails writes with `TimedOut` once the peer has taken nothing for `limit`; `None` is no limit.
 pub struct WriteStall<S> {
@@ -31,23 +36,37 @@ impl<S> WriteStall<S> {
             self.blocked = None;
             return polled;
         }
+        // It waits for its own turn and not for the peer.
+        if !coop::has_budget_remaining() {
+            return Poll::Pending;
+        }
         let Some(limit) = self.limit else { return Poll::Pending };
         let timer = self.blocked.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing (write_stall)")))
     }
+
+    fn watch_write(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = polled {
+            share::spend(cx, bytes);
+        }
+        self.watch(cx, polled)
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for WriteStall<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        share::spend(cx, buf.filled().len() - before);
+        polled
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteStall<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.watch(cx, polled)
+        let polled = Pin::new(&mut self.io).poll_write(cx, share::at_once(buf));
+        self.watch_write(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -55,8 +74,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteStall<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.watch(cx, polled)
+        let polled = match share::parts_at_once(bufs) {
+            None => Pin::new(&mut self.io).poll_write_vectored(cx, bufs),
+            Some(parts) => Pin::new(&mut self.io).poll_write_vectored(cx, &parts),
+        };
+        self.watch_write(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {

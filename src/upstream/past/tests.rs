@@ -133,6 +133,13 @@ proptest! {
 }
 
 #[test]
+fn a_stream_of_a_backend_holds_little() {
+    let past = size_of::<Past<crate::upstream::connect::BackendIo>>();
+    println!("Past: {past} bytes");
+    assert!(past < 1 << 10, "{past}");
+}
+
+#[test]
 fn heads_are_cut_from_their_bodies_wherever_their_bytes_are_cut() {
     let body = b"3\r\nabc\r\n0\r\n\r\n";
     let interim = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
