@@ -304,6 +304,13 @@ mod tests {
     use super::*;
     use forebay_core::clock::Clock;
 
+    #[test]
+    fn a_socket_of_a_client_holds_little() {
+        let half = size_of::<Mutex<Half<crate::server::tls::Transport>>>();
+        println!("Half: {half} bytes");
+        assert!(half < 1 << 10, "{half}");
+    }
+
     #[tokio::test]
     async fn what_the_ear_reads_is_hypers_next_and_the_end_is_heard_behind_it() {
         let (mut client, ours) = tokio::io::duplex(1 << 10);

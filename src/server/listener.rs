@@ -325,3 +325,25 @@ impl<F: ServiceFor> HyperApp<F> {
         }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use super::*;
+    use crate::proxy::Proxy;
+
+    fn of_future<F: Future>(
+        _: impl FnOnce(&'static HyperApp<Proxy>, (Transport, Accepted), ShutdownWatch) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_holds_little() {
+        let task = of_future(|app, opened, shutdown| app.serve(opened, shutdown));
+        println!("the connection's task: {task} bytes");
+        println!("ConnState: {} bytes", size_of::<ConnState>());
+        assert!(task < 4 << 10, "{task}");
+    }
+}

@@ -48,19 +48,35 @@ fn a_body_that_pythons_parser_takes_is_passed_on_as_it_came() {
 fn utf_16_and_utf_32_are_read_and_sent_on_in_utf_8() {
     let mock = Mock::start();
     let forebay = one(&mock);
-    let text = "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":\"h\u{e9}\u{1f600}\"}]}";
-    let utf32: Vec<u8> = text.chars().flat_map(|character| u32::from(character).to_le_bytes()).collect();
-    for body in [
-        in_utf16(text, b"\xff\xfe", u16::to_le_bytes),
-        in_utf16(text, b"\xfe\xff", u16::to_be_bytes),
-        in_utf16(text, b"", u16::to_le_bytes),
-        in_utf16(text, b"", u16::to_be_bytes),
-        utf32,
-    ] {
-        let answer = forebay.open().ask(&post(PATH, &[], &body));
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        assert_eq!(mock.last().text(), text);
+    // The longer one is read on another thread.
+    for content in ["h\u{e9}\u{1f600}".to_owned(), "\u{e9}\u{1f600}".repeat(10_000)] {
+        let text = format!("{{\"model\":\"tiny\",\"messages\":[{{\"role\":\"user\",\"content\":\"{content}\"}}]}}");
+        let utf32: Vec<u8> = text.chars().flat_map(|character| u32::from(character).to_le_bytes()).collect();
+        for body in [
+            in_utf16(&text, b"\xff\xfe", u16::to_le_bytes),
+            in_utf16(&text, b"\xfe\xff", u16::to_be_bytes),
+            in_utf16(&text, b"", u16::to_le_bytes),
+            in_utf16(&text, b"", u16::to_be_bytes),
+            utf32,
+        ] {
+            let answer = forebay.open().ask(&post(PATH, &[], &body));
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert!(mock.last().text() == text);
+        }
     }
+}
+
+#[test]
+fn a_body_in_utf_16_may_be_no_longer_in_utf_8_than_any_other() {
+    let mock = Mock::start();
+    let forebay = Harness::new().config("[limits]\nbody = \"24KiB\"").pool("tiny", &[&mock]).start();
+    let ask = |characters: usize| {
+        let text = format!("{{\"model\":\"tiny\",\"messages\":[],\"user\":\"{}\"}}", "\u{6f22}".repeat(characters));
+        let body = in_utf16(&text, b"\xff\xfe", u16::to_le_bytes);
+        assert!(body.len() < 24 << 10);
+        forebay.open().ask(&post(PATH, &[], &body)).status
+    };
+    assert_eq!((ask(8_000), ask(10_000)), (200, 413));
 }
 
 #[test]
@@ -247,17 +263,19 @@ fn an_alias_in_a_form_is_sent_on_under_the_pools_name() {
     let forebay = Harness::new().pool_with("tiny", "aliases = [\"short\"]", &[&mock]).start();
     let form = |model: &str| {
         format!(
-            "--B\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF\r\n\
+            "--B\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF{}\r\n\
              --B\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n\
-             --B\r\ncontent-disposition: form-data; name=\"language\"\r\n\r\nen\r\n--B--\r\n"
+             --B\r\ncontent-disposition: form-data; name=\"language\"\r\n\r\nen\r\n--B--\r\n",
+            // Long enough to be read on another thread.
+            "s".repeat(20_000)
         )
     };
     let kind = [("content-type", "multipart/form-data; boundary=B")];
     let ask = |model: &str| forebay.open().ask(&post("/v1/audio/transcriptions", &kind, form(model).as_bytes()));
     assert_eq!(ask("short").status, 200);
-    assert_eq!(mock.last().text(), form("tiny"));
+    assert!(mock.last().text() == form("tiny"));
     assert_eq!(ask("tiny").status, 200);
-    assert_eq!(mock.last().text(), form("tiny"));
+    assert!(mock.last().text() == form("tiny"));
     // A backend that lists the alias gets it as it came.
     mock.probes(|target| {
         (target == "/v1/models").then(|| answer(200, &[], r#"{"data":[{"id":"tiny"},{"id":"short"}]}"#))

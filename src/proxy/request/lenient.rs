@@ -8,28 +8,29 @@ use bytes::Bytes;
 pub(super) fn as_utf8(body: &[u8]) -> Option<Bytes> {
     let big = |unit: &[u8]| unit.iter().fold(0, |value, byte| value << 8 | u32::from(*byte));
     let little = |unit: &[u8]| unit.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
-    let units = |width: usize, start: usize, read: &dyn Fn(&[u8]) -> u32| -> Option<Vec<u32>> {
-        let units = body[start..].chunks_exact(width);
-        units.remainder().is_empty().then(|| units.map(read).collect())
-    };
     match *body {
         // Before UTF-16, whose mark is the first half of this one. The order is that of Python's `json.detect_encoding`.
-        [0xff, 0xfe, 0, 0, ..] => from_utf32(&units(4, 4, &little)?),
-        [0, 0, 0xfe, 0xff, ..] => from_utf32(&units(4, 4, &big)?),
-        [0xff, 0xfe, ..] => from_utf16(&units(2, 2, &little)?),
-        [0xfe, 0xff, ..] => from_utf16(&units(2, 2, &big)?),
-        [0, 0, _, _, ..] => from_utf32(&units(4, 0, &big)?),
-        [0, ..] => from_utf16(&units(2, 0, &big)?),
-        [_, 0, 0, 0, ..] => from_utf32(&units(4, 0, &little)?),
-        [_, 0, ..] => from_utf16(&units(2, 0, &little)?),
+        [0xff, 0xfe, 0, 0, ..] => from_utf32(units(&body[4..], 4, little)?),
+        [0, 0, 0xfe, 0xff, ..] => from_utf32(units(&body[4..], 4, big)?),
+        [0xff, 0xfe, ..] => from_utf16(units(&body[2..], 2, little)?),
+        [0xfe, 0xff, ..] => from_utf16(units(&body[2..], 2, big)?),
+        [0, 0, _, _, ..] => from_utf32(units(body, 4, big)?),
+        [0, ..] => from_utf16(units(body, 2, big)?),
+        [_, 0, 0, 0, ..] => from_utf32(units(body, 4, little)?),
+        [_, 0, ..] => from_utf16(units(body, 2, little)?),
         _ => None,
     }
 }
 
-fn from_utf16(units: &[u32]) -> Option<Bytes> {
-    let units = units.iter().map(|unit| u16::try_from(*unit).unwrap_or_default());
+/// The code units of a text, each of so many bytes; none where some are left over.
+fn units(text: &[u8], width: usize, read: impl Fn(&[u8]) -> u32) -> Option<impl ExactSizeIterator<Item = u32>> {
+    let units = text.chunks_exact(width);
+    units.remainder().is_empty().then(|| units.map(read))
+}
+
+fn from_utf16(units: impl ExactSizeIterator<Item = u32>) -> Option<Bytes> {
     let mut text = String::with_capacity(units.len());
-    for read in char::decode_utf16(units) {
+    for read in char::decode_utf16(units.map(|unit| u16::try_from(unit).unwrap_or_default())) {
         match read {
             Ok(character) => text.push(character),
             // Within a string, or it is no JSON: as an escape it means the same.
@@ -39,12 +40,12 @@ fn from_utf16(units: &[u32]) -> Option<Bytes> {
     Some(text.into())
 }
 
-fn from_utf32(units: &[u32]) -> Option<Bytes> {
+fn from_utf32(units: impl ExactSizeIterator<Item = u32>) -> Option<Bytes> {
     let mut text = String::with_capacity(units.len());
     for unit in units {
-        match char::from_u32(*unit) {
+        match char::from_u32(unit) {
             Some(character) => text.push(character),
-            None if (0xd800..0xe000).contains(unit) => text.push_str(&format!("\\u{unit:04x}")),
+            None if (0xd800..0xe000).contains(&unit) => text.push_str(&format!("\\u{unit:04x}")),
             None => return None,
         }
     }

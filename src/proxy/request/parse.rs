@@ -3,9 +3,11 @@
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::multipart;
 use super::peek::{Peek, in_utf8, peek};
+use super::splice::Splice;
+use super::{form, multipart};
 use crate::proxy::route::{BodyForm, Endpoint, Route};
+use crate::upstream::Pieces;
 use forebay_core::error::Refusal;
 use forebay_fleet::Snapshot;
 use forebay_fleet::config::model::SessionKey;
@@ -13,8 +15,8 @@ use forebay_fleet::config::model::SessionKey;
 /// Bodies over this size are parsed on a blocking thread. A MiB takes about a third of a millisecond. To give it to another thread,
 /// whose cache has none of it, costs a good part of that.
 const PARSE_INLINE: usize = 1 << 20;
-/// Forms over this size are parsed on a blocking thread.
-const FORM_INLINE: usize = 16 << 10;
+/// Forms over this size are parsed on a blocking thread: empty parts take 30 ns a byte. So are bodies in another encoding, which take 10.
+const SLOW_INLINE: usize = 16 << 10;
 
 /// The result of the body's parse.
 pub(crate) struct Parsed {
@@ -22,9 +24,9 @@ pub(crate) struct Parsed {
     pub(crate) model: Option<String>,
 }
 
-/// Reads what is needed of a body. One that is JSON in another encoding becomes UTF-8.
+/// Reads what is needed of a body. One that is JSON in another encoding becomes UTF-8, within the limit of a body.
 pub(super) async fn read_body(
-    (seed, snapshot): (Option<u64>, &Snapshot),
+    (seed, snapshot, limit): (Option<u64>, &Snapshot, u64),
     route: Route<'_>,
     headers: &HeaderMap,
     bytes: &mut Bytes,
@@ -35,7 +37,11 @@ pub(super) async fn read_body(
             match parse_json(bytes, sessions.clone(), seed).await {
                 Ok(parsed) => parsed,
                 Err(refusal) => {
-                    *bytes = in_utf8(bytes).ok_or(refusal)?;
+                    *bytes = apart(bytes, SLOW_INLINE, |bytes| in_utf8(bytes)).await?.ok_or(refusal)?;
+                    // Two bytes of UTF-16 may be three, and six where they are half of a pair.
+                    if bytes.len() as u64 > limit {
+                        return Err(Refusal::TooLarge(limit));
+                    }
                     parse_json(bytes, sessions, seed).await?
                 }
             }
@@ -50,24 +56,54 @@ pub(super) async fn read_body(
     })
 }
 
-/// The model that a form names. Read on a blocking thread where that may take long: empty parts take 30 ns a byte.
+/// The model that a form names.
 async fn form_model(headers: &HeaderMap, bytes: &Bytes) -> Option<String> {
-    if bytes.len() <= FORM_INLINE {
+    if bytes.len() <= SLOW_INLINE {
         return multipart::model(headers, bytes).await;
     }
-    let (headers, bytes, runtime) = (headers.clone(), bytes.clone(), tokio::runtime::Handle::current());
-    let reading = tokio::task::spawn_blocking(move || runtime.block_on(multipart::model(&headers, &bytes)));
-    reading.await.ok().flatten()
+    let (headers, runtime) = (headers.clone(), tokio::runtime::Handle::current());
+    apart(bytes, SLOW_INLINE, move |bytes| runtime.block_on(multipart::model(&headers, bytes))).await.ok().flatten()
+}
+
+/// A form with the pool's model in place of an alias.
+pub(super) async fn renamed_form(
+    headers: &HeaderMap,
+    bytes: &Bytes,
+    alias: &str,
+    model: &str,
+) -> Result<Pieces, Refusal> {
+    let (headers, alias, model) = (headers.clone(), alias.to_owned(), Bytes::copy_from_slice(model.as_bytes()));
+    let rename = move |bytes: &Bytes| {
+        let mut splice = Splice::default();
+        for at in form::values(&headers, bytes, "model") {
+            if bytes[at.clone()] == *alias.as_bytes() {
+                splice.replace(at, model.clone());
+            }
+        }
+        splice.apply(bytes)
+    };
+    apart(bytes, SLOW_INLINE, rename).await
+}
+
+/// Does something with a body: at once, or on a blocking thread where the body has more than so many bytes.
+///
+/// # Errors
+/// It panicked there.
+async fn apart<T: Send + 'static>(
+    bytes: &Bytes,
+    at_once: usize,
+    work: impl FnOnce(&Bytes) -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    if bytes.len() <= at_once {
+        return Ok(work(bytes));
+    }
+    let bytes = bytes.clone();
+    tokio::task::spawn_blocking(move || work(&bytes)).await.map_err(|_| Refusal::Internal)
 }
 
 async fn parse_json(bytes: &Bytes, sessions: Vec<String>, seed: Option<u64>) -> Result<Parsed, Refusal> {
-    let peeked = if bytes.len() <= PARSE_INLINE {
-        peek(bytes, sessions.iter().map(String::as_str), seed)
-    } else {
-        let bytes = bytes.clone();
-        let parsing = tokio::task::spawn_blocking(move || peek(&bytes, sessions.iter().map(String::as_str), seed));
-        parsing.await.map_err(|_| Refusal::Internal)?
-    };
+    let parse = move |bytes: &Bytes| peek(bytes, sessions.iter().map(String::as_str), seed);
+    let peeked = apart(bytes, PARSE_INLINE, parse).await?;
     let peek = peeked.map_err(|error| Refusal::BadRequest(error.to_string()))?;
     Ok(Parsed { model: peek.model.clone(), peek: Some(peek) })
 }
@@ -83,4 +119,18 @@ pub(crate) fn body_sessions(snapshot: &Snapshot) -> Vec<String> {
         }
     }
     members
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_takes_long_leaves_the_event_loop() {
+        let thread = |_: &Bytes| std::thread::current().id();
+        let (small, large) = (Bytes::from_static(&[0; 8]), Bytes::from_static(&[0; 9]));
+        assert_eq!(apart(&small, 8, thread).await, Ok(thread(&small)));
+        assert_ne!(apart(&large, 8, thread).await, Ok(thread(&small)));
+        assert_eq!(apart(&large, 8, |_| panic!("a bug")).await, Err::<(), _>(Refusal::Internal));
+    }
 }

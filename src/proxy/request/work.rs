@@ -9,9 +9,8 @@ use http::{HeaderMap, Method, Request, Uri, Version};
 use twox_hash::XxHash3_64;
 
 use super::counting::endpoint_of;
-use super::form;
 use super::lookup::{not_serving, pool_for, search_in};
-use super::parse::{Parsed, read_body};
+use super::parse::{Parsed, read_body, renamed_form};
 use super::peek::Peek;
 use super::splice::Splice;
 use super::stored::{self, Home, Search};
@@ -205,7 +204,7 @@ pub(crate) async fn prepare(
         _ => Endpoint::LIGHT,
     };
     let seed = seed(shared, snapshot);
-    let parsed = read_body((seed, snapshot), route, &headers, &mut bytes).await?;
+    let parsed = read_body((seed, snapshot, settings.limits.body), route, &headers, &mut bytes).await?;
     let endpoint = endpoint_of(endpoint, parsed.peek.as_ref().map(|peek| peek.shape));
     if endpoint.body == BodyForm::JsonOfAny {
         record.api = endpoint.api;
@@ -233,7 +232,7 @@ pub(crate) async fn prepare(
     let marks = marks(seed, &pool, session.as_deref(), &parsed);
     // What a picker asks for would have to be taken out of an answer that it may not see.
     let injects = settings.stream.usage == UsageMode::Inject && !record.is_picked();
-    let (body, usage_injected) = outgoing(&pool, (injects, &headers), endpoint, &parsed, &bytes);
+    let (body, usage_injected) = outgoing(&pool, (injects, &headers), endpoint, &parsed, &bytes).await?;
     let (host, ours) = (host_asked(uri, &headers), (&record.request_id, shared.via.entry(version)));
     headers::for_backend(&mut headers, ours, streamed, client.is_none());
     if decoded {
@@ -324,28 +323,22 @@ pub(crate) fn weigh(endpoint: Endpoint, peek: Option<&Peek>) -> RequestFacts {
     RequestFacts { est_tokens, sequences, kind, arm: ArmIndex::default(), pinned: None, marks: Marks::NONE }
 }
 
-/// A form with the pool's model in place of an alias.
-fn renamed_form(headers: &HeaderMap, bytes: &Bytes, alias: &str, model: &str) -> Pieces {
-    let mut splice = Splice::default();
-    for at in form::values(headers, bytes, "model") {
-        if bytes[at.clone()] == *alias.as_bytes() {
-            splice.replace(at, Bytes::copy_from_slice(model.as_bytes()));
-        }
-    }
-    splice.apply(bytes)
-}
-
-fn outgoing(
+/// The body to send, and whether usage was asked for in it.
+async fn outgoing(
     pool: &Pool,
     (injects, headers): (bool, &HeaderMap),
     endpoint: Endpoint,
     parsed: &Parsed,
     bytes: &Bytes,
-) -> (Body, bool) {
+) -> Result<(Body, bool), Refusal> {
     let Some(peek) = &parsed.peek else {
         let alias = parsed.model.as_ref().filter(|asked| pool.aliases.contains(asked));
-        let renamed = alias.map(|alias| renamed_form(headers, bytes, alias, &pool.model));
-        return (Body { asked: parsed.model.clone(), as_asked: Pieces::new([bytes.clone()]), renamed }, false);
+        let renamed = match alias {
+            // On the heap: few requests are forms, and fewer name an alias.
+            Some(alias) => Some(Box::pin(renamed_form(headers, bytes, alias, &pool.model)).await?),
+            None => None,
+        };
+        return Ok((Body { asked: parsed.model.clone(), as_asked: Pieces::new([bytes.clone()]), renamed }, false));
     };
     let mut splice = Splice::default();
     let injected = injects && splice.inject_usage(endpoint.api, peek);
@@ -356,5 +349,5 @@ fn outgoing(
         splice.apply(bytes)
     });
     let as_asked = splice.apply(bytes);
-    (Body { asked: parsed.model.clone(), as_asked, renamed }, injected)
+    Ok((Body { asked: parsed.model.clone(), as_asked, renamed }, injected))
 }
