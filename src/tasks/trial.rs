@@ -7,6 +7,7 @@ use http::StatusCode;
 use serde_json::json;
 
 use super::{at, models};
+use forebay_core::error::says_full;
 use forebay_core::routing::facts::Kind;
 use forebay_fleet::probe::{ProbeClient, ProbeError};
 use forebay_fleet::telemetry::labels::ProbeFailure;
@@ -80,7 +81,7 @@ pub(super) async fn ask(client: &ProbeClient, backend: &Backend, deadline: Durat
 fn judge(status: StatusCode, our_key: bool) -> Option<Probed> {
     match status.as_u16() {
         200..=299 => Some(Probed::Passed),
-        429 | 503 => Some(Probed::Busy),
+        full if says_full(full) => Some(Probed::Busy),
         401 | 403 if !our_key => Some(Probed::NoSuchRequest),
         code @ (401 | 403 | 500..) => Some(Probed::Failed(format!("status {code}"))),
         _ => None,

@@ -1,6 +1,8 @@
 //! A refusal reaches the client, also one that sends all of its body before it reads, and stops what it should stop: the
 //! libraries of OpenAI and Anthropic do not repeat a call that backends died of.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -193,21 +195,21 @@ fn a_single_engine_that_dies_of_a_prompt_is_not_given_it_again() {
 
 #[test]
 fn one_death_and_another_failure_are_not_repeated_either() {
-    let (one, other) = (Mock::start(), Mock::start());
-    let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
-    for mock in [&one, &other] {
-        let first = std::sync::Arc::clone(&first);
-        mock.reply(move |_| {
-            if first.swap(false, std::sync::atomic::Ordering::SeqCst) {
-                vec![Step::Close]
-            } else {
-                answer(500, &[], "{}")
-            }
-        });
+    // What the libraries repeat by itself.
+    for status in [408, 409, 429, 500, 503] {
+        let (one, other) = (Mock::start(), Mock::start());
+        let first = Arc::new(AtomicBool::new(true));
+        for mock in [&one, &other] {
+            let first = Arc::clone(&first);
+            mock.reply(move |_| {
+                let dies = first.swap(false, Ordering::SeqCst);
+                if dies { vec![Step::Close] } else { answer(status, &[], "{}") }
+            });
+        }
+        let forebay = Harness::new().config("[health]\nfailures = 100").pool("tiny", &[&one, &other]).start();
+        let answer = forebay.post(PATH, UNARY);
+        assert_eq!((answer.status, answer.header("x-should-retry")), (status, Some("false")));
     }
-    let forebay = Harness::new().config("[health]\nfailures = 100").pool("tiny", &[&one, &other]).start();
-    let answer = forebay.post(PATH, UNARY);
-    assert_eq!((answer.status, answer.header("x-should-retry")), (500, Some("false")));
 }
 
 #[test]

@@ -34,9 +34,9 @@ pub enum Failure {
     Died,
     /// 500, 502 or 504 before anything was committed, but of an engine that lives. A 101 that nobody asked for counts as 502.
     ServerError(u16),
-    /// 503 or 429: backpressure. The backend may name how long to leave it alone.
+    /// A status by which a backend [says that it is full](says_full): backpressure. It may name how long to leave it alone.
     Busy {
-        /// The status, 503 or 429.
+        /// The status.
         status: u16,
         /// The backend's own Retry-After, if it gave one in seconds.
         retry_after: Option<Duration>,
@@ -119,6 +119,12 @@ labels! {
     Deadline = "total_timeout",
     Shutdown = "shutdown",
     ClientLeft = "client_left",
+}
+
+/// Returns whether a backend with this status says that it is full, and not that it or the request is at fault.
+#[must_use]
+pub const fn says_full(status: u16) -> bool {
+    matches!(status, 429 | 503)
 }
 
 /// The pause of a backend that is full or cannot be reached, where it names none itself.
@@ -206,6 +212,7 @@ mod tests {
         let busy = Failure::Busy { status: 503, retry_after: None };
         assert_eq!(busy.blame(), Blame::Backpressure(Duration::from_secs(1)));
         assert!(!busy.is_death());
+        assert!([429, 503].into_iter().all(says_full) && ![400, 408, 409, 500, 502, 504].into_iter().any(says_full));
     }
 
     #[test]

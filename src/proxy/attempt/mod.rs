@@ -28,7 +28,7 @@ use crate::upstream::{Asked, Connection, Upstream};
 use commit::hold;
 use course::Course;
 use forebay_core::clock::Clock;
-use forebay_core::error::Failure;
+use forebay_core::error::{Failure, says_full};
 use forebay_core::routing::retry::{Attempts, Verdict, verdict};
 use forebay_core::stream::says_engine_dead;
 use forebay_core::units::BackendId;
@@ -265,7 +265,7 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
 pub(crate) fn error_of(status: StatusCode, headers: &HeaderMap, our_key: bool) -> Option<Failure> {
     match status.as_u16() {
         status @ (500 | 502 | 504) => Some(Failure::ServerError(status)),
-        status @ (503 | 429) => {
+        status if says_full(status) => {
             let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             Some(Failure::Busy { status, retry_after: seconds.map(Duration::from_secs) })
         }

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use crate::proxy::answer::relay::Events;
 use crate::proxy::body::AnswerBody as ClientBody;
 use crate::upstream::BackendBody;
-use forebay_core::error::{Failure, Refusal};
+use forebay_core::error::{Failure, Refusal, says_full};
 use forebay_fleet::health::alarm::Watch;
 use forebay_fleet::{Backend, Dispatched, Ticket};
 
@@ -129,7 +129,7 @@ impl RealAnswer {
         tokio::time::timeout(ERROR_ANSWER_TIME, reading).await.ok()??;
         let mut headers = head.headers;
         // vLLM names no time, and a client should not try again at once.
-        if matches!(head.status.as_u16(), 429 | 503) && !headers.contains_key(RETRY_AFTER) {
+        if says_full(head.status.as_u16()) && !headers.contains_key(RETRY_AFTER) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         Some(RealAnswer {

@@ -67,7 +67,8 @@ impl Record {
         }
         // A gateway repeats one attempt at a time, and each of its questions sees one death. Of one call no more than two backends die, also if the client's library would repeat it.
         let most = if self.is_picked() { 2 } else { 1 };
-        if self.deaths >= most && self.status >= 429 {
+        // From 408 on are those that the libraries repeat: 408, 409, 429 and each 5xx.
+        if self.deaths >= most && self.status >= 408 {
             forbid_retry(answer);
         }
     }

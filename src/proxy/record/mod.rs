@@ -17,7 +17,7 @@ use crate::proxy::shared::Shared;
 use crate::spans::Trace;
 use explanation::{Audience, Explanations};
 use forebay_core::clock::Time;
-use forebay_core::error::{Failure, Refusal, repeated};
+use forebay_core::error::{Failure, Refusal, repeated, says_full};
 use forebay_core::routing::facts::ArmIndex;
 use forebay_core::routing::split::Session;
 use forebay_core::stream::timings::Timings;
@@ -237,7 +237,7 @@ impl Record {
 
     fn outcome_of(status: u16) -> Option<Outcome> {
         match status {
-            429 | 503 => Some(Outcome::Failed(Failure::Busy { status, retry_after: None })),
+            _ if says_full(status) => Some(Outcome::Failed(Failure::Busy { status, retry_after: None })),
             500.. => Some(Outcome::Failed(Failure::ServerError(status))),
             400.. => Some(Outcome::ClientError),
             _ => None,

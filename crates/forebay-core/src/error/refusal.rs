@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Failure, Over};
+use super::{Failure, Over, says_full};
 
 /// An answer of our own instead of a backend's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -216,7 +216,7 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<u32> {
         match (self, self.status()) {
             (Refusal::RateLimited { after, .. }, _) => Some(whole_seconds(*after)),
-            (_, 503 | 429) => Some(1),
+            (_, status) if says_full(status) => Some(1),
             _ => None,
         }
     }

@@ -93,6 +93,15 @@ fn the_document_explains_every_failure() {
 }
 
 #[test]
+fn the_document_for_clients_explains_every_refusal() {
+    let document = include_str!("../../../../docs/clients.md");
+    let (_, table) = document.split_once("| status | type | meaning |").unwrap();
+    for word in labels::refusal_labels() {
+        assert!(table.contains(&format!("`{word}`")), "docs/clients.md does not explain {word}");
+    }
+}
+
+#[test]
 fn families_are_sorted_and_written_once() {
     let text = full_text();
     let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
