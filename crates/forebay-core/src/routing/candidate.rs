@@ -50,7 +50,7 @@ pub struct Candidate {
     pub decoding: u32,
     /// Own uncached prompt tokens that have no first token yet, those in prefill included (`q`). Others' are in `foreign`.
     pub queued_tokens: u64,
-    /// Own tokens in the KV cache, estimated: prompts and tokens seen.
+    /// Own tokens in the KV cache, estimated: prompts, from their dispatch to their end, and tokens seen.
     pub kv_tokens: u64,
     /// Room of the KV cache in tokens; `None` where unknown, which is neutral.
     pub kv_capacity: Option<u64>,

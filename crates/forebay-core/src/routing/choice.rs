@@ -55,7 +55,7 @@ pub struct Considered {
     pub prefilling: u32,
     /// Own sequences past their first token.
     pub decoding: u32,
-    /// Own outstanding uncached prompt tokens.
+    /// Own uncached prompt tokens that have no first token yet.
     pub queued_tokens: u64,
     /// Prompt tokens ahead of the request, others' included and what is done taken off.
     pub ahead_tokens: f64,

@@ -94,7 +94,7 @@ macro_rules! policies {
 // What it does, its name in the configuration (which is its file's), its type.
 policies! {
     "The least predicted time to the first token." predicted_ttft PredictedTtft,
-    "The least outstanding prompt tokens." least_tokens LeastTokens,
+    "The least outstanding prompt tokens: those of requests without a first token, less what is expected to be cached." least_tokens LeastTokens,
     "The least requests in flight." least_inflight LeastInflight,
     "The better of two drawn at random." p2c P2c,
     "Each in turn." round_robin RoundRobin,
