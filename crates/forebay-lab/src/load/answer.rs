@@ -20,8 +20,8 @@ pub enum AnswerEvent {
         /// True if it is a token event ([`Segment::token`]). The role event of a chat is none.
         token: bool,
     },
-    /// Token counts without a choice.
-    Usage(Usage),
+    /// Token counts without a choice. [`AnswerReader::usage`] has the last ones of all that was pushed.
+    Usage,
     /// The server says that something went wrong, or what it says is no JSON.
     Error(String),
     /// `[DONE]`.
@@ -109,7 +109,7 @@ impl AnswerReader {
     fn event(&mut self, segment: &Segment) -> Option<AnswerEvent> {
         match segment.kind {
             EventKind::End => Some(AnswerEvent::Done),
-            EventKind::Usage => self.usage().map(AnswerEvent::Usage),
+            EventKind::Usage => Some(AnswerEvent::Usage),
             // Only these are parsed as JSON. The proxy's parser has told them from the rest by a few bytes.
             EventKind::Token | EventKind::Error { .. } => self.chunk(segment),
             EventKind::Comment | EventKind::Preamble | EventKind::Other => None,
@@ -143,14 +143,16 @@ mod tests {
         "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\\\"b\"}}]}\n\n",
         "data: {\"choices\":[{\"index\":0,\"text\":\" six\"}],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":1}}\r\n\r\n",
         "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":18,\"total_tokens\":26,\"completion_tokens\":8}}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":18,\"completion_tokens\":9}}\n\n",
         "data: [DONE]\n\n",
     );
 
     #[test]
     fn any_split_gives_the_same_events() {
-        let usage = Usage { prompt_tokens: 18, completion_tokens: 8, cached_tokens: None };
+        let usage = Usage { prompt_tokens: 18, completion_tokens: 9, cached_tokens: None };
         let choice = |token| AnswerEvent::Choice { token };
-        let expected = [choice(false), choice(true), choice(true), AnswerEvent::Usage(usage), AnswerEvent::Done];
+        let (choices, counts) = ([choice(false), choice(true), choice(true)], [AnswerEvent::Usage, AnswerEvent::Usage]);
+        let expected = [&choices[..], &counts, &[AnswerEvent::Done]].concat();
         for size in 1..STREAM.len() {
             let (mut reader, mut events) = (AnswerReader::new(Api::Chat), Vec::new());
             for piece in STREAM.as_bytes().chunks(size) {

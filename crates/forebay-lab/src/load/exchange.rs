@@ -66,7 +66,7 @@ impl StreamTimes {
             }
             AnswerEvent::Error(error) => self.error = Some(error),
             AnswerEvent::Done => self.done = true,
-            AnswerEvent::Usage(_) => {}
+            AnswerEvent::Usage => {}
         }
     }
 }
