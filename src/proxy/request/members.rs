@@ -1,7 +1,8 @@
 //! The members of a JSON object, each with its value as it is written. The grammar is serde_json's. What a large body consists of is
 //! the text in its long strings, so that is searched here, by SIMD and with the rules of a string, and serde_json gets the rest.
 //!
-//! Hot path: of a body over 16 KiB two passes over its long strings, and one copy of what is between them.
+//! Hot path: of a body over 16 KiB two passes over its long strings, and one copy of what is between them. The strings are handed on, so
+//! that nobody looks for their ends again.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,17 +18,32 @@ const LARGE: usize = 16 << 10;
 /// A string under this size is, too.
 const LONG: usize = 1 << 10;
 
-/// Calls `f` with each member of a JSON object, in order. Values are skipped without recursion, however deep they are.
-pub(super) fn each<'a>(text: &'a str, mut f: impl FnMut(Cow<'_, str>, &'a str)) -> Result<(), serde_json::Error> {
+/// A string in a JSON text whose end is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LongString {
+    /// The place behind its opening quote.
+    pub(super) start: usize,
+    /// The place of its closing quote.
+    pub(super) end: usize,
+    /// Bytes of it that are escaping alone.
+    pub(super) escaped: usize,
+}
+
+/// Calls `f` with each member of a JSON object, in order, and returns the long strings of a large text, in order. Values are skipped
+/// without recursion, however deep they are.
+pub(super) fn each<'a>(
+    text: &'a str,
+    mut f: impl FnMut(Cow<'_, str>, &'a str),
+) -> Result<Vec<LongString>, serde_json::Error> {
     if text.len() >= LARGE
         && let Some(outline) = Outline::of(text, LONG)
         && let Some(members) = outline.members()
     {
         members.into_iter().for_each(|(key, at)| f(key, &text[at]));
-        return Ok(());
+        return Ok(outline.strings);
     }
     // Where something is wrong, this says what and where.
-    parse(text, |key, value| f(key, value.get()))
+    parse(text, |key, value| f(key, value.get())).map(|()| Vec::new())
 }
 
 fn parse<'a>(text: &'a str, f: impl FnMut(Cow<'a, str>, &'a RawValue)) -> Result<(), serde_json::Error> {
@@ -63,6 +79,7 @@ pub(super) fn place(text: &str, value: &str) -> Range<usize> {
 /// A JSON text without what is in its long strings.
 struct Outline {
     text: String,
+    strings: Vec<LongString>,
     cuts: Vec<Omission>,
 }
 
@@ -80,32 +97,32 @@ impl Outline {
         let (mut strings, mut all, mut i) = (Vec::new(), 0, 0);
         while let Some(quote) = memchr(b'"', text.as_bytes().get(i..)?) {
             let start = i + quote + 1;
-            let end = string_end(text.as_bytes(), start)?;
+            let (end, escaped) = string_end(text.as_bytes(), start)?;
             i = end + 1;
             // A name is never left out: it may be one of those that are looked for.
             if end - start < long || text[i..].trim_ascii_start().starts_with(':') {
                 continue;
             }
             // Without an exit in between, so that the compiler makes vectors of it.
-            if text.as_bytes()[start..end].iter().fold(false, |any, byte| any | (*byte < b' ')) {
+            if text.as_bytes()[start..end].iter().fold(u8::MAX, |least, byte| least.min(*byte)) < b' ' {
                 return None;
             }
-            strings.push(start..end);
+            strings.push(LongString { start, end, escaped });
             all += end - start;
         }
         if all < text.len() / 2 {
             return None;
         }
-        let mut outline = Outline { text: String::with_capacity(text.len() - all), cuts: Vec::new() };
+        let (mut outline, mut cuts) = (String::with_capacity(text.len() - all), Vec::with_capacity(strings.len()));
         let (mut kept, mut out) = (0, 0);
-        for Range { start, end } in strings {
-            outline.text.push_str(&text[kept..start]);
-            out += end - start;
-            outline.cuts.push(Omission { at: outline.text.len(), out });
-            kept = end;
+        for string in &strings {
+            outline.push_str(&text[kept..string.start]);
+            out += string.end - string.start;
+            cuts.push(Omission { at: outline.len(), out });
+            kept = string.end;
         }
-        outline.text.push_str(&text[kept..]);
-        Some(outline)
+        outline.push_str(&text[kept..]);
+        Some(Outline { text: outline, strings, cuts })
     }
 
     /// The members, with the places of their values in the whole text; `None` where it is no JSON object.
@@ -125,18 +142,24 @@ impl Outline {
     }
 }
 
-/// Returns where the string that begins at `i` has its closing quote; `None` where it has none, or escapes what cannot be escaped.
-fn string_end(json: &[u8], mut i: usize) -> Option<usize> {
+/// Returns where the string that begins at `i` has its closing quote, and how many bytes of it are escaping alone; `None` where it has no
+/// end, or escapes what cannot be escaped.
+pub(super) fn string_end(json: &[u8], mut i: usize) -> Option<(usize, usize)> {
+    let mut escaped = 0;
     loop {
+        // Strings are nearly all of a prompt, and memchr looks at 32 bytes at a time.
         i += memchr2(b'"', b'\\', json.get(i..)?)?;
         if json[i] == b'"' {
-            return Some(i);
+            return Some((i, escaped));
         }
-        i += match json.get(i + 1)? {
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
-            b'u' if json.get(i + 2..i + 6)?.iter().all(u8::is_ascii_hexdigit) => 6,
+        // `\uXXXX` is mostly a character of three bytes in UTF-8, any other escape one of one.
+        let (length, alone) = match json.get(i + 1)? {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => (2, 1),
+            b'u' if json.get(i + 2..i + 6)?.iter().all(u8::is_ascii_hexdigit) => (6, 3),
             _ => return None,
         };
+        i += length;
+        escaped += alone;
     }
 }
 

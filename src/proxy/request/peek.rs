@@ -181,17 +181,19 @@ pub fn in_utf8(body: &[u8]) -> Option<Bytes> {
 }
 
 fn read(body: &[u8], sessions: &[&str], seed: Option<u64>) -> Result<Peek, PeekError> {
-    let text = simdutf8::compat::from_utf8(body).map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
+    let text = simdutf8::basic::from_utf8(body)
+        .or_else(|_| simdutf8::compat::from_utf8(body))
+        .map_err(|error| PeekError::NotUtf8(error.valid_up_to()))?;
     // serde skips white space, too. The place of the brace is needed for what is spliced in behind it.
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace()).ok_or(PeekError::Empty)?;
     // One pass finds the members, a second one looks into the few that count: most bytes are seen once.
     let mut members = Members::default();
-    members::each(text, |key, value| members.take(&key, value, sessions)).map_err(|error| {
+    let long = members::each(text, |key, value| members.take(&key, value, sessions)).map_err(|error| {
         // Only after a failure, so that no good body is parsed a second time to find out what it is not.
         let other = body[open] != b'{' && serde_json::from_str::<&RawValue>(text).is_ok();
         if other { PeekError::NotObject } else { PeekError::NotJson(error.to_string()) }
     })?;
-    let mut weight = Weight::default();
+    let mut weight = Weight::within(text, &long);
     let mut prefix = Prefix::new(seed);
     if let Some(salt) = members.cache_salt {
         prefix.aside(salt.as_bytes()); // vLLM shares no cache between two salts
@@ -250,7 +252,7 @@ impl<'a> Members<'a> {
     }
 
     /// Weighs the members of the prompt, and returns the numbers that an API may make sequences of, and whose members these are.
-    fn weigh(&self, weight: &mut Weight, prefix: &mut Prefix) -> (Claims, Shape) {
+    fn weigh(&self, weight: &mut Weight<'_>, prefix: &mut Prefix) -> (Claims, Shape) {
         let (mut claims, mut shape) = (Claims::default(), Shape::Other);
         for (name, value) in PROMPT.iter().zip(&self.prompt) {
             let Some(value) = *value else { continue };
@@ -262,12 +264,12 @@ impl<'a> Members<'a> {
             }
             if matches!(*name, "images" | "audio" | "videos") {
                 // Each is a URL or data, of which no byte is text.
-                let elements = Weight::default().add(value.as_bytes(), &mut Prefix::new(None));
+                let elements = Weight::default().add(value, &mut Prefix::new(None));
                 weight.media = weight.media.saturating_add(u32::try_from(elements.all).unwrap_or(u32::MAX));
                 claims.inputs = claims.inputs.max(elements.all);
                 continue;
             }
-            let elements = weight.add(value.as_bytes(), prefix);
+            let elements = weight.add(value, prefix);
             match *name {
                 "messages" => shape = Shape::Messages,
                 "prompt" if shape == Shape::Other => shape = Shape::Prompt,

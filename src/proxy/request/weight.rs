@@ -1,15 +1,16 @@
 //! How much a prompt holds: text, media parts, token ids. An estimate for routing, so it reads flat and knows no API; the one
 //! exact thing is that it ends, whatever it is given.
 //!
-//! Hot path: one pass over a request's prompt, no allocation, no recursion.
+//! Hot path: one pass over a request's prompt but for the strings whose ends are known, no allocation, no recursion.
 
-use memchr::memchr2;
-
+use super::members::{LongString, place, string_end};
 use super::prefix::Prefix;
 
 /// The amount that a prompt holds.
 #[derive(Debug, Default)]
-pub(crate) struct Weight {
+pub(crate) struct Weight<'a> {
+    /// The body, and those of its strings whose ends are known, in order.
+    known: (&'a str, &'a [LongString]),
     /// Bytes of text, escapes taken for what they stand for.
     pub(crate) text: u64,
     /// Images, audio clips, videos and files.
@@ -79,10 +80,17 @@ impl Elements {
     }
 }
 
-impl Weight {
-    /// Adds a valid JSON value and returns its elements.
+impl<'a> Weight<'a> {
+    /// The weight of values of this body, of which these strings are known.
+    pub(super) fn within(body: &'a str, known: &'a [LongString]) -> Weight<'a> {
+        Weight { known: (body, known), ..Weight::default() }
+    }
+
+    /// Adds a valid JSON value, of the body if strings of that are known, and returns its elements.
     /// Flat, so that depth costs nothing: an estimate needs no tree. `prefix` is told what it reads.
-    pub(crate) fn add(&mut self, json: &[u8], prefix: &mut Prefix) -> Elements {
+    pub(crate) fn add(&mut self, value: &str, prefix: &mut Prefix) -> Elements {
+        let (at, mut known) = self.known_from(value);
+        let json = value.as_bytes();
         // Depths and no stack: an attacker nests as deep as the body is long, and recursion would end the process.
         let (mut i, mut arrays, mut objects, mut commas) = (0, 0_u64, 0_u64, 0);
         let mut under = Under::Text;
@@ -92,7 +100,14 @@ impl Weight {
             i += 1;
             match byte {
                 b'"' => {
-                    let (end, escaped) = string_end(json, i);
+                    let (end, escaped) = match known {
+                        [string, rest @ ..] if string.start == at + i => {
+                            known = rest;
+                            (string.end - at, string.escaped)
+                        }
+                        // What is no JSON ends anywhere.
+                        _ => string_end(json, i).unwrap_or((json.len(), 0)),
+                    };
                     let string = &json[i..end];
                     i = (end + 1).min(json.len());
                     // A string before a colon is a key, and no text of the prompt.
@@ -137,33 +152,27 @@ impl Weight {
         }
         Elements { all: if inner.is_some() { commas + 1 } else { 1 }, prompts }
     }
-}
 
-/// Finds the end of the string that begins at `i` (its closing quote), and how many bytes of it are escaping alone.
-fn string_end(json: &[u8], mut i: usize) -> (usize, usize) {
-    let mut escaped = 0;
-    // Strings are nearly all of a prompt, and memchr looks at 32 bytes at a time.
-    while let Some(found) = memchr2(b'"', b'\\', json.get(i..).unwrap_or_default()) {
-        i += found;
-        if json[i] == b'"' {
-            return (i, escaped);
+    /// The place of a value in the body, and the known strings from there on.
+    fn known_from(&self, value: &str) -> (usize, &'a [LongString]) {
+        let (body, known) = self.known;
+        if known.is_empty() {
+            return (0, known);
         }
-        // `\uXXXX` is mostly a character of three bytes in UTF-8, any other escape one of one.
-        let unicode = json.get(i + 1) == Some(&b'u');
-        escaped += if unicode { 3 } else { 1 };
-        i += if unicode { 6 } else { 2 };
+        let at = place(body, value).start;
+        (at, &known[known.partition_point(|string| string.start < at)..])
     }
-    (json.len(), escaped)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::members;
     use super::*;
 
     #[test]
     fn strings_under_keys_that_are_no_text_weigh_nothing() {
         let mut weight = Weight::default();
-        let json = br#"[{"role":"user","content":["ab",{"type":"text","text":"cd"}],"id":"xyz","n":5}]"#;
+        let json = r#"[{"role":"user","content":["ab",{"type":"text","text":"cd"}],"id":"xyz","n":5}]"#;
         assert_eq!(weight.add(json, &mut Prefix::new(None)).batch(), 1);
         assert_eq!((weight.text, weight.media, weight.ids), (4, 0, 0));
     }
@@ -171,19 +180,43 @@ mod tests {
     #[test]
     fn escapes_weigh_what_they_stand_for() {
         let mut weight = Weight::default();
-        weight.add(br#""\u4e16\u754c\n\"\\""#, &mut Prefix::new(None));
+        weight.add(r#""\u4e16\u754c\n\"\\""#, &mut Prefix::new(None));
         assert_eq!(weight.text, 9);
+    }
+
+    #[test]
+    fn strings_whose_ends_are_known_weigh_the_same() {
+        let text = |word: &str| word.repeat(3000);
+        let body = format!(
+            r#"{{"input": "{}", "messages":[{{"role":"user","content":"{}"}},{{"type":"image_url","url":"{}"}},{{"content":"ab"}},{{"content":"{}"}}]}}"#,
+            text("word \\u00e9"),
+            text("\\\"quoted\\\" "),
+            text("data"),
+            text("plain\\n"),
+        );
+        let mut members = Vec::new();
+        let long = members::each(&body, |_, value| members.push(value)).unwrap();
+        assert_eq!(long.len(), 4);
+        let weighed = |mut weight: Weight<'_>| {
+            let mut prefix = Prefix::new(Some(7));
+            // As a prompt's are: not in the order of the body.
+            let elements: Vec<Elements> = members.iter().rev().map(|value| weight.add(value, &mut prefix)).collect();
+            (elements, weight.text, weight.media, prefix.into_marks())
+        };
+        let known = weighed(Weight::within(&body, &long));
+        assert_eq!(known, weighed(Weight::default()));
+        assert_eq!((known.1, known.2), (3000 * (8 + 9 + 6) + 2, 1));
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
-            Weight::default().add(&bytes, &mut Prefix::new(Some(7)));
+            Weight::default().add(&String::from_utf8_lossy(&bytes), &mut Prefix::new(Some(7)));
         }
 
         #[test]
         fn no_near_json_panics(text in "[\\[\\]{}\",:0-9a\\\\u \n-]{0,80}") {
-            Weight::default().add(text.as_bytes(), &mut Prefix::new(Some(7)));
+            Weight::default().add(&text, &mut Prefix::new(Some(7)));
         }
     }
 }
