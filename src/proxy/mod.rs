@@ -1,10 +1,11 @@
 //! One request as a tower service: intake, attempts, relay, record. Sees `http` types and tower; never hyper's connections,
 //! and never the simulator, the benchmark or the planner.
 //!
-//! The way of a request: `route` (allow-list) → `request` (key) → `intake` (body within limits) → `request` (what it is and what
-//! is sent on) → `exchange` (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved
+//! The way of a request: `admission` (by `route`, the allow-list; `request::auth`, the key; `intake`, the body within limits) →
+//! `request::work` (what it is and what is sent on) → `exchange` (its task) → `attempt` (a place on a backend, the sending, and the hold until the engine is proved
 //! at work) → `answer` (the relay to the client) → `record` (what metrics and log are told).
 
+mod admission;
 mod answer;
 mod answered;
 mod attempt;
@@ -42,25 +43,20 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
 
+use self::admission::{Admitted, admit};
 use self::answered::answered;
 use self::body::Ours;
 pub use self::body::{AnswerBody, Cut};
 use self::exchange::Exchange;
 use self::forwarded::Peer;
-use self::intake::{BodyLimits, decode};
 pub use self::outlet::{Outlet, Passed};
 use self::record::Record;
-use self::request::auth;
-use self::request::work::{self, Work};
-use self::route::{Route, Unserved};
+use self::route::Route;
 use self::shared::Shared;
 pub use self::shared::{Parts, Readiness};
 pub use self::shutdown::Shutdown;
-use self::tunnel::Tunnel;
 
-use forebay_core::error::{ErrorShape, Refusal, refusal_json, repeated};
-use forebay_core::stream::Api;
-use forebay_fleet::config::model::Config;
+use forebay_core::error::{ErrorShape, Refusal, refusal_json};
 use forebay_fleet::telemetry::labels::Panicked;
 use forebay_fleet::telemetry::panics::caught;
 
@@ -184,131 +180,6 @@ where
         .unwrap_or_else(|| internal_error(&request_id, shape))
 }
 
-/// A request that is let in: work for a backend, or an answer of our own.
-enum Admitted {
-    Work(Box<Work>),
-    Answer(String),
-    Preflight(cors::Preflight),
-    Tunnel(Box<Tunnel>),
-}
-
-async fn admit<B>(
-    shared: &Arc<Shared>,
-    settings: &Arc<Config>,
-    record: &mut Record,
-    head: &mut http::request::Parts,
-    body: B,
-) -> Result<Admitted, Refusal>
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Display + Send,
-{
-    let path = route::plain(head.uri.path());
-    // Before a byte of the body is read: whoever may not send a request should not make us hold one.
-    let checked = check(shared, settings, record, head, &path);
-    let route = match checked {
-        Ok(route) => route,
-        Err(refusal) => {
-            refuse_unread(head, body);
-            return Err(refusal);
-        }
-    };
-    if let Route::Options(allowed) = route
-        && let Some(answer) = cors::preflight(settings, head, allowed)
-    {
-        return answer.map(Admitted::Preflight);
-    }
-    // Once for a request: all that follows is about one configuration, also if another one is taken over meanwhile.
-    let snapshot = shared.fleet.snapshot();
-    match route {
-        // As any request without a body that goes to a backend.
-        Route::Models | Route::OneModel(_) if models::are_unlisted(&snapshot) => {}
-        Route::Models => return Ok(Admitted::Answer(models::list(&snapshot, record.client_key.as_deref()))),
-        Route::OneModel(id) => {
-            let client = record.client_key.as_deref();
-            let unknown = || models::unknown(&snapshot, id, client);
-            return models::one(&snapshot, id, client).map(Admitted::Answer).ok_or_else(unknown);
-        }
-        _ => {}
-    }
-    // A key's places and requests are counted before its body comes, or many slow bodies would pass under the limit.
-    if let Err(refusal) = record.enter(&head.headers) {
-        refuse_unread(head, body);
-        return Err(refusal);
-    }
-    if route == Route::Realtime {
-        let asked = (&*head, route::target(&head.uri, &path));
-        return Tunnel::prepare(shared, settings, &snapshot, record, asked).map(Box::new).map(Admitted::Tunnel);
-    }
-    let (bytes, held, decoded) = body_of((shared, settings), record, head, body).await?;
-    // The time until here is the client's own, and no overhead.
-    record.body_read = Some(shared.clock.now());
-    let target = route::target(&head.uri, &path);
-    let intake = work::Intake {
-        method: &head.method,
-        uri: &head.uri,
-        version: head.version,
-        headers: std::mem::take(&mut head.headers),
-        route,
-        target,
-        bytes,
-        held,
-        decoded,
-    };
-    let work = work::prepare(shared, settings, &snapshot, record, intake).await?;
-    // Prompt tokens are known only now. What the answer costs is taken when it is over.
-    record.charge(work.facts.kind, work.facts.est_tokens)?;
-    Ok(Admitted::Work(work))
-}
-
-/// Reads a request's body, and decodes it where it came compressed. Returns it, its place in the memory of all bodies, and whether it was
-/// decoded.
-async fn body_of<B>(
-    (shared, settings): (&Shared, &Config),
-    record: &Record,
-    head: &http::request::Parts,
-    mut body: B,
-) -> Result<(Bytes, intake::Held, bool), Refusal>
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Display + Send,
-{
-    let head_size = intake::head_size(head);
-    let is_h2 = head.version == http::Version::HTTP_2;
-    let place = is_h2.then(|| record.peer.heads.take(head_size, settings.limits.h2_streams)).transpose()?;
-    let limits = BodyLimits {
-        one: settings.limits.body,
-        all: settings.limits.bodies_in_memory,
-        head: head_size,
-        timeout: settings.listen.body_timeout,
-    };
-    let (bytes, held) = match intake::read(&mut body, &shared.bodies, limits).await {
-        Ok(read) => read,
-        Err(refusal) => {
-            intake::drain(body, head.version);
-            return Err(refusal);
-        }
-    };
-    let coding = decode::coding(&head.headers, false)?;
-    let (bytes, held) = match coding {
-        Some(coding) => Box::pin(decode::decode(bytes, coding, held, limits)).await?,
-        None => (bytes, held),
-    };
-    Ok((bytes, held.with_head(place), coding.is_some()))
-}
-
-/// Reads the body of a request that is refused for its head.
-fn refuse_unread<B>(head: &http::request::Parts, body: B)
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Send,
-{
-    // A client that waits for `100 Continue` has sent nothing.
-    if !head.headers.contains_key(http::header::EXPECT) {
-        intake::drain(body, head.version);
-    }
-}
-
 /// Prepares a request's head as the proxy does for every request: finds the route, checks the head, and returns the headers that
 /// any backend gets. `None` where the path is not served or the head is refused. For `benches/instructions.rs`, which counts it.
 #[doc(hidden)]
@@ -322,43 +193,6 @@ pub fn backend_headers(head: &http::request::Parts, body_limit: u64) -> Option<h
     let via = http::HeaderValue::from_static("1.1 forebay");
     headers::for_backend(&mut headers, (&headers::request_id(&head.headers), &via), true, true);
     Some(headers)
-}
-
-/// Checks what can be said of a request before its body is read.
-fn check<'a>(
-    shared: &Shared,
-    settings: &Config,
-    record: &mut Record,
-    head: &http::request::Parts,
-    path: &'a str,
-) -> Result<Route<'a>, Refusal> {
-    if !headers::names_one_host(head.version, &head.headers) {
-        return Err(Refusal::BadHost);
-    }
-    // A backend that is Forebay itself would send the request round until descriptors ran out.
-    if shared.via.is_in(&head.headers) {
-        return Err(Refusal::Loop);
-    }
-    let method = head.method.as_str();
-    let route = route::find_with(&settings.paths, method, path).map_err(|unserved| {
-        let (method, path) = (repeated(method), repeated(head.uri.path()));
-        match unserved {
-            Unserved::Path => Refusal::PathNotAllowed { method, path },
-            Unserved::Method(allowed) => Refusal::MethodNotAllowed { method, path, allowed },
-        }
-    })?;
-    record.api = match route {
-        Route::Model(endpoint) => endpoint.api,
-        Route::StoredResponse(_) => Api::Responses,
-        _ => Api::Other,
-    };
-    // A browser sends no key with the question what it may send.
-    if !matches!(route, Route::Options(_)) {
-        record.client_key = auth::client(&head.headers, &shared.clients)?;
-    }
-    let json = matches!(route, Route::Model(endpoint) if endpoint.body.is_json());
-    intake::check_head(&head.headers, json, settings.limits.body)?;
-    Ok(route)
 }
 
 fn probe(result: Result<(), String>) -> Response<AnswerBody> {

@@ -15,6 +15,7 @@ use crate::upstream::descriptors::Descriptors;
 use arc_swap::ArcSwap;
 use forebay_core::clock::Clock;
 use forebay_fleet::clients::KnownClients;
+use forebay_fleet::config::model::Config;
 use forebay_fleet::membership::controller::Controller;
 use forebay_fleet::membership::controller::Settings;
 use forebay_fleet::telemetry::Telemetry;

@@ -38,7 +38,7 @@ const MOST_HEADERS: usize = 1024;
 
 /// Returns how many headers a head of at most so many bytes may have.
 fn most_headers(bytes: usize) -> usize {
-    (bytes / 64).clamp(100, MOST_HEADERS)
+    (bytes / 64).min(MOST_HEADERS)
 }
 
 /// hyper's settings for both protocols.

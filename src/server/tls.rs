@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use crate::upstream::stall::WriteStall;
+use crate::upstream::write_stall::WriteStall;
 use forebay_fleet::config::model::{Config, PickerTls};
 use forebay_fleet::reach::Wire;
 use forebay_fleet::telemetry::Telemetry;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::descriptors::{Descriptor, Descriptors};
-use super::stall::WriteStall;
+use super::write_stall::WriteStall;
 use forebay_fleet::reach::{Endpoint, Socket, Wire};
 
 /// The facts known of a connection beside its bytes.

@@ -13,8 +13,8 @@ pub(crate) mod gate;
 mod idle;
 mod past;
 mod share;
-pub mod stall;
 pub mod tunnel;
+pub mod write_stall;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

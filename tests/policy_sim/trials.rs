@@ -18,7 +18,7 @@ pub(crate) struct Random;
 
 impl Policy for Random {
     fn pick(&self, rows: &[Candidate], _: &RequestFacts, _: Time, rng: &mut fastrand::Rng) -> Option<Choice> {
-        (!rows.is_empty()).then(|| Choice { index: rng.usize(..rows.len()), reason: Reason::Drawn })
+        (!rows.is_empty()).then(|| Choice { index: rng.usize(..rows.len()), reason: Reason::Tie(rows.len() as u16) })
     }
 }
 

@@ -32,7 +32,7 @@ pub enum Failure {
     Reused,
     /// Reset or end of stream after the request was sent, or an answer of 200 that ended without an event.
     Died,
-    /// 500, 502 or 504 before anything was committed, but of an engine that lives. A 101 that nobody asked for counts as 502.
+    /// 500, 502 or 504 before anything was committed, but of an engine that lives. A 101 that nobody asked for, too.
     ServerError(u16),
     /// A status by which a backend [says that it is full](says_full): backpressure. It may name how long to leave it alone.
     Busy {

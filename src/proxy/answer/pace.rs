@@ -82,7 +82,7 @@ impl Pace {
 
     /// Returns how long the sequences decoded, all together, from the first token of each to its last, and how many they were. Both
     /// are zero where that cannot be told; nothing for one sequence.
-    pub(crate) fn decoded(&self) -> Option<(Duration, u64)> {
+    pub(crate) fn decode_time(&self) -> Option<(Duration, u64)> {
         let choices = self.choices.as_ref()?;
         let sequences = choices.seen.iter().flatten();
         if !choices.told || choices.seen.iter().any(Option::is_none) {
@@ -145,15 +145,15 @@ mod tests {
         }
         assert_eq!(gaps, [50, 50, 40, 50]);
         let pace = Pace { last: at(0), counted: 0, choices: Some(choices) };
-        assert_eq!(pace.decoded(), Some((Duration::from_millis(190), 2)));
+        assert_eq!(pace.decode_time(), Some((Duration::from_millis(190), 2)));
     }
 
     #[test]
     fn what_cannot_be_told_has_no_time() {
         for indices in [&[0, 5][..], &[0]] {
             let pace = Pace::new(&segments(indices), at(0), &Parser::new(Api::Completions), 2);
-            assert_eq!(pace.decoded(), Some((Duration::ZERO, 0)));
+            assert_eq!(pace.decode_time(), Some((Duration::ZERO, 0)));
         }
-        assert_eq!(Pace::new(&[], at(0), &Parser::new(Api::Chat), 1).decoded(), None);
+        assert_eq!(Pace::new(&[], at(0), &Parser::new(Api::Chat), 1).decode_time(), None);
     }
 }

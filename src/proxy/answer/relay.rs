@@ -84,7 +84,7 @@ impl Events {
             None => Ok(()),
         });
         // Before it is settled: the ticket learns from the usage how much of the prompt was cached.
-        record.decoded = self.pace.as_ref().and_then(|pace| pace.decoded());
+        record.decode_time = self.pace.as_ref().and_then(|pace| pace.decode_time());
         record.usage = self.parser.usage();
         record.token_events = self.parser.token_events();
         settle(ticket, record, outcome, now());

@@ -131,8 +131,10 @@ impl<'a> Course<'a> {
         }
         self.seen.note(failure);
         record.saw_deaths(self.seen.deaths());
-        if verdict != Verdict::Next {
-            return Some(self.over(work));
+        match verdict {
+            Verdict::Next => {}
+            // A fresh connection was tried before (`attempt`), where there can be one.
+            Verdict::SameFresh | Verdict::Over => return Some(self.over(work)),
         }
         // Paid when the next place is found. A retry that finds none has cost nobody anything.
         self.unpaid = Some(failure);

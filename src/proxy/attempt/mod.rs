@@ -226,7 +226,7 @@ async fn try_once(
     }
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // Nobody asked for another protocol: `upgrade` ends here.
-        return Err(Failure::ServerError(StatusCode::BAD_GATEWAY.as_u16()).into());
+        return Err(Failure::ServerError(head.status.as_u16()).into());
     }
     // A 401 is the operator's mistake where the key was ours, and the client's where it was passed on.
     let failure = error_of(head.status, &head.headers, backend.key.is_some());

@@ -256,7 +256,7 @@ impl WatchedAnswer {
         if let Some(tail) = self.parser.finish() {
             self.read(&[tail], self.shared.clock.now());
         }
-        self.record.decoded = self.pace.as_ref().and_then(Pace::decoded);
+        self.record.decode_time = self.pace.as_ref().and_then(Pace::decode_time);
         self.record.usage = self.parser.usage();
         self.record.token_events = self.parser.token_events();
         match self.parser.failed() {

@@ -45,7 +45,7 @@ impl Record {
     /// The time of a token after the first.
     pub(super) fn tpot(&self, timings: &Timings) -> Option<Duration> {
         let (_, tokens) = self.tokens()?;
-        match self.decoded {
+        match self.decode_time {
             None => timings.tpot(tokens),
             Some((decoding, sequences)) => tpot_of_sequences(decoding, tokens, sequences),
         }

@@ -85,7 +85,7 @@ pub(crate) struct Record {
     pub(crate) token_events: u64,
     /// The time for which the sequences of a request with several decoded, all together, and the number of them; zeros where that
     /// cannot be told.
-    pub(crate) decoded: Option<(Duration, u64)>,
+    pub(crate) decode_time: Option<(Duration, u64)>,
     why: Explanations,
     /// Another data plane sends it, and this process only chose the backend.
     picked: bool,
@@ -135,7 +135,7 @@ impl Record {
             outcome: None,
             usage: None,
             token_events: 0,
-            decoded: None,
+            decode_time: None,
             picked: false,
             partly: false,
             why: Explanations::new(settings.clients.explain, client, &head.headers),

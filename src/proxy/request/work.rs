@@ -179,7 +179,7 @@ pub(crate) struct Intake<'a> {
     pub(crate) bytes: Bytes,
     pub(crate) held: Held,
     /// The body came compressed.
-    pub(crate) decoded: bool,
+    pub(crate) was_compressed: bool,
 }
 
 /// Finds out what a request is.
@@ -193,7 +193,7 @@ pub(crate) async fn prepare(
     record: &mut Record,
     intake: Intake<'_>,
 ) -> Result<Box<Work>, Refusal> {
-    let Intake { method, uri, version, mut headers, route, target, mut bytes, held, decoded } = intake;
+    let Intake { method, uri, version, mut headers, route, target, mut bytes, held, was_compressed } = intake;
     let route = match route {
         // Nothing says that an engine has work with a request without a body, or for which model.
         Route::Model(Endpoint { body: BodyForm::Unknown, .. }) if bytes.is_empty() => Route::AnyBackend,
@@ -235,7 +235,7 @@ pub(crate) async fn prepare(
     let (body, usage_injected) = outgoing(&pool, (injects, &headers), endpoint, &parsed, &bytes).await?;
     let (host, ours) = (host_asked(uri, &headers), (&record.request_id, shared.via.entry(version)));
     headers::for_backend(&mut headers, ours, streamed, client.is_none());
-    if decoded {
+    if was_compressed {
         headers.remove(CONTENT_ENCODING);
     }
     record.peer.tell(host, &mut headers, &settings.forwarding);

@@ -18,7 +18,8 @@ pub enum Reason {
     /// It was drawn from so many that scored alike.
     Tie(u16),
     /// It was the less loaded of two drawn.
-    Drawn,
+    #[serde(rename = "drawn")]
+    LessOfTwo,
     /// It was its turn.
     Turn,
 }
@@ -31,7 +32,7 @@ impl Reason {
             Reason::Only => "only",
             Reason::Lowest => "lowest",
             Reason::Tie(_) => "tie",
-            Reason::Drawn => "drawn",
+            Reason::LessOfTwo => "drawn",
             Reason::Turn => "turn",
         }
     }

@@ -159,7 +159,7 @@ fn choice_in_words(decision: &Decision, chosen: &Considered) -> String {
         Reason::Only => format!("the only eligible backend, predicted TTFT {}", brief_seconds(chosen.terms.ttft())),
         Reason::Lowest => format!("least {what}"),
         Reason::Tie(count) => format!("drawn from {count} that are alike, least {what}"),
-        Reason::Drawn => "the less loaded of two drawn".to_owned(),
+        Reason::LessOfTwo => "the less loaded of two drawn".to_owned(),
         Reason::Turn => "its turn".to_owned(),
     }
 }

@@ -38,7 +38,8 @@ pub enum Ending {
     Ours(Failure),
 }
 
-/// The attempts that one request has been through.
+/// The attempts that one request has been through. Each that failed was on a backend of its own, but for the free one on a fresh
+/// connection: `blames`, `nobody_asked` and the proxy's list of those tried rely on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
     limit: u32,

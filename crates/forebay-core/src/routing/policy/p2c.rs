@@ -23,7 +23,7 @@ impl Policy for P2c {
                 // An offset of 1 or more gives another row than the first, in one draw and evenly.
                 let second = (first + rng.usize(1..count)) % count;
                 let index = if rows[second].in_flight() < rows[first].in_flight() { second } else { first };
-                Some(Choice { index, reason: Reason::Drawn })
+                Some(Choice { index, reason: Reason::LessOfTwo })
             }
         }
     }

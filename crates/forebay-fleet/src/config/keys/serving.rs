@@ -117,7 +117,7 @@ section! {
         body: u64 { takes: size(1 << 10..=1 << 40), default: 64 << 20, reload: AtOnce },
         /// Memory for the heads and bodies of all requests together. A request that does not fit gets a 503.
         bodies_in_memory: u64 { takes: size(1 << 10..=1 << 50), default: 2 << 30, reload: Restart },
-        /// Largest head of a request. It may have a header for each 64 bytes of this, at most 1024.
+        /// Largest head of a request. Over HTTP/1.1 it may have a header for each 64 bytes of this, at most 1024.
         head: usize { takes: size(8 << 10..=16 << 20), default: 64 << 10, reload: Restart },
         /// Streams that may be open at once on an HTTP/2 connection. The heads of its requests may hold 8 KiB for each, all together.
         h2_streams: u32 { takes: whole(1..=65_536), default: 256, reload: Restart },
