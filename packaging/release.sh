@@ -1,21 +1,37 @@
 #!/usr/bin/env bash
-# Makes what a release consists of, in a folder: an archive with a static binary, a Debian package, and their checksums.
+# Makes what a release consists of, in a folder: an archive with the binary, a Debian package, and their checksums.
 #
 #   packaging/release.sh [FOLDER]      default: target/release-VERSION
 #
 # It needs musl's compiler (Debian's musl-tools) and Rust's standard library for it (rustup target add
 # x86_64-unknown-linux-musl); for the package, dpkg-deb. It asks no network but cargo's.
+# TARGET    x86_64-unknown-linux-musl (the default): the binary is static and runs on any Linux. x86_64-unknown-linux-gnu: it takes less CPU
+#           time, and runs where the C library is as new as here.
 # PROFILE   the build's profile (default release); `dev` tries the script itself.
+# PGO=0     builds without a profile of a running forebay (profile.sh), which needs rustup's component llvm-tools and takes two builds more.
 # BINARY    a forebay that is there already, in place of a build. It tries the rest of the script: what it makes is no release,
 #           unless the binary is static.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target=x86_64-unknown-linux-musl
+target=${TARGET:-x86_64-unknown-linux-musl}
 profile=${PROFILE:-release}
+pgo=${PGO:-1}
+[ "$profile" = release ] || pgo=0
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -1)
 out=${1:-target/release-$version}
-name=forebay-$version-x86_64-linux
+name=forebay-$version-x86_64-linux depends=
+case $target in
+x86_64-unknown-linux-musl) ;;
+x86_64-unknown-linux-gnu)
+    name+=-gnu
+    depends="libc6 (>= $(ldd --version | sed -n '1s/.* //p')), libgcc-s1"
+    ;;
+*)
+    echo "release.sh: TARGET is $target; x86_64-unknown-linux-musl and x86_64-unknown-linux-gnu are expected" >&2
+    exit 2
+    ;;
+esac
 
 die() {
     echo "release.sh: $*" >&2
@@ -26,8 +42,10 @@ die() {
 missing=()
 if [ -z "${BINARY:-}" ]; then
     command -v cargo >/dev/null || missing+=("cargo is not installed: see https://rustup.rs")
-    command -v musl-gcc >/dev/null || missing+=("musl-gcc is not installed: apt-get install musl-tools")
+    [ -n "$depends" ] || command -v musl-gcc >/dev/null || missing+=("musl-gcc is not installed: apt-get install musl-tools")
     library=$(rustc --print target-libdir --target "$target" 2>/dev/null || true)
+    profdata=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/llvm-profdata
+    [ "$pgo" = 0 ] || [ -x "$profdata" ] || missing+=("llvm-profdata is not installed: rustup component add llvm-tools, or PGO=0")
     [ -d "$library" ] || missing+=("Rust has no library for $target: rustup target add $target")
 elif [ ! -x "$BINARY" ]; then
     missing+=("$BINARY is no program: build it first")
@@ -43,13 +61,18 @@ fi
 
 binary=${BINARY:-}
 if [ -z "$binary" ]; then
+    if [ "$pgo" != 0 ]; then
+        measured=${CARGO_TARGET_DIR:-$PWD/target}/$target.profdata
+        packaging/profile.sh "$measured" --target "$target"
+        export RUSTFLAGS="${RUSTFLAGS:-} -Cprofile-use=$measured"
+    fi
     cargo build --profile "$profile" --locked --target "$target" --bin forebay
     folder=$profile
     [ "$profile" != dev ] || folder=debug
     binary=${CARGO_TARGET_DIR:-target}/$target/$folder/forebay
 fi
 # Nothing of this machine is needed where it runs.
-if ldd "$binary" 2>/dev/null | grep -q '=>'; then
+if [ -z "$depends" ] && ldd "$binary" 2>/dev/null | grep -q '=>'; then
     [ -n "${BINARY:-}" ] || die "$binary is not static, so it would not run elsewhere: is musl-gcc the linker of $target?"
     echo "release.sh: $binary is not static: this is no release" >&2
 fi
@@ -94,7 +117,8 @@ Package: forebay
 Version: $version
 Architecture: amd64
 Maintainer: The Forebay maintainers <forebay@invalid>
-Section: net
+${depends:+Depends: $depends
+}Section: net
 Priority: optional
 Installed-Size: $(du -sk --exclude=DEBIAN "$deb" | cut -f1)
 Description: load-balancing reverse proxy for vLLM servers

@@ -43,7 +43,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("openssl ", "not every machine has it; tests/tls/run.sh makes certificates with it"),
     ("curl --cacert ", "it needs a Forebay with TLS; tests/it/tls.rs has one"),
     ("SSL_CERT_FILE=", "it needs a Forebay with TLS; tests/it/tls.rs has one"),
-    ("packaging/release.sh", "it builds twice for a release; its head says what it needs"),
+    ("packaging/release.sh", "it builds three times; its head says what it needs"),
 ];
 
 /// What is run in place of a command that needs a GPU, or that takes long.
