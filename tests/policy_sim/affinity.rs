@@ -1,8 +1,8 @@
 //! What prefix affinity must keep to, beside the rules of other routers on the same arrivals. The best of them in a figure sets
 //! the bound: P99 TTFT within 1.25 times, mean TTFT within 1.15 times (and 5 ms), goodput within 5 points.
 //!
-//! A build without optimisation runs one seed of a few workloads. `FOREBAY_SIZE=full` adds the oracle, exact knowledge of the
-//! caches and the largest fleets to the tables.
+//! A build without optimisation runs one seed of a few workloads. `FOREBAY_SIZE=full` adds the largest fleets, and shows beside the others
+//! what more knowledge is worth: the oracle, and exact knowledge of the caches.
 
 #![cfg_attr(
     debug_assertions,
@@ -25,7 +25,7 @@ use crate::world::{self, Chooser};
 type Contender = (&'static str, Chooser<'static>);
 
 pub(crate) const OURS: Contender = ("predicted_ttft", Chooser::Named(PolicyName::PredictedTtft));
-/// The same policy with the caches as they are: what knowledge is worth. Sets no bound.
+/// The same policy with the caches as they are: what knowledge is worth.
 const EXACT: Contender = ("exact caches", Chooser::Exact);
 const PEERS: [Contender; 4] = [
     ("sticky_until_saturated", Chooser::Peer(|| Box::new(StickyUntilSaturated))),
@@ -33,6 +33,7 @@ const PEERS: [Contender; 4] = [
     ("bounded_hash", Chooser::Peer(|| Box::new(BoundedHash))),
     ("least_tokens", Chooser::Named(PolicyName::LeastTokens)),
 ];
+/// The earliest first token, with knowledge that no router has: engines, caches and the lengths of answers.
 const ORACLE: Contender = ("oracle", Chooser::Oracle);
 
 const P99: f64 = 1.25;
@@ -88,13 +89,12 @@ pub(crate) fn print(workload: &Prefixes, rows: &[&Row]) {
 /// Runs the default policy and its peers, prints the table, and holds the default policy to the best of them.
 fn hold(workload: &Prefixes) {
     let ours = row(workload, OURS);
-    let mut peers: Vec<Row> = PEERS.iter().map(|&peer| row(workload, peer)).collect();
+    let peers: Vec<Row> = PEERS.iter().map(|&peer| row(workload, peer)).collect();
+    // What knows more than a router can is shown, and sets no bound.
     let exact = full().then(|| row(workload, EXACT));
     // The oracle clones every engine for every request: it stays out where there are many.
-    if full() && workload.fleet.engines.len() <= 8 {
-        peers.push(row(workload, ORACLE));
-    }
-    print(workload, &std::iter::once(&ours).chain(&exact).chain(&peers).collect::<Vec<_>>());
+    let oracle = (full() && workload.fleet.engines.len() <= 8).then(|| row(workload, ORACLE));
+    print(workload, &std::iter::once(&ours).chain(&exact).chain(&peers).chain(&oracle).collect::<Vec<_>>());
     let least = |figure: fn(&Figures) -> f64| peers.iter().map(|peer| mean(peer, figure)).fold(f64::MAX, f64::min);
     let (p99, average) = (mean(&ours, |f| f.p99), mean(&ours, |f| f.mean));
     let (best_p99, best_average) = (least(|f| f.p99), least(|f| f.mean));
