@@ -144,7 +144,7 @@ impl Outline {
 
 /// Returns where the string that begins at `i` has its closing quote, and how many bytes of it are escaping alone; `None` where it has no
 /// end, or escapes what cannot be escaped.
-pub(super) fn string_end(json: &[u8], mut i: usize) -> Option<(usize, usize)> {
+fn string_end(json: &[u8], mut i: usize) -> Option<(usize, usize)> {
     let mut escaped = 0;
     loop {
         // Strings are nearly all of a prompt, and memchr looks at 32 bytes at a time.

@@ -3,7 +3,9 @@
 //!
 //! Hot path: one pass over a request's prompt but for the strings whose ends are known, no allocation, no recursion.
 
-use super::members::{LongString, place, string_end};
+use memchr::memchr2;
+
+use super::members::{LongString, place};
 use super::prefix::Prefix;
 
 /// The amount that a prompt holds.
@@ -105,8 +107,7 @@ impl<'a> Weight<'a> {
                             known = rest;
                             (string.end - at, string.escaped)
                         }
-                        // What is no JSON ends anywhere.
-                        _ => string_end(json, i).unwrap_or((json.len(), 0)),
+                        _ => string_end(json, i),
                     };
                     let string = &json[i..end];
                     i = (end + 1).min(json.len());
@@ -162,6 +163,22 @@ impl<'a> Weight<'a> {
         let at = place(body, value).start;
         (at, &known[known.partition_point(|string| string.start < at)..])
     }
+}
+
+/// Finds the end of the string that begins at `i` (its closing quote), and how many bytes of it are escaping alone. The value is JSON, so
+/// that unlike in [`super::members`] no escape is judged: short strings are most of a small request.
+fn string_end(json: &[u8], mut i: usize) -> (usize, usize) {
+    let mut escaped = 0;
+    while let Some(found) = memchr2(b'"', b'\\', json.get(i..).unwrap_or_default()) {
+        i += found;
+        if json[i] == b'"' {
+            return (i, escaped);
+        }
+        let unicode = json.get(i + 1) == Some(&b'u');
+        escaped += if unicode { 3 } else { 1 };
+        i += if unicode { 6 } else { 2 };
+    }
+    (json.len(), escaped)
 }
 
 #[cfg(test)]
